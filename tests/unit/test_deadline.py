@@ -1,0 +1,70 @@
+"""A deadline counts down by the clock that it is given."""
+
+import math
+
+import pytest
+
+from tfdist import Deadline
+
+
+class Clock:
+    """Stands still until a test moves it."""
+
+    def __init__(self, now: float = 0.0) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock():
+    return Clock(now=1000.0)  # a monotonic clock starts anywhere
+
+
+def test_nothing_has_passed_at_the_start(clock):
+    deadline = Deadline(5.0, clock)
+    assert (deadline.elapsed, deadline.remaining, deadline.expired) == (0.0, 5.0, False)
+
+
+def test_it_counts_down_while_time_passes(clock):
+    deadline = Deadline(5.0, clock)
+    clock.now += 2.0
+    assert (deadline.elapsed, deadline.remaining, deadline.expired) == (2.0, 3.0, False)
+
+
+def test_it_expires_at_the_timeout_and_not_after_it(clock):
+    deadline = Deadline(5.0, clock)
+    clock.now += 5.0
+    assert (deadline.remaining, deadline.expired) == (0.0, True)
+
+
+def test_what_remains_is_never_negative_but_elapsed_goes_on(clock):
+    deadline = Deadline(5.0, clock)
+    clock.now += 60.0
+    assert (deadline.elapsed, deadline.remaining, deadline.expired) == (60.0, 0.0, True)
+
+
+def test_a_timeout_of_0_has_expired_at_once(clock):
+    assert Deadline(0.0, clock).expired
+
+
+def test_without_a_timeout_it_never_expires(clock):
+    deadline = Deadline(None, clock)
+    clock.now += 1e12
+    assert deadline.elapsed == 1e12
+    assert (deadline.remaining, deadline.expired) == (math.inf, False)
+
+
+def test_each_deadline_starts_when_it_is_made(clock):
+    early = Deadline(5.0, clock)
+    clock.now += 4.0
+    late = Deadline(5.0, clock)
+    clock.now += 2.0
+    assert (early.expired, late.expired) == (True, False)
+
+
+def test_the_clock_of_the_machine_is_the_default():
+    deadline = Deadline(3600.0)
+    assert 0.0 <= deadline.elapsed < 3600.0
+    assert 0.0 < deadline.remaining <= 3600.0

@@ -1,0 +1,149 @@
+"""The tree of errors: what may be caught as what, and what survives the way between processes."""
+
+import pickle
+import re
+import threading
+
+import pytest
+
+from tfdist import errors
+from tfdist.errors import (
+    BarrierBroken,
+    BarrierError,
+    BarrierTimeout,
+    ClusterError,
+    ConfigError,
+    EpochError,
+    StartTimeout,
+    TaskFailed,
+    TfdistError,
+)
+
+# One of each. A new class of errors needs a line here.
+SAMPLES = [
+    TfdistError("text"),
+    ConfigError("task.index", -1, "at least 0"),
+    ClusterError("text"),
+    StartTimeout(["ps:0", "worker:1"], 2.5, "is it up?"),
+    TaskFailed("worker:1", -9, "last log lines"),
+    BarrierError("text"),
+    BarrierTimeout("text", name="end", generation=7, arrived=["worker:0"], missing=["worker:1"]),
+    BarrierBroken("end", "worker:1 called abort()"),
+    EpochError("text", missing=[(0, 2)], duplicates=[(5, 6)]),
+]
+
+
+def drawn_tree() -> dict[str, str]:
+    """Child -> parent, read from the drawing in the module's docstring."""
+    path: list[str] = []
+    parents = {}
+    for line in (errors.__doc__ or "").splitlines():
+        if drawn := re.match(r"    ((?:\|  |   )*)[|`]- (\w+)", line):
+            depth = len(drawn[1]) // 3 + 1
+            path[depth:] = [drawn[2]]
+            parents[drawn[2]] = path[depth - 1]
+        elif root := re.match(r"    (\w+)$", line):
+            path = [root[1]]
+    return parents
+
+
+def test_the_drawing_shows_every_class_and_its_parent():
+    defined = {
+        thing.__name__: thing.__bases__[0].__name__
+        for thing in vars(errors).values()
+        if isinstance(thing, type) and issubclass(thing, Exception) and thing is not TfdistError
+    }
+    assert drawn_tree() == defined
+
+
+def test_every_class_has_a_sample():
+    assert {type(error).__name__ for error in SAMPLES} == {"TfdistError", *drawn_tree()}
+
+
+@pytest.mark.parametrize("error", SAMPLES, ids=lambda error: type(error).__name__)
+class TestEveryError:
+    def test_is_caught_as_a_tfdist_error(self, error):
+        assert isinstance(error, TfdistError)
+
+    def test_survives_pickling_with_its_message_and_attributes(self, error):
+        copy = pickle.loads(pickle.dumps(error))
+        assert type(copy) is type(error)
+        assert str(copy) == str(error)
+        assert vars(copy) == vars(error)
+        assert copy.args == error.args
+
+    def test_survives_pickling_with_a_note(self, error):
+        error = pickle.loads(pickle.dumps(error))
+        error.__notes__ = ["on host7"]  # as add_note does, from Python 3.11 on
+        assert pickle.loads(pickle.dumps(error)).__notes__ == ["on host7"]
+
+
+@pytest.mark.parametrize(
+    ("error_type", "builtin"),
+    [
+        (ConfigError, ValueError),
+        (StartTimeout, TimeoutError),
+        (BarrierTimeout, TimeoutError),
+        (BarrierTimeout, threading.BrokenBarrierError),
+        (BarrierBroken, threading.BrokenBarrierError),
+    ],
+)
+def test_is_also_caught_as_the_builtin_error_of_its_kind(error_type, builtin):
+    assert issubclass(error_type, builtin)
+
+
+def test_a_broken_barrier_is_no_timeout():
+    assert not issubclass(BarrierBroken, TimeoutError)
+
+
+def test_a_config_error_tells_field_value_and_rule():
+    error = ConfigError("ps_hosts", "a:b", "'host:port'")
+    assert (error.field, error.value, error.rule) == ("ps_hosts", "a:b", "'host:port'")
+    assert str(error) == "ps_hosts: got 'a:b'; 'host:port'"
+
+
+def test_a_start_timeout_tells_who_is_missing_how_long_it_waited_and_what_to_do():
+    error = StartTimeout(["ps:0", "worker:1"], 2.5, "is it up?")
+    assert (error.missing, error.timeout) == (("ps:0", "worker:1"), 2.5)
+    assert str(error) == "not ready after 2.5 s: ps:0, worker:1. is it up?"
+
+
+@pytest.mark.parametrize(
+    ("exit_code", "message"),
+    [
+        (None, "worker:1 raised an error\nlast words"),
+        (3, "worker:1 ended with exit code 3\nlast words"),
+        (-9, "worker:1 was killed by signal 9\nlast words"),
+        (0, "worker:1 ended with exit code 0\nlast words"),
+    ],
+)
+def test_a_failed_task_tells_who_how_and_its_last_words(exit_code, message):
+    error = TaskFailed("worker:1", exit_code, "last words\n")
+    assert str(error) == message
+    assert (error.task_name, error.exit_code) == ("worker:1", exit_code)
+
+
+def test_a_failed_task_that_said_nothing_leaves_no_empty_line():
+    assert str(TaskFailed("ps:0", 1, "")) == "ps:0 ended with exit code 1"
+
+
+def test_a_barrier_timeout_holds_who_came_and_who_did_not():
+    error = BarrierTimeout("late", name="end", generation=7, arrived=["a"], missing=["b", "c"])
+    assert (error.name, error.generation, error.arrived, error.missing) == (
+        "end",
+        7,
+        ("a",),
+        ("b", "c"),
+    )
+    assert str(error) == "late"
+
+
+def test_a_broken_barrier_tells_its_name_and_the_reason():
+    error = BarrierBroken("end", "worker:1 called abort()")
+    assert (error.name, error.reason) == ("end", "worker:1 called abort()")
+    assert str(error) == "barrier 'end' is broken: worker:1 called abort()"
+
+
+def test_an_epoch_error_holds_both_kinds_of_ranges():
+    error = EpochError("uneven", missing=[(0, 2)], duplicates=[(5, 6)])
+    assert (error.missing, error.duplicates) == (((0, 2),), ((5, 6),))

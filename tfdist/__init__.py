@@ -1,0 +1,68 @@
+"""Keeps TensorFlow parameter-server jobs from hanging, losing data and saving too early.
+
+The names below are loaded when they are first used: `import tfdist` does not import TensorFlow.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tfdist.barrier import Barrier, BarrierStatistics
+    from tfdist.cluster.local import LocalCluster, local_cluster
+    from tfdist.cluster.server import serve_ps, trainer_server
+    from tfdist.deadline import Deadline
+    from tfdist.eos import padded
+    from tfdist.errors import (
+        BarrierBroken,
+        BarrierError,
+        BarrierTimeout,
+        ClusterError,
+        ConfigError,
+        EpochError,
+        StartTimeout,
+        TaskFailed,
+        TfdistError,
+    )
+    from tfdist.ledger import Audit, Ledger
+    from tfdist.task import Task
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Audit": "tfdist.ledger",
+    "Barrier": "tfdist.barrier",
+    "BarrierBroken": "tfdist.errors",
+    "BarrierError": "tfdist.errors",
+    "BarrierStatistics": "tfdist.barrier",
+    "BarrierTimeout": "tfdist.errors",
+    "ClusterError": "tfdist.errors",
+    "ConfigError": "tfdist.errors",
+    "Deadline": "tfdist.deadline",
+    "EpochError": "tfdist.errors",
+    "Ledger": "tfdist.ledger",
+    "LocalCluster": "tfdist.cluster.local",
+    "StartTimeout": "tfdist.errors",
+    "Task": "tfdist.task",
+    "TaskFailed": "tfdist.errors",
+    "TfdistError": "tfdist.errors",
+    "local_cluster": "tfdist.cluster.local",
+    "padded": "tfdist.eos",
+    "serve_ps": "tfdist.cluster.server",
+    "trainer_server": "tfdist.cluster.server",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605  # a list of strings, made from the table above
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

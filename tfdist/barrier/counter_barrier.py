@@ -1,0 +1,19 @@
+"""The barrier that polls."""
+
+from __future__ import annotations
+
+from tfdist.barrier.interface import SharedBarrier
+from tfdist.deadline import Deadline
+
+
+class CounterBarrier(SharedBarrier):
+    """Arrives, then reads the state again and again, with pauses that grow to 50 ms.
+
+    Nothing blocks on the server, so it also serves where a call that idles for long would be cut
+    off, and to check the queue kind against.
+    """
+
+    kind = "counter"
+
+    def _block(self, deadline: Deadline, pause: float) -> bool:
+        return self._poll(deadline, pause)

@@ -1,0 +1,371 @@
+"""What every kind of barrier promises; how it waits is left to the kind."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import tensorflow as tf
+
+from tfdist import arrivals
+from tfdist.arrivals import RESIGNED, Arrivals, Decision
+from tfdist.barrier.state import PS_DEVICE, StateOnPs, unpack
+from tfdist.deadline import Deadline
+from tfdist.errors import BarrierBroken, BarrierError, BarrierTimeout, ConfigError, StartTimeout
+from tfdist.task import Task, session_target
+
+# A run that blocks is looked after this often: a lost token or a Ctrl-C waits no longer.
+RECHECK_SECS = 2.0
+# What never blocks is answered within milliseconds, unless the ps is stopped or gone silent.
+_ANSWER_SECS = 10.0
+_CONNECT_SECS = 60.0
+_CONNECT_POLL_SECS = 0.05
+_POLL_SECS = 0.001
+_LONGEST_POLL_SECS = 0.05
+
+_PS_LOST = (
+    tf.errors.AbortedError,  # "Session handle is not found": the ps was restarted
+    tf.errors.UnavailableError,  # its process is gone
+    tf.errors.FailedPreconditionError,  # restarted, and nothing is initialised
+)
+
+
+@dataclass(frozen=True)
+class BarrierStatistics:
+    """How long each trainer has waited; whoever waits least is the straggler.
+
+    Attributes:
+        last_wait: seconds by trainer from its latest arrival to the latest arrival of all. In
+            the barrier's action that is its wait in the present generation.
+        total_wait: seconds by trainer over all released generations.
+    """
+
+    last_wait: dict[str, float]
+    total_wait: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What was read from the ps in one run."""
+
+    arrivals: Arrivals
+    incarnation: int
+    arrived_at: list[float]
+    total_wait: list[float]
+    reason: str
+    now: float
+
+
+class SharedBarrier(ABC):
+    """Everything of a barrier but the waiting; see `tfdist.Barrier` for the promises."""
+
+    kind: str
+
+    def __init__(
+        self,
+        task: Task,
+        name: str,
+        *,
+        parties: int | None = None,
+        action: Callable[[], object] | None = None,
+        timeout: float | None = None,
+        break_on_timeout: bool = False,
+    ) -> None:
+        trainers = task.trainers
+        parties = len(trainers) if parties is None else parties
+        if not task.is_trainer:
+            raise ConfigError("task", task.name, "only a chief or a worker waits at a barrier")
+        if not name:
+            raise ConfigError("name", name, "a barrier needs a name")
+        if not 1 <= parties <= len(trainers):
+            raise ConfigError("parties", parties, f"1 to {len(trainers)}, the number of trainers")
+        if task.rank >= parties:
+            raise ConfigError("task", task.name, f"the parties are {', '.join(trainers[:parties])}")
+        if task.num_ps == 0:
+            raise ConfigError("task.cluster.ps", [], "the barrier lies on a ps; start one")
+        self.name, self._parties, self._names = name, parties, trainers[:parties]
+        self._task, self._rank = task, task.rank
+        self._action = action if self._rank == 0 else None
+        self._timeout, self._break_on_timeout = timeout, break_on_timeout
+        self._graph = StateOnPs(f"tfdist/{self.kind}_barrier/{name}", parties, self._rank)
+        self._connect()
+
+    # The interface of threading.Barrier.
+
+    @property
+    def parties(self) -> int:
+        """How many trainers have to arrive."""
+        return self._parties
+
+    @property
+    def n_waiting(self) -> int:
+        """How many have arrived in the present generation."""
+        return len(self._look().arrivals.waiting)
+
+    @property
+    def broken(self) -> bool:
+        """Whether `wait` raises BarrierBroken until somebody calls `reset`."""
+        return self._look().arrivals.broken
+
+    def wait(self, timeout: float | None = None) -> int:
+        """Blocks until all parties have arrived, and then returns this trainer's rank.
+
+        The last one to arrive releases the others, or the chief does after its action.
+
+        Args:
+            timeout: in seconds; None takes the barrier's own, and if that is None too, waits
+                without end.
+
+        Returns:
+            A number in `range(parties)`, a different one for each trainer.
+
+        Raises:
+            BarrierTimeout: somebody did not come. This trainer still counts as arrived, and the
+                next `wait` goes on waiting for the same generation; unless `break_on_timeout`,
+                which breaks the barrier for all.
+            BarrierBroken: the barrier was aborted or reset, the action failed, or the ps was lost.
+        """
+        deadline = Deadline(self._timeout if timeout is None else timeout)
+        try:
+            decision = self._await(deadline)
+            if decision is Decision.ACT:
+                decision = self._act()
+            if decision is Decision.PASS:
+                self._parity ^= 1
+                return self._rank
+            snapshot = self._look()
+            if decision is Decision.BROKEN:
+                raise self._broken_error(snapshot)
+            if self._break_on_timeout:
+                self._run(self._graph.abort_if_waiting, f"{self._task.name} timed out")
+                if self._decide(self._look()) is Decision.PASS:  # released in the last moment
+                    self._parity ^= 1
+                    return self._rank
+            raise self._timeout_error(snapshot, deadline)
+        except _PS_LOST as error:
+            raise BarrierBroken(self.name, f"ps:0 was lost or restarted: {error}") from error
+        except tf.errors.DeadlineExceededError as error:
+            raise self._silence_error(deadline) from error
+
+    def abort(self) -> None:
+        """Breaks the barrier: `wait` raises BarrierBroken for all, now and until a `reset`."""
+        self._run(self._graph.abort, f"{self._task.name} called abort()")
+
+    def reset(self) -> None:
+        """Empties the barrier and mends it; those that wait get BarrierBroken.
+
+        After the ps was lost it joins the state of the new one, and disturbs nobody there.
+        """
+        try:
+            incarnation = self._look().incarnation
+        except _PS_LOST:
+            incarnation = None
+        if incarnation == self._incarnation:
+            self._run(self._graph.reset)
+        else:
+            self.close()
+            self._connect()
+
+    # More than threading.Barrier.
+
+    @property
+    def generation(self) -> int:
+        """The generation that is being waited for; the first is 1."""
+        return self._look().arrivals.generation
+
+    def missing(self) -> tuple[str, ...]:
+        """Names of the trainers that have not arrived in the present generation."""
+        return tuple(self._names[rank] for rank in self._look().arrivals.missing)
+
+    def resign(self) -> None:
+        """Leaves for good: the others stop waiting for this trainer.
+
+        Raises:
+            BarrierError: this trainer is the chief and has an action, which nobody else can run.
+        """
+        if self._action is not None:
+            raise BarrierError(
+                f"barrier {self.name!r}: {self._task.name} runs its action and cannot resign"
+            )
+        self._run(self._graph.resign)
+
+    def statistics(self) -> BarrierStatistics:
+        """How long each trainer waited, by the clock of the ps."""
+        snapshot = self._look()
+        latest = max(snapshot.arrived_at)
+        last = [latest - at if at else 0.0 for at in snapshot.arrived_at]
+        return BarrierStatistics(
+            last_wait=dict(zip(self._names, last, strict=True)),
+            total_wait=dict(zip(self._names, snapshot.total_wait, strict=True)),
+        )
+
+    def close(self) -> None:
+        """Gives the connection to the ps back; the state stays there."""
+        self._session.close()
+
+    def __enter__(self) -> SharedBarrier:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__} {self.name!r} of {self._parties} parties, "
+            f"as {self._task.name}>"
+        )
+
+    # What a kind provides, and what it builds on.
+
+    @abstractmethod
+    def _block(self, deadline: Deadline, pause: float) -> bool:
+        """Arrives, or waits a while after it has; True if it is sure of the release."""
+
+    def _prepare(self, session: tf.compat.v1.Session) -> None:
+        """Called after each connection, before the first wait."""
+
+    def _poll(self, deadline: Deadline, pause: float) -> bool:
+        if pause:
+            time.sleep(min(pause, deadline.remaining))
+        else:
+            self._run(self._graph.arrive[self._parity])
+        return False
+
+    def _await(self, deadline: Deadline) -> Decision:
+        """Arrives and waits; WAIT means that the time is over."""
+        pause = 0.0
+        while True:
+            try:
+                if self._block(deadline, pause):
+                    return Decision.PASS
+                decision = self._decide(self._look())
+                if decision is not Decision.WAIT or deadline.expired:
+                    return decision
+            except tf.errors.DeadlineExceededError:
+                if deadline.expired:
+                    raise
+            pause = min(max(_POLL_SECS, 2 * pause), _LONGEST_POLL_SECS)
+
+    def _decide(self, snapshot: Snapshot) -> Decision:
+        if snapshot.incarnation != self._incarnation:
+            return Decision.BROKEN
+        return arrivals.decide(snapshot.arrivals, self._rank, self._parity)
+
+    def _run(self, operation: Any, reason: str | None = None) -> None:
+        feed = {} if reason is None else {self._graph.reason_text: reason}
+        self._session.run(operation, feed, options=_within(_ANSWER_SECS))
+
+    def _look(self) -> Snapshot:
+        fetches, options = self._graph.snapshot, _within(_ANSWER_SECS)
+        state, times, reason, now = self._session.run(fetches, options=options)
+        rules, incarnation = unpack(state)
+        return Snapshot(
+            arrivals=rules,
+            incarnation=incarnation,
+            arrived_at=times[: self._parties].tolist(),
+            total_wait=times[self._parties :].tolist(),
+            reason=reason.decode(),
+            now=float(now),
+        )
+
+    def _connect(self) -> None:
+        """Opens a session straight to the ps, which is nearer than through the own server."""
+        deadline = Deadline(_CONNECT_SECS)
+        address = self._task.cluster_spec["ps"][0]
+        self._session = tf.compat.v1.Session(
+            session_target(address), graph=self._graph.graph, config=_session_config()
+        )
+        while True:
+            try:
+                self._session.run(self._graph.initialize)
+                break
+            except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
+                if deadline.expired:
+                    hint = f"Barrier {self.name!r} lies there, at {address}; is it up?"
+                    raise StartTimeout(["ps:0"], deadline.elapsed, hint) from error
+                time.sleep(_CONNECT_POLL_SECS)
+        if self._rank == 0:
+            held = int(self._action is not None)
+            self._session.run(self._graph.hold, {self._graph.held: held})
+        snapshot = self._look()
+        there = len(snapshot.arrivals.arrived)
+        if there != self._parties:
+            self.close()
+            raise ConfigError(
+                "parties", self._parties, f"others made barrier {self.name!r} with {there}"
+            )
+        self._incarnation = snapshot.incarnation
+        self._parity = arrivals.next_parity(snapshot.arrivals, self._rank)
+        self._prepare(self._session)
+
+    def _act(self) -> Decision:
+        try:
+            if self._action is not None:
+                self._action()
+        except BaseException as error:
+            reason = f"the action of {self._task.name} raised {type(error).__name__}: {error}"
+            self._run(self._graph.abort, reason)
+            if not isinstance(error, Exception):
+                raise
+            raise BarrierBroken(self.name, reason) from error
+        self._run(self._graph.release)
+        return self._decide(self._look())
+
+    def _timeout_error(self, snapshot: Snapshot, deadline: Deadline) -> BarrierTimeout:
+        state = snapshot.arrivals
+        ages = [snapshot.now - at for at in snapshot.arrived_at]
+        there = [self._names[rank] for rank in state.waiting]
+        expected = sum(generation < RESIGNED for generation in state.arrived)
+        message = (
+            f"barrier {self.name!r} generation {state.generation}: {len(there)} of {expected} "
+            f"trainers after {deadline.elapsed:.1f} s; "
+            f"{arrivals.describe_missing(state, self._names, ages)}. "
+            "A trainer that ended early has to call resign(); see docs/barrier.md"
+        )
+        return BarrierTimeout(
+            message,
+            name=self.name,
+            generation=state.generation,
+            arrived=there,
+            missing=[self._names[rank] for rank in state.missing],
+        )
+
+    def _silence_error(self, deadline: Deadline) -> BarrierTimeout:
+        message = (
+            f"barrier {self.name!r}: ps:0, which keeps it, does not answer after "
+            f"{deadline.elapsed:.1f} s; it is stopped, overloaded or cut off"
+        )
+        return BarrierTimeout(message, name=self.name, generation=0, arrived=(), missing=("ps:0",))
+
+    def _broken_error(self, snapshot: Snapshot) -> BarrierBroken:
+        if snapshot.incarnation != self._incarnation:
+            reason = "ps:0 was restarted and has forgotten who arrived"
+        elif snapshot.arrivals.broken:
+            reason = snapshot.reason
+        else:
+            reason = "it was reset while this trainer waited"
+        return BarrierBroken(self.name, reason)
+
+
+def _within(seconds: float) -> tf.compat.v1.RunOptions:
+    return tf.compat.v1.RunOptions(timeout_in_ms=int(seconds * 1000))
+
+
+def _session_config() -> tf.compat.v1.ConfigProto:
+    config = tf.compat.v1.ConfigProto(
+        # Without the filter the session would wait for every task of the cluster.
+        device_filters=[PS_DEVICE.removesuffix("/device:CPU:0")],
+        operation_timeout_in_ms=int(RECHECK_SECS * 1000),
+    )
+    # A dozen small operations: nothing to gain, and the rewriting takes longer than a wait.
+    config.graph_options.rewrite_options.disable_meta_optimizer = True
+    return config

@@ -1,0 +1,1 @@
+"""Starting the tasks of a cluster: what one task runs, and whole clusters on this machine."""

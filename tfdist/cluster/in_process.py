@@ -1,0 +1,75 @@
+"""Tasks as threads of this process: up at once, for tests and notebooks.
+
+TensorFlow cannot stop a server inside its process. The servers, their threads and their ports
+stay until the process ends; a cluster that is used again uses them again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+
+import tensorflow as tf
+
+from tfdist.cluster import server
+from tfdist.cluster.environment import SERVER_ENVIRONMENT
+from tfdist.cluster.outcome import Outcome
+from tfdist.errors import ClusterError
+from tfdist.task import Task, session_target
+
+_LEAVE_SECS = 5.0
+
+
+class ThreadTask:
+    """A task whose function runs in a thread."""
+
+    def __init__(
+        self, task: Task, function: Callable[[Task], object], ended: Callable[[Task, Outcome], None]
+    ) -> None:
+        self.task = task
+        self._function, self._ended = function, ended
+        os.environ.update(SERVER_ENVIRONMENT)  # TensorFlow reads it when a server starts
+        if task.task_type == "ps":
+            # Here rather than in the thread, so that trainers find it.
+            server.start_server(task, server_config(task))
+        self._thread = threading.Thread(target=self._run, name=task.name, daemon=True)
+        self._thread.start()
+
+    def kill(self) -> None:
+        """Makes a ps leave, and frees a trainer from what it waits for on the ps.
+
+        Raises:
+            ClusterError: the thread goes on all the same; no thread can be killed.
+        """
+        if self._thread.is_alive():
+            if self.task.task_type == "ps":
+                server.dismiss(self.task)
+            else:
+                for address in self.task.cluster_spec.get("ps", []):
+                    tf.compat.v1.Session.reset(session_target(address))
+        self._thread.join(_LEAVE_SECS)
+        if self._thread.is_alive():
+            raise ClusterError(
+                f"{self.task.name} still runs after {_LEAVE_SECS:.0f} s: a thread cannot be killed"
+            )
+
+    def pause(self) -> None:
+        """Raises ClusterError: a thread cannot be stopped."""
+        raise ClusterError(f"{self.task.name}: a thread cannot be paused; use the processes")
+
+    def resume(self) -> None:
+        """Raises ClusterError: a thread cannot be stopped."""
+        raise ClusterError(f"{self.task.name}: a thread cannot be paused; use the processes")
+
+    def _run(self) -> None:
+        try:
+            outcome = Outcome(result=self._function(self.task))
+        except BaseException as error:
+            outcome = Outcome.of_error(error)
+        self._ended(self.task, outcome)
+
+
+def server_config(task: Task) -> tf.compat.v1.ConfigProto:
+    """Threads enough for each trainer to block in an operation, and one more to free them."""
+    return tf.compat.v1.ConfigProto(inter_op_parallelism_threads=len(task.trainers) + 1)

@@ -1,0 +1,59 @@
+"""How a task ended, and what the cluster sees of one that runs."""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass
+from typing import Protocol
+
+from tfdist.errors import ConfigError, TaskFailed
+from tfdist.task import Task
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended.
+
+    Attributes:
+        result: what its function returned.
+        error: what its function raised.
+        exit_code: of its process, minus the signal if one killed it; None for a thread.
+        details: the traceback as text, or what else is known.
+    """
+
+    result: object = None
+    error: BaseException | None = None
+    exit_code: int | None = None
+    details: str = ""
+
+    @classmethod
+    def of_error(cls, error: BaseException) -> Outcome:
+        """The outcome of a function that raised."""
+        return cls(error=error, details="".join(traceback.format_exception(error)))
+
+    @property
+    def failed(self) -> bool:
+        """Whether it did not end as it should."""
+        return self.error is not None or bool(self.exit_code)
+
+    def raise_for(self, task: Task) -> None:
+        """Raises TaskFailed if it failed; bad input stays the ConfigError that it is."""
+        if isinstance(self.error, ConfigError):
+            raise self.error
+        if self.failed:
+            raise TaskFailed(task.name, self.exit_code, self.details) from self.error
+
+
+class RunningTask(Protocol):
+    """A task that was started; its outcome arrives in the cluster's queue."""
+
+    task: Task
+
+    def kill(self) -> None:
+        """Ends it at once; returns when it is gone."""
+
+    def pause(self) -> None:
+        """Stops it as a frozen machine would, until `resume`."""
+
+    def resume(self) -> None:
+        """Wakes it."""

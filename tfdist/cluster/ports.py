@@ -1,0 +1,91 @@
+"""Free ports that stay ours until a server has bound them.
+
+The usual way picks a free port and lets go of it; whoever is quicker takes it. Here a socket
+stays bound, without listening, and shares the port with a later server of the same user that
+asks for sharing (SO_REUSEPORT), as TensorFlow does under `TF_GRPC_REUSE_PORT=1`.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+from types import TracebackType
+
+import portpicker
+
+from tfdist.errors import ClusterError
+
+_MOST_TRIES = 100
+
+
+class HeldPorts:
+    """Holds `count` ports of this machine until it is closed.
+
+    Attributes:
+        ports: their numbers.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._sockets = []
+        try:
+            for _ in range(count):
+                self._sockets.append(_bound_socket())
+        except BaseException:
+            self.close()
+            raise
+        self.ports = [held.getsockname()[1] for held in self._sockets]
+
+    def close(self) -> None:
+        """Lets go of the ports."""
+        for held in self._sockets:
+            held.close()
+
+    def __enter__(self) -> HeldPorts:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+def _bound_socket() -> socket.socket:
+    for _ in range(_MOST_TRIES):
+        port = portpicker.pick_unused_port()
+        held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            held.bind(("", port))
+        except OSError as error:
+            held.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+            continue  # somebody was quicker; we never had it, so nothing is lost
+        # Only after the bind: were the flag set before, two of us could bind the same port.
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        return held
+    raise ClusterError(f"found no free port in {_MOST_TRIES} tries")
+
+
+def is_taken(port: int) -> bool:
+    """Whether another program serves `port`, or bound it without sharing it."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        try:
+            probe.bind(("", port))
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            return True
+    return is_listening("127.0.0.1", port)
+
+
+def is_listening(host: str, port: int, timeout: float = 1.0) -> bool:
+    """Whether somebody accepts connections there; waits for `timeout` seconds at most."""
+    try:
+        with socket.create_connection((host, port), timeout):
+            return True
+    except OSError:
+        return False

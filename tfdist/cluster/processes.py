@@ -1,0 +1,238 @@
+"""Tasks as processes, forked from a server that has imported TensorFlow once.
+
+An import of TensorFlow costs seconds for each process; a fork costs milliseconds. The fork server
+is the one of `multiprocessing`; it runs no TensorFlow operation, so forking it is safe.
+
+No task outlives this process: each is told by the kernel to die when the fork server does, and
+that one dies with us.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import DupFd
+from typing import Any
+
+from tfdist.cluster.environment import SERVER_ENVIRONMENT
+from tfdist.cluster.outcome import Outcome
+from tfdist.errors import ClusterError
+from tfdist.task import Task
+
+_PR_SET_PDEATHSIG = 1
+_LEAVE_SECS = 5.0
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What the tasks of a cluster get besides their function.
+
+    Attributes:
+        environment: environment variables for all tasks.
+        output: by stream (1 or 2), called with each task's name and bytes as they come; None
+            leaves the stream as it is.
+    """
+
+    environment: Mapping[str, str] = field(default_factory=dict)
+    output: Callable[[str, int, bytes], None] | None = None
+
+
+_context = multiprocessing.get_context("forkserver")
+
+
+def start_fork_server() -> None:
+    """Starts importing TensorFlow in the background; the first task waits for it otherwise."""
+    from multiprocessing import forkserver
+
+    _context.set_forkserver_preload(["tfdist.cluster.preload"])
+    # The fork server and all its children inherit the mask: Ctrl-C on the terminal is for this
+    # process, which ends the others in order.
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+
+
+class ProcessTask:
+    """A task whose function runs in a process, in a process group of its own."""
+
+    def __init__(
+        self,
+        task: Task,
+        function: Callable[[Task], object],
+        ended: Callable[[Task, Outcome], None],
+        surroundings: Surroundings,
+    ) -> None:
+        self.task = task
+        self._ended = ended
+        environment = {
+            **SERVER_ENVIRONMENT,
+            **surroundings.environment,
+            "TF_CONFIG": task.to_env(),
+        }
+        start_fork_server()
+        receiver, sender = _context.Pipe(duplex=False)
+        readers: list[threading.Thread] = []
+        streams: list[int] = []
+        if surroundings.output is not None:
+            for stream in (1, 2):
+                read_end, write_end = os.pipe()
+                streams.append(write_end)
+                readers.append(
+                    threading.Thread(
+                        target=_forward,
+                        args=(read_end, task.name, stream, surroundings.output),
+                        name=f"{task.name} output {stream}",
+                        daemon=True,
+                    )
+                )
+        self._process = _context.Process(
+            target=_task_main,
+            args=(task, function, environment, sender, _Streams(streams)),
+            name=task.name,
+        )
+        self._process.start()
+        sender.close()
+        for stream in streams:
+            os.close(stream)
+        for reader in readers:
+            reader.start()
+        self._watcher = threading.Thread(
+            target=self._watch, args=(receiver, readers), name=f"{task.name} watcher", daemon=True
+        )
+        self._watcher.start()
+
+    @property
+    def pid(self) -> int:
+        """Of its process, which leads a process group of the same number."""
+        pid = self._process.pid
+        assert pid is not None  # it was started
+        return pid
+
+    def kill(self) -> None:
+        """Ends its whole process group at once; returns when it is gone."""
+        self._signal(signal.SIGKILL)
+        self._watcher.join(_LEAVE_SECS)
+        if self._watcher.is_alive():
+            raise ClusterError(f"{self.task.name} (pid {self.pid}) does not end on SIGKILL")
+
+    def pause(self) -> None:
+        """Stops it with SIGSTOP: its sockets stay open and nobody answers."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Wakes it with SIGCONT."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        try:
+            os.killpg(self.pid, number)
+        except ProcessLookupError:
+            # Gone, or not yet the leader of its group.
+            if self._process.is_alive():
+                os.kill(self.pid, number)
+
+    def _sweep(self) -> None:
+        """Ends what the task has started and left behind in its process group."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.pid, signal.SIGKILL)
+
+    def _watch(self, receiver: Connection, readers: list[threading.Thread]) -> None:
+        outcome = Outcome()
+        try:
+            outcome = receiver.recv()
+        except EOFError:
+            outcome = Outcome(details="it ended without a word")
+        self._process.join()
+        self._sweep()
+        for reader in readers:
+            reader.join()
+        self._ended(
+            self.task,
+            Outcome(outcome.result, outcome.error, self._process.exitcode, outcome.details),
+        )
+
+
+class _Streams:
+    """Write ends of pipes for a child's standard output and error; none leaves them as they are."""
+
+    def __init__(self, descriptors: list[int]) -> None:
+        self._descriptors = descriptors
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _received_streams, ([DupFd(descriptor) for descriptor in self._descriptors],)
+
+    def redirect(self) -> None:
+        """Makes them the streams 1 and 2 of this process."""
+        for stream, descriptor in enumerate(self._descriptors, start=1):
+            os.dup2(descriptor, stream)
+            os.close(descriptor)
+
+
+def _received_streams(duplicates: list[Any]) -> _Streams:
+    return _Streams([duplicate.detach() for duplicate in duplicates])
+
+
+def _forward(
+    read_end: int, name: str, stream: int, output: Callable[[str, int, bytes], None]
+) -> None:
+    with os.fdopen(read_end, "rb", buffering=0) as pipe:
+        while data := pipe.read(65536):
+            output(name, stream, data)
+
+
+def _task_main(
+    task: Task,
+    function: Callable[[Task], object],
+    environment: dict[str, str],
+    sender: Connection,
+    streams: _Streams,
+) -> None:
+    """The life of a task's process."""
+    _die_with_parent()
+    os.setsid()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    streams.redirect()
+    os.environ.update(environment)
+    try:
+        outcome = Outcome(result=function(task))
+    except SystemExit as error:
+        outcome = _outcome_of_exit(error)
+    except BaseException as error:
+        outcome = Outcome.of_error(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    _send(sender, outcome)
+    # TensorFlow's servers keep threads that an orderly end would wait for.
+    os._exit(outcome.exit_code or int(outcome.failed))
+
+
+def _outcome_of_exit(error: SystemExit) -> Outcome:
+    if error.code is None or isinstance(error.code, int):
+        return Outcome(exit_code=error.code or 0)
+    return Outcome(exit_code=1, details=str(error.code))
+
+
+def _send(sender: Connection, outcome: Outcome) -> None:
+    try:
+        sender.send(outcome)
+    except Exception as error:  # a result or an error that cannot be pickled
+        details = f"{outcome.details}\ncould not be sent to the launcher: {error!r}"
+        sender.send(Outcome(error=ClusterError(details.strip()), details=details.strip()))
+
+
+def _die_with_parent() -> None:
+    parent = os.getppid()
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    if os.getppid() != parent:  # it died before the call
+        os._exit(1)

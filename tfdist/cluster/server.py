@@ -1,0 +1,187 @@
+"""What one task of a cluster runs: its TensorFlow server, and how it leaves.
+
+A ps of plain TensorFlow serves for ever. Here each trainer tells every ps when it is done, and a
+ps leaves when all have. It must not leave on the last such message: the reply would be lost, and
+that trainer would hang. So a trainer says first that it is done, and, once it has the reply, that
+it knows; the reply to that second message is one that it can do without.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tensorflow as tf
+
+from tfdist.cluster.ports import is_listening, is_taken
+from tfdist.deadline import Deadline
+from tfdist.errors import ConfigError, StartTimeout
+from tfdist.task import Task, session_target
+
+_DONE, _KNOWS, _DISMISS = range(3)
+_GRACE_SECS = 5.0  # for the second messages, after all first ones have come
+_LINGER_SECS = 0.2  # lets the last replies leave; whoever misses his waits _LAST_ANSWER_SECS
+_ANSWER_SECS = 10.0
+_LAST_ANSWER_SECS = 1.0
+_POLL_SECS = 0.05
+
+# TensorFlow cannot stop a server inside its process, and a second one on the same port would
+# take half of the connections; so each process keeps the servers that it has started.
+_servers: dict[str, tf.distribute.Server] = {}
+
+
+def start_server(task: Task, config: tf.compat.v1.ConfigProto | None = None) -> Any:
+    """Starts the task's TensorFlow server, or returns the one that this process has started.
+
+    Raises:
+        ConfigError: another program has taken the task's port.
+    """
+    if task.address not in _servers:
+        port = int(task.address.rpartition(":")[2])
+        if is_taken(port):
+            field = f"cluster.{task.task_type}[{task.task_index}]"
+            raise ConfigError(field, task.address, "another program has taken this port")
+        _servers[task.address] = tf.distribute.Server(
+            tf.train.ClusterSpec(task.cluster_spec),
+            job_name=task.task_type,
+            task_index=task.task_index,
+            config=config,
+        )
+    return _servers[task.address]
+
+
+def serve_ps(task: Task, config: tf.compat.v1.ConfigProto | None = None) -> None:
+    """Serves as a ps until every trainer has said that it is done.
+
+    Blocks; Ctrl-C, a signal, or `dismiss` from elsewhere release it earlier.
+
+    Raises:
+        ConfigError: the task is no ps, or its port is taken.
+    """
+    if task.task_type != "ps":
+        raise ConfigError("task.type", task.task_type, "only a ps serves as one")
+    server = start_server(task, config)
+    received: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
+    # In a thread: inside TensorFlow the main one would not see Ctrl-C.
+    threading.Thread(
+        target=_receive, args=(server.target, task, received), name=f"{task.name} done", daemon=True
+    ).start()
+    training = set(range(len(task.trainers)))
+    unaware = set(training)
+    deadline = Deadline(None)
+    while unaware:
+        if not training and deadline.remaining == float("inf"):
+            deadline = Deadline(_GRACE_SECS)
+        try:
+            message, rank = received.get(timeout=min(deadline.remaining, threading.TIMEOUT_MAX))
+        except queue.Empty:
+            return  # somebody died between its two messages
+        if message == _DISMISS:
+            return
+        (training if message == _DONE else unaware).discard(rank)
+    time.sleep(_LINGER_SECS)
+
+
+@contextmanager
+def trainer_server(
+    task: Task, *, timeout: float = 60.0, config: tf.compat.v1.ConfigProto | None = None
+) -> Iterator[str]:
+    """Starts a trainer's server and gives its target; at the end tells every ps that it is done.
+
+    Blocks at the start until every ps answers. If the body fails, the ps are told nothing: the
+    trainer may be restarted.
+
+    Args:
+        task: a chief or a worker.
+        timeout: seconds to wait for the ps.
+        config: for the server.
+
+    Yields:
+        The target for the training's `Session`.
+
+    Raises:
+        ConfigError: the task is no trainer, or its port is taken.
+        StartTimeout: some ps does not answer.
+    """
+    if not task.is_trainer:
+        raise ConfigError("task.type", task.task_type, "only a chief or a worker trains")
+    server = start_server(task, config)
+    _wait_for_ps(task, timeout)
+    yield server.target
+    for index in range(task.num_ps):
+        _say_done(task, index)
+
+
+def dismiss(task: Task) -> None:
+    """Makes the ps `task` leave, whether or not the trainers are done."""
+    _send(task.address, task.task_index, _DISMISS, 0, timeout=_ANSWER_SECS)
+
+
+def _receive(target: str, task: Task, received: queue.SimpleQueue[tuple[int, int]]) -> None:
+    with tf.Graph().as_default() as graph:
+        take = _mailbox(task.task_index).dequeue()
+        config = tf.compat.v1.ConfigProto(device_filters=[f"/job:ps/task:{task.task_index}"])
+        with tf.compat.v1.Session(target, graph=graph, config=config) as session:
+            unaware = set(range(len(task.trainers)))
+            while unaware:
+                message, rank = (int(part) for part in session.run(take))
+                received.put((message, rank))
+                if message == _DISMISS:
+                    return
+                if message == _KNOWS:
+                    unaware.discard(rank)
+
+
+def _say_done(task: Task, ps_index: int) -> None:
+    address = task.cluster_spec["ps"][ps_index]
+    _send(address, ps_index, _DONE, task.rank, timeout=_ANSWER_SECS)
+    try:
+        _send(address, ps_index, _KNOWS, task.rank, timeout=_LAST_ANSWER_SECS)
+    except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
+        pass  # the ps has left already, which it only does once all were done
+
+
+def _send(address: str, ps_index: int, message: int, rank: int, *, timeout: float) -> None:
+    config = tf.compat.v1.ConfigProto(
+        device_filters=[f"/job:ps/task:{ps_index}"], operation_timeout_in_ms=int(timeout * 1000)
+    )
+    with tf.Graph().as_default() as graph:
+        send = _mailbox(ps_index).enqueue((message, rank))
+        with tf.compat.v1.Session(session_target(address), graph=graph, config=config) as session:
+            session.run(send)
+
+
+def _mailbox(ps_index: int) -> Any:
+    with tf.compat.v1.device(f"/job:ps/task:{ps_index}/device:CPU:0"):
+        return tf.queue.FIFOQueue(
+            capacity=2**31 - 1,
+            dtypes=[tf.int32, tf.int32],
+            shapes=[[], []],
+            shared_name=f"tfdist/done/{ps_index}",
+        )
+
+
+def _wait_for_ps(task: Task, timeout: float) -> None:
+    deadline = Deadline(timeout)
+    missing = list(enumerate(task.cluster_spec.get("ps", [])))
+    while True:
+        missing = [(index, address) for index, address in missing if not _answers(address)]
+        if not missing:
+            return
+        if deadline.expired:
+            addresses = ", ".join(address for _, address in missing)
+            raise StartTimeout(
+                [f"ps:{index}" for index, _ in missing],
+                timeout,
+                f"Nobody listens at {addresses}: is it started, and may this host reach it?",
+            )
+        time.sleep(_POLL_SECS)
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    return is_listening(host, int(port))

@@ -1,0 +1,69 @@
+"""Input pipelines in which no error means "the end".
+
+At its end a `tf.data` iterator raises OutOfRange, and each trainer comes there at its own time. In
+a job whose trainers wait for one another that is where it hangs, or loses data without a word,
+since the queues of synchronous training raise the same error. A padded pipeline never ends: it
+says in the data itself that nothing is left.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfdist.errors import ConfigError
+
+
+def padded(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+    """Batches of one static size for ever: the real ones, then empty ones of weight 0.
+
+    Args:
+        dataset: elements of any structure of dense tensors, of known rank; finite.
+        batch_size: examples in a batch, at least 1.
+
+    Returns:
+        A dataset of ``(batch, weight, has_value)``: `batch` has the structure and the dtypes of
+        an element, with `batch_size` in front of its shape; `weight` is float32 ``[batch_size]``,
+        1 for a real example and 0 for padding; `has_value` is a bool scalar, False for ever once
+        the data has ended. Padding is zeros, or empty strings. A loss is
+        ``sum(weight * loss) / sum(weight)``, and a step without a value applies nothing.
+
+    Raises:
+        ConfigError: `batch_size` is too small, the dataset is infinite (found in eager code
+            only), or has ragged or sparse elements.
+    """
+    if batch_size < 1:
+        raise ConfigError("batch_size", batch_size, "at least 1")
+    # While a graph is being built, TensorFlow cannot tell.
+    if tf.get_static_value(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
+        raise ConfigError("dataset", dataset, "infinite, so it has no end to pad; take() some")
+    for spec in tf.nest.flatten(dataset.element_spec):
+        if not isinstance(spec, tf.TensorSpec) or spec.shape.rank is None:
+            raise ConfigError("dataset", spec, "only dense tensors of known rank can be padded")
+
+    def fill_up(*element: Any) -> tuple[Any, Any, Any]:
+        batch = _as_one(element)
+        count = tf.shape(tf.nest.flatten(batch)[0])[0]
+        full = tf.nest.map_structure(lambda tensor: _fill_up(tensor, batch_size), batch)
+        return full, tf.sequence_mask(count, batch_size, dtype=tf.float32), count > 0
+
+    def nothing(spec: tf.TensorSpec) -> Any:
+        return tf.zeros([0, *(size or 0 for size in spec.shape)], spec.dtype)
+
+    end = tf.data.Dataset.from_tensors(tf.nest.map_structure(nothing, dataset.element_spec))
+    batches = dataset.batch(batch_size)
+    return batches.map(fill_up).concatenate(end.map(fill_up).repeat())
+
+
+def _as_one(element: tuple[Any, ...]) -> Any:
+    """`map` spreads an element that is a tuple over its arguments."""
+    return element[0] if len(element) == 1 else element
+
+
+def _fill_up(tensor: Any, batch_size: int) -> Any:
+    shape = tf.shape(tensor)
+    lacking = tf.concat([[batch_size - shape[0]], shape[1:]], 0)
+    full = tf.concat([tensor, tf.zeros(lacking, tensor.dtype)], 0)
+    full.set_shape([batch_size, *tensor.shape[1:]])
+    return full

@@ -1,0 +1,161 @@
+"""What can go wrong, as one tree.
+
+::
+
+    TfdistError
+    |- ConfigError       (ValueError)       bad input: field, value, rule
+    |- ClusterError
+    |  |- StartTimeout   (TimeoutError)     tasks that did not get ready
+    |  `- TaskFailed                        the earliest task that failed
+    |- BarrierError
+    |  |- BarrierTimeout (TimeoutError, threading.BrokenBarrierError)
+    |  `- BarrierBroken  (threading.BrokenBarrierError)
+    `- EpochError                           missing and duplicate examples
+
+Errors of TensorFlow pass through unchanged, or are chained as the cause of one of these.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+
+class TfdistError(Exception):
+    """Base of every error that tfdist raises on purpose."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Errors travel from a task's process to the one that waits for it. The default way
+        # calls __init__ with the message alone, which fails for the subclasses below.
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(
+    cls: type[TfdistError], args: tuple[object, ...], attributes: dict[str, object]
+) -> TfdistError:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(attributes)
+    return error
+
+
+class ConfigError(TfdistError, ValueError):
+    """Bad input, found before anything was started or changed.
+
+    Attributes:
+        field: what was wrong, as the user spells it (a flag, a key, a parameter).
+        value: what it was.
+        rule: what it should have been.
+    """
+
+    def __init__(self, field: str, value: object, rule: str) -> None:
+        super().__init__(f"{field}: got {value!r}; {rule}")
+        self.field = field
+        self.value = value
+        self.rule = rule
+
+
+class ClusterError(TfdistError):
+    """Something about the cluster's tasks."""
+
+
+class StartTimeout(ClusterError, TimeoutError):
+    """Some tasks were not ready in time.
+
+    Attributes:
+        missing: names of the tasks that were not ready, such as ``"ps:1"``.
+        timeout: seconds waited.
+    """
+
+    def __init__(self, missing: Sequence[str], timeout: float, hint: str) -> None:
+        super().__init__(f"not ready after {timeout:.1f} s: {', '.join(missing)}. {hint}")
+        self.missing = tuple(missing)
+        self.timeout = timeout
+
+
+class TaskFailed(ClusterError):
+    """A task of the cluster failed; this is the earliest one, so most likely the cause.
+
+    Attributes:
+        task_name: such as ``"worker:1"``.
+        exit_code: its exit code, or minus the number of the signal that killed it; None for
+            a task that is a thread.
+        details: its traceback, or the little that is known.
+    """
+
+    def __init__(self, task_name: str, exit_code: int | None, details: str) -> None:
+        how = "raised an error" if exit_code is None else _how_it_ended(exit_code)
+        super().__init__(f"{task_name} {how}\n{details}".rstrip())
+        self.task_name = task_name
+        self.exit_code = exit_code
+        self.details = details
+
+
+def _how_it_ended(exit_code: int) -> str:
+    if exit_code < 0:
+        return f"was killed by signal {-exit_code}"
+    return f"ended with exit code {exit_code}"
+
+
+class BarrierError(TfdistError):
+    """Base of what a barrier raises."""
+
+
+class BarrierTimeout(BarrierError, TimeoutError, threading.BrokenBarrierError):
+    """Not everybody arrived in time.
+
+    Attributes:
+        name: the barrier's name.
+        generation: the generation that was waited for.
+        arrived: names of the trainers that have arrived in it.
+        missing: names of those that have not.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        name: str,
+        generation: int,
+        arrived: Sequence[str],
+        missing: Sequence[str],
+    ) -> None:
+        super().__init__(message)
+        self.name = name
+        self.generation = generation
+        self.arrived = tuple(arrived)
+        self.missing = tuple(missing)
+
+
+class BarrierBroken(BarrierError, threading.BrokenBarrierError):
+    """The barrier is of no use until it is reset.
+
+    Attributes:
+        name: the barrier's name.
+        reason: who broke it and why.
+    """
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"barrier {name!r} is broken: {reason}")
+        self.name = name
+        self.reason = reason
+
+
+class EpochError(TfdistError):
+    """An epoch in which some examples were not visited, or visited more than once.
+
+    Attributes:
+        missing: half-open ranges ``(start, stop)`` of examples that nobody visited.
+        duplicates: ranges of examples that were visited more than once.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing: Sequence[tuple[int, int]],
+        duplicates: Sequence[tuple[int, int]],
+    ) -> None:
+        super().__init__(message)
+        self.missing = tuple(missing)
+        self.duplicates = tuple(duplicates)

@@ -1,0 +1,147 @@
+"""Which examples were visited in an epoch: none may be missing, none may come twice.
+
+Visits are kept as sorted, half-open ranges of example numbers, since what a trainer visits is
+mostly contiguous or becomes so: a million visits in order cost one range. The rules are pure;
+`tfdist.train.telemetry` carries the ledgers of all trainers to the chief.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from tfdist.errors import ConfigError, EpochError
+
+Range = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What a ledger says about an epoch of `expected` examples.
+
+    Attributes:
+        expected: how many examples the epoch has, numbered from 0.
+        visited: how many of them were visited at least once.
+        missing: ranges of examples that were not visited.
+        duplicates: ranges of examples that were visited more than once.
+    """
+
+    expected: int
+    visited: int
+    missing: tuple[Range, ...]
+    duplicates: tuple[Range, ...]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every example was visited exactly once."""
+        return not self.missing and not self.duplicates
+
+    def check(self) -> None:
+        """Raises EpochError unless every example was visited exactly once."""
+        if not self.complete:
+            raise EpochError(
+                f"visited {self.visited} of {self.expected} examples once; "
+                f"missing {_shown(self.missing)}; duplicates {_shown(self.duplicates)}",
+                missing=self.missing,
+                duplicates=self.duplicates,
+            )
+
+
+class Ledger:
+    """Collects visited examples; two visits of one example are remembered as such."""
+
+    def __init__(self, visits: Iterable[Range] = ()) -> None:
+        self._visits: list[Range] = []
+        for start, stop in visits:
+            if not 0 <= start < stop:
+                raise ConfigError("visits", (start, stop), "a range needs 0 <= start < stop")
+            self._visits.append((start, stop))
+
+    def add(self, examples: Iterable[int]) -> None:
+        """Records one visit of each of `examples` (whole numbers from 0, in any order)."""
+        self._visits.extend(_runs(sorted(int(example) for example in examples)))
+
+    def merge(self, other: Ledger) -> None:
+        """Records everything that `other` recorded."""
+        self._visits.extend(other._visits)
+
+    def ranges(self) -> tuple[Range, ...]:
+        """All visits as few ranges; ranges overlap where an example was visited again."""
+        nested: list[Range] = []
+        starts: list[int] = []
+        for position, step in _edges(self._visits):
+            if step > 0:
+                starts.append(position)
+            else:
+                nested.append((starts.pop(), position))
+        return tuple(sorted(nested))
+
+    def audit(self, expected: int) -> Audit:
+        """Compares the visits with one visit of each of the examples 0 .. expected - 1.
+
+        Raises:
+            ConfigError: an example outside of that range was visited.
+        """
+        missing: list[Range] = []
+        duplicates: list[Range] = []
+        visited, depth, position = 0, 0, 0
+        for edge, step in chain(_edges(self._visits), [(expected, 0)]):
+            if edge > expected:
+                raise ConfigError(
+                    "expected", expected, f"the examples up to {edge - 1} were visited"
+                )
+            if edge > position:
+                if depth == 0:
+                    _append(missing, (position, edge))
+                else:
+                    visited += edge - position
+                if depth > 1:
+                    _append(duplicates, (position, edge))
+                position = edge
+            depth += step
+        return Audit(expected, visited, tuple(missing), tuple(duplicates))
+
+
+def _runs(examples: Sequence[int]) -> Iterable[Range]:
+    """Sorted example numbers as ranges; a number that stands there twice opens a new range."""
+    start: int | None = None
+    stop = 0
+    for example in examples:
+        if example < 0:
+            raise ConfigError("examples", example, "an example number is at least 0")
+        if start is not None and example == stop:
+            stop += 1
+            continue
+        if start is not None:
+            yield start, stop
+        start, stop = example, example + 1
+    if start is not None:
+        yield start, stop
+
+
+def _edges(visits: Iterable[Range]) -> list[tuple[int, int]]:
+    """(position, +1 or -1) for each begin and end, in order; where they meet they cancel out."""
+    steps: dict[int, int] = {}
+    for start, stop in visits:
+        steps[start] = steps.get(start, 0) + 1
+        steps[stop] = steps.get(stop, 0) - 1
+    edges: list[tuple[int, int]] = []
+    for position in sorted(steps):
+        step = steps[position]
+        edges.extend([(position, 1 if step > 0 else -1)] * abs(step))
+    return edges
+
+
+def _append(ranges: list[Range], new: Range) -> None:
+    if ranges and ranges[-1][1] == new[0]:
+        ranges[-1] = (ranges[-1][0], new[1])
+    else:
+        ranges.append(new)
+
+
+def _shown(ranges: Sequence[Range], most: int = 5) -> str:
+    if not ranges:
+        return "none"
+    shown = ", ".join(f"[{start}, {stop})" for start, stop in ranges[:most])
+    return shown + (f" and {len(ranges) - most} ranges more" if len(ranges) > most else "")

@@ -1,0 +1,282 @@
+"""Which task of which cluster this program is.
+
+`TF_CONFIG` is how TensorFlow, Kubernetes' TFJob, Slurm scripts and `tfdist run` tell it::
+
+    {"cluster": {"ps": ["host0:2222"], "worker": ["host1:2222", "host2:2222"]},
+     "task": {"type": "worker", "index": 1}}
+
+Scripts of TensorFlow 1 have the flags `ps_hosts worker_hosts job_name task_index` instead. Both
+become a `Task`, and a wrong value becomes a ConfigError that names the field.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tfdist.errors import ConfigError
+
+ClusterSpec = dict[str, list[str]]
+
+TRAINER_TYPES = ("chief", "worker")
+TASK_TYPES = (*TRAINER_TYPES, "ps", "evaluator")
+_ADDRESS = re.compile(r"^[^\s:/]+:(\d{1,5})$")
+_HIGHEST_PORT = 65535
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a cluster; plain data, made by `from_env` or `from_flags`.
+
+    A *trainer* is a chief or a worker. Where the cluster names no chief, worker 0 is the chief.
+
+    Attributes:
+        task_type: "chief", "worker", "ps" or "evaluator".
+        task_index: its place in `cluster_spec[task_type]`.
+        cluster_spec: addresses "host:port" of all tasks by type. An evaluator is never in it.
+    """
+
+    task_type: str
+    task_index: int
+    cluster_spec: ClusterSpec
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cluster_spec", _checked_cluster(self.cluster_spec))
+        if self.task_type not in TASK_TYPES:
+            raise ConfigError("task.type", self.task_type, f"one of {', '.join(TASK_TYPES)}")
+        if isinstance(self.task_index, bool) or not isinstance(self.task_index, int):
+            raise ConfigError("task.index", self.task_index, "a whole number")
+        if self.task_type == "evaluator":
+            if self.task_index < 0:
+                raise ConfigError("task.index", self.task_index, "at least 0")
+            return
+        addresses = self.cluster_spec.get(self.task_type, [])
+        if not 0 <= self.task_index < len(addresses):
+            raise ConfigError(
+                "task.index",
+                self.task_index,
+                f"the cluster has {len(addresses)} {self.task_type} task(s), numbered from 0",
+            )
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Task:
+        """The task that `TF_CONFIG` names.
+
+        Raises:
+            ConfigError: it is not set, is no JSON, or names no possible task.
+        """
+        text = environ.get("TF_CONFIG", "")
+        if not text.strip():
+            raise ConfigError(
+                "TF_CONFIG", text, "not set; start the script with `tfdist run`, which sets it"
+            )
+        try:
+            config = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigError("TF_CONFIG", text, f"not JSON: {error}") from error
+        if not isinstance(config, dict):
+            raise ConfigError("TF_CONFIG", text, "an object with the keys 'cluster' and 'task'")
+        task = _member(config, "task")
+        for key in ("type", "index"):
+            if key not in task:
+                raise ConfigError("TF_CONFIG", text, f"'task' has no key {key!r}")
+        try:
+            return cls(
+                *_renamed(task["type"], _index(task["index"])),
+                _without_master(_member(config, "cluster")),
+            )
+        except ConfigError as error:
+            raise ConfigError(f"TF_CONFIG.{error.field}", error.value, error.rule) from None
+
+    @classmethod
+    def from_flags(cls, flags: object) -> Task:
+        """The task that the flags of a TensorFlow 1 script name.
+
+        Args:
+            flags: has the attributes `ps_hosts` and `worker_hosts` (addresses with commas between
+                them), `job_name` and `task_index`: absl's FLAGS, or argparse's Namespace.
+
+        Raises:
+            ConfigError: one of them is absent, or they name no possible task.
+        """
+        values = {}
+        for name in ("ps_hosts", "worker_hosts", "job_name", "task_index"):
+            if not hasattr(flags, name):
+                raise ConfigError(name, None, "the flags have no such attribute")
+            values[name] = getattr(flags, name)
+        hosts = {key: values[f"{key}_hosts"] for key in ("ps", "worker")}
+        cluster = {
+            key: value.split(",") if isinstance(value, str) else list(value)
+            for key, value in hosts.items()
+            if value
+        }
+        try:
+            return cls(*_renamed(values["job_name"], values["task_index"]), cluster)
+        except ConfigError as error:
+            renamed = {
+                "task.type": "job_name",
+                "task.index": "task_index",
+                "cluster.ps": "ps_hosts",
+                "cluster.worker": "worker_hosts",
+            }
+            field = renamed.get(error.field.split("[")[0], error.field)
+            raise ConfigError(field, error.value, error.rule) from None
+
+    def to_env(self) -> str:
+        """The value of `TF_CONFIG` that names this task."""
+        return json.dumps(
+            {
+                "cluster": self.cluster_spec,
+                "task": {"type": self.task_type, "index": self.task_index},
+            }
+        )
+
+    @property
+    def name(self) -> str:
+        """Such as "worker:1"."""
+        return f"{self.task_type}:{self.task_index}"
+
+    @property
+    def address(self) -> str:
+        """Its own "host:port"."""
+        return self.cluster_spec[self.task_type][self.task_index]
+
+    @property
+    def num_ps(self) -> int:
+        """How many ps tasks the cluster has."""
+        return len(self.cluster_spec.get("ps", []))
+
+    @property
+    def num_workers(self) -> int:
+        """How many workers the cluster has, a chief not counted."""
+        return len(self.cluster_spec.get("worker", []))
+
+    @property
+    def trainers(self) -> tuple[str, ...]:
+        """Names of all trainers by rank, chief first."""
+        return tuple(
+            f"{task_type}:{index}"
+            for task_type in TRAINER_TYPES
+            for index in range(len(self.cluster_spec.get(task_type, [])))
+        )
+
+    @property
+    def is_trainer(self) -> bool:
+        """Whether it is a chief or a worker."""
+        return self.task_type in TRAINER_TYPES
+
+    @property
+    def rank(self) -> int:
+        """Its number among the trainers, the chief's is 0.
+
+        Raises:
+            ConfigError: it is no trainer.
+        """
+        if not self.is_trainer:
+            raise ConfigError("task.type", self.task_type, "only a chief or a worker has a rank")
+        return self.trainers.index(self.name)
+
+    @property
+    def is_chief(self) -> bool:
+        """Whether it is the trainer of rank 0."""
+        return self.is_trainer and self.rank == 0
+
+    @property
+    def device_filters(self) -> list[str]:
+        """What its session may depend on: every ps and itself, never another trainer.
+
+        Without them a session waits for trainers that have not come yet, or have left.
+        """
+        return ["/job:ps", f"/job:{self.task_type}/task:{self.task_index}"]
+
+
+def cluster_tasks(cluster_spec: ClusterSpec) -> list[Task]:
+    """All tasks of a cluster: ps first, then the trainers by rank."""
+    return [
+        Task(task_type, index, cluster_spec)
+        for task_type in ("ps", *TRAINER_TYPES)
+        for index in range(len(cluster_spec.get(task_type, [])))
+    ]
+
+
+def session_target(address: str) -> str:
+    """The target of a session with the server at `address`, always by way of gRPC.
+
+    For a server of the same process TensorFlow takes a short cut past gRPC, and with it past
+    deadlines: a run that is cancelled before it has begun then blocks for ever (LocalMaster,
+    TensorFlow 2.21). It knows its own servers by the address they were started with, so this
+    machine goes by its other name.
+    """
+    host, _, port = address.rpartition(":")
+    other_name = {"localhost": "127.0.0.1", "127.0.0.1": "localhost"}
+    return f"grpc://{other_name.get(host, host)}:{port}"
+
+
+def _member(config: dict[str, object], key: str) -> dict[str, object]:
+    value = config.get(key)
+    if not isinstance(value, dict):
+        raise ConfigError(f"TF_CONFIG.{key}", value, "an object")
+    return value
+
+
+def _index(value: object) -> int:
+    # Kubernetes and shell templates often write the index as a string.
+    if isinstance(value, str) and value.isdecimal():
+        return int(value)
+    return value  # type: ignore[return-value]  # Task checks it and names it
+
+
+def _renamed(task_type: object, task_index: object) -> tuple[str, int]:
+    if task_type == "master":
+        warnings.warn("task type 'master' is taken as 'chief'", stacklevel=3)
+        task_type = "chief"
+    return task_type, task_index  # type: ignore[return-value]  # Task checks both
+
+
+def _without_master(cluster: dict[str, object]) -> ClusterSpec:
+    if "master" in cluster and "chief" in cluster:
+        raise ConfigError("cluster", sorted(cluster), "has both 'master' and 'chief'")
+    renamed = {("chief" if key == "master" else key): value for key, value in cluster.items()}
+    return renamed  # type: ignore[return-value]  # Task checks it
+
+
+def _checked_cluster(cluster: Mapping[str, Sequence[str]]) -> ClusterSpec:
+    """A plain copy of `cluster`, checked."""
+    if not isinstance(cluster, Mapping):
+        raise ConfigError("cluster", cluster, "addresses 'host:port' by task type")
+    checked: ClusterSpec = {}
+    for task_type, addresses in cluster.items():
+        field = f"cluster.{task_type}"
+        if task_type == "evaluator":
+            raise ConfigError(field, addresses, "an evaluator stays outside of 'cluster'")
+        if task_type not in TASK_TYPES:
+            raise ConfigError(field, addresses, f"a task type is one of {', '.join(TASK_TYPES)}")
+        if isinstance(addresses, str) or not isinstance(addresses, Iterable):
+            raise ConfigError(field, addresses, "a list of addresses 'host:port'")
+        checked[task_type] = list(addresses)
+        for index, address in enumerate(checked[task_type]):
+            _check_address(f"{field}[{index}]", address)
+    if len(checked.get("chief", [])) > 1:
+        raise ConfigError("cluster.chief", checked["chief"], "a cluster has one chief at most")
+    _check_distinct(checked)
+    return checked
+
+
+def _check_address(field: str, address: object) -> None:
+    match = _ADDRESS.match(address) if isinstance(address, str) else None
+    if match is None or not 1 <= int(match.group(1)) <= _HIGHEST_PORT:
+        raise ConfigError(field, address, f"'host:port' with a port of 1 to {_HIGHEST_PORT}")
+
+
+def _check_distinct(cluster: ClusterSpec) -> None:
+    owner: dict[str, str] = {}
+    for task_type, addresses in cluster.items():
+        for index, address in enumerate(addresses):
+            field = f"cluster.{task_type}[{index}]"
+            if address in owner:
+                raise ConfigError(field, address, f"{owner[address]} has the same address")
+            owner[address] = field

@@ -1,0 +1,105 @@
+"""Between-graph replication: each trainer builds the same graph and shares what lies on the ps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import tensorflow as tf
+
+from tfdist.deadline import Deadline
+from tfdist.errors import StartTimeout
+from tfdist.task import Task
+
+_POLL_SECS = 0.05
+
+
+def device_setter(task: Task) -> Callable[[Any], str]:
+    """The device function that puts variables on the ps in turn and all else on this trainer.
+
+    Use it as ``with tf.compat.v1.device(device_setter(task)):``; `tf.device` takes no functions.
+    """
+    setter: Callable[[Any], str] = tf.compat.v1.train.replica_device_setter(
+        cluster=tf.train.ClusterSpec(task.cluster_spec),
+        worker_device=f"/job:{task.task_type}/task:{task.task_index}",
+    )
+    return setter
+
+
+def apply_if(has_value: Any, apply: Callable[[], Any]) -> Any:
+    """The operation that runs what `apply` builds if `has_value`, and else changes nothing.
+
+    Gradients of zero are not enough: with them the slots of an optimizer and the global step
+    would move all the same. So the whole application has to be built in `apply`; slots that it
+    creates there become variables outside of the condition.
+
+    Args:
+        has_value: a bool scalar tensor.
+        apply: builds, for example, ``optimizer.apply_gradients(...)``.
+    """
+    return tf.cond(has_value, lambda: tf.group(apply()), tf.no_op)
+
+
+@contextmanager
+def session(
+    task: Task,
+    target: str,
+    *,
+    restore: Callable[[tf.compat.v1.Session], object] | None = None,
+    timeout: float = 60.0,
+) -> Iterator[tf.compat.v1.Session]:
+    """A session on the current graph in which all variables have their values.
+
+    The chief initialises them, unless an earlier life of it has; the others wait for that. So
+    any trainer may come late, or come back, without harm. The graph must be complete.
+
+    Args:
+        task: a chief or a worker.
+        target: of this trainer's server.
+        restore: called on the chief after the initialisation, before anybody trains.
+        timeout: seconds that the others wait for the chief.
+
+    Raises:
+        StartTimeout: the chief has not initialised the variables in time.
+    """
+    ready = _Ready()
+    initialize = tf.compat.v1.global_variables_initializer()
+    graph = tf.compat.v1.get_default_graph()
+    graph.finalize()
+    config = tf.compat.v1.ConfigProto(device_filters=task.device_filters)
+    with tf.compat.v1.Session(target, graph=graph, config=config) as opened:
+        if not task.is_chief:
+            _wait_until_ready(opened, ready, task, timeout)
+        elif not opened.run(ready.is_set):
+            opened.run(initialize)
+            if restore is not None:
+                restore(opened)
+            opened.run(ready.set)
+        yield opened
+
+
+class _Ready:
+    """A mark on ps 0 that says that all variables have their values.
+
+    That they are initialised is not enough: the chief may be about to restore them.
+    """
+
+    def __init__(self) -> None:
+        with tf.compat.v1.device("/job:ps/task:0/device:CPU:0"):
+            mark = tf.raw_ops.VarHandleOp(dtype=tf.bool, shape=[], shared_name="tfdist/ready")
+            self.is_set = tf.raw_ops.VarIsInitializedOp(resource=mark)
+            self.set = tf.raw_ops.AssignVariableOp(resource=mark, value=tf.constant(True))
+
+
+def _wait_until_ready(
+    opened: tf.compat.v1.Session, ready: _Ready, task: Task, timeout: float
+) -> None:
+    deadline = Deadline(timeout)
+    while not opened.run(ready.is_set):
+        if deadline.expired:
+            raise StartTimeout(
+                [task.trainers[0]], timeout, "It is the chief, and has not initialised the model."
+            )
+        time.sleep(_POLL_SECS)

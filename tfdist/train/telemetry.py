@@ -1,0 +1,151 @@
+"""What the trainers say of their work: to the chief at the end of an epoch, to the launcher always.
+
+Reports to the chief go through a queue on ps 0. The launcher must see progress also when
+TensorFlow hangs, so that goes through a file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+
+import tensorflow as tf
+
+from tfdist.errors import TfdistError
+from tfdist.ledger import Ledger, Range
+from tfdist.task import Task, session_target
+
+_TIMEOUT_SECS = 30.0
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one trainer did in one epoch.
+
+    Attributes:
+        trainer: its name.
+        epoch: counted from 1.
+        steps: updates that it applied.
+        examples: real examples in them.
+        seconds: from its first step to its arrival at the barrier.
+        visits: the examples, as ranges.
+        left: when it left the barrier of the epoch before, in seconds by the clock of ps 0.
+    """
+
+    trainer: str
+    epoch: int
+    steps: int
+    examples: int
+    seconds: float
+    visits: tuple[Range, ...] = field(default=(), repr=False)
+    left: float | None = None
+
+
+class Reports:
+    """Carries the reports of all trainers to the chief.
+
+    A trainer sends its report before it arrives at the barrier; in the barrier's action the chief
+    collects them, and all are there.
+    """
+
+    def __init__(self, task: Task, name: str) -> None:
+        self._trainers, self._name = task.trainers, name
+        with tf.Graph().as_default() as graph, tf.compat.v1.device("/job:ps/task:0/device:CPU:0"):
+            box = tf.queue.FIFOQueue(
+                2**31 - 1, [tf.string], shapes=[[]], shared_name=f"tfdist/reports/{name}"
+            )
+            self._text = tf.compat.v1.placeholder(tf.string, [])
+            self._put = box.enqueue(self._text)
+            self._take = box.dequeue_many(box.size())
+            self._now = tf.timestamp()
+        config = tf.compat.v1.ConfigProto(
+            device_filters=["/job:ps/task:0"], operation_timeout_in_ms=int(_TIMEOUT_SECS * 1000)
+        )
+        address = task.cluster_spec["ps"][0]
+        self._session = tf.compat.v1.Session(session_target(address), graph=graph, config=config)
+
+    def send(self, report: EpochReport) -> None:
+        """Puts the report where the chief finds it."""
+        self._session.run(self._put, {self._text: json.dumps(asdict(report))})
+
+    def collect(self, epoch: int) -> list[EpochReport]:
+        """All trainers' reports of `epoch` by rank; does not wait for any.
+
+        Raises:
+            TfdistError: some trainer has not sent one.
+        """
+        latest: dict[str, EpochReport] = {}
+        for text in self._session.run(self._take):
+            report = _parse(json.loads(text))
+            if report.epoch == epoch:  # a restarted trainer may have sent more than one
+                latest[report.trainer] = report
+        missing = [name for name in self._trainers if name not in latest]
+        if missing:
+            raise TfdistError(
+                f"no report of epoch {epoch} from {', '.join(missing)}; "
+                "each trainer has to send one before it arrives at the barrier"
+            )
+        return [latest[name] for name in self._trainers]
+
+    def now(self) -> float:
+        """Seconds by the clock of ps 0, the same for all trainers."""
+        return float(self._session.run(self._now))
+
+    def close(self) -> None:
+        """Gives the connection to the ps back."""
+        self._session.close()
+
+
+def merged(reports: list[EpochReport]) -> Ledger:
+    """One ledger of what all trainers visited."""
+    ledger = Ledger()
+    for report in reports:
+        ledger.merge(Ledger(report.visits))
+    return ledger
+
+
+def _parse(values: dict[str, object]) -> EpochReport:
+    visits = tuple((start, stop) for start, stop in values.pop("visits"))  # type: ignore[attr-defined]
+    return EpochReport(**values, visits=visits)  # type: ignore[arg-type]
+
+
+PROGRESS_VARIABLE = "TFDIST_PROGRESS_FILE"
+
+
+class Progress:
+    """Tells the launcher how far this trainer is; without one it does nothing.
+
+    Args:
+        path: the file that the launcher reads; None for no launcher.
+        every_secs: how often it is written at most, unless `state` changes.
+        clock: gives seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        path: str | None,
+        *,
+        every_secs: float = 0.1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._path, self._every_secs, self._clock = path, every_secs, clock
+        self._next, self._state = clock(), ""
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Progress:
+        """For the launcher that started this process, if one did."""
+        return cls(environ.get(PROGRESS_VARIABLE))
+
+    def update(self, state: str, done: int, total: int) -> None:
+        """Notes that the trainer is in `state` ("epoch 3 of 10") with `done` of `total` done."""
+        if self._path is None or (state == self._state and self._clock() < self._next):
+            return
+        self._next, self._state = self._clock() + self._every_secs, state
+        # Renamed into place, so that the launcher never reads half of it.
+        draft = f"{self._path}.new"
+        with open(draft, "w", encoding="utf-8") as file:
+            json.dump({"state": state, "done": done, "total": total}, file)
+        os.replace(draft, self._path)
