@@ -11,12 +11,15 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from tfdist import ConfigError
+
+if TYPE_CHECKING:
+    # Imported where it is used: a wrong folder shows before the seconds that it takes.
+    import tensorflow as tf
 
 # Relative sizes of the parts. They are uneven on purpose: equal numbers of files per worker are
 # then unequal amounts of work, which is what dynamic sharding is there to even out.
@@ -24,8 +27,6 @@ PART_SIZES = (1, 2, 3, 5, 8, 13, 21)
 HELDOUT_SHARE = 0.1
 SHUFFLE_SEED = 1
 BIAS_RIDGE = 4.0  # Chosen on the last tenth of each user's training ratings, not on `heldout`.
-FEATURES = {name: tf.io.FixedLenFeature([], tf.int64) for name in ("example", "user", "item")}
-FEATURES["rating"] = tf.io.FixedLenFeature([], tf.float32)
 
 
 class Ratings(NamedTuple):
@@ -89,6 +90,8 @@ def prepare(folder: str | os.PathLike[str]) -> Meta:
 
 def _write_parts(folder: Path, train: Ratings, sizes: list[int]) -> None:
     """Writes the rows of `train` in order, cut into parts of these sizes."""
+    import tensorflow as tf
+
     rows = enumerate(zip(*(column.tolist() for column in train), strict=True))
     for part, size in enumerate(sizes):
         path = folder / f"part-{part:02d}-of-{len(sizes):02d}.tfrecord"
@@ -126,15 +129,21 @@ def load_heldout(folder: str | os.PathLike[str]) -> Ratings:
         return Ratings(arrays["user"], arrays["item"], arrays["rating"])
 
 
-def read(files: str | list[str]) -> tf.data.Dataset:
-    """Returns a dataset of the records in `files`, in order, each a dict keyed as `FEATURES`."""
+def read(files: str | list[str]) -> "tf.data.Dataset":
+    """Returns a dataset of the records in `files`, in order: dicts of example, user, item, rating."""
+    import tensorflow as tf
+
+    features = {name: tf.io.FixedLenFeature([], tf.int64) for name in ("example", "user", "item")}
+    features["rating"] = tf.io.FixedLenFeature([], tf.float32)
     # Parsing a batch at a time is several times faster than parsing records one by one.
     batches = tf.data.TFRecordDataset(files).batch(1024)
-    return batches.map(lambda records: tf.io.parse_example(records, FEATURES)).unbatch()
+    return batches.map(lambda records: tf.io.parse_example(records, features)).unbatch()
 
 
 def baselines(folder: str | os.PathLike[str]) -> dict[str, float]:
     """Returns the held-out RMSE of two models without factors: `global_mean` and `biases`."""
+    import tensorflow as tf
+
     meta, heldout = load_meta(folder), load_heldout(folder)
     # A graph of its own works whether or not the program has switched eager execution off.
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:

@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import movielens_data
@@ -12,7 +13,7 @@ from tfdist.train import checkpoint, telemetry
 
 
 class Summary:
-    """Collects the epochs; `finish` says whether the run kept its promises."""
+    """Collects the epochs; `finish` says which promises the run did not keep."""
 
     def __init__(self, data: str, expected: int, first_step: int, as_json: bool) -> None:
         self._data, self._expected = data, expected
@@ -60,8 +61,8 @@ class Summary:
         if not self._as_json:
             self._print_epoch(self._epochs[-1])
 
-    def finish(self, farewells: list[telemetry.EpochReport]) -> bool:
-        """Prints the end of the summary; False if something that was promised does not hold."""
+    def finish(self, farewells: list[telemetry.EpochReport]) -> list[str]:
+        """Prints the end of the summary, and returns what did not turn out as promised."""
         self._note_leaving(farewells)
         baselines = movielens_data.baselines(self._data)
         result = {
@@ -73,14 +74,7 @@ class Summary:
             print(json.dumps(result))
         else:
             self._print_end(result)
-        complete = all(
-            epoch["visited"] == epoch["expected"]
-            and not epoch["missing"]
-            and not epoch["duplicates"]
-            and epoch["saved_step"] == epoch["true_step"]
-            for epoch in self._epochs
-        )
-        return complete and self._epochs[-1]["rmse"] < min(baselines.values())
+        return list(_broken_promises(result))
 
     def _note_leaving(self, reports: list[telemetry.EpochReport]) -> None:
         """A trainer knows when it left an epoch only in its next report."""
@@ -117,6 +111,17 @@ class Summary:
         worst = max(epoch["left_within"] for epoch in self._epochs)
         say(f"all trainers left each epoch within {worst:.2f} s of one another")
         say(f"{result['seconds']:.1f} s")
+
+
+def _broken_promises(result: dict[str, Any]) -> Iterator[str]:
+    for number, epoch in enumerate(result["epochs"], start=1):
+        if epoch["visited"] != epoch["expected"] or epoch["missing"] or epoch["duplicates"]:
+            yield f"epoch {number}: visited once {_visited_once(epoch)} of {epoch['expected']}"
+        if epoch["saved_step"] != epoch["true_step"]:
+            yield f"epoch {number}: saved step {epoch['saved_step']} of {epoch['true_step']}"
+    rmse, best = result["epochs"][-1]["rmse"], min(result["baselines"].values())
+    if rmse >= best:
+        yield f"held-out RMSE {rmse:.4f} does not beat the {best:.4f} of simpler models"
 
 
 def _visited_once(epoch: dict[str, Any]) -> int:

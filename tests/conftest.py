@@ -42,3 +42,9 @@ def pytest_sessionstart() -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     if item.path.is_relative_to(HERE):
         item.add_marker(item.path.relative_to(HERE).parts[0])
+
+
+@pytest.fixture(autouse=True)
+def _no_leaks_of_clusters(request: pytest.FixtureRequest) -> None:
+    if request.node.get_closest_marker("cluster"):
+        request.getfixturevalue("no_leaks")

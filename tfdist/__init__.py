@@ -26,9 +26,33 @@ if TYPE_CHECKING:
         TfdistError,
     )
     from tfdist.ledger import Audit, Ledger
-    from tfdist.task import Task
+    from tfdist.task import Task, one_line_errors
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Audit",
+    "Barrier",
+    "BarrierBroken",
+    "BarrierError",
+    "BarrierStatistics",
+    "BarrierTimeout",
+    "ClusterError",
+    "ConfigError",
+    "Deadline",
+    "EpochError",
+    "Ledger",
+    "LocalCluster",
+    "StartTimeout",
+    "Task",
+    "TaskFailed",
+    "TfdistError",
+    "local_cluster",
+    "one_line_errors",
+    "padded",
+    "serve_ps",
+    "trainer_server",
+]
 
 _HOMES = {
     "Audit": "tfdist.ledger",
@@ -48,13 +72,11 @@ _HOMES = {
     "TaskFailed": "tfdist.errors",
     "TfdistError": "tfdist.errors",
     "local_cluster": "tfdist.cluster.local",
+    "one_line_errors": "tfdist.task",
     "padded": "tfdist.eos",
     "serve_ps": "tfdist.cluster.server",
     "trainer_server": "tfdist.cluster.server",
 }
-
-__all__ = sorted(_HOMES)  # noqa: PLE0605  # a list of strings, made from the table above
-
 
 def __getattr__(name: str) -> object:
     if name not in _HOMES:

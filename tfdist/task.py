@@ -14,13 +14,18 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from tfdist.errors import ConfigError
 
 ClusterSpec = dict[str, list[str]]
+
+# `tfdist run` sets it: the file in which the task may note its progress.
+PROGRESS_VARIABLE = "TFDIST_PROGRESS_FILE"
 
 TRAINER_TYPES = ("chief", "worker")
 TASK_TYPES = (*TRAINER_TYPES, "ps", "evaluator")
@@ -192,6 +197,22 @@ class Task:
         Without them a session waits for trainers that have not come yet, or have left.
         """
         return ["/job:ps", f"/job:{self.task_type}/task:{self.task_index}"]
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Inside it bad input ends the program with one line and exit code 2, not with a traceback.
+
+    For the main function of a script. Under `tfdist run` the launcher prints that line, once for
+    all tasks.
+    """
+    try:
+        yield
+    except ConfigError as error:
+        if PROGRESS_VARIABLE in os.environ:
+            raise
+        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def cluster_tasks(cluster_spec: ClusterSpec) -> list[Task]:

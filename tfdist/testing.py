@@ -1,1 +1,99 @@
-"""The pytest plugin."""
+"""A pytest plugin for tests of clusters: clusters that end with the test, and a check for leaks.
+
+It is active where tfdist is installed; its fixtures do nothing until a test asks for them. For a
+deadline on every test, which shows where all threads stand, use pytest's own options
+`faulthandler_timeout` and `faulthandler_exit_on_timeout`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
+
+import psutil
+import pytest
+
+from tfdist.deadline import Deadline
+
+if TYPE_CHECKING:
+    from tfdist.cluster.local import LocalCluster
+
+Found = TypeVar("Found")
+
+_POLL_SECS = 0.02
+_LEAVE_SECS = 5.0
+
+
+def poll_until(condition: Callable[[], object], what: str, *, timeout: float = 10.0) -> None:
+    """Returns once `condition()` is true; fails after `timeout` seconds, saying `what` was not.
+
+    For a test that has to wait for something which cannot call back.
+    """
+    deadline = Deadline(timeout)
+    while not condition():
+        if deadline.expired:
+            pytest.fail(f"not after {timeout:.1f} s: {what}")
+        time.sleep(_POLL_SECS)
+
+
+@pytest.fixture
+def make_cluster() -> Iterator[Callable[..., LocalCluster]]:
+    """`tfdist.local_cluster`, entered, and left at the end of the test."""
+    from tfdist.cluster.local import local_cluster
+
+    with contextlib.ExitStack() as stack:
+        yield lambda *args, **kwargs: stack.enter_context(local_cluster(*args, **kwargs))
+
+
+@pytest.fixture
+def no_leaks() -> Iterator[None]:
+    """Fails the test if it leaves a process, a listening port of one, or a thread behind.
+
+    The fork server stays on purpose. So do threads and ports that TensorFlow has within this
+    process, which Python does not know of.
+    """
+    threads = set(threading.enumerate())
+    processes = _processes()
+    yield
+    _wait_until_gone(lambda: _processes() - processes, lambda left: f"processes: {left}")
+    _wait_until_gone(lambda: set(threading.enumerate()) - threads, _stacks)
+
+
+def _wait_until_gone(find: Callable[[], set[Found]], describe: Callable[[set[Found]], str]) -> None:
+    deadline = Deadline(_LEAVE_SECS)
+    while left := find():
+        if deadline.expired:
+            pytest.fail(f"left behind after {_LEAVE_SECS:.1f} s: {describe(left)}")
+        time.sleep(_POLL_SECS)
+
+
+def _processes() -> set[psutil.Process]:
+    return {
+        process
+        for process in psutil.Process().children(recursive=True)
+        if not _is_helper(process)
+    }
+
+
+def _is_helper(process: psutil.Process) -> bool:
+    """Whether it is the fork server or the resource tracker, which `multiprocessing` keeps."""
+    try:
+        return process.ppid() == psutil.Process().pid and any(
+            "multiprocessing" in argument for argument in process.cmdline()
+        )
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _stacks(threads: set[threading.Thread]) -> str:
+    frames = sys._current_frames()
+    return "threads\n" + "\n".join(
+        f"{thread.name}\n{''.join(traceback.format_stack(frames[thread.ident]))}"
+        for thread in threads
+        if thread.ident in frames
+    )

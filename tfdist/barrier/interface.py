@@ -128,7 +128,10 @@ class SharedBarrier(ABC):
                 next `wait` goes on waiting for the same generation; unless `break_on_timeout`,
                 which breaks the barrier for all.
             BarrierBroken: the barrier was aborted or reset, the action failed, or the ps was lost.
+            BarrierError: this trainer has resigned.
         """
+        if self._resigned:
+            raise BarrierError(f"barrier {self.name!r}: {self._task.name} has resigned for good")
         deadline = Deadline(self._timeout if timeout is None else timeout)
         try:
             decision = self._await(deadline)
@@ -192,6 +195,7 @@ class SharedBarrier(ABC):
                 f"barrier {self.name!r}: {self._task.name} runs its action and cannot resign"
             )
         self._run(self._graph.resign)
+        self._resigned = True
 
     def statistics(self) -> BarrierStatistics:
         """How long each trainer waited, by the clock of the ps."""
@@ -293,9 +297,6 @@ class SharedBarrier(ABC):
                     hint = f"Barrier {self.name!r} lies there, at {address}; is it up?"
                     raise StartTimeout(["ps:0"], deadline.elapsed, hint) from error
                 time.sleep(_CONNECT_POLL_SECS)
-        if self._rank == 0:
-            held = int(self._action is not None)
-            self._session.run(self._graph.hold, {self._graph.held: held})
         snapshot = self._look()
         there = len(snapshot.arrivals.arrived)
         if there != self._parties:
@@ -303,7 +304,11 @@ class SharedBarrier(ABC):
             raise ConfigError(
                 "parties", self._parties, f"others made barrier {self.name!r} with {there}"
             )
+        if self._rank == 0:
+            held = int(self._action is not None)
+            self._session.run(self._graph.hold, {self._graph.held: held})
         self._incarnation = snapshot.incarnation
+        self._resigned = snapshot.arrivals.arrived[self._rank] == RESIGNED
         self._parity = arrivals.next_parity(snapshot.arrivals, self._rank)
         self._prepare(self._session)
 

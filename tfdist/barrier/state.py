@@ -11,8 +11,10 @@ trainer takes the token of a slow one. A token carries its generation; a stale o
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cached_property, wraps
 from typing import Any
 
 import numpy as np
@@ -40,50 +42,45 @@ def unpack(state: np.ndarray) -> tuple[Arrivals, int]:
     return rules, int(flags[_INCARNATION])
 
 
+def _operation(build: Callable[[StateOnPs], Any]) -> cached_property[Any]:
+    """An operation that is put into the graph when it is first asked for.
+
+    Building all of them takes a quarter of a second; most barriers are never aborted or reset.
+    """
+
+    @wraps(build)
+    def operation(self: StateOnPs) -> Any:
+        with self._building():
+            return build(self)
+
+    return cached_property(operation)
+
+
 class StateOnPs:
     """The barrier's variables and transitions as a private graph, all of it on ps 0.
 
-    Attributes:
-        initialize: makes the state unless it is there; whoever comes first.
-        hold: feeds `held`, whether the chief has an action.
-        arrive: by parity; arrives and releases if this is the last.
-        cross: by parity; arrives, and blocks until it takes the token of its generation.
-        gather: by parity; the same for a chief that holds the others: until all are there.
-        release, resign, reset: as in `tfdist.arrivals`.
-        abort, abort_if_waiting: feed `reason_text`.
-        snapshot: fetches state, times, reason, and the ps's clock.
+    Each operation is built when it is first asked for.
     """
 
     def __init__(self, name: str, parties: int, rank: int) -> None:
-        self.name, self.parties, self.rank = name, parties, rank
+        self.parties, self.rank = parties, rank
         self.graph = tf.Graph()
-        with self.graph.as_default(), tf.compat.v1.device(PS_DEVICE):
-            raw = tf.raw_ops
-            self._mutex = raw.MutexV2(shared_name=f"{name}/lock")
+        self._lock = threading.RLock()
+        with self._building():
+            self._mutex = tf.raw_ops.MutexV2(shared_name=f"{name}/lock")
             self._state = _variable(f"{name}/state", tf.int64)
             self._times = _variable(f"{name}/times", tf.float64)
             self._reason = _variable(f"{name}/reason", tf.string)
             self._queues = [_queue(f"{name}/release{parity}") for parity in (0, 1)]
             self._full_queues = [_queue(f"{name}/full{parity}") for parity in (0, 1)]
-
             self.reason_text = tf.compat.v1.placeholder(tf.string, [])
             self.held = tf.compat.v1.placeholder(tf.int64, [])
-            self.initialize = self._initialize()
-            self.hold = self._hold()
-            self.arrive = [self._arrive(parity) for parity in (0, 1)]
-            self.cross = [self._cross(self._queues, parity) for parity in (0, 1)]
-            self.gather = [self._cross(self._full_queues, parity) for parity in (0, 1)]
-            self.release = self._release()
-            self.resign = self._resign()
-            self.abort = self._abort(only_if_waiting=False)
-            self.abort_if_waiting = self._abort(only_if_waiting=True)
-            self.reset = self._reset()
-            self.snapshot = [
-                _read(self._state, tf.int64),
-                _read(self._times, tf.float64),
-                _read(self._reason, tf.string),
-                tf.timestamp(),
-            ]
+
+    @contextmanager
+    def _building(self) -> Iterator[None]:
+        # Another thread may call abort() while this one waits.
+        with self._lock, self.graph.as_default(), tf.compat.v1.device(PS_DEVICE):
+            yield
 
     @contextmanager
     def _locked(self) -> Iterator[list[Any]]:
@@ -95,7 +92,9 @@ class StateOnPs:
         with tf.control_dependencies(effects):
             effects[:] = [tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)]
 
-    def _initialize(self) -> Any:
+    @_operation
+    def initialize(self) -> Any:
+        """Makes the state, unless it is there: whoever comes first."""
         state = [0] * self.parties + [0, 0, 0, random.getrandbits(62)]
 
         def assign() -> Any:
@@ -110,11 +109,50 @@ class StateOnPs:
             effects.append(tf.cond(fresh, assign, tf.no_op))
         return tf.group(*effects)
 
-    def _hold(self) -> Any:
+    @_operation
+    def hold(self) -> Any:
+        """Feeds `held`: whether the chief has an action."""
         with self._locked() as effects:
             state = _read(self._state, tf.int64)
             effects.append(_assign(self._state, self._with_flag(state, _HELD, self.held)))
         return tf.group(*effects)
+
+    @_operation
+    def arrive(self) -> list[Any]:
+        """By parity: arrives, and releases if this trainer is the last."""
+        return [self._arrive(parity) for parity in (0, 1)]
+
+    @_operation
+    def cross(self) -> list[Any]:
+        """By parity: arrives, and blocks until it takes the token of its generation."""
+        return [self._cross(self._queues, parity) for parity in (0, 1)]
+
+    @_operation
+    def gather(self) -> list[Any]:
+        """By parity: the same for a chief that holds the others, until all are there."""
+        return [self._cross(self._full_queues, parity) for parity in (0, 1)]
+
+    @_operation
+    def abort(self) -> Any:
+        """Breaks the barrier; feeds `reason_text`."""
+        return self._abort(only_if_waiting=False)
+
+    @_operation
+    def abort_if_waiting(self) -> Any:
+        """The same, unless this trainer's generation has been released."""
+        return self._abort(only_if_waiting=True)
+
+    @_operation
+    def snapshot(self) -> list[Any]:
+        """Fetches state, times, reason, and the time by the clock of the ps."""
+        state = _read(self._state, tf.int64)
+        with tf.control_dependencies([state]):  # a broken state has its reason by then
+            return [
+                state,
+                _read(self._times, tf.float64),
+                _read(self._reason, tf.string),
+                tf.timestamp(),
+            ]
 
     def _arrive(self, parity: int) -> Any:
         with self._locked() as effects:
@@ -151,12 +189,17 @@ class StateOnPs:
         waits = tf.where(active & release, tf.reduce_max(at) - at, tf.zeros_like(at))
         state = self._with_flag(state, _RELEASED, released + tf.cast(release, tf.int64))
         num_active = tf.reduce_sum(tf.cast(active, tf.int32))
-        return [
+        stored = [
             _assign(self._state, state),
             _assign(self._times, times + tf.concat([tf.zeros_like(at), waits], 0)),
-            *self._tokens(self._queues, generation, tf.where(release, num_active, 0)),
-            *self._tokens(self._full_queues, generation, tf.cast(full & held, tf.int32)),
         ]
+        # Whoever is woken looks at the state, so that has to be there first.
+        with tf.control_dependencies(stored):
+            return [
+                *stored,
+                *self._tokens(self._queues, generation, tf.where(release, num_active, 0)),
+                *self._tokens(self._full_queues, generation, tf.cast(full & held, tf.int32)),
+            ]
 
     def _tokens(self, queues: list[Any], generation: Any, count: Any) -> list[Any]:
         odd = tf.cast(generation % 2, tf.int32)
@@ -165,10 +208,12 @@ class StateOnPs:
             for parity in (0, 1)
         ]
 
-    def _wake_everybody(self) -> list[Any]:
-        return [
-            _enqueue(queue, _WAKE_UP, self.parties) for queue in self._queues + self._full_queues
-        ]
+    def _wake_everybody(self, after: Any) -> list[Any]:
+        with tf.control_dependencies([after]):
+            return [
+                _enqueue(queue, _WAKE_UP, self.parties)
+                for queue in self._queues + self._full_queues
+            ]
 
     def _cross(self, queues: list[Any], parity: int) -> Any:
         """Arrives and takes one token; fails if it was not a token of this generation."""
@@ -177,13 +222,17 @@ class StateOnPs:
             mine = _read(self._state, tf.int64)[self.rank]
             return tf.raw_ops.Assert(condition=token >= mine, data=[token, mine], summarize=1)
 
-    def _release(self) -> Any:
+    @_operation
+    def release(self) -> Any:
+        """The chief has run its action."""
         with self._locked() as effects:
             state, times = _read(self._state, tf.int64), _read(self._times, tf.float64)
             effects.extend(self._settle(state, times, held=tf.constant(False)))
         return tf.group(*effects)
 
-    def _resign(self) -> Any:
+    @_operation
+    def resign(self) -> Any:
+        """Nobody waits for this trainer any more."""
         with self._locked() as effects:
             state = self._with(_read(self._state, tf.int64), self.rank, RESIGNED)
             times = _read(self._times, tf.float64)
@@ -199,12 +248,15 @@ class StateOnPs:
                 breaks &= state[self.rank] > self._flag(state, _RELEASED)
             reason = tf.where(breaks, self.reason_text, _read(self._reason, tf.string))
             flag = tf.where(breaks, tf.ones_like(broken), broken)
-            effects.append(_assign(self._state, self._with_flag(state, _BROKEN, flag)))
-            effects.append(_assign(self._reason, reason))
-            effects.extend(self._wake_everybody())
+            # In this order: whoever sees that it is broken sees why.
+            with tf.control_dependencies([_assign(self._reason, reason)]):
+                stored = _assign(self._state, self._with_flag(state, _BROKEN, flag))
+            effects.extend(self._wake_everybody(after=stored))
         return tf.group(*effects)
 
-    def _reset(self) -> Any:
+    @_operation
+    def reset(self) -> Any:
+        """Empties and mends the barrier, and wakes those that wait."""
         with self._locked() as effects:
             state = _read(self._state, tf.int64)
             arrived, released = state[: self.parties], self._flag(state, _RELEASED) + 2
@@ -212,9 +264,7 @@ class StateOnPs:
             state = tf.concat([arrived, state[self.parties :]], 0)
             state = self._with_flag(state, _RELEASED, released)
             state = self._with_flag(state, _BROKEN, 0)
-            effects.append(_assign(self._state, state))
-            effects.append(_assign(self._reason, tf.constant("")))
-            effects.extend(self._wake_everybody())
+            effects.extend(self._wake_everybody(after=_assign(self._state, state)))
         return tf.group(*effects)
 
     def _flag(self, state: Any, flag: int) -> Any:

@@ -15,9 +15,10 @@ from contextlib import contextmanager
 from tfdist.cli.output import Output
 from tfdist.cli.progress import ProgressView
 from tfdist.cluster.local import LocalCluster
-from tfdist.cluster.processes import Surroundings, start_fork_server
+from tfdist.cluster.processes import Surroundings, start_fork_server, stop_fork_server
 from tfdist.cluster.script import Script
 from tfdist.errors import ConfigError, TaskFailed
+from tfdist.task import Task
 
 _TASK_FAILED = 70
 _TERMINATED = 143  # 128 + SIGTERM, as shells have it
@@ -73,10 +74,19 @@ def command(parsed: argparse.Namespace) -> int:
         raise ConfigError("--workers", parsed.workers, "at least 1")
     if not os.path.isfile(parsed.script):
         raise ConfigError("script", parsed.script, "no such file")
+    if os.environ.get("TF_CONFIG"):
+        task = Task.from_env()
+        print(
+            f"tfdist: TF_CONFIG makes this process {task.name} of another cluster; ignored here",
+            file=sys.stderr,
+        )
     arguments = parsed.arguments[1:] if parsed.arguments[:1] == ["--"] else parsed.arguments
     start = time.monotonic()
     with _terminable():
-        code, failure = _run(parsed, arguments)
+        try:
+            code, failure = _run(parsed, arguments)
+        finally:
+            stop_fork_server()
     if parsed.json:
         seconds = round(time.monotonic() - start, 3)
         print(json.dumps({"exit_code": code, "seconds": seconds, "failure": failure}))

@@ -16,9 +16,9 @@ from tfdist.cluster import server
 from tfdist.cluster.environment import SERVER_ENVIRONMENT
 from tfdist.cluster.outcome import Outcome
 from tfdist.errors import ClusterError
-from tfdist.task import Task, session_target
+from tfdist.task import Task
 
-_LEAVE_SECS = 5.0
+_LEAVE_SECS = 1.0
 
 
 class ThreadTask:
@@ -37,22 +37,16 @@ class ThreadTask:
         self._thread.start()
 
     def kill(self) -> None:
-        """Makes a ps leave, and frees a trainer from what it waits for on the ps.
+        """Makes a ps leave; gives a trainer a moment to end by itself.
 
         Raises:
-            ClusterError: the thread goes on all the same; no thread can be killed.
+            ClusterError: it still runs; a thread cannot be killed.
         """
-        if self._thread.is_alive():
-            if self.task.task_type == "ps":
-                server.dismiss(self.task)
-            else:
-                for address in self.task.cluster_spec.get("ps", []):
-                    tf.compat.v1.Session.reset(session_target(address))
+        if self.task.task_type == "ps" and self._thread.is_alive():
+            server.dismiss(self.task)
         self._thread.join(_LEAVE_SECS)
         if self._thread.is_alive():
-            raise ClusterError(
-                f"{self.task.name} still runs after {_LEAVE_SECS:.0f} s: a thread cannot be killed"
-            )
+            raise ClusterError(f"{self.task.name} still runs; a thread cannot be killed")
 
     def pause(self) -> None:
         """Raises ClusterError: a thread cannot be stopped."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import warnings
 from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
@@ -79,7 +80,8 @@ class LocalCluster:
             timeout: in seconds for the whole run; None waits without end.
 
         Raises:
-            TaskFailed: the earliest failure of a task; the others have been stopped.
+            TaskFailed: the earliest failure of a task; the others have been stopped. Threads
+                cannot be: those that still wait for something are named in a RuntimeWarning.
             ConfigError: a task raised it.
             StartTimeout: the time was over; the tasks named have been stopped.
         """
@@ -181,8 +183,8 @@ class LocalCluster:
         while not self._ended.empty():
             self._ended.get()
         self._running.clear()
-        if failures:
-            raise ClusterError("; ".join(failures))
+        if failures:  # no error: it would hide the one on account of which they are stopped
+            warnings.warn("; ".join(failures), RuntimeWarning, stacklevel=3)
 
 
 def _serve_ps(task: Task) -> None:

@@ -16,6 +16,5 @@ finally:
     os.close(_aside)
     os.close(_nowhere)
 
-import tfdist.barrier  # noqa: E402,F401
-import tfdist.cluster.processes  # noqa: E402,F401
-import tfdist.cluster.server  # noqa: E402,F401
+import tfdist.cluster.processes
+import tfdist.cluster.server  # noqa: F401

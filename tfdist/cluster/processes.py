@@ -18,9 +18,12 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
 from typing import Any
+
+import psutil
 
 from tfdist.cluster.environment import SERVER_ENVIRONMENT
 from tfdist.cluster.outcome import Outcome
@@ -49,8 +52,6 @@ _context = multiprocessing.get_context("forkserver")
 
 def start_fork_server() -> None:
     """Starts importing TensorFlow in the background; the first task waits for it otherwise."""
-    from multiprocessing import forkserver
-
     _context.set_forkserver_preload(["tfdist.cluster.preload"])
     # The fork server and all its children inherit the mask: Ctrl-C on the terminal is for this
     # process, which ends the others in order.
@@ -59,6 +60,17 @@ def start_fork_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+
+
+def stop_fork_server() -> None:
+    """Ends what `multiprocessing` runs beside the tasks, and returns when it is gone.
+
+    It would end by itself soon after this process. For a program that owns all its children.
+    """
+    helpers = psutil.Process().children()
+    for helper in helpers:
+        helper.kill()
+    psutil.wait_procs(helpers, timeout=_LEAVE_SECS)
 
 
 class ProcessTask:
@@ -198,6 +210,7 @@ def _task_main(
 ) -> None:
     """The life of a task's process."""
     _die_with_parent()
+    _let_go_of_fork_server()
     os.setsid()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     streams.redirect()
@@ -236,3 +249,15 @@ def _die_with_parent() -> None:
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
     if os.getppid() != parent:  # it died before the call
         os._exit(1)
+
+
+def _let_go_of_fork_server() -> None:
+    """Leaves the launcher alone to keep the fork server alive.
+
+    `multiprocessing` gives each child a copy of the pipe whose end tells the fork server to end,
+    so that a child may start others through it. Then the tasks would keep the fork server alive,
+    and it them, after the launcher was killed. (Attributes of CPython 3.10 to 3.13.)
+    """
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    os.close(server._forkserver_alive_fd)
+    server._forkserver_alive_fd = server._forkserver_address = None

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tfdist.task import Task
+from tfdist.task import PROGRESS_VARIABLE, Task
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Script:
 
     def __call__(self, task: Task) -> None:
         """Runs it; `TF_CONFIG` tells it who it is."""
-        os.environ["TFDIST_PROGRESS_FILE"] = os.path.join(self.progress_folder, task.name)
+        os.environ[PROGRESS_VARIABLE] = os.path.join(self.progress_folder, task.name)
         sys.argv = [self.path, *self.arguments]
         sys.path.insert(0, os.path.dirname(os.path.abspath(self.path)))
         runpy.run_path(self.path, run_name="__main__")

@@ -13,14 +13,16 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import tensorflow as tf
+from typing import TYPE_CHECKING, Any
 
 from tfdist.cluster.ports import is_listening, is_taken
 from tfdist.deadline import Deadline
 from tfdist.errors import ConfigError, StartTimeout
 from tfdist.task import Task, session_target
+
+if TYPE_CHECKING:
+    # Imported where it is used: a wrong port or address shows before the seconds that it takes.
+    import tensorflow as tf
 
 _DONE, _KNOWS, _DISMISS = range(3)
 _GRACE_SECS = 5.0  # for the second messages, after all first ones have come
@@ -45,6 +47,8 @@ def start_server(task: Task, config: tf.compat.v1.ConfigProto | None = None) -> 
         if is_taken(port):
             field = f"cluster.{task.task_type}[{task.task_index}]"
             raise ConfigError(field, task.address, "another program has taken this port")
+        import tensorflow as tf
+
         _servers[task.address] = tf.distribute.Server(
             tf.train.ClusterSpec(task.cluster_spec),
             job_name=task.task_type,
@@ -122,6 +126,8 @@ def dismiss(task: Task) -> None:
 
 
 def _receive(target: str, task: Task, received: queue.SimpleQueue[tuple[int, int]]) -> None:
+    import tensorflow as tf
+
     with tf.Graph().as_default() as graph:
         take = _mailbox(task.task_index).dequeue()
         config = tf.compat.v1.ConfigProto(device_filters=[f"/job:ps/task:{task.task_index}"])
@@ -137,6 +143,8 @@ def _receive(target: str, task: Task, received: queue.SimpleQueue[tuple[int, int
 
 
 def _say_done(task: Task, ps_index: int) -> None:
+    import tensorflow as tf
+
     address = task.cluster_spec["ps"][ps_index]
     _send(address, ps_index, _DONE, task.rank, timeout=_ANSWER_SECS)
     try:
@@ -146,6 +154,8 @@ def _say_done(task: Task, ps_index: int) -> None:
 
 
 def _send(address: str, ps_index: int, message: int, rank: int, *, timeout: float) -> None:
+    import tensorflow as tf
+
     config = tf.compat.v1.ConfigProto(
         device_filters=[f"/job:ps/task:{ps_index}"], operation_timeout_in_ms=int(timeout * 1000)
     )
@@ -156,6 +166,8 @@ def _send(address: str, ps_index: int, message: int, rank: int, *, timeout: floa
 
 
 def _mailbox(ps_index: int) -> Any:
+    import tensorflow as tf
+
     with tf.compat.v1.device(f"/job:ps/task:{ps_index}/device:CPU:0"):
         return tf.queue.FIFOQueue(
             capacity=2**31 - 1,

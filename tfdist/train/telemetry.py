@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfdist.errors import TfdistError
 from tfdist.ledger import Ledger, Range
-from tfdist.task import Task, session_target
+from tfdist.task import PROGRESS_VARIABLE, Task, session_target
 
 _TIMEOUT_SECS = 30.0
 
@@ -110,9 +110,6 @@ def merged(reports: list[EpochReport]) -> Ledger:
 def _parse(values: dict[str, object]) -> EpochReport:
     visits = tuple((start, stop) for start, stop in values.pop("visits"))  # type: ignore[attr-defined]
     return EpochReport(**values, visits=visits)  # type: ignore[arg-type]
-
-
-PROGRESS_VARIABLE = "TFDIST_PROGRESS_FILE"
 
 
 class Progress:

@@ -1,0 +1,297 @@
+"""What every kind of barrier promises, over a real ps."""
+
+import itertools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from tfdist import Barrier, BarrierBroken, BarrierError, BarrierTimeout, ConfigError, Task
+from tfdist.testing import poll_until
+
+NUM_TRAINERS = 3
+TIMEOUT = 20.0  # of what is expected to end; far more than it takes
+SOON = 0.2  # of what is expected to time out
+
+
+@pytest.fixture(scope="module")
+def trainers():
+    """The trainers of a cluster whose ps runs in this process for all tests of this file."""
+    from tfdist import local_cluster
+
+    with local_cluster(1, NUM_TRAINERS, backend="threads") as cluster:
+        yield cluster.trainers
+
+
+@pytest.fixture
+def make(trainers, request):
+    """Makes one barrier for each trainer, closed at the end; each call a new name."""
+    made = []
+    names = itertools.count()
+
+    def make_all(kind, *, ranks=range(NUM_TRAINERS), name=None, **options):
+        name = name or f"{request.node.name}/{next(names)}"
+        barriers = [Barrier(trainers[rank], name, kind=kind, **options) for rank in ranks]
+        made.extend(barriers)
+        return barriers
+
+    yield make_all
+    for barrier in made:
+        barrier.close()
+
+
+@pytest.fixture(params=["queue", "counter"])
+def kind(request):
+    return request.param
+
+
+def together(function, barriers):
+    """Calls `function(barrier)` for all at once and returns results, or the errors raised."""
+
+    def call(barrier):
+        try:
+            return function(barrier)
+        except BarrierError as error:
+            return error
+
+    with ThreadPoolExecutor(len(barriers)) as pool:
+        return list(pool.map(call, barriers))
+
+
+def wait(barrier):
+    return barrier.wait(TIMEOUT)
+
+
+def in_background(function):
+    thread = threading.Thread(target=function)
+    thread.start()
+    return thread
+
+
+def test_each_trainer_gets_a_different_number(make, kind):
+    assert sorted(together(wait, make(kind))) == [0, 1, 2]
+
+
+def test_nobody_passes_before_all_have_arrived(make, kind):
+    barriers = make(kind)
+    arrivals = [0] * NUM_TRAINERS
+    early = []
+
+    def run(barrier):
+        rank = barriers.index(barrier)
+        for generation in range(1, 51):
+            arrivals[rank] = generation
+            barrier.wait(TIMEOUT)
+            if min(arrivals) < generation:
+                early.append((rank, generation, list(arrivals)))
+
+    assert together(run, barriers) == [None] * NUM_TRAINERS
+    assert early == []
+    assert barriers[0].generation == 51
+
+
+def test_n_waiting_and_missing_tell_who_is_there(make, kind):
+    barriers = make(kind)
+    assert barriers[0].n_waiting == 0
+    waiting = in_background(lambda: wait(barriers[1]))
+    poll_until(lambda: barriers[0].n_waiting == 1, "worker:1 waits")
+    assert barriers[0].missing() == ("worker:0", "worker:2")
+    together(wait, [barriers[0], barriers[2]])
+    waiting.join()
+    assert barriers[0].n_waiting == 0
+
+
+def test_a_timeout_names_those_that_are_missing(make, kind):
+    barriers = make(kind)
+    together(wait, barriers)
+    errors = together(lambda barrier: barrier.wait(SOON), barriers[:2])
+    for error in errors:
+        assert isinstance(error, BarrierTimeout)
+    assert barriers[0].missing() == ("worker:2",)
+    with pytest.raises(BarrierTimeout) as caught:
+        barriers[0].wait(0)
+    assert caught.value.missing == ("worker:2",)
+    assert caught.value.arrived == ("worker:0", "worker:1")
+    assert caught.value.generation == 2
+    assert "2 of 3 trainers" in str(caught.value)
+    assert "missing worker:2, last seen in generation 1" in str(caught.value)
+
+
+def test_after_a_timeout_the_late_one_still_completes_the_generation(make, kind):
+    barriers = make(kind)
+    with pytest.raises(BarrierTimeout, match="never seen"):
+        barriers[0].wait(SOON)
+    assert not barriers[1].broken
+    assert sorted(together(wait, barriers)) == [0, 1, 2]
+    assert barriers[0].generation == 2
+
+
+def test_one_that_timed_out_passes_though_the_others_went_on(make, kind):
+    barriers = make(kind)
+    with pytest.raises(BarrierTimeout):
+        barriers[0].wait(SOON)
+    together(wait, barriers[1:])  # trainer 0 counts as arrived
+    assert barriers[0].wait(TIMEOUT) == 0  # the same generation still
+    assert sorted(together(wait, barriers)) == [0, 1, 2]
+    assert barriers[0].generation == 3
+
+
+def test_with_break_on_timeout_a_timeout_breaks_it_for_all(make, kind):
+    barriers = make(kind, break_on_timeout=True)
+    errors = together(lambda b: b.wait(SOON if b is barriers[0] else TIMEOUT), barriers[:2])
+    assert isinstance(errors[0], BarrierTimeout)
+    assert isinstance(errors[1], BarrierBroken)
+    assert "worker:0 timed out" in str(errors[1])
+    with pytest.raises(BarrierBroken):
+        barriers[2].wait(TIMEOUT)
+
+
+def test_the_barriers_own_timeout_is_the_default(make, kind):
+    with pytest.raises(BarrierTimeout):
+        make(kind, timeout=SOON)[0].wait()
+
+
+def test_the_action_runs_once_a_generation_before_anybody_goes_on(make, kind):
+    runs, passed = [], []
+    barriers = make(kind, action=lambda: runs.append(len(passed)))
+
+    def run(barrier):
+        for _ in range(5):
+            barrier.wait(TIMEOUT)
+            passed.append(barrier)
+
+    together(run, barriers)
+    # All of the generations before had been passed by all when it ran, and none of its own.
+    assert runs == [0, 3, 6, 9, 12]
+
+
+def test_in_the_action_the_statistics_tell_the_straggler(make, kind):
+    seen = []
+    barriers = make(kind, action=lambda: seen.append(barriers[0].statistics().last_wait))
+    others = in_background(lambda: together(wait, barriers[:2]))
+    poll_until(lambda: barriers[2].n_waiting == 2, "two wait")
+    wait(barriers[2])
+    others.join()
+    assert min(seen[0], key=seen[0].get) == "worker:2"
+    assert seen[0]["worker:2"] == 0.0
+    assert barriers[0].statistics().total_wait == pytest.approx(seen[0])
+
+
+def test_a_failing_action_breaks_it_for_all_with_its_text(make, kind):
+    def fail():
+        raise ValueError("disk full")
+
+    for error in together(wait, make(kind, action=fail)):
+        assert isinstance(error, BarrierBroken)
+        assert "worker:0 raised ValueError: disk full" in str(error)
+
+
+def test_abort_frees_those_that_wait_and_refuses_later_ones(make, kind):
+    barriers = make(kind)
+    errors = []
+    waiting = in_background(lambda: errors.extend(together(wait, barriers[:2])))
+    poll_until(lambda: barriers[2].n_waiting == 2, "two wait")
+    barriers[2].abort()
+    waiting.join(TIMEOUT)
+    with pytest.raises(BarrierBroken):
+        barriers[2].wait(TIMEOUT)
+    assert [type(error) for error in errors] == [BarrierBroken] * 2
+    assert "worker:2 called abort()" in str(errors[0])
+    assert barriers[0].broken
+
+
+def test_reset_frees_those_that_wait_and_mends_it(make, kind):
+    barriers = make(kind)
+    errors = []
+    waiting = in_background(lambda: errors.extend(together(wait, barriers[:2])))
+    poll_until(lambda: barriers[2].n_waiting == 2, "two wait")
+    barriers[2].reset()
+    waiting.join(TIMEOUT)
+    assert [type(error) for error in errors] == [BarrierBroken] * 2
+    assert "reset" in str(errors[0])
+    assert sorted(together(wait, barriers)) == [0, 1, 2]
+
+
+def test_abort_and_reset_make_it_as_new(make, kind):
+    barriers = make(kind)
+    barriers[0].abort()
+    barriers[0].reset()
+    for _ in range(3):
+        assert sorted(together(wait, barriers)) == [0, 1, 2]
+
+
+def test_nobody_waits_for_one_that_has_resigned(make, kind):
+    barriers = make(kind)
+    errors = []
+    waiting = in_background(lambda: errors.extend(together(wait, barriers[:2])))
+    poll_until(lambda: barriers[2].n_waiting == 2, "two wait")
+    barriers[2].resign()  # completes the generation
+    waiting.join(TIMEOUT)
+    assert errors == [0, 1]
+    for _ in range(10):
+        assert together(wait, barriers[:2]) == [0, 1]
+
+
+def test_one_that_has_resigned_cannot_wait(make, kind):
+    barriers = make(kind)
+    barriers[1].resign()
+    with pytest.raises(BarrierError, match="worker:1 has resigned"):
+        barriers[1].wait(TIMEOUT)
+
+
+def test_the_chief_with_an_action_cannot_resign(make, kind):
+    with pytest.raises(BarrierError, match="cannot resign"):
+        make(kind, action=list)[0].resign()
+
+
+def test_a_restarted_trainer_resumes_its_generation_and_counts_once(make, kind):
+    barriers = make(kind, name=f"restart/{kind}")
+    for _ in range(3):
+        together(wait, barriers)
+    with pytest.raises(BarrierTimeout):
+        barriers[1].wait(SOON)
+    (again,) = make(kind, ranks=[1], name=f"restart/{kind}")  # a new life of worker:1
+    assert again.n_waiting == 1
+    assert sorted(together(wait, [barriers[0], again, barriers[2]])) == [0, 1, 2]
+    assert again.generation == 5
+
+
+def test_fewer_parties_than_trainers(make, kind):
+    barriers = make(kind, ranks=[0, 1], parties=2)
+    assert barriers[0].parties == 2
+    assert together(wait, barriers) == [0, 1]
+
+
+def test_a_single_party_never_waits(make, kind):
+    (barrier,) = make(kind, ranks=[0], parties=1)
+    for _ in range(3):
+        assert barrier.wait(TIMEOUT) == 0
+
+
+def test_repr_tells_name_parties_and_task(make, kind):
+    text = repr(make(kind, name=f"shown/{kind}")[1])
+    assert f"shown/{kind}" in text
+    assert "3 parties" in text
+    assert "worker:1" in text
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [({"kind": "spin"}, "kind"), ({"parties": 4}, "parties"), ({"parties": 0}, "parties")],
+)
+def test_wrong_parameters_are_named(trainers, options, field):
+    with pytest.raises(ConfigError) as caught:
+        Barrier(trainers[0], "wrong", **options)
+    assert caught.value.field == field
+
+
+def test_all_have_to_agree_on_the_parties(make, kind, trainers):
+    make(kind, name=f"agree/{kind}")
+    with pytest.raises(ConfigError, match="others made barrier"):
+        Barrier(trainers[0], f"agree/{kind}", kind=kind, parties=2)
+
+
+def test_a_ps_has_no_place_at_a_barrier(trainers):
+    ps = Task("ps", 0, trainers[0].cluster_spec)
+    with pytest.raises(ConfigError, match="only a chief or a worker"):
+        Barrier(ps, "wrong")

@@ -1,0 +1,101 @@
+"""The same training over every back end and every barrier: nothing lost, nobody early."""
+
+import functools
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfdist
+from tfdist.train import checkpoint, graph, telemetry
+
+BATCH_SIZE = 4
+NUM_EPOCHS = 2
+# Trainer 1 ends first; trainer 2 has a last batch that is padded.
+SHARDS = ((0, 20), (20, 24), (24, 37))
+NUM_EXAMPLES = SHARDS[-1][1]
+STEPS_PER_EPOCH = 5 + 1 + 4
+
+
+@pytest.mark.parametrize("kind", ["queue", "counter"])
+@pytest.mark.parametrize("backend", ["threads", "processes"])
+def test_every_example_counts_once_and_the_checkpoint_holds_all_work(
+    make_cluster, tmp_path, backend, kind
+):
+    cluster = make_cluster(2, len(SHARDS), backend=backend)
+    job = functools.partial(train, directory=str(tmp_path), kind=kind)
+    results = cluster.run(job, timeout=60)
+    epochs = results[0]
+    assert [ranges for ranges, _ in results[1:]] == [(), ()]
+    (audits, saved), _ = epochs[0], epochs[1]
+    for audit in audits:
+        assert audit.visited == NUM_EXAMPLES
+        assert audit.complete
+    assert [each.global_step for each in saved] == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH]
+    # Each update adds its weighted sum of examples: the table holds what all trainers have done.
+    reader = tf.train.load_checkpoint(saved[-1].path)
+    assert reader.get_tensor("total") == NUM_EPOCHS * sum(range(NUM_EXAMPLES))
+    assert reader.get_tensor("visits").tolist() == [NUM_EPOCHS] * NUM_EXAMPLES
+
+
+def train(task, directory, kind):
+    """Counts its examples on the ps; returns what the chief found, empty elsewhere."""
+    with tfdist.trainer_server(task) as target, tf.Graph().as_default():
+        with tf.compat.v1.device(graph.device_setter(task)):
+            step, fetches, rewind = build(task)
+        saver = checkpoint.Checkpointer(directory)
+        reports = telemetry.Reports(task, "epochs")
+        audits, saved = [], []
+        with graph.session(task, target) as session:
+
+            def save():
+                saved.append(saver.save(session))
+                ledger = telemetry.merged(reports.collect(epoch))
+                audits.append(ledger.audit(NUM_EXAMPLES))
+
+            end = tfdist.Barrier(task, "end of epoch", action=save, timeout=30, kind=kind)
+            for epoch in range(1, NUM_EPOCHS + 1):
+                session.run(rewind)
+                ledger, steps = tfdist.Ledger(), 0
+                while True:
+                    _, example, weight, has_value = session.run([step, *fetches])
+                    if not has_value:
+                        break
+                    ledger.add(example[weight > 0])
+                    steps += 1
+                visits = ledger.ranges()
+                reports.send(telemetry.EpochReport(task.name, epoch, steps, 0, 0.0, visits))
+                end.wait()
+            return ((audits, saved) if task.is_chief else ()), None
+
+
+def build(task):
+    global_step = tf.compat.v1.train.get_or_create_global_step()
+    total = tf.compat.v1.get_variable(
+        "total", [], tf.int64, initializer=tf.zeros_initializer(), use_resource=True
+    )
+    visits = tf.compat.v1.get_variable(
+        "visits",
+        [NUM_EXAMPLES],
+        tf.int32,
+        initializer=tf.zeros_initializer(),
+        partitioner=tf.compat.v1.fixed_size_partitioner(task.num_ps),
+        use_resource=True,
+    )
+    dataset = tf.data.Dataset.range(*SHARDS[task.rank])
+    iterator = tf.compat.v1.data.make_initializable_iterator(tfdist.padded(dataset, BATCH_SIZE))
+    example, weight, has_value = iterator.get_next()
+    counts = tf.cast(weight, tf.int32)
+    halves = np.array_split(np.arange(NUM_EXAMPLES), task.num_ps)
+
+    def apply():
+        updates = [total.assign_add(tf.reduce_sum(example * tf.cast(weight, tf.int64)))]
+        for part, half in zip(visits, halves, strict=True):
+            inside = (example >= half[0]) & (example <= half[-1])
+            rows = tf.where(inside, example - half[0], tf.zeros_like(example))
+            delta = tf.where(inside, counts, tf.zeros_like(counts))
+            updates.append(part.scatter_add(tf.IndexedSlices(delta, rows)))
+        return [*updates, global_step.assign_add(1)]
+
+    step = graph.apply_if(has_value, apply)
+    return step, [example, weight, has_value], iterator.initializer

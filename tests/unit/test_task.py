@@ -1,0 +1,349 @@
+"""Task: who this program is, read from TF_CONFIG or flags; bad input names its field."""
+
+import argparse
+import json
+from types import SimpleNamespace
+
+import pytest
+from absl import flags as absl_flags
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tfdist import ConfigError, Task
+from tfdist.task import cluster_tasks, session_target
+
+CLUSTER = {"ps": ["p0:1", "p1:1"], "worker": ["w0:1", "w1:1", "w2:1"]}
+WITH_CHIEF = {**CLUSTER, "chief": ["c0:1"]}
+
+
+def from_env(cluster=CLUSTER, task_type="worker", task_index=1) -> Task:
+    config = {"cluster": cluster, "task": {"type": task_type, "index": task_index}}
+    return Task.from_env({"TF_CONFIG": json.dumps(config)})
+
+
+def from_text(text: str) -> Task:
+    return Task.from_env({"TF_CONFIG": text})
+
+
+class TestFromEnv:
+    def test_reads_type_index_and_cluster(self):
+        assert from_env() == Task("worker", 1, CLUSTER)
+
+    def test_reads_the_environment_of_the_process_by_default(self, monkeypatch):
+        monkeypatch.setenv("TF_CONFIG", Task("ps", 1, CLUSTER).to_env())
+        assert Task.from_env() == Task("ps", 1, CLUSTER)
+
+    def test_takes_an_index_that_is_written_as_a_string(self):
+        assert from_env(task_index="2").task_index == 2
+
+    def test_leaves_other_keys_alone(self):
+        config = json.loads(Task("worker", 0, CLUSTER).to_env()) | {"environment": "cloud"}
+        assert from_text(json.dumps(config)) == Task("worker", 0, CLUSTER)
+
+    @pytest.mark.parametrize("environ", [{}, {"TF_CONFIG": ""}, {"TF_CONFIG": " \n"}])
+    def test_an_absent_one_tells_how_to_set_it(self, environ):
+        with pytest.raises(ConfigError, match="tfdist run") as caught:
+            Task.from_env(environ)
+        assert caught.value.field == "TF_CONFIG"
+
+    def test_malformed_json_tells_where(self):
+        with pytest.raises(ConfigError, match="line 1 column 2") as caught:
+            from_text("{'cluster'")
+        assert caught.value.field == "TF_CONFIG"
+
+    @pytest.mark.parametrize("text", ["[]", "3", "null", '"worker"'])
+    def test_json_that_is_no_object_is_refused(self, text):
+        with pytest.raises(ConfigError) as caught:
+            from_text(text)
+        assert (caught.value.field, caught.value.value) == ("TF_CONFIG", text)
+
+    @pytest.mark.parametrize("value", [None, [], "worker:0"])
+    @pytest.mark.parametrize("key", ["task", "cluster"])
+    def test_a_part_that_is_no_object_is_named(self, key, value):
+        config = json.loads(Task("worker", 0, CLUSTER).to_env()) | {key: value}
+        with pytest.raises(ConfigError) as caught:
+            from_text(json.dumps(config))
+        assert caught.value.field == f"TF_CONFIG.{key}"
+
+    @pytest.mark.parametrize("key", ["task", "cluster"])
+    def test_a_missing_part_is_named(self, key):
+        config = json.loads(Task("worker", 0, CLUSTER).to_env())
+        del config[key]
+        with pytest.raises(ConfigError) as caught:
+            from_text(json.dumps(config))
+        assert caught.value.field == f"TF_CONFIG.{key}"
+
+    @pytest.mark.parametrize("key", ["type", "index"])
+    def test_a_missing_key_of_the_task_is_named(self, key):
+        config = json.loads(Task("worker", 0, CLUSTER).to_env())
+        del config["task"][key]
+        with pytest.raises(ConfigError, match=rf"'task' has no key '{key}'"):
+            from_text(json.dumps(config))
+
+    @pytest.mark.parametrize("index", [3, -1, "3", True, False, 1.0, None, "one", "-1", "", [0]])
+    def test_an_index_that_names_no_worker_is_refused(self, index):
+        with pytest.raises(ConfigError) as caught:
+            from_env(task_index=index)
+        assert caught.value.field == "TF_CONFIG.task.index"
+
+    @pytest.mark.parametrize("task_type", ["parameter_server", "Worker", "", None, 3, []])
+    def test_an_unknown_type_is_refused(self, task_type):
+        with pytest.raises(ConfigError, match="chief, worker, ps, evaluator") as caught:
+            from_env(task_type=task_type, task_index=0)
+        assert (caught.value.field, caught.value.value) == ("TF_CONFIG.task.type", task_type)
+
+    def test_a_type_without_tasks_is_refused(self):
+        with pytest.raises(ConfigError, match=r"0 chief task\(s\)"):
+            from_env(task_type="chief", task_index=0)
+
+
+WITH_MASTER = {**CLUSTER, "master": ["c0:1"]}
+
+
+class TestMaster:
+    def test_is_taken_as_the_chief_with_a_warning_that_points_at_the_caller(self):
+        text = json.dumps({"cluster": WITH_MASTER, "task": {"type": "master", "index": 0}})
+        with pytest.warns(UserWarning, match="'master' is taken as 'chief'") as warned:
+            task = Task.from_env({"TF_CONFIG": text})
+        assert task == Task("chief", 0, WITH_CHIEF)
+        assert warned[0].filename == __file__
+
+    def test_is_the_chief_for_the_workers_too(self):
+        assert from_env(WITH_MASTER, "worker", 1).trainers[0] == "chief:0"
+
+    def test_beside_a_chief_is_refused(self):
+        with pytest.raises(ConfigError, match="both 'master' and 'chief'") as caught:
+            from_env({**WITH_CHIEF, "master": ["m0:1"]})
+        assert caught.value.field == "TF_CONFIG.cluster"
+
+
+class TestEvaluator:
+    def test_stays_outside_of_the_cluster(self):
+        task = from_env(CLUSTER, "evaluator", 0)
+        assert (task.name, task.is_trainer, task.is_chief) == ("evaluator:0", False, False)
+
+    def test_inside_of_the_cluster_is_refused(self):
+        with pytest.raises(ConfigError, match="outside") as caught:
+            from_env({**CLUSTER, "evaluator": ["e0:1"]})
+        assert caught.value.field == "TF_CONFIG.cluster.evaluator"
+
+    def test_with_a_negative_index_is_refused(self):
+        with pytest.raises(ConfigError) as caught:
+            from_env(CLUSTER, "evaluator", -1)
+        assert caught.value.field == "TF_CONFIG.task.index"
+
+    def test_has_no_address(self):
+        with pytest.raises(ConfigError, match="evaluator"):
+            _ = Task("evaluator", 0, CLUSTER).address
+
+
+class TestCluster:
+    @pytest.mark.parametrize(
+        "address",
+        [
+            "w1",
+            "w1:",
+            ":1",
+            "w1:0",
+            "w1:65536",
+            "w1:123456",
+            "w1:http",
+            "w1:-1",
+            "grpc://w1:1",
+            "w1:1/",
+            " w1:1",
+            "w1:1 ",
+            "w1:1\n",  # a line of a host file
+            "",
+            None,
+            1,
+        ],
+    )
+    def test_an_address_without_a_host_or_a_possible_port_is_named(self, address):
+        with pytest.raises(ConfigError) as caught:
+            Task("worker", 0, {"worker": ["w0:1", address]})
+        assert (caught.value.field, caught.value.value) == ("cluster.worker[1]", address)
+
+    @pytest.mark.parametrize("port", [1, 65535])
+    def test_the_outermost_ports_are_fine(self, port):
+        assert Task("worker", 0, {"worker": [f"w0:{port}"]}).address == f"w0:{port}"
+
+    @pytest.mark.parametrize(
+        ("cluster", "field", "owner"),
+        [
+            ({"worker": ["a:1", "b:1", "a:1"]}, "cluster.worker[2]", "cluster.worker[0]"),
+            ({"ps": ["a:1"], "worker": ["b:1", "a:1"]}, "cluster.worker[1]", "cluster.ps[0]"),
+        ],
+    )
+    def test_an_address_of_two_tasks_is_named_with_both(self, cluster, field, owner):
+        with pytest.raises(ConfigError) as caught:
+            Task("worker", 0, cluster)
+        assert (caught.value.field, caught.value.value) == (field, "a:1")
+        assert caught.value.rule == f"{owner} has the same address"
+
+    def test_two_ports_of_one_host_are_two_addresses(self):
+        assert Task("worker", 1, {"worker": ["a:1", "a:2"]}).address == "a:2"
+
+    def test_two_chiefs_are_refused(self):
+        with pytest.raises(ConfigError, match="one chief at most") as caught:
+            Task("worker", 0, {**CLUSTER, "chief": ["c0:1", "c1:1"]})
+        assert caught.value.field == "cluster.chief"
+
+    @pytest.mark.parametrize("addresses", ["w0:1", None, 3])
+    def test_addresses_that_are_no_list_are_named(self, addresses):
+        with pytest.raises(ConfigError) as caught:
+            Task("worker", 0, {"worker": addresses})
+        assert caught.value.field == "cluster.worker"
+
+    def test_an_unknown_type_of_task_is_named(self):
+        with pytest.raises(ConfigError) as caught:
+            Task("worker", 0, {**CLUSTER, "workers": ["x:1"]})
+        assert caught.value.field == "cluster.workers"
+
+    @pytest.mark.parametrize("cluster", [None, [], "w0:1"])
+    def test_a_cluster_that_is_no_mapping_is_refused(self, cluster):
+        with pytest.raises(ConfigError) as caught:
+            Task("worker", 0, cluster)
+        assert caught.value.field == "cluster"
+
+    def test_a_later_change_of_the_users_lists_changes_no_task(self):
+        mine = {"ps": ["p0:1"], "worker": ["w0:1"]}
+        task = Task("worker", 0, mine)
+        mine["worker"].append("w1:1")
+        mine["chief"] = ["c0:1"]
+        assert task.cluster_spec == {"ps": ["p0:1"], "worker": ["w0:1"]}
+
+
+def flags(**changes) -> dict[str, object]:
+    given = {"ps_hosts": "p0:1,p1:1", "worker_hosts": "w0:1,w1:1,w2:1"}
+    return {**given, "job_name": "worker", "task_index": 1, **changes}
+
+
+class TestFromFlags:
+    def test_reads_a_namespace_of_argparse(self):
+        parser = argparse.ArgumentParser()
+        for name in ("ps_hosts", "worker_hosts", "job_name"):
+            parser.add_argument(f"--{name}")
+        parser.add_argument("--task_index", type=int)
+        parsed = parser.parse_args([f"--{name}={value}" for name, value in flags().items()])
+        assert Task.from_flags(parsed) == Task("worker", 1, CLUSTER)
+
+    def test_reads_the_flags_of_absl(self):
+        values = absl_flags.FlagValues()
+        absl_flags.DEFINE_list("ps_hosts", [], "", flag_values=values)
+        absl_flags.DEFINE_string("worker_hosts", "", "", flag_values=values)
+        absl_flags.DEFINE_string("job_name", None, "", flag_values=values)
+        absl_flags.DEFINE_integer("task_index", 0, "", flag_values=values)
+        values(["train.py"] + [f"--{name}={value}" for name, value in flags().items()])
+        assert Task.from_flags(values) == Task("worker", 1, CLUSTER)
+
+    @pytest.mark.parametrize("ps_hosts", ["", None, []])
+    def test_without_ps_hosts_there_is_no_ps(self, ps_hosts):
+        assert Task.from_flags(SimpleNamespace(**flags(ps_hosts=ps_hosts))).num_ps == 0
+
+    @pytest.mark.parametrize("name", ["ps_hosts", "worker_hosts", "job_name", "task_index"])
+    def test_an_absent_flag_is_named(self, name):
+        given = flags()
+        del given[name]
+        with pytest.raises(ConfigError) as caught:
+            Task.from_flags(SimpleNamespace(**given))
+        assert caught.value.field == name
+
+    @pytest.mark.parametrize(
+        ("name", "value"),
+        [
+            ("job_name", "chef"),
+            ("job_name", None),
+            ("task_index", 3),
+            ("task_index", -1),
+            ("task_index", True),
+            ("task_index", None),
+            ("ps_hosts", "p0"),
+            ("ps_hosts", "p0:1,p0:1"),
+            ("ps_hosts", 5),
+            ("worker_hosts", "w0:1,w1:1,"),
+            ("worker_hosts", "w0:1, w1:1"),
+            ("worker_hosts", "w0:1,p0:1"),
+        ],
+    )
+    def test_a_bad_flag_is_named_as_the_user_spells_it(self, name, value):
+        with pytest.raises(ConfigError) as caught:
+            Task.from_flags(SimpleNamespace(**flags(**{name: value})))
+        assert caught.value.field == name
+
+
+@st.composite
+def tasks(draw) -> Task:
+    """Any task of any small cluster."""
+    counts = {"chief": st.integers(0, 1), "ps": st.integers(0, 3), "worker": st.integers(1, 4)}
+    cluster = {
+        task_type: [f"{task_type}{index}:2222" for index in range(draw(count))]
+        for task_type, count in counts.items()
+    }
+    return draw(st.sampled_from([*cluster_tasks(cluster), Task("evaluator", 0, cluster)]))
+
+
+@given(tasks())
+def test_to_env_and_from_env_are_inverse(task):
+    assert from_text(task.to_env()) == task
+
+
+@given(tasks())
+def test_ranks_number_the_trainers_and_the_first_is_the_chief(task):
+    trainers = [each for each in cluster_tasks(task.cluster_spec) if each.is_trainer]
+    assert [each.rank for each in trainers] == list(range(len(trainers)))
+    assert [each.name for each in trainers] == list(task.trainers)
+    assert [each.rank for each in trainers if each.is_chief] == [0][: len(trainers)]
+
+
+class TestRoles:
+    def test_the_chief_comes_before_the_workers(self):
+        task = Task("worker", 1, WITH_CHIEF)
+        assert task.trainers == ("chief:0", "worker:0", "worker:1", "worker:2")
+        assert (task.rank, task.is_chief) == (2, False)
+        assert Task("chief", 0, WITH_CHIEF).is_chief
+        assert not Task("worker", 0, WITH_CHIEF).is_chief
+
+    def test_worker_0_is_the_chief_where_none_is_named(self):
+        assert Task("worker", 0, CLUSTER).is_chief
+        assert Task("worker", 1, CLUSTER).rank == 1
+
+    @pytest.mark.parametrize("task_type", ["ps", "evaluator"])
+    def test_what_does_not_train_has_no_rank(self, task_type):
+        task = Task(task_type, 0, CLUSTER)
+        assert (task.is_trainer, task.is_chief) == (False, False)
+        with pytest.raises(ConfigError) as caught:
+            _ = task.rank
+        assert caught.value.field == "task.type"
+
+    def test_counts_do_not_take_the_chief_for_a_worker(self):
+        task = Task("worker", 1, WITH_CHIEF)
+        assert (task.num_ps, task.num_workers, task.name) == (2, 3, "worker:1")
+
+    def test_the_address_is_its_own(self):
+        assert [Task("ps", i, CLUSTER).address for i in (0, 1)] == ["p0:1", "p1:1"]
+
+    def test_all_tasks_of_a_cluster_are_ps_then_trainers_by_rank(self):
+        names = [task.name for task in cluster_tasks(WITH_CHIEF)]
+        assert names == ["ps:0", "ps:1", "chief:0", "worker:0", "worker:1", "worker:2"]
+
+
+@pytest.mark.parametrize("task_type", ["chief", "worker", "ps"])
+def test_device_filters_are_every_ps_and_itself(task_type):
+    filters = Task(task_type, 0, WITH_CHIEF).device_filters
+    assert filters == ["/job:ps", f"/job:{task_type}/task:0"]
+
+
+@pytest.mark.parametrize(
+    ("address", "target"),
+    [
+        ("host1:2222", "grpc://host1:2222"),
+        ("10.0.0.7:2222", "grpc://10.0.0.7:2222"),
+        ("localhost:2222", "grpc://127.0.0.1:2222"),
+        ("127.0.0.1:2222", "grpc://localhost:2222"),
+    ],
+)
+def test_a_session_target_names_a_server_of_this_machine_otherwise_than_it_was_started(
+    address, target
+):
+    assert session_target(address) == target
