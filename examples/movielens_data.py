@@ -130,7 +130,7 @@ def load_heldout(folder: str | os.PathLike[str]) -> Ratings:
 
 
 def read(files: str | list[str]) -> "tf.data.Dataset":
-    """Returns a dataset of the records in `files`, in order: dicts of example, user, item, rating."""
+    """Returns the records of `files` in order, as dicts of example, user, item and rating."""
     import tensorflow as tf
 
     features = {name: tf.io.FixedLenFeature([], tf.int64) for name in ("example", "user", "item")}

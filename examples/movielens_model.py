@@ -29,9 +29,7 @@ class Model(NamedTuple):
     query_rmse: Any
 
 
-def build(
-    task: tfdist.Task, meta: movielens_data.Meta, files: list[str], batch_size: int
-) -> Model:
+def build(task: tfdist.Task, meta: movielens_data.Meta, files: list[str], batch_size: int) -> Model:
     """Builds the model in the current graph; `files` are those that this trainer reads."""
     with tf.compat.v1.device(graph.device_setter(task)):
         global_step = tf.compat.v1.train.get_or_create_global_step()

@@ -78,6 +78,7 @@ _HOMES = {
     "trainer_server": "tfdist.cluster.server",
 }
 
+
 def __getattr__(name: str) -> object:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

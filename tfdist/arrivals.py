@@ -159,7 +159,7 @@ def next_parity(state: Arrivals, rank: int) -> int:
 def describe_missing(
     state: Arrivals, names: Sequence[str], seconds_since_arrival: Sequence[float]
 ) -> str:
-    """ "missing worker:2, last seen in generation 6, 41 s ago", for an error message."""
+    """Says, for an error message: missing worker:2, last seen in generation 6, 41 s ago."""
     parts = []
     for rank in state.missing:
         if state.arrived[rank] == 0:

@@ -74,9 +74,7 @@ def _wait_until_gone(find: Callable[[], set[Found]], describe: Callable[[set[Fou
 
 def _processes() -> set[psutil.Process]:
     return {
-        process
-        for process in psutil.Process().children(recursive=True)
-        if not _is_helper(process)
+        process for process in psutil.Process().children(recursive=True) if not _is_helper(process)
     }
 
 

@@ -10,7 +10,7 @@ import tfdist
 
 def who(task):
     """Says who it is, without a server."""
-    return task.name, os.environ["TF_CONFIG"] if "TF_CONFIG" in os.environ else None
+    return task.name, os.environ["TF_CONFIG"]
 
 
 def meet(task):

@@ -200,7 +200,7 @@ def test_it_works_in_a_tf_function_that_stops_by_has_value(count):
     @tf.function
     def total() -> tuple[tf.Tensor, tf.Tensor]:
         examples, steps = 0.0, 0
-        for batch, weight, has_value in padded(numbers(count), BATCH):
+        for batch, weight, has_value in padded(numbers(count), BATCH).take(9):
             if not has_value:
                 break
             examples += tf.reduce_sum(weight * tf.cast(batch, tf.float32))

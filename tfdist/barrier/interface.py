@@ -234,9 +234,6 @@ class SharedBarrier(ABC):
     def _block(self, deadline: Deadline, pause: float) -> bool:
         """Arrives, or waits a while after it has; True if it is sure of the release."""
 
-    def _prepare(self, session: tf.compat.v1.Session) -> None:
-        """Called after each connection, before the first wait."""
-
     def _poll(self, deadline: Deadline, pause: float) -> bool:
         if pause:
             time.sleep(min(pause, deadline.remaining))
@@ -310,7 +307,6 @@ class SharedBarrier(ABC):
         self._incarnation = snapshot.incarnation
         self._resigned = snapshot.arrivals.arrived[self._rank] == RESIGNED
         self._parity = arrivals.next_parity(snapshot.arrivals, self._rank)
-        self._prepare(self._session)
 
     def _act(self) -> Decision:
         try:

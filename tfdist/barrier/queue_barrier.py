@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import tensorflow as tf
 
 from tfdist.barrier.interface import RECHECK_SECS, SharedBarrier
@@ -25,25 +22,23 @@ class QueueBarrier(SharedBarrier):
 
     kind = "queue"
 
-    def _prepare(self, session: tf.compat.v1.Session) -> None:
-        self._cross: dict[Any, Callable[[], object]] = {
-            operation: session.make_callable(operation)
-            for operation in self._graph.cross + self._graph.gather
-        }
+    def _connect(self) -> None:
+        super()._connect()
+        blocking = self._graph.cross if self._action is None else self._graph.gather
+        self._blocking = [(each, self._session.make_callable(each)) for each in blocking]
 
     def _block(self, deadline: Deadline, pause: float) -> bool:
-        holds = self._action is not None
-        operation = (self._graph.gather if holds else self._graph.cross)[self._parity]
+        operation, run_operation = self._blocking[self._parity]
         remaining = deadline.remaining
         if remaining < _SHORTEST_BLOCK_SECS:
             return self._poll(deadline, pause)
         try:
             if remaining > RECHECK_SECS:
-                self._cross[operation]()
+                run_operation()
             else:
                 milliseconds = int((remaining - _SHORTEST_BLOCK_SECS / 2) * 1000)
                 options = tf.compat.v1.RunOptions(timeout_in_ms=milliseconds)
                 self._session.run(operation, options=options)
         except (tf.errors.DeadlineExceededError, tf.errors.InvalidArgumentError):
             return False  # the time is over, or the token was of another generation
-        return not holds
+        return self._action is None  # else all are there, and nobody has been released

@@ -41,7 +41,10 @@ class ProgressView:
             redirect_stderr=True,
             disable=self._plain,
         )
-        self._rows: dict[str, TaskID] = {}
+        self._rows: dict[str, TaskID] = {
+            name: self._bars.add_task("", total=None, name=name, state="starting")
+            for name in trainers
+        }
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
 
@@ -72,8 +75,6 @@ class ProgressView:
 
     def _draw(self, notes: dict[str, dict[str, Any]]) -> None:
         for name, note in notes.items():
-            if name not in self._rows:
-                self._rows[name] = self._bars.add_task("", name=name, state="")
             self._bars.update(
                 self._rows[name],
                 completed=note["done"],

@@ -57,7 +57,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "-v",
         "--verbose",
         action="store_true",
-        help="show what TensorFlow logs at its start",
+        help="show what TensorFlow logs",
     )
     parser.add_argument("script", help="the Python script that every worker runs")
     parser.add_argument(
@@ -104,10 +104,8 @@ def _run(parsed: argparse.Namespace, arguments: list[str]) -> tuple[int, str | N
             environment={"COLUMNS": str(output.columns)}, output=output.write
         )
         try:
-            with (
-                LocalCluster(parsed.ps, parsed.workers, "processes", surroundings) as cluster,
-                ProgressView(folder, [task.name for task in cluster.trainers]),
-            ):
+            cluster = LocalCluster(parsed.ps, parsed.workers, "processes", surroundings)
+            with ProgressView(folder, [task.name for task in cluster.trainers]), cluster:
                 cluster.run(script)
         except TaskFailed as error:
             output.flush()

@@ -15,6 +15,3 @@ finally:
     os.dup2(_aside, 2)
     os.close(_aside)
     os.close(_nowhere)
-
-import tfdist.cluster.processes
-import tfdist.cluster.server  # noqa: F401

@@ -18,7 +18,7 @@ import sys
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
 from typing import Any
@@ -32,6 +32,7 @@ from tfdist.task import Task
 
 _PR_SET_PDEATHSIG = 1
 _LEAVE_SECS = 5.0
+
 
 @dataclass(frozen=True)
 class Surroundings:
@@ -53,6 +54,8 @@ _context = multiprocessing.get_context("forkserver")
 def start_fork_server() -> None:
     """Starts importing TensorFlow in the background; the first task waits for it otherwise."""
     _context.set_forkserver_preload(["tfdist.cluster.preload"])
+    # First, for it unblocks SIGINT when it starts.
+    resource_tracker.ensure_running()
     # The fork server and all its children inherit the mask: Ctrl-C on the terminal is for this
     # process, which ends the others in order.
     old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -258,6 +261,6 @@ def _let_go_of_fork_server() -> None:
     so that a child may start others through it. Then the tasks would keep the fork server alive,
     and it them, after the launcher was killed. (Attributes of CPython 3.10 to 3.13.)
     """
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     os.close(server._forkserver_alive_fd)
     server._forkserver_alive_fd = server._forkserver_address = None

@@ -12,7 +12,7 @@ import queue
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from tfdist.cluster.ports import is_listening, is_taken
@@ -147,10 +147,9 @@ def _say_done(task: Task, ps_index: int) -> None:
 
     address = task.cluster_spec["ps"][ps_index]
     _send(address, ps_index, _DONE, task.rank, timeout=_ANSWER_SECS)
-    try:
+    # The ps may have left already, which it only does once all were done.
+    with suppress(tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
         _send(address, ps_index, _KNOWS, task.rank, timeout=_LAST_ANSWER_SECS)
-    except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
-        pass  # the ps has left already, which it only does once all were done
 
 
 def _send(address: str, ps_index: int, message: int, rank: int, *, timeout: float) -> None:

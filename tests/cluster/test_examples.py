@@ -1,0 +1,64 @@
+"""The examples and the README's code keep what they promise, as a user would start them."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def run(command, **options):
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=85, check=False, **options
+    )
+
+
+def test_movielens_accounts_for_every_example_although_one_trainer_is_slow():
+    ended = run(["scripts/demo", "--json", "--epochs", "2", "--slow", "worker:1=3"])
+    result = json.loads(ended.stdout)
+    assert result["baselines"]["global_mean"] == pytest.approx(1.069, abs=0.002)
+    assert result["baselines"]["biases"] == pytest.approx(0.898, abs=0.005)
+    assert len(result["epochs"]) == 2
+    for epoch in result["epochs"]:
+        assert epoch["visited"] == epoch["expected"] == 90_013
+        assert epoch["missing"] == epoch["duplicates"] == []
+        assert epoch["saved_step"] == epoch["true_step"]
+        assert epoch["left_within"] < 1.0
+        assert sum(row["examples"] for row in epoch["trainers"]) == epoch["visited"]
+    rmse = [epoch["rmse"] for epoch in result["epochs"]]
+    assert rmse[1] < rmse[0] < result["baselines"]["global_mean"]
+    # Two epochs are too few to beat the biases; the example says so, and ends with 1.
+    assert ended.returncode == 1
+    assert "does not beat" in ended.stderr
+
+
+def test_movielens_goes_on_from_the_last_checkpoint(tmp_path):
+    command = ["scripts/demo", "--json", "--epochs", "1", "--model-dir", str(tmp_path)]
+    first, second = (json.loads(run(command).stdout)["epochs"][0] for _ in range(2))
+    assert second["saved_step"] == second["true_step"] == 2 * first["true_step"]
+    assert second["rmse"] < first["rmse"]
+
+
+def test_the_readmes_training_loop_runs():
+    (loop,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    ended = run([sys.executable, "-c", loop])
+    assert ended.returncode == 0, ended.stderr
+    shown = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
+    assert ended.stdout in shown
+
+
+def test_the_readmes_commands_exist_and_take_their_arguments():
+    commands = re.findall(r"^(scripts/\w+.*?)(?:\s+#.*)?$", README, re.MULTILINE)
+    assert {command.split()[0] for command in commands} >= {"scripts/demo", "scripts/test"}
+    for command in commands:
+        name, *arguments = command.split()
+        assert (ROOT / name).is_file(), command
+        if name == "scripts/demo":
+            # With --help the script still parses, and refuses, whatever stands before it.
+            ended = run([name, *arguments, "--help"])
+            assert ended.returncode == 0, ended.stderr

@@ -1,0 +1,181 @@
+"""`tfdist run`: what it prints, how it ends, and that nothing stays, however it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tfdist.testing import poll_until
+
+GONE_SECS = 5.0  # what is promised after Ctrl-C
+
+MEET = """
+import sys, tfdist
+task = tfdist.Task.from_env()
+with tfdist.trainer_server(task):
+    tfdist.Barrier(task, "meet", timeout=30).wait()
+    if task.is_chief:
+        print("all met", *sys.argv[1:])
+"""
+
+# The chief never comes to the barrier, at which the others wait.
+STUCK = """
+import os, sys, time, tfdist
+task = tfdist.Task.from_env()
+with tfdist.trainer_server(task):
+    barrier = tfdist.Barrier(task, "end", timeout=60)
+    open(os.path.join(sys.argv[1], task.name), "w").close()
+    while task.is_chief:
+        time.sleep(0.1)
+    barrier.wait()
+"""
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "tfdist", "run", *map(str, arguments)]
+
+
+def run(*arguments, env=None):
+    return subprocess.run(
+        command(*arguments),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **(env or {})},
+    )
+
+
+@pytest.fixture
+def script(tmp_path):
+    def write(text):
+        path = tmp_path / "job.py"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def test_each_line_has_the_name_of_its_task(script):
+    ended = run("--ps", 1, "--workers", 2, script(MEET), "--", "on", "time")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout == "[worker:0] all met on time\n"
+
+
+def test_without_prefix_lines_come_as_they_are(script):
+    assert run("--no-prefix", script(MEET)).stdout == "all met\n"
+
+
+def test_json_is_one_object_on_standard_output(script):
+    ended = run("--json", script(MEET))
+    result = json.loads(ended.stdout)
+    assert (result["exit_code"], result["failure"]) == (0, None)
+    assert ended.stderr == "[worker:0] all met\n"
+
+
+def test_a_traceback_is_shown_once_and_ends_with_70(script):
+    ended = run(script(MEET + "    raise ValueError('odd')\n"))
+    assert ended.returncode == 70
+    assert ended.stderr.count("ValueError: odd") == 1
+    assert "worker:" in ended.stderr
+
+
+def test_the_exit_code_of_the_script_is_passed_on(script):
+    ended = run(script(MEET + "sys.exit(7)\n"))
+    assert ended.returncode == 7
+
+
+def test_bad_input_found_by_the_script_is_one_line_and_2(script):
+    ended = run(script("import tfdist\nraise tfdist.ConfigError('--rate', -1, 'at least 0')"))
+    assert (ended.returncode, ended.stderr) == (2, "tfdist: --rate: got -1; at least 0\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--workers", "0", __file__], "tfdist: --workers: got 0; at least 1\n"),
+        (["--ps", "-1", __file__], "tfdist: --ps: got -1; at least 0\n"),
+        (["nowhere.py"], "tfdist: script: got 'nowhere.py'; no such file\n"),
+    ],
+)
+def test_bad_input_of_the_launcher_is_one_line_and_2(arguments, line):
+    ended = run(*arguments)
+    assert (ended.returncode, ended.stderr, ended.stdout) == (2, line, "")
+
+
+def test_a_malformed_tf_config_is_one_line_and_2(script):
+    ended = run(script(MEET), env={"TF_CONFIG": "{oops"})
+    assert ended.returncode == 2
+    assert ended.stderr.startswith("tfdist: TF_CONFIG: got '{oops'; not JSON")
+    assert ended.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("moment", ["at once", "while TensorFlow is loaded", "at the barrier"])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
+)
+def test_a_signal_ends_everything_at_any_moment(script, tmp_path, moment, number, code):
+    launcher = start(script(STUCK), tmp_path)
+    if moment == "at the barrier":
+        wait_for_trainers(tmp_path)
+    elif moment == "while TensorFlow is loaded":
+        poll_until(lambda: family_of(launcher), "the fork server has started")
+    else:
+        poll_until(lambda: catches(launcher.pid, signal.SIGTERM), "tfdist has begun")
+    family = family_of(launcher)
+    start_of_end = time.monotonic()
+    # Ctrl-C on a terminal goes to the whole foreground group.
+    os.killpg(launcher.pid, number) if number == signal.SIGINT else launcher.send_signal(number)
+    output, errors = launcher.communicate(timeout=GONE_SECS)
+    _, alive = psutil.wait_procs(family, timeout=GONE_SECS - (time.monotonic() - start_of_end))
+    assert alive == []
+    assert launcher.returncode == code
+    assert "Traceback" not in errors
+    assert output == ""
+
+
+def test_nothing_outlives_a_killed_launcher(script, tmp_path):
+    launcher = start(script(STUCK), tmp_path)
+    wait_for_trainers(tmp_path)
+    family = family_of(launcher)
+    os.kill(task_of(family).pid, signal.SIGSTOP)  # one that cannot end by itself
+    launcher.kill()
+    launcher.communicate(timeout=GONE_SECS)
+    _, alive = psutil.wait_procs(family, timeout=GONE_SECS)
+    assert alive == []
+
+
+def start(job, folder):
+    return subprocess.Popen(
+        command("--ps", 1, "--workers", 2, job, folder),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        process_group=0,
+    )
+
+
+def wait_for_trainers(folder):
+    names = [folder / "worker:0", folder / "worker:1"]
+    poll_until(lambda: all(name.exists() for name in names), "the trainers run", timeout=60)
+
+
+def family_of(launcher):
+    return psutil.Process(launcher.pid).children(recursive=True)
+
+
+def task_of(family):
+    return next(process for process in family if os.getsid(process.pid) == process.pid)
+
+
+def catches(pid, number):
+    with open(f"/proc/{pid}/status", encoding="ascii") as file:
+        mask = next(line for line in file if line.startswith("SigCgt:")).split()[1]
+    return int(mask, 16) >> (number - 1) & 1

@@ -1,0 +1,56 @@
+"""What one task runs: it refuses a port that is taken, and says which ps it waits for."""
+
+import socket
+
+import pytest
+
+import tfdist
+from tfdist.cluster.ports import HeldPorts, is_taken
+
+
+def test_a_port_that_another_program_serves_is_refused_by_name():
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        task = one_worker(worker_port=other.getsockname()[1])
+        with pytest.raises(tfdist.ConfigError) as caught, tfdist.trainer_server(task):
+            pass
+    assert caught.value.field == "cluster.worker[0]"
+    assert caught.value.value == task.address
+
+
+def test_a_held_port_is_ours_to_bind_and_taken_for_others():
+    with HeldPorts(1) as held:
+        assert not is_taken(held.ports[0])
+        with socket.socket() as other, pytest.raises(OSError, match="in use"):
+            other.bind(("127.0.0.1", held.ports[0]))
+
+
+def test_held_ports_are_all_different():
+    with HeldPorts(20) as some, HeldPorts(20) as others:
+        assert len({*some.ports, *others.ports}) == 40
+
+
+def test_a_ps_that_does_not_answer_is_named(monkeypatch):
+    monkeypatch.setenv("TF_GRPC_REUSE_PORT", "1")  # the worker shares the port that is held
+    with HeldPorts(2) as held:  # nobody listens there
+        task = one_worker(*held.ports)
+        with pytest.raises(tfdist.StartTimeout) as caught, tfdist.trainer_server(task, timeout=0.2):
+            pass
+    assert caught.value.missing == ("ps:0",)
+    assert task.cluster_spec["ps"][0] in str(caught.value)
+
+
+def test_only_a_ps_serves_as_one_and_only_a_trainer_trains():
+    task = one_worker(worker_port=1)
+    with pytest.raises(tfdist.ConfigError, match="only a ps"):
+        tfdist.serve_ps(task)
+    ps = tfdist.Task("ps", 0, task.cluster_spec)
+    with (
+        pytest.raises(tfdist.ConfigError, match="only a chief or a worker"),
+        tfdist.trainer_server(ps),
+    ):
+        pass
+
+
+def one_worker(ps_port=2, worker_port=1):
+    spec = {"ps": [f"127.0.0.1:{ps_port}"], "worker": [f"127.0.0.1:{worker_port}"]}
+    return tfdist.Task("worker", 0, spec)
