@@ -50,6 +50,7 @@ class Summary:
                 ],
                 "expected": audit.expected,
                 "visited": audit.visited,
+                "visited_once": audit.visited_once,
                 "missing": audit.missing,
                 "duplicates": audit.duplicates,
                 "rmse": round(rmse, 4),
@@ -97,7 +98,7 @@ class Summary:
             )
         say = self._console.print
         say(table)
-        say(f"visited once: {_visited_once(epoch)} of {epoch['expected']}")
+        say(f"visited once: {epoch['visited_once']} of {epoch['expected']}")
         say(f"held-out RMSE: {epoch['rmse']:.4f}")
         say(f"checkpoint: {epoch['checkpoint']}", soft_wrap=True)
         say(f"its step: {epoch['saved_step']}, the true one: {epoch['true_step']}\n")
@@ -116,13 +117,9 @@ class Summary:
 def _broken_promises(result: dict[str, Any]) -> Iterator[str]:
     for number, epoch in enumerate(result["epochs"], start=1):
         if epoch["visited"] != epoch["expected"] or epoch["missing"] or epoch["duplicates"]:
-            yield f"epoch {number}: visited once {_visited_once(epoch)} of {epoch['expected']}"
+            yield f"epoch {number}: visited once {epoch['visited_once']} of {epoch['expected']}"
         if epoch["saved_step"] != epoch["true_step"]:
             yield f"epoch {number}: saved step {epoch['saved_step']} of {epoch['true_step']}"
     rmse, best = result["epochs"][-1]["rmse"], min(result["baselines"].values())
     if rmse >= best:
         yield f"held-out RMSE {rmse:.4f} does not beat the {best:.4f} of simpler models"
-
-
-def _visited_once(epoch: dict[str, Any]) -> int:
-    return epoch["visited"] - sum(stop - start for start, stop in epoch["duplicates"])

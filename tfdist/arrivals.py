@@ -5,13 +5,16 @@ transitions there under a lock. What matters is decided here, so that it can be 
 every interleaving.
 
 The state is the truth, messages are only wake-ups: a trainer that was woken in vain, or not
-woken at all, reads the state and `decide`s anew. That is why a lost message costs time but
-never correctness, and why each transition may be repeated at will.
+woken at all, reads the state and `decide`s anew. So a lost message costs time, never correctness.
 
 **Generations** count up from 1; generation 0 counts as released from the start. A trainer does
 not send the number of the generation it arrives in but its parity, so that nothing has to be fed
 (a feed costs as much again as the whole call). Parity is enough, since a trainer is at most one
 generation ahead of the released one.
+
+**Lives**: with parity alone, a message that was sent by a process since killed, or given up on
+since, could count in a later generation. So each message carries the number of the sender's
+life, and the state knows the one life of each trainer that may speak.
 
 **Reset** jumps ahead by two generations: the parity of those that do not wait stays right, and a
 waiting trainer finds its arrival replaced by one of the other parity, which is how it learns that
@@ -33,9 +36,13 @@ class Decision(Enum):
 
     WAIT = auto()
     PASS = auto()
+    BROKEN = auto()
     ACT = auto()
     """All are there, and it is the chief's turn to run the action and to release them."""
-    BROKEN = auto()
+    ARRIVE = auto()
+    """Its arrival was lost on the way: it takes a new life, lest the old message come yet."""
+    REPLACED = auto()
+    """Another process has taken its place."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +51,26 @@ class Arrivals:
 
     Attributes:
         arrived: by rank, the last generation in which the trainer arrived, or RESIGNED.
+        lives: by rank, the life that may speak for the trainer; 0 before the first.
         released: the last generation that was released.
         held: whether the chief has an action: then it releases, not the last to arrive.
+        acting: whether the chief has begun the action of the present generation.
         broken: whether the barrier is broken.
+        resets: how often it was reset.
     """
 
     arrived: tuple[int, ...]
+    lives: tuple[int, ...]
     released: int = 0
     held: bool = False
+    acting: bool = False
     broken: bool = False
+    resets: int = 0
 
     @classmethod
-    def start(cls, parties: int, *, held: bool = False) -> Arrivals:
+    def start(cls, parties: int) -> Arrivals:
         """The state before anybody came."""
-        return cls(arrived=(0,) * parties, held=held)
+        return cls(arrived=(0,) * parties, lives=(0,) * parties)
 
     @property
     def generation(self) -> int:
@@ -67,12 +80,7 @@ class Arrivals:
     @property
     def full(self) -> bool:
         """Whether everybody who is still expected has arrived in the present generation."""
-        return min(self.arrived) >= self.generation and not self.deserted
-
-    @property
-    def deserted(self) -> bool:
-        """Whether everybody has resigned."""
-        return all(generation == RESIGNED for generation in self.arrived)
+        return self.generation <= min(self.arrived) < RESIGNED
 
     @property
     def waiting(self) -> tuple[int, ...]:
@@ -91,28 +99,49 @@ class Arrivals:
         )
 
 
-def arrive(state: Arrivals, rank: int, parity: int) -> Arrivals:
+def enter(state: Arrivals, rank: int, life: int, *, held: bool = False) -> Arrivals:
+    """A new life of trainer `rank` takes over; what an earlier one still sends has no effect.
+
+    A chief says whether it has an action. If it died within one, nobody can know how far that
+    came, so the barrier breaks.
+    """
+    state = replace(state, lives=_with(state.lives, rank, life))
+    if rank != 0:
+        return state
+    return replace(state, held=held, broken=state.broken or state.acting)
+
+
+def arrive(state: Arrivals, rank: int, life: int, parity: int) -> Arrivals:
     """Trainer `rank` arrives in its next generation of that parity; again, and nothing changes.
 
     The last one releases all, unless the chief holds them for its action.
     """
-    if state.broken or state.arrived[rank] == RESIGNED:
-        return state
     generation = state.arrived[rank]
-    generation += (generation & 1) ^ parity
-    return _settled(_put(state, rank, generation))
-
-
-def release(state: Arrivals) -> Arrivals:
-    """The chief has run its action and releases the present generation."""
-    if state.broken or not state.full:
+    if state.broken or generation == RESIGNED or state.lives[rank] != life:
         return state
-    return replace(state, released=state.generation)
+    generation += (generation & 1) ^ parity
+    return _settled(replace(state, arrived=_with(state.arrived, rank, generation)))
 
 
-def resign(state: Arrivals, rank: int) -> Arrivals:
+def begin_action(state: Arrivals, life: int) -> Arrivals:
+    """The chief begins its action, if all are there."""
+    if state.broken or not state.full or state.lives[0] != life:
+        return state
+    return replace(state, acting=True)
+
+
+def release(state: Arrivals, life: int) -> Arrivals:
+    """The chief has run its action and releases the present generation."""
+    if state.broken or not state.acting or state.lives[0] != life:
+        return state
+    return replace(state, released=state.generation, acting=False)
+
+
+def resign(state: Arrivals, rank: int, life: int) -> Arrivals:
     """Nobody waits for trainer `rank` any more."""
-    return _settled(_put(state, rank, RESIGNED))
+    if state.lives[rank] != life:
+        return state
+    return _settled(replace(state, arrived=_with(state.arrived, rank, RESIGNED)))
 
 
 def abort(state: Arrivals) -> Arrivals:
@@ -129,15 +158,28 @@ def reset(state: Arrivals) -> Arrivals:
             generation if generation == RESIGNED else released for generation in state.arrived
         ),
         released=released,
+        acting=False,
         broken=False,
+        resets=state.resets + 1,
     )
 
 
-def decide(state: Arrivals, rank: int, parity: int) -> Decision:
-    """What trainer `rank`, which arrived with that parity, does next."""
+def decide(state: Arrivals, rank: int, life: int, parity: int, resets: int) -> Decision:
+    """What trainer `rank` does next, having sent its arrival with that life and parity.
+
+    Args:
+        state: what it has read.
+        rank: of the trainer.
+        life: of the trainer.
+        parity: of the generation that it waits for.
+        resets: how many it knew of before it arrived.
+    """
+    if state.lives[rank] != life:
+        return Decision.REPLACED
     generation = state.arrived[rank]
     if (generation & 1) != parity:
-        return Decision.BROKEN  # a reset took its arrival away
+        lost = not state.broken and state.resets == resets
+        return Decision.ARRIVE if lost else Decision.BROKEN
     if generation <= state.released:
         return Decision.PASS
     if state.broken:
@@ -147,27 +189,33 @@ def decide(state: Arrivals, rank: int, parity: int) -> Decision:
     return Decision.WAIT
 
 
-def next_parity(state: Arrivals, rank: int) -> int:
-    """The parity with which trainer `rank` goes on after a restart.
+def next_parity(state: Arrivals) -> int:
+    """The parity with which a new life goes on: that of the present generation.
 
-    It repeats the generation in which it has arrived and that was not released; the others count
-    it once. Otherwise it arrives in the present one.
+    If the trainer has arrived in it already, it arrives again and counts once.
     """
-    return max(state.arrived[rank], state.generation) & 1
+    return state.generation & 1
 
 
 def describe_missing(
-    state: Arrivals, names: Sequence[str], seconds_since_arrival: Sequence[float]
+    state: Arrivals, names: Sequence[str], seconds_since_arrival: Sequence[float | None]
 ) -> str:
-    """Says, for an error message: missing worker:2, last seen in generation 6, 41 s ago."""
+    """Says, for an error message: missing worker:2, last seen in generation 6, 41 s ago.
+
+    Args:
+        state: what was read.
+        names: of the trainers by rank.
+        seconds_since_arrival: by rank; None for a trainer that never came.
+    """
     parts = []
     for rank in state.missing:
-        if state.arrived[rank] == 0:
+        seconds = seconds_since_arrival[rank]
+        if seconds is None:
             parts.append(f"{names[rank]}, never seen")
         else:
+            generation = state.arrived[rank]
             parts.append(
-                f"{names[rank]}, last seen in generation {state.arrived[rank]}, "
-                f"{seconds_since_arrival[rank]:.0f} s ago"
+                f"{names[rank]}, last seen in generation {generation}, {seconds:.0f} s ago"
             )
     if parts:
         return "missing " + "; ".join(parts)
@@ -176,9 +224,8 @@ def describe_missing(
     return "all have arrived"
 
 
-def _put(state: Arrivals, rank: int, generation: int) -> Arrivals:
-    arrived = (*state.arrived[:rank], generation, *state.arrived[rank + 1 :])
-    return replace(state, arrived=arrived)
+def _with(values: tuple[int, ...], rank: int, value: int) -> tuple[int, ...]:
+    return (*values[:rank], value, *values[rank + 1 :])
 
 
 def _settled(state: Arrivals) -> Arrivals:

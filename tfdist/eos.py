@@ -33,8 +33,8 @@ def padded(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
         ConfigError: `batch_size` is too small, the dataset is infinite (found in eager code
             only), or has ragged or sparse elements.
     """
-    if batch_size < 1:
-        raise ConfigError("batch_size", batch_size, "at least 1")
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ConfigError("batch_size", batch_size, "a whole number, at least 1")
     # While a graph is being built, TensorFlow cannot tell.
     if tf.get_static_value(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
         raise ConfigError("dataset", dataset, "infinite, so it has no end to pad; take() some")
@@ -42,8 +42,11 @@ def padded(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
         if not isinstance(spec, tf.TensorSpec) or spec.shape.rank is None:
             raise ConfigError("dataset", spec, "only dense tensors of known rank can be padded")
 
+    # `map` spreads an element that is a plain tuple over the arguments of its function.
+    is_spread = type(dataset.element_spec) is tuple
+
     def fill_up(*element: Any) -> tuple[Any, Any, Any]:
-        batch = _as_one(element)
+        batch = element if is_spread else element[0]
         count = tf.shape(tf.nest.flatten(batch)[0])[0]
         full = tf.nest.map_structure(lambda tensor: _fill_up(tensor, batch_size), batch)
         return full, tf.sequence_mask(count, batch_size, dtype=tf.float32), count > 0
@@ -54,11 +57,6 @@ def padded(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
     end = tf.data.Dataset.from_tensors(tf.nest.map_structure(nothing, dataset.element_spec))
     batches = dataset.batch(batch_size)
     return batches.map(fill_up).concatenate(end.map(fill_up).repeat())
-
-
-def _as_one(element: tuple[Any, ...]) -> Any:
-    """`map` spreads an element that is a tuple over its arguments."""
-    return element[0] if len(element) == 1 else element
 
 
 def _fill_up(tensor: Any, batch_size: int) -> Any:

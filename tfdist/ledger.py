@@ -1,12 +1,13 @@
 """Which examples were visited in an epoch: none may be missing, none may come twice.
 
-Visits are kept as sorted, half-open ranges of example numbers, since what a trainer visits is
-mostly contiguous or becomes so: a million visits in order cost one range. The rules are pure;
+Visits are kept as half-open ranges of example numbers, since what a trainer visits is contiguous,
+or becomes so: a million visits cost one range in the end. The rules are pure;
 `tfdist.train.telemetry` carries the ledgers of all trainers to the chief.
 """
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,6 +16,8 @@ from tfdist.errors import ConfigError, EpochError
 
 Range = tuple[int, int]
 
+_COMPACT_AT = 4096  # ranges
+
 
 @dataclass(frozen=True)
 class Audit:
@@ -22,7 +25,7 @@ class Audit:
 
     Attributes:
         expected: how many examples the epoch has, numbered from 0.
-        visited: how many of them were visited at least once.
+        visited: how many of them were visited, once or more often.
         missing: ranges of examples that were not visited.
         duplicates: ranges of examples that were visited more than once.
     """
@@ -37,11 +40,16 @@ class Audit:
         """Whether every example was visited exactly once."""
         return not self.missing and not self.duplicates
 
+    @property
+    def visited_once(self) -> int:
+        """How many examples were visited exactly once."""
+        return self.visited - sum(stop - start for start, stop in self.duplicates)
+
     def check(self) -> None:
         """Raises EpochError unless every example was visited exactly once."""
         if not self.complete:
             raise EpochError(
-                f"visited {self.visited} of {self.expected} examples once; "
+                f"visited once: {self.visited_once} of {self.expected} examples; "
                 f"missing {_shown(self.missing)}; duplicates {_shown(self.duplicates)}",
                 missing=self.missing,
                 duplicates=self.duplicates,
@@ -49,10 +57,15 @@ class Audit:
 
 
 class Ledger:
-    """Collects visited examples; two visits of one example are remembered as such."""
+    """Collects visited examples; two visits of one example are remembered as such.
+
+    Args:
+        visits: half-open ranges to begin with.
+    """
 
     def __init__(self, visits: Iterable[Range] = ()) -> None:
         self._visits: list[Range] = []
+        self._compact_at = _COMPACT_AT
         for start, stop in visits:
             if not 0 <= start < stop:
                 raise ConfigError("visits", (start, stop), "a range needs 0 <= start < stop")
@@ -60,7 +73,11 @@ class Ledger:
 
     def add(self, examples: Iterable[int]) -> None:
         """Records one visit of each of `examples` (whole numbers from 0, in any order)."""
-        self._visits.extend(_runs(sorted(int(example) for example in examples)))
+        self._visits.extend(_runs(sorted(operator.index(example) for example in examples)))
+        if len(self._visits) > self._compact_at:
+            self._visits = list(self.ranges())
+            # Twice as many, so that shuffled visits, which join late, are not sorted all the time.
+            self._compact_at = _COMPACT_AT + 2 * len(self._visits)
 
     def merge(self, other: Ledger) -> None:
         """Records everything that `other` recorded."""
@@ -83,14 +100,15 @@ class Ledger:
         Raises:
             ConfigError: an example outside of that range was visited.
         """
+        if expected < 0:
+            raise ConfigError("expected", expected, "at least 0")
+        last = max((stop for _, stop in self._visits), default=0) - 1
+        if last >= expected:
+            raise ConfigError("expected", expected, f"examples up to {last} were visited")
         missing: list[Range] = []
         duplicates: list[Range] = []
         visited, depth, position = 0, 0, 0
         for edge, step in chain(_edges(self._visits), [(expected, 0)]):
-            if edge > expected:
-                raise ConfigError(
-                    "expected", expected, f"the examples up to {edge - 1} were visited"
-                )
             if edge > position:
                 if depth == 0:
                     _append(missing, (position, edge))

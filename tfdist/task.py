@@ -29,7 +29,7 @@ PROGRESS_VARIABLE = "TFDIST_PROGRESS_FILE"
 
 TRAINER_TYPES = ("chief", "worker")
 TASK_TYPES = (*TRAINER_TYPES, "ps", "evaluator")
-_ADDRESS = re.compile(r"^[^\s:/]+:(\d{1,5})$")
+_ADDRESS = re.compile(r"(?:[^\s:/\[\]]+|\[[0-9a-fA-F:]+\]):([0-9]{1,5})")
 _HIGHEST_PORT = 65535
 
 
@@ -85,14 +85,13 @@ class Task:
             raise ConfigError("TF_CONFIG", text, f"not JSON: {error}") from error
         if not isinstance(config, dict):
             raise ConfigError("TF_CONFIG", text, "an object with the keys 'cluster' and 'task'")
-        task = _member(config, "task")
+        task, cluster = _member(config, "task"), _member(config, "cluster")
         for key in ("type", "index"):
             if key not in task:
                 raise ConfigError("TF_CONFIG", text, f"'task' has no key {key!r}")
         try:
             return cls(
-                *_renamed(task["type"], _index(task["index"])),
-                _without_master(_member(config, "cluster")),
+                _without_master(task["type"]), _index(task["index"]), _renamed_master(cluster)
             )
         except ConfigError as error:
             raise ConfigError(f"TF_CONFIG.{error.field}", error.value, error.rule) from None
@@ -113,17 +112,18 @@ class Task:
             if not hasattr(flags, name):
                 raise ConfigError(name, None, "the flags have no such attribute")
             values[name] = getattr(flags, name)
+        if values["job_name"] not in ("ps", "worker"):
+            raise ConfigError("job_name", values["job_name"], "ps or worker")
         hosts = {key: values[f"{key}_hosts"] for key in ("ps", "worker")}
         cluster = {
-            key: value.split(",") if isinstance(value, str) else list(value)
+            key: value.split(",") if isinstance(value, str) else value
             for key, value in hosts.items()
             if value
         }
         try:
-            return cls(*_renamed(values["job_name"], values["task_index"]), cluster)
+            return cls(values["job_name"], values["task_index"], cluster)
         except ConfigError as error:
             renamed = {
-                "task.type": "job_name",
                 "task.index": "task_index",
                 "cluster.ps": "ps_hosts",
                 "cluster.worker": "worker_hosts",
@@ -147,7 +147,13 @@ class Task:
 
     @property
     def address(self) -> str:
-        """Its own "host:port"."""
+        """Its own "host:port".
+
+        Raises:
+            ConfigError: it is an evaluator, which serves nobody.
+        """
+        if self.task_type == "evaluator":
+            raise ConfigError("task.type", self.task_type, "an evaluator has no address")
         return self.cluster_spec[self.task_type][self.task_index]
 
     @property
@@ -251,17 +257,17 @@ def _index(value: object) -> int:
     return value  # type: ignore[return-value]  # Task checks it and names it
 
 
-def _renamed(task_type: object, task_index: object) -> tuple[str, int]:
-    if task_type == "master":
+def _without_master(task_type: object) -> str:
+    # Task checks what it is otherwise.
+    return "chief" if task_type == "master" else task_type  # type: ignore[return-value]
+
+
+def _renamed_master(cluster: dict[str, object]) -> ClusterSpec:
+    if "master" in cluster:
+        if "chief" in cluster:
+            raise ConfigError("cluster", sorted(cluster), "has both 'master' and 'chief'")
         warnings.warn("task type 'master' is taken as 'chief'", stacklevel=3)
-        task_type = "chief"
-    return task_type, task_index  # type: ignore[return-value]  # Task checks both
-
-
-def _without_master(cluster: dict[str, object]) -> ClusterSpec:
-    if "master" in cluster and "chief" in cluster:
-        raise ConfigError("cluster", sorted(cluster), "has both 'master' and 'chief'")
-    renamed = {("chief" if key == "master" else key): value for key, value in cluster.items()}
+    renamed = {_without_master(key): value for key, value in cluster.items()}
     return renamed  # type: ignore[return-value]  # Task checks it
 
 
@@ -288,7 +294,7 @@ def _checked_cluster(cluster: Mapping[str, Sequence[str]]) -> ClusterSpec:
 
 
 def _check_address(field: str, address: object) -> None:
-    match = _ADDRESS.match(address) if isinstance(address, str) else None
+    match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
     if match is None or not 1 <= int(match.group(1)) <= _HIGHEST_PORT:
         raise ConfigError(field, address, f"'host:port' with a port of 1 to {_HIGHEST_PORT}")
 

@@ -11,8 +11,8 @@ def test_a_reset_right_after_a_waiting_trainer_has_looked_is_an_error_for_it(kin
         one, other = (Barrier(task, "end", kind=kind) for task in cluster.trainers)
         look = one._look
 
-        def look_and_be_reset():
-            snapshot = look()
+        def look_and_be_reset(*arguments):
+            snapshot = look(*arguments)
             monkeypatch.undo()
             other.reset()
             return snapshot

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tfdist.arrivals import Decision
 from tfdist.barrier.interface import SharedBarrier
 from tfdist.deadline import Deadline
 
@@ -13,7 +14,5 @@ class CounterBarrier(SharedBarrier):
     off, and to check the queue kind against.
     """
 
-    kind = "counter"
-
-    def _block(self, deadline: Deadline, pause: float) -> bool:
-        return self._poll(deadline, pause)
+    def _await(self, deadline: Deadline) -> Decision:
+        return self._poll(deadline)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -13,15 +15,16 @@ import tensorflow as tf
 
 from tfdist import arrivals
 from tfdist.arrivals import RESIGNED, Arrivals, Decision
-from tfdist.barrier.state import PS_DEVICE, StateOnPs, unpack
+from tfdist.barrier.state import PS_DEVICE, StateOnPs, num_parties, unpack
 from tfdist.deadline import Deadline
 from tfdist.errors import BarrierBroken, BarrierError, BarrierTimeout, ConfigError, StartTimeout
 from tfdist.task import Task, session_target
 
 # A run that blocks is looked after this often: a lost token or a Ctrl-C waits no longer.
 RECHECK_SECS = 2.0
-# What never blocks is answered within milliseconds, unless the ps is stopped or gone silent.
+# What never blocks is answered within milliseconds, unless the ps is stopped or cut off.
 _ANSWER_SECS = 10.0
+_LAST_ANSWER_SECS = 0.9
 _CONNECT_SECS = 60.0
 _CONNECT_POLL_SECS = 0.05
 _POLL_SECS = 0.001
@@ -54,7 +57,7 @@ class Snapshot:
 
     arrivals: Arrivals
     incarnation: int
-    arrived_at: list[float]
+    arrived_at: list[float | None]
     total_wait: list[float]
     reason: str
     now: float
@@ -62,8 +65,6 @@ class Snapshot:
 
 class SharedBarrier(ABC):
     """Everything of a barrier but the waiting; see `tfdist.Barrier` for the promises."""
-
-    kind: str
 
     def __init__(
         self,
@@ -88,11 +89,14 @@ class SharedBarrier(ABC):
         if task.num_ps == 0:
             raise ConfigError("task.cluster.ps", [], "the barrier lies on a ps; start one")
         self.name, self._parties, self._names = name, parties, trainers[:parties]
-        self._task, self._rank = task, task.rank
+        self._task, self._rank, self._address = task, task.rank, task.cluster_spec["ps"][0]
         self._action = action if self._rank == 0 else None
         self._timeout, self._break_on_timeout = timeout, break_on_timeout
-        self._graph = StateOnPs(f"tfdist/{self.kind}_barrier/{name}", parties, self._rank)
-        self._connect()
+        # What this trainer knows: the parity of its next generation, the resets so far, whether
+        # it has resigned, and whether an arrival that it sent may come yet.
+        self._parity, self._resets = 1, 0
+        self._resigned = self._uncertain = False
+        self._enter()
 
     # The interface of threading.Barrier.
 
@@ -134,25 +138,30 @@ class SharedBarrier(ABC):
             raise BarrierError(f"barrier {self.name!r}: {self._task.name} has resigned for good")
         deadline = Deadline(self._timeout if timeout is None else timeout)
         try:
+            if self._uncertain:
+                self._enter()
             decision = self._await(deadline)
             if decision is Decision.ACT:
                 decision = self._act()
             if decision is Decision.PASS:
                 self._parity ^= 1
                 return self._rank
-            snapshot = self._look()
-            if decision is Decision.BROKEN:
-                raise self._broken_error(snapshot)
-            if self._break_on_timeout:
+            timed_out = decision in (Decision.WAIT, Decision.ARRIVE)
+            if timed_out and self._break_on_timeout:
                 self._run(self._graph.abort_if_waiting, f"{self._task.name} timed out")
-                if self._decide(self._look()) is Decision.PASS:  # released in the last moment
-                    self._parity ^= 1
-                    return self._rank
-            raise self._timeout_error(snapshot, deadline)
+            snapshot = self._look()
+            if self._decide(snapshot) is Decision.PASS:  # released in the last moment
+                self._parity ^= 1
+                return self._rank
         except _PS_LOST as error:
             raise BarrierBroken(self.name, f"ps:0 was lost or restarted: {error}") from error
         except tf.errors.DeadlineExceededError as error:
+            self._uncertain = True
             raise self._silence_error(deadline) from error
+        if timed_out:
+            self._uncertain = decision is Decision.ARRIVE
+            raise self._timeout_error(snapshot, deadline)
+        raise self._broken_error(snapshot, decision)
 
     def abort(self) -> None:
         """Breaks the barrier: `wait` raises BarrierBroken for all, now and until a `reset`."""
@@ -165,13 +174,12 @@ class SharedBarrier(ABC):
         """
         try:
             incarnation = self._look().incarnation
-        except _PS_LOST:
+        except (*_PS_LOST, tf.errors.DeadlineExceededError):
             incarnation = None
         if incarnation == self._incarnation:
             self._run(self._graph.reset)
         else:
-            self.close()
-            self._connect()
+            self._enter()
 
     # More than threading.Barrier.
 
@@ -200,8 +208,8 @@ class SharedBarrier(ABC):
     def statistics(self) -> BarrierStatistics:
         """How long each trainer waited, by the clock of the ps."""
         snapshot = self._look()
-        latest = max(snapshot.arrived_at)
-        last = [latest - at if at else 0.0 for at in snapshot.arrived_at]
+        times = [0.0 if at is None else at for at in snapshot.arrived_at]
+        last = [max(times) - at if at else 0.0 for at in times]
         return BarrierStatistics(
             last_wait=dict(zip(self._names, last, strict=True)),
             total_wait=dict(zip(self._names, snapshot.total_wait, strict=True)),
@@ -209,7 +217,8 @@ class SharedBarrier(ABC):
 
     def close(self) -> None:
         """Gives the connection to the ps back; the state stays there."""
-        self._session.close()
+        with suppress(*_PS_LOST, tf.errors.DeadlineExceededError):  # then it is gone already
+            self._session.close()
 
     def __enter__(self) -> SharedBarrier:
         return self
@@ -231,84 +240,101 @@ class SharedBarrier(ABC):
     # What a kind provides, and what it builds on.
 
     @abstractmethod
-    def _block(self, deadline: Deadline, pause: float) -> bool:
-        """Arrives, or waits a while after it has; True if it is sure of the release."""
-
-    def _poll(self, deadline: Deadline, pause: float) -> bool:
-        if pause:
-            time.sleep(min(pause, deadline.remaining))
-        else:
-            self._run(self._graph.arrive[self._parity])
-        return False
-
     def _await(self, deadline: Deadline) -> Decision:
-        """Arrives and waits; WAIT means that the time is over."""
-        pause = 0.0
+        """Arrives and waits; WAIT and ARRIVE mean that the time is over."""
+
+    def _poll(self, deadline: Deadline) -> Decision:
+        """Arrives, or says that it does not block any more, and looks until it knows."""
+        self._run(self._graph.arrive[self._parity], deadline=deadline)
+        pause = _POLL_SECS
         while True:
-            try:
-                if self._block(deadline, pause):
-                    return Decision.PASS
-                decision = self._decide(self._look())
-                if decision is not Decision.WAIT or deadline.expired:
-                    return decision
-            except tf.errors.DeadlineExceededError:
-                if deadline.expired:
-                    raise
-            pause = min(max(_POLL_SECS, 2 * pause), _LONGEST_POLL_SECS)
+            decision = self._decide_soon(deadline)
+            if decision not in (Decision.WAIT, Decision.ARRIVE) or deadline.expired:
+                return decision
+            if decision is Decision.ARRIVE:
+                self._enter()
+                self._run(self._graph.arrive[self._parity], deadline=deadline)
+            time.sleep(min(pause, deadline.remaining))
+            pause = min(2 * pause, _LONGEST_POLL_SECS)
+
+    def _decide_soon(self, deadline: Deadline) -> Decision:
+        """What the state says to do; WAIT also where the ps is silent but there is time left."""
+        try:
+            return self._decide(self._look(deadline))
+        except tf.errors.DeadlineExceededError:
+            self._check_ps()
+            if deadline.expired:
+                raise
+            return Decision.WAIT
+
+    def _check_ps(self) -> None:
+        """Raises UnavailableError if the ps is gone; TensorFlow tries it again and again."""
+        if _refuses(self._address):
+            raise tf.errors.UnavailableError(None, None, f"nobody listens at {self._address}")
 
     def _decide(self, snapshot: Snapshot) -> Decision:
         if snapshot.incarnation != self._incarnation:
             return Decision.BROKEN
-        return arrivals.decide(snapshot.arrivals, self._rank, self._parity)
+        state = snapshot.arrivals
+        decision = arrivals.decide(state, self._rank, self._graph.life, self._parity, self._resets)
+        if decision is Decision.WAIT:
+            self._resets = state.resets
+        return decision
 
-    def _run(self, operation: Any, reason: str | None = None) -> None:
+    def _run(
+        self, operation: Any, reason: str | None = None, *, deadline: Deadline | None = None
+    ) -> None:
         feed = {} if reason is None else {self._graph.reason_text: reason}
-        self._session.run(operation, feed, options=_within(_ANSWER_SECS))
+        self._session.run(operation, feed, options=_soon(deadline))
 
-    def _look(self) -> Snapshot:
-        fetches, options = self._graph.snapshot, _within(_ANSWER_SECS)
-        state, times, reason, now = self._session.run(fetches, options=options)
-        rules, incarnation = unpack(state)
+    def _look(self, deadline: Deadline | None = None) -> Snapshot:
+        vector, arrived_at, waited, reason, now = self._session.run(
+            self._graph.snapshot, options=_soon(deadline)
+        )
+        if num_parties(vector) != self._parties:
+            made_for = f"others made barrier {self.name!r} with {num_parties(vector)}"
+            raise ConfigError("parties", self._parties, made_for)
+        rules, incarnation = unpack(vector)
         return Snapshot(
             arrivals=rules,
             incarnation=incarnation,
-            arrived_at=times[: self._parties].tolist(),
-            total_wait=times[self._parties :].tolist(),
+            arrived_at=[at or None for at in arrived_at.tolist()],
+            total_wait=waited.tolist(),
             reason=reason.decode(),
             now=float(now),
         )
 
-    def _connect(self) -> None:
-        """Opens a session straight to the ps, which is nearer than through the own server."""
-        deadline = Deadline(_CONNECT_SECS)
-        address = self._task.cluster_spec["ps"][0]
+    def _enter(self) -> None:
+        """Opens a session straight to the ps, nearer than the own server, and takes a new life."""
+        if hasattr(self, "_session"):
+            self.close()
+        held = self._action is not None
+        self._graph = StateOnPs(f"tfdist/barrier/{self.name}", self._names, self._rank, held=held)
         self._session = tf.compat.v1.Session(
-            session_target(address), graph=self._graph.graph, config=_session_config()
+            session_target(self._address), graph=self._graph.graph, config=_session_config()
         )
+        deadline = Deadline(_CONNECT_SECS)
         while True:
             try:
-                self._session.run(self._graph.initialize)
+                self._session.run(self._graph.enter)
                 break
             except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
                 if deadline.expired:
-                    hint = f"Barrier {self.name!r} lies there, at {address}; is it up?"
+                    hint = f"Barrier {self.name!r} lies there, at {self._address}; is it up?"
                     raise StartTimeout(["ps:0"], deadline.elapsed, hint) from error
                 time.sleep(_CONNECT_POLL_SECS)
         snapshot = self._look()
-        there = len(snapshot.arrivals.arrived)
-        if there != self._parties:
-            self.close()
-            raise ConfigError(
-                "parties", self._parties, f"others made barrier {self.name!r} with {there}"
-            )
-        if self._rank == 0:
-            held = int(self._action is not None)
-            self._session.run(self._graph.hold, {self._graph.held: held})
         self._incarnation = snapshot.incarnation
+        self._resets = snapshot.arrivals.resets
         self._resigned = snapshot.arrivals.arrived[self._rank] == RESIGNED
-        self._parity = arrivals.next_parity(snapshot.arrivals, self._rank)
+        self._parity = arrivals.next_parity(snapshot.arrivals)
+        self._uncertain = False
 
     def _act(self) -> Decision:
+        self._run(self._graph.begin_action)
+        snapshot = self._look()
+        if not snapshot.arrivals.acting:
+            return self._decide(snapshot)  # broken or reset in between
         try:
             if self._action is not None:
                 self._action()
@@ -323,7 +349,7 @@ class SharedBarrier(ABC):
 
     def _timeout_error(self, snapshot: Snapshot, deadline: Deadline) -> BarrierTimeout:
         state = snapshot.arrivals
-        ages = [snapshot.now - at for at in snapshot.arrived_at]
+        ages = [None if at is None else snapshot.now - at for at in snapshot.arrived_at]
         there = [self._names[rank] for rank in state.waiting]
         expected = sum(generation < RESIGNED for generation in state.arrived)
         message = (
@@ -347,8 +373,10 @@ class SharedBarrier(ABC):
         )
         return BarrierTimeout(message, name=self.name, generation=0, arrived=(), missing=("ps:0",))
 
-    def _broken_error(self, snapshot: Snapshot) -> BarrierBroken:
-        if snapshot.incarnation != self._incarnation:
+    def _broken_error(self, snapshot: Snapshot, decision: Decision) -> BarrierBroken:
+        if decision is Decision.REPLACED:
+            reason = f"another process has taken the place of {self._task.name}"
+        elif snapshot.incarnation != self._incarnation:
             reason = "ps:0 was restarted and has forgotten who arrived"
         elif snapshot.arrivals.broken:
             reason = snapshot.reason
@@ -357,8 +385,24 @@ class SharedBarrier(ABC):
         return BarrierBroken(self.name, reason)
 
 
-def _within(seconds: float) -> tf.compat.v1.RunOptions:
+def _soon(deadline: Deadline | None) -> tf.compat.v1.RunOptions:
+    """For a run that does not block: the answer is due soon, and not long after the deadline."""
+    seconds = _ANSWER_SECS
+    if deadline is not None:
+        seconds = min(max(deadline.remaining, _LAST_ANSWER_SECS), seconds)
     return tf.compat.v1.RunOptions(timeout_in_ms=int(seconds * 1000))
+
+
+def _refuses(address: str) -> bool:
+    """Whether nobody listens there: the process is gone, rather than slow."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+    except ConnectionRefusedError:
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def _session_config() -> tf.compat.v1.ConfigProto:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
+from tfdist.arrivals import Decision
 from tfdist.barrier.interface import RECHECK_SECS, SharedBarrier
 from tfdist.deadline import Deadline
 
@@ -20,25 +21,42 @@ class QueueBarrier(SharedBarrier):
     can take one along), so whoever was woken in vain looks at the state.
     """
 
-    kind = "queue"
+    def _enter(self) -> None:
+        super()._enter()
+        self._cross = [self._session.make_callable(each) for each in self._graph.cross]
+        self._block = [self._session.make_callable(each) for each in self._graph.block]
 
-    def _connect(self) -> None:
-        super()._connect()
-        blocking = self._graph.cross if self._action is None else self._graph.gather
-        self._blocking = [(each, self._session.make_callable(each)) for each in blocking]
+    def _await(self, deadline: Deadline) -> Decision:
+        arrived = False
+        while deadline.remaining >= _SHORTEST_BLOCK_SECS:
+            if self._wait_for_token(deadline, arrived) and self._action is None:
+                return Decision.PASS
+            decision = self._decide_soon(deadline)
+            if decision is Decision.ARRIVE:
+                self._enter()
+                arrived = False
+            elif decision is Decision.WAIT:
+                arrived = True
+            else:
+                return decision
+        return self._poll(deadline)
 
-    def _block(self, deadline: Deadline, pause: float) -> bool:
-        operation, run_operation = self._blocking[self._parity]
+    def _wait_for_token(self, deadline: Deadline, arrived: bool) -> bool:
+        """Whether it took a token of its generation; else it is time to look."""
         remaining = deadline.remaining
-        if remaining < _SHORTEST_BLOCK_SECS:
-            return self._poll(deadline, pause)
         try:
             if remaining > RECHECK_SECS:
-                run_operation()
+                (self._block if arrived else self._cross)[self._parity]()
             else:
+                # In two runs, so that only the one that changes nothing may be given up.
+                if not arrived:
+                    self._run(self._graph.arrive_to_block[self._parity], deadline=deadline)
                 milliseconds = int((remaining - _SHORTEST_BLOCK_SECS / 2) * 1000)
                 options = tf.compat.v1.RunOptions(timeout_in_ms=milliseconds)
-                self._session.run(operation, options=options)
-        except (tf.errors.DeadlineExceededError, tf.errors.InvalidArgumentError):
-            return False  # the time is over, or the token was of another generation
-        return self._action is None  # else all are there, and nobody has been released
+                self._session.run(self._graph.block[self._parity], options=options)
+        except tf.errors.InvalidArgumentError:
+            return False  # the token was of another generation
+        except tf.errors.DeadlineExceededError:
+            self._check_ps()
+            return False
+        return True

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
@@ -23,23 +23,48 @@ import tensorflow as tf
 from tfdist.arrivals import RESIGNED, Arrivals
 
 PS_DEVICE = "/job:ps/task:0/device:CPU:0"
-
-# The state vector: arrived by rank, then these.
-_RELEASED, _HELD, _BROKEN, _INCARNATION = range(4)
-_NUM_FLAGS = 4
 _WAKE_UP = -1  # a token of no generation: look at the state
+# TensorFlow takes a plain number in `tf.where` for an int32.
+_ZERO, _ONE, _RESIGNED = np.int64(0), np.int64(1), np.int64(RESIGNED)
 
 
-def unpack(state: np.ndarray) -> tuple[Arrivals, int]:
+class _State(NamedTuple):
+    """The state vector, taken apart: three rows with a place for each rank, then single numbers."""
+
+    arrived: Any
+    lives: Any
+    blocks: Any  # whether it blocks in a queue, or polls and needs no token
+    released: Any
+    held: Any
+    acting: Any
+    broken: Any
+    resets: Any
+    incarnation: Any  # of the ps: another one has forgotten everything
+
+
+_NUM_ROWS = 3
+_NUM_SINGLES = len(_State._fields) - _NUM_ROWS
+
+
+def num_parties(vector: np.ndarray) -> int:
+    """For how many parties a fetched state vector was made."""
+    return (len(vector) - _NUM_SINGLES) // _NUM_ROWS
+
+
+def unpack(vector: np.ndarray) -> tuple[Arrivals, int]:
     """A fetched state vector as `Arrivals`, and the number of the ps's incarnation."""
-    arrived, flags = state[:-_NUM_FLAGS], state[-_NUM_FLAGS:]
+    rows = vector[:-_NUM_SINGLES].reshape(_NUM_ROWS, -1).tolist()
+    state = _State(*rows, *vector[-_NUM_SINGLES:].tolist())
     rules = Arrivals(
-        arrived=tuple(int(generation) for generation in arrived),
-        released=int(flags[_RELEASED]),
-        held=bool(flags[_HELD]),
-        broken=bool(flags[_BROKEN]),
+        arrived=tuple(state.arrived),
+        lives=tuple(state.lives),
+        released=state.released,
+        held=bool(state.held),
+        acting=bool(state.acting),
+        broken=bool(state.broken),
+        resets=state.resets,
     )
-    return rules, int(flags[_INCARNATION])
+    return rules, state.incarnation
 
 
 def _operation(build: Callable[[StateOnPs], Any]) -> cached_property[Any]:
@@ -60,21 +85,156 @@ class StateOnPs:
     """The barrier's variables and transitions as a private graph, all of it on ps 0.
 
     Each operation is built when it is first asked for.
+
+    Args:
+        name: of the barrier, on the ps.
+        names: of the parties by rank.
+        rank: of the trainer that uses it.
+        held: whether that is a chief with an action.
     """
 
-    def __init__(self, name: str, parties: int, rank: int) -> None:
-        self.parties, self.rank = parties, rank
+    def __init__(self, name: str, names: Sequence[str], rank: int, *, held: bool) -> None:
+        self._name, self._parties, self._rank, self._held = names[rank], len(names), rank, held
+        self._me = np.arange(self._parties) == rank
+        self.life = random.getrandbits(62)
         self.graph = tf.Graph()
         self._lock = threading.RLock()
         with self._building():
             self._mutex = tf.raw_ops.MutexV2(shared_name=f"{name}/lock")
-            self._state = _variable(f"{name}/state", tf.int64)
-            self._times = _variable(f"{name}/times", tf.float64)
+            self._vector = _variable(f"{name}/state", tf.int64)
+            # Seconds by rank: when the trainer last arrived, how long it has waited in all.
+            self._arrived_at = _variable(f"{name}/arrived_at", tf.float64)
+            self._waited = _variable(f"{name}/waited", tf.float64)
             self._reason = _variable(f"{name}/reason", tf.string)
+            # Where the others wait for the release, and where a chief with an action waits for
+            # the others.
             self._queues = [_queue(f"{name}/release{parity}") for parity in (0, 1)]
             self._full_queues = [_queue(f"{name}/full{parity}") for parity in (0, 1)]
             self.reason_text = tf.compat.v1.placeholder(tf.string, [])
-            self.held = tf.compat.v1.placeholder(tf.int64, [])
+
+    @_operation
+    def enter(self) -> Any:
+        """Makes the state unless it is there, and this graph's life the one that may speak."""
+        size = _NUM_ROWS * self._parties + _NUM_SINGLES
+        vector = [0] * (size - 1) + [random.getrandbits(62)]  # the last is the incarnation
+
+        def make() -> Any:
+            return tf.group(
+                _assign(self._vector, tf.constant(vector, tf.int64)),
+                _assign(self._arrived_at, tf.zeros([self._parties], tf.float64)),
+                _assign(self._waited, tf.zeros([self._parties], tf.float64)),
+                _assign(self._reason, tf.constant("")),
+            )
+
+        with self._locked() as effects:
+            fresh = tf.logical_not(tf.raw_ops.VarIsInitializedOp(resource=self._vector))
+            with tf.control_dependencies([tf.cond(fresh, make, tf.no_op)]):
+                # A state for other parties stays as it is; whoever looks will see it.
+                fits = tf.equal(tf.size(_read(self._vector, tf.int64)), size)
+            effects.append(tf.cond(fits, self._take_over, tf.no_op))
+        return tf.group(*effects)
+
+    @_operation
+    def arrive(self) -> list[Any]:
+        """By parity: arrives, and releases if this trainer is the last; it will poll."""
+        return [self._arrive(parity, blocks=False) for parity in (0, 1)]
+
+    @_operation
+    def arrive_to_block(self) -> list[Any]:
+        """By parity: the same for a trainer that will `block`."""
+        return [self._arrive(parity, blocks=True) for parity in (0, 1)]
+
+    @_operation
+    def block(self) -> list[Any]:
+        """By parity: having arrived, blocks until it is woken.
+
+        Fails unless that was the release of its generation; for a chief with an action, unless
+        all are there.
+        """
+        return [self._block(parity) for parity in (0, 1)]
+
+    @_operation
+    def cross(self) -> list[Any]:
+        """By parity: `arrive_to_block` and `block` in one."""
+        crossings = []
+        for parity in (0, 1):
+            with tf.control_dependencies([self._arrive(parity, blocks=True)]):
+                crossings.append(self._block(parity))
+        return crossings
+
+    @_operation
+    def begin_action(self) -> Any:
+        """The chief begins its action."""
+        with self._locked() as effects:
+            state = self._load()
+            begins = self._is_full(state) & self._speaks(state)
+            effects.append(self._store(state._replace(acting=tf.where(begins, _ONE, state.acting))))
+        return tf.group(*effects)
+
+    @_operation
+    def release(self) -> Any:
+        """The chief has run its action."""
+        with self._locked() as effects:
+            state = self._load()
+            may_release = (state.acting > 0) & self._speaks(state)
+            effects.extend(self._settle(state, may_release))
+        return tf.group(*effects)
+
+    @_operation
+    def resign(self) -> Any:
+        """Nobody waits for this trainer any more."""
+        with self._locked() as effects:
+            state = self._load()
+            resigns = self._me & self._speaks(state)
+            state = state._replace(arrived=tf.where(resigns, _RESIGNED, state.arrived))
+            effects.extend(self._settle(state, tf.equal(state.held, 0)))
+        return tf.group(*effects)
+
+    @_operation
+    def abort(self) -> Any:
+        """Breaks the barrier; feeds `reason_text`."""
+        with self._locked() as effects:
+            effects.extend(self._break_if(True, self._load(), self.reason_text))
+        return tf.group(*effects)
+
+    @_operation
+    def abort_if_waiting(self) -> Any:
+        """The same, unless this trainer's generation has been released."""
+        with self._locked() as effects:
+            state = self._load()
+            waits = state.arrived[self._rank] > state.released
+            effects.extend(self._break_if(waits, state, self.reason_text))
+        return tf.group(*effects)
+
+    @_operation
+    def reset(self) -> Any:
+        """Empties and mends the barrier, and wakes those that wait."""
+        with self._locked() as effects:
+            state = self._load()
+            released = state.released + 2
+            empty = state._replace(
+                arrived=tf.where(tf.equal(state.arrived, RESIGNED), _RESIGNED, released),
+                released=released,
+                acting=_ZERO,
+                broken=_ZERO,
+                resets=state.resets + 1,
+            )
+            with tf.control_dependencies([self._store(empty)]):
+                effects.extend(self._wake(state, True))
+        return tf.group(*effects)
+
+    @_operation
+    def snapshot(self) -> list[Any]:
+        """Fetches the vector, times of arrival, times waited, reason, and the ps's clock."""
+        vector = _read(self._vector, tf.int64)
+        with tf.control_dependencies([vector]):  # a broken state has its reason by then
+            return [
+                vector,
+                _read(self._arrived_at, tf.float64),
+                _read(self._waited, tf.float64),
+                _read(self._reason, tf.string),
+                tf.timestamp(),
+            ]
 
     @contextmanager
     def _building(self) -> Iterator[None]:
@@ -92,190 +252,125 @@ class StateOnPs:
         with tf.control_dependencies(effects):
             effects[:] = [tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)]
 
-    @_operation
-    def initialize(self) -> Any:
-        """Makes the state, unless it is there: whoever comes first."""
-        state = [0] * self.parties + [0, 0, 0, random.getrandbits(62)]
+    def _load(self) -> _State:
+        sizes = [self._parties] * _NUM_ROWS + [_NUM_SINGLES]
+        *rows, singles = tf.split(_read(self._vector, tf.int64), sizes)
+        return _State(*rows, *tf.unstack(singles, num=_NUM_SINGLES))
 
-        def assign() -> Any:
-            return tf.group(
-                _assign(self._state, tf.constant(state, tf.int64)),
-                _assign(self._times, tf.zeros([2 * self.parties], tf.float64)),
-                _assign(self._reason, tf.constant("")),
+    def _store(self, state: _State) -> Any:
+        rows, singles = state[:_NUM_ROWS], tf.stack(state[_NUM_ROWS:])
+        return _assign(self._vector, tf.concat([*rows, singles], 0))
+
+    def _take_over(self) -> Any:
+        state = self._load()
+        state = state._replace(lives=tf.where(self._me, np.int64(self.life), state.lives))
+        if self._rank != 0:
+            return tf.group(self._store(state))
+        reason = f"{self._name} was restarted while its action ran"
+        died = state.acting > 0
+        state = state._replace(held=np.int64(self._held))
+        return tf.group(*self._break_if(died, state, tf.constant(reason)))
+
+    def _arrive(self, parity: int, *, blocks: bool) -> Any:
+        with self._locked() as effects:
+            state = self._load()
+            mine = state.arrived[self._rank]
+            refused = (
+                (state.broken > 0) | tf.equal(mine, RESIGNED) | tf.logical_not(self._speaks(state))
             )
-
-        with self._locked() as effects:
-            fresh = tf.logical_not(tf.raw_ops.VarIsInitializedOp(resource=self._state))
-            effects.append(tf.cond(fresh, assign, tf.no_op))
-        return tf.group(*effects)
-
-    @_operation
-    def hold(self) -> Any:
-        """Feeds `held`: whether the chief has an action."""
-        with self._locked() as effects:
-            state = _read(self._state, tf.int64)
-            effects.append(_assign(self._state, self._with_flag(state, _HELD, self.held)))
-        return tf.group(*effects)
-
-    @_operation
-    def arrive(self) -> list[Any]:
-        """By parity: arrives, and releases if this trainer is the last."""
-        return [self._arrive(parity) for parity in (0, 1)]
-
-    @_operation
-    def cross(self) -> list[Any]:
-        """By parity: arrives, and blocks until it takes the token of its generation."""
-        return [self._cross(self._queues, parity) for parity in (0, 1)]
-
-    @_operation
-    def gather(self) -> list[Any]:
-        """By parity: the same for a chief that holds the others, until all are there."""
-        return [self._cross(self._full_queues, parity) for parity in (0, 1)]
-
-    @_operation
-    def abort(self) -> Any:
-        """Breaks the barrier; feeds `reason_text`."""
-        return self._abort(only_if_waiting=False)
-
-    @_operation
-    def abort_if_waiting(self) -> Any:
-        """The same, unless this trainer's generation has been released."""
-        return self._abort(only_if_waiting=True)
-
-    @_operation
-    def snapshot(self) -> list[Any]:
-        """Fetches state, times, reason, and the time by the clock of the ps."""
-        state = _read(self._state, tf.int64)
-        with tf.control_dependencies([state]):  # a broken state has its reason by then
-            return [
-                state,
-                _read(self._times, tf.float64),
-                _read(self._reason, tf.string),
-                tf.timestamp(),
-            ]
-
-    def _arrive(self, parity: int) -> Any:
-        with self._locked() as effects:
-            state = _read(self._state, tf.int64)
-            mine = state[self.rank]
-            broken = self._flag(state, _BROKEN) > 0
-            stays = broken | tf.equal(mine, RESIGNED)
             step = tf.bitwise.bitwise_xor(tf.bitwise.bitwise_and(mine, 1), parity)
-            generation = tf.where(stays, mine, mine + step)
-            times = _read(self._times, tf.float64)
-            now = tf.where(generation > mine, tf.timestamp(), times[self.rank])
-            times = tf.where(tf.one_hot(self.rank, 2 * self.parties) > 0, now, times)
-            state = self._with(state, self.rank, generation)
-            effects.extend(self._settle(state, times, held=self._flag(state, _HELD) > 0))
-            # Whoever arrives at a broken barrier must not block.
-            woken = tf.cast(broken, tf.int32)
-            effects.append(_enqueue(self._queues[parity], _WAKE_UP, woken))
-            effects.append(_enqueue(self._full_queues[parity], _WAKE_UP, woken))
+            step = tf.where(refused, _ZERO, step)
+            me = self._me & tf.logical_not(refused)
+            state = state._replace(
+                arrived=tf.where(self._me, mine + step, state.arrived),
+                blocks=tf.where(me, np.int64(blocks), state.blocks),
+            )
+            times = _read(self._arrived_at, tf.float64)
+            times = tf.where(self._me & (step > 0), tf.timestamp(), times)
+            effects.append(_assign(self._arrived_at, times))
+            effects.extend(self._settle(state, tf.equal(state.held, 0), times))
+            if blocks:  # it must not, where it has been refused
+                wake_up = tf.cast(refused, tf.int32)
+                effects.append(_enqueue(self._own_queues[parity], _WAKE_UP, wake_up))
         return tf.group(*effects)
 
-    def _settle(self, state: Any, times: Any, held: Any) -> list[Any]:
-        """Stores both; if everybody is there, releases, or wakes the chief that holds them."""
-        arrived = state[: self.parties]
-        active = arrived < RESIGNED
-        released = self._flag(state, _RELEASED)
-        generation = released + 1
-        full = (
-            (tf.reduce_min(arrived) >= generation)
-            & tf.reduce_any(active)
-            & tf.equal(self._flag(state, _BROKEN), 0)
+    def _block(self, parity: int) -> Any:
+        token = tf.raw_ops.QueueDequeueV2(
+            handle=self._own_queues[parity], component_types=[tf.int64]
+        )[0]
+        with tf.control_dependencies([token]):
+            mine = self._load().arrived[self._rank]
+        return tf.raw_ops.Assert(condition=token >= mine, data=[token, mine], summarize=1)
+
+    @property
+    def _own_queues(self) -> list[Any]:
+        return self._full_queues if self._held else self._queues
+
+    def _settle(self, state: _State, may_release: Any, times: Any = None) -> list[Any]:
+        """Stores the state; if all are there, releases them, or wakes the chief that holds them."""
+        full = self._is_full(state)
+        release = full & may_release
+        after = state._replace(
+            released=state.released + tf.cast(release, tf.int64),
+            acting=tf.where(release, _ZERO, state.acting),
         )
-        release = full & ~held
-        at = times[: self.parties]
-        waits = tf.where(active & release, tf.reduce_max(at) - at, tf.zeros_like(at))
-        state = self._with_flag(state, _RELEASED, released + tf.cast(release, tf.int64))
-        num_active = tf.reduce_sum(tf.cast(active, tf.int32))
-        stored = [
-            _assign(self._state, state),
-            _assign(self._times, times + tf.concat([tf.zeros_like(at), waits], 0)),
-        ]
+        if times is None:
+            times = _read(self._arrived_at, tf.float64)
+        waits = tf.where(state.arrived < RESIGNED, tf.reduce_max(times) - times, np.float64(0))
+        waited = tf.raw_ops.AssignAddVariableOp(
+            resource=self._waited, value=waits * tf.cast(release, tf.float64)
+        )
         # Whoever is woken looks at the state, so that has to be there first.
-        with tf.control_dependencies(stored):
+        with tf.control_dependencies([self._store(after), waited]):
+            others, chief = self._blocked(state)
+            token = state.released + 1
             return [
-                *stored,
-                *self._tokens(self._queues, generation, tf.where(release, num_active, 0)),
-                *self._tokens(self._full_queues, generation, tf.cast(full & held, tf.int32)),
+                *self._tokens(state, self._queues, token, others, release),
+                *self._tokens(state, self._full_queues, token, chief, full & ~may_release),
             ]
 
-    def _tokens(self, queues: list[Any], generation: Any, count: Any) -> list[Any]:
-        odd = tf.cast(generation % 2, tf.int32)
+    def _break_if(self, condition: Any, state: _State, reason: Any) -> list[Any]:
+        """Stores the state, broken if `condition` and if it was not before."""
+        breaks = condition & tf.equal(state.broken, 0)
+        reason = tf.where(breaks, reason, _read(self._reason, tf.string))
+        # In this order: whoever sees that it is broken sees why.
+        with tf.control_dependencies([_assign(self._reason, reason)]):
+            stored = self._store(state._replace(broken=tf.where(breaks, _ONE, state.broken)))
+        with tf.control_dependencies([stored]):
+            return self._wake(state, breaks)
+
+    def _wake(self, state: _State, condition: Any) -> list[Any]:
+        """Makes those look at the state that wait for the present generation."""
+        others, chief = self._blocked(state)
         return [
-            _enqueue(queues[parity], generation, count * (odd if parity else 1 - odd))
-            for parity in (0, 1)
+            *self._tokens(state, self._queues, _WAKE_UP, others, condition),
+            *self._tokens(state, self._full_queues, _WAKE_UP, chief, condition),
         ]
 
-    def _wake_everybody(self, after: Any) -> list[Any]:
-        with tf.control_dependencies([after]):
-            return [
-                _enqueue(queue, _WAKE_UP, self.parties)
-                for queue in self._queues + self._full_queues
-            ]
+    def _blocked(self, state: _State) -> tuple[Any, Any]:
+        """How many block in the queue for the release, and how many in the one for the chief."""
+        waiting = (state.arrived > state.released) & (state.arrived < RESIGNED)
+        blocked = tf.cast(waiting & (state.blocks > 0), tf.int32)
+        chief = blocked[0] * tf.cast(state.held, tf.int32)
+        return tf.reduce_sum(blocked) - chief, chief
 
-    def _cross(self, queues: list[Any], parity: int) -> Any:
-        """Arrives and takes one token; fails if it was not a token of this generation."""
-        with tf.control_dependencies([self.arrive[parity]]):
-            token = tf.raw_ops.QueueDequeueV2(handle=queues[parity], component_types=[tf.int64])[0]
-            mine = _read(self._state, tf.int64)[self.rank]
-            return tf.raw_ops.Assert(condition=token >= mine, data=[token, mine], summarize=1)
+    def _tokens(
+        self, state: _State, queues: list[Any], token: Any, count: Any, condition: Any
+    ) -> list[Any]:
+        """Puts `count` tokens into the queue of the present generation, if `condition`."""
+        count = count * tf.cast(condition, tf.int32)
+        odd = tf.cast((state.released + 1) % 2, tf.int32)
+        return [
+            _enqueue(queues[0], token, count * (1 - odd)),
+            _enqueue(queues[1], token, count * odd),
+        ]
 
-    @_operation
-    def release(self) -> Any:
-        """The chief has run its action."""
-        with self._locked() as effects:
-            state, times = _read(self._state, tf.int64), _read(self._times, tf.float64)
-            effects.extend(self._settle(state, times, held=tf.constant(False)))
-        return tf.group(*effects)
+    def _is_full(self, state: _State) -> Any:
+        first = tf.reduce_min(state.arrived)
+        return (first > state.released) & (first < RESIGNED) & tf.equal(state.broken, 0)
 
-    @_operation
-    def resign(self) -> Any:
-        """Nobody waits for this trainer any more."""
-        with self._locked() as effects:
-            state = self._with(_read(self._state, tf.int64), self.rank, RESIGNED)
-            times = _read(self._times, tf.float64)
-            effects.extend(self._settle(state, times, held=self._flag(state, _HELD) > 0))
-        return tf.group(*effects)
-
-    def _abort(self, *, only_if_waiting: bool) -> Any:
-        with self._locked() as effects:
-            state = _read(self._state, tf.int64)
-            broken = self._flag(state, _BROKEN)
-            breaks = tf.equal(broken, 0)
-            if only_if_waiting:
-                breaks &= state[self.rank] > self._flag(state, _RELEASED)
-            reason = tf.where(breaks, self.reason_text, _read(self._reason, tf.string))
-            flag = tf.where(breaks, tf.ones_like(broken), broken)
-            # In this order: whoever sees that it is broken sees why.
-            with tf.control_dependencies([_assign(self._reason, reason)]):
-                stored = _assign(self._state, self._with_flag(state, _BROKEN, flag))
-            effects.extend(self._wake_everybody(after=stored))
-        return tf.group(*effects)
-
-    @_operation
-    def reset(self) -> Any:
-        """Empties and mends the barrier, and wakes those that wait."""
-        with self._locked() as effects:
-            state = _read(self._state, tf.int64)
-            arrived, released = state[: self.parties], self._flag(state, _RELEASED) + 2
-            arrived = tf.where(tf.equal(arrived, RESIGNED), arrived, released)
-            state = tf.concat([arrived, state[self.parties :]], 0)
-            state = self._with_flag(state, _RELEASED, released)
-            state = self._with_flag(state, _BROKEN, 0)
-            effects.extend(self._wake_everybody(after=_assign(self._state, state)))
-        return tf.group(*effects)
-
-    def _flag(self, state: Any, flag: int) -> Any:
-        return state[self.parties + flag]
-
-    def _with_flag(self, state: Any, flag: int, value: Any) -> Any:
-        return self._with(state, self.parties + flag, value)
-
-    def _with(self, state: Any, place: int, value: Any) -> Any:
-        mask = np.arange(self.parties + _NUM_FLAGS) == place
-        return tf.where(tf.constant(mask), tf.cast(value, tf.int64), state)
+    def _speaks(self, state: _State) -> Any:
+        return tf.equal(state.lives[self._rank], self.life)
 
 
 def _variable(shared_name: str, dtype: tf.DType) -> Any:

@@ -195,4 +195,4 @@ def _wait_for_ps(task: Task, timeout: float) -> None:
 
 def _answers(address: str) -> bool:
     host, _, port = address.rpartition(":")
-    return is_listening(host, int(port))
+    return is_listening(host.strip("[]"), int(port))
