@@ -6,6 +6,7 @@
     |- ConfigError       (ValueError)       bad input: field, value, rule
     |- ClusterError
     |  |- StartTimeout   (TimeoutError)     tasks that did not get ready
+    |  |- RunTimeout     (TimeoutError)     tasks that did not end
     |  `- TaskFailed                        the earliest task that failed
     |- BarrierError
     |  |- BarrierTimeout (TimeoutError, threading.BrokenBarrierError)
@@ -70,6 +71,20 @@ class StartTimeout(ClusterError, TimeoutError):
     def __init__(self, missing: Sequence[str], timeout: float, hint: str) -> None:
         super().__init__(f"not ready after {timeout:.1f} s: {', '.join(missing)}. {hint}")
         self.missing = tuple(missing)
+        self.timeout = timeout
+
+
+class RunTimeout(ClusterError, TimeoutError):
+    """Some tasks had not ended in time.
+
+    Attributes:
+        running: names of the tasks that were still running.
+        timeout: seconds waited.
+    """
+
+    def __init__(self, running: Sequence[str], timeout: float) -> None:
+        super().__init__(f"still running after {timeout:.1f} s: {', '.join(running)}")
+        self.running = tuple(running)
         self.timeout = timeout
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 import psutil
 import pytest
 
+from tfdist.cluster.processes import fork_server_processes
 from tfdist.deadline import Deadline
 
 if TYPE_CHECKING:
@@ -73,19 +74,8 @@ def _wait_until_gone(find: Callable[[], set[Found]], describe: Callable[[set[Fou
 
 
 def _processes() -> set[psutil.Process]:
-    return {
-        process for process in psutil.Process().children(recursive=True) if not _is_helper(process)
-    }
-
-
-def _is_helper(process: psutil.Process) -> bool:
-    """Whether it is the fork server or the resource tracker, which `multiprocessing` keeps."""
-    try:
-        return process.ppid() == psutil.Process().pid and any(
-            "multiprocessing" in argument for argument in process.cmdline()
-        )
-    except psutil.NoSuchProcess:
-        return True
+    tasks: set[psutil.Process] = set(psutil.Process().children(recursive=True))
+    return tasks - set(fork_server_processes())
 
 
 def _stacks(threads: set[threading.Thread]) -> str:

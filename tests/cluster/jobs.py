@@ -14,9 +14,9 @@ def who(task):
 
 
 def meet(task):
-    """Meets the others at a barrier, as a trainer with a server."""
-    with tfdist.trainer_server(task):
-        return tfdist.Barrier(task, "meet", timeout=30).wait()
+    """Meets the others at a barrier; returns its number, and the next generation's."""
+    with tfdist.trainer_server(task), tfdist.Barrier(task, "meet", timeout=30) as barrier:
+        return barrier.wait(), barrier.generation
 
 
 def fail_at(task, name, how, timeout=60):

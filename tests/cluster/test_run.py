@@ -68,15 +68,11 @@ def test_each_line_has_the_name_of_its_task(script):
     assert ended.stdout == "[worker:0] all met on time\n"
 
 
-def test_without_prefix_lines_come_as_they_are(script):
-    assert run("--no-prefix", script(MEET)).stdout == "all met\n"
-
-
-def test_json_is_one_object_on_standard_output(script):
-    ended = run("--json", script(MEET))
+def test_json_is_one_object_on_standard_output_and_all_else_on_the_other(script):
+    ended = run("--json", "--no-prefix", script(MEET))
     result = json.loads(ended.stdout)
     assert (result["exit_code"], result["failure"]) == (0, None)
-    assert ended.stderr == "[worker:0] all met\n"
+    assert ended.stderr == "all met\n"
 
 
 def test_a_traceback_is_shown_once_and_ends_with_70(script):
@@ -89,6 +85,12 @@ def test_a_traceback_is_shown_once_and_ends_with_70(script):
 def test_the_exit_code_of_the_script_is_passed_on(script):
     ended = run(script(MEET + "sys.exit(7)\n"))
     assert ended.returncode == 7
+
+
+def test_a_script_that_never_speaks_to_the_ps_ends_well(script):
+    ended = run("--ps", 2, script("print('hello')\n"))
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert ended.stdout.count("hello") == 2
 
 
 def test_bad_input_found_by_the_script_is_one_line_and_2(script):

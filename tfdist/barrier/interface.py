@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -25,6 +26,7 @@ RECHECK_SECS = 2.0
 # What never blocks is answered within milliseconds, unless the ps is stopped or cut off.
 _ANSWER_SECS = 10.0
 _LAST_ANSWER_SECS = 0.9
+_PROBE_SECS = 0.2
 _CONNECT_SECS = 60.0
 _CONNECT_POLL_SECS = 0.05
 _POLL_SECS = 0.001
@@ -66,6 +68,13 @@ class Snapshot:
 class SharedBarrier(ABC):
     """Everything of a barrier but the waiting; see `tfdist.Barrier` for the promises."""
 
+    # Of the generation that this trainer waits for next, and how many resets it knows of.
+    _parity: int
+    _resets: int
+    _uncertain: bool  # whether an arrival that it has sent may have been lost
+    _graph: StateOnPs
+    _session: tf.compat.v1.Session
+
     def __init__(
         self,
         task: Task,
@@ -92,11 +101,7 @@ class SharedBarrier(ABC):
         self._task, self._rank, self._address = task, task.rank, task.cluster_spec["ps"][0]
         self._action = action if self._rank == 0 else None
         self._timeout, self._break_on_timeout = timeout, break_on_timeout
-        # What this trainer knows: the parity of its next generation, the resets so far, whether
-        # it has resigned, and whether an arrival that it sent may come yet.
-        self._parity, self._resets = 1, 0
-        self._resigned = self._uncertain = False
-        self._enter()
+        self._begin()
 
     # The interface of threading.Barrier.
 
@@ -108,12 +113,14 @@ class SharedBarrier(ABC):
     @property
     def n_waiting(self) -> int:
         """How many have arrived in the present generation."""
-        return len(self._look().arrivals.waiting)
+        with self._ps_errors():
+            return len(self._look().arrivals.waiting)
 
     @property
     def broken(self) -> bool:
         """Whether `wait` raises BarrierBroken until somebody calls `reset`."""
-        return self._look().arrivals.broken
+        with self._ps_errors():
+            return self._look().arrivals.broken
 
     def wait(self, timeout: float | None = None) -> int:
         """Blocks until all parties have arrived, and then returns this trainer's rank.
@@ -137,35 +144,29 @@ class SharedBarrier(ABC):
         if self._resigned:
             raise BarrierError(f"barrier {self.name!r}: {self._task.name} has resigned for good")
         deadline = Deadline(self._timeout if timeout is None else timeout)
-        try:
+        with self._ps_errors(deadline):
             if self._uncertain:
-                self._enter()
+                self._enter(deadline)
             decision = self._await(deadline)
             if decision is Decision.ACT:
                 decision = self._act()
             if decision is Decision.PASS:
-                self._parity ^= 1
-                return self._rank
+                return self._pass()
             timed_out = decision in (Decision.WAIT, Decision.ARRIVE)
             if timed_out and self._break_on_timeout:
                 self._run(self._graph.abort_if_waiting, f"{self._task.name} timed out")
-            snapshot = self._look()
+            snapshot = self._look(deadline)
             if self._decide(snapshot) is Decision.PASS:  # released in the last moment
-                self._parity ^= 1
-                return self._rank
-        except _PS_LOST as error:
-            raise BarrierBroken(self.name, f"ps:0 was lost or restarted: {error}") from error
-        except tf.errors.DeadlineExceededError as error:
-            self._uncertain = True
-            raise self._silence_error(deadline) from error
-        if timed_out:
+                return self._pass()
             self._uncertain = decision is Decision.ARRIVE
+        if timed_out:
             raise self._timeout_error(snapshot, deadline)
         raise self._broken_error(snapshot, decision)
 
     def abort(self) -> None:
         """Breaks the barrier: `wait` raises BarrierBroken for all, now and until a `reset`."""
-        self._run(self._graph.abort, f"{self._task.name} called abort()")
+        with self._ps_errors():
+            self._run(self._graph.abort, f"{self._task.name} called abort()")
 
     def reset(self) -> None:
         """Empties the barrier and mends it; those that wait get BarrierBroken.
@@ -177,20 +178,23 @@ class SharedBarrier(ABC):
         except (*_PS_LOST, tf.errors.DeadlineExceededError):
             incarnation = None
         if incarnation == self._incarnation:
-            self._run(self._graph.reset)
+            with self._ps_errors():
+                self._run(self._graph.reset)
         else:
-            self._enter()
+            self._begin()
 
     # More than threading.Barrier.
 
     @property
     def generation(self) -> int:
         """The generation that is being waited for; the first is 1."""
-        return self._look().arrivals.generation
+        with self._ps_errors():
+            return self._look().arrivals.generation
 
     def missing(self) -> tuple[str, ...]:
         """Names of the trainers that have not arrived in the present generation."""
-        return tuple(self._names[rank] for rank in self._look().arrivals.missing)
+        with self._ps_errors():
+            return tuple(self._names[rank] for rank in self._look().arrivals.missing)
 
     def resign(self) -> None:
         """Leaves for good: the others stop waiting for this trainer.
@@ -202,12 +206,14 @@ class SharedBarrier(ABC):
             raise BarrierError(
                 f"barrier {self.name!r}: {self._task.name} runs its action and cannot resign"
             )
-        self._run(self._graph.resign)
+        with self._ps_errors():
+            self._run(self._graph.resign)
         self._resigned = True
 
     def statistics(self) -> BarrierStatistics:
         """How long each trainer waited, by the clock of the ps."""
-        snapshot = self._look()
+        with self._ps_errors():
+            snapshot = self._look()
         times = [0.0 if at is None else at for at in snapshot.arrived_at]
         last = [max(times) - at if at else 0.0 for at in times]
         return BarrierStatistics(
@@ -252,7 +258,7 @@ class SharedBarrier(ABC):
             if decision not in (Decision.WAIT, Decision.ARRIVE) or deadline.expired:
                 return decision
             if decision is Decision.ARRIVE:
-                self._enter()
+                self._enter(deadline)
                 self._run(self._graph.arrive[self._parity], deadline=deadline)
             time.sleep(min(pause, deadline.remaining))
             pause = min(2 * pause, _LONGEST_POLL_SECS)
@@ -304,31 +310,54 @@ class SharedBarrier(ABC):
             now=float(now),
         )
 
-    def _enter(self) -> None:
+    def _begin(self) -> None:
+        """Takes its place: at the start, and after the ps was lost."""
+        self._enter(Deadline(_CONNECT_SECS))
+        snapshot = self._look()
+        self._incarnation = snapshot.incarnation
+        self._resigned = snapshot.arrivals.arrived[self._rank] == RESIGNED
+        self._parity = arrivals.next_parity(snapshot.arrivals)
+        self._resets = snapshot.arrivals.resets
+
+    def _enter(self, deadline: Deadline) -> None:
         """Opens a session straight to the ps, nearer than the own server, and takes a new life."""
         if hasattr(self, "_session"):
-            self.close()
+            # Aside, for it blocks where the ps is silent; the new life fences off the old one.
+            threading.Thread(target=self._session.close, daemon=True).start()
         held = self._action is not None
         self._graph = StateOnPs(f"tfdist/barrier/{self.name}", self._names, self._rank, held=held)
         self._session = tf.compat.v1.Session(
-            session_target(self._address), graph=self._graph.graph, config=_session_config()
+            session_target(self._address),
+            graph=self._graph.graph,
+            config=_session_config(min(RECHECK_SECS, _soon_secs(deadline))),
         )
-        deadline = Deadline(_CONNECT_SECS)
+        self._uncertain = False
         while True:
             try:
                 self._session.run(self._graph.enter)
-                break
+                return
             except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
                 if deadline.expired:
+                    self._uncertain = True
                     hint = f"Barrier {self.name!r} lies there, at {self._address}; is it up?"
                     raise StartTimeout(["ps:0"], deadline.elapsed, hint) from error
                 time.sleep(_CONNECT_POLL_SECS)
-        snapshot = self._look()
-        self._incarnation = snapshot.incarnation
-        self._resets = snapshot.arrivals.resets
-        self._resigned = snapshot.arrivals.arrived[self._rank] == RESIGNED
-        self._parity = arrivals.next_parity(snapshot.arrivals)
-        self._uncertain = False
+
+    def _pass(self) -> int:
+        self._parity ^= 1
+        return self._rank
+
+    @contextmanager
+    def _ps_errors(self, deadline: Deadline | None = None) -> Iterator[None]:
+        """Inside it, what TensorFlow raises of a ps that is lost or silent becomes our errors."""
+        deadline = deadline or Deadline(_ANSWER_SECS)
+        try:
+            yield
+        except _PS_LOST as error:
+            raise BarrierBroken(self.name, f"ps:0 was lost or restarted: {error}") from error
+        except tf.errors.DeadlineExceededError as error:
+            self._uncertain = True
+            raise self._silence_error(deadline) from error
 
     def _act(self) -> Decision:
         self._run(self._graph.begin_action)
@@ -355,9 +384,10 @@ class SharedBarrier(ABC):
         message = (
             f"barrier {self.name!r} generation {state.generation}: {len(there)} of {expected} "
             f"trainers after {deadline.elapsed:.1f} s; "
-            f"{arrivals.describe_missing(state, self._names, ages)}. "
-            "A trainer that ended early has to call resign(); see docs/barrier.md"
+            f"{arrivals.describe_missing(state, self._names, ages)}"
         )
+        if state.missing:
+            message += ". A trainer that ended early has to call resign(); see docs/barrier.md"
         return BarrierTimeout(
             message,
             name=self.name,
@@ -387,17 +417,20 @@ class SharedBarrier(ABC):
 
 def _soon(deadline: Deadline | None) -> tf.compat.v1.RunOptions:
     """For a run that does not block: the answer is due soon, and not long after the deadline."""
-    seconds = _ANSWER_SECS
-    if deadline is not None:
-        seconds = min(max(deadline.remaining, _LAST_ANSWER_SECS), seconds)
-    return tf.compat.v1.RunOptions(timeout_in_ms=int(seconds * 1000))
+    return tf.compat.v1.RunOptions(timeout_in_ms=int(_soon_secs(deadline) * 1000))
+
+
+def _soon_secs(deadline: Deadline | None) -> float:
+    if deadline is None:
+        return _ANSWER_SECS
+    return min(max(deadline.remaining, _LAST_ANSWER_SECS), _ANSWER_SECS)
 
 
 def _refuses(address: str) -> bool:
     """Whether nobody listens there: the process is gone, rather than slow."""
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=1.0).close()
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECS).close()
     except ConnectionRefusedError:
         return True
     except OSError:
@@ -405,11 +438,11 @@ def _refuses(address: str) -> bool:
     return False
 
 
-def _session_config() -> tf.compat.v1.ConfigProto:
+def _session_config(timeout: float) -> tf.compat.v1.ConfigProto:
     config = tf.compat.v1.ConfigProto(
         # Without the filter the session would wait for every task of the cluster.
         device_filters=[PS_DEVICE.removesuffix("/device:CPU:0")],
-        operation_timeout_in_ms=int(RECHECK_SECS * 1000),
+        operation_timeout_in_ms=int(timeout * 1000),
     )
     # A dozen small operations: nothing to gain, and the rewriting takes longer than a wait.
     config.graph_options.rewrite_options.disable_meta_optimizer = True

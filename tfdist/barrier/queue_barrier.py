@@ -21,8 +21,8 @@ class QueueBarrier(SharedBarrier):
     can take one along), so whoever was woken in vain looks at the state.
     """
 
-    def _enter(self) -> None:
-        super()._enter()
+    def _enter(self, deadline: Deadline) -> None:
+        super()._enter(deadline)
         self._cross = [self._session.make_callable(each) for each in self._graph.cross]
         self._block = [self._session.make_callable(each) for each in self._graph.block]
 
@@ -33,7 +33,7 @@ class QueueBarrier(SharedBarrier):
                 return Decision.PASS
             decision = self._decide_soon(deadline)
             if decision is Decision.ARRIVE:
-                self._enter()
+                self._enter(deadline)
                 arrived = False
             elif decision is Decision.WAIT:
                 arrived = True
@@ -58,5 +58,7 @@ class QueueBarrier(SharedBarrier):
             return False  # the token was of another generation
         except tf.errors.DeadlineExceededError:
             self._check_ps()
+            if deadline.expired:
+                raise
             return False
         return True

@@ -288,9 +288,10 @@ class StateOnPs:
             times = _read(self._arrived_at, tf.float64)
             times = tf.where(self._me & (step > 0), tf.timestamp(), times)
             effects.append(_assign(self._arrived_at, times))
-            effects.extend(self._settle(state, tf.equal(state.held, 0), times))
-            if blocks:  # it must not, where it has been refused
-                wake_up = tf.cast(refused, tf.int32)
+            effects.extend(self._settle(state, tf.equal(state.held, 0), times, parity))
+            if blocks:  # it must not, where there is nothing to wait for
+                over = refused | (mine + step <= state.released)
+                wake_up = tf.cast(over, tf.int32)
                 effects.append(_enqueue(self._own_queues[parity], _WAKE_UP, wake_up))
         return tf.group(*effects)
 
@@ -306,8 +307,13 @@ class StateOnPs:
     def _own_queues(self) -> list[Any]:
         return self._full_queues if self._held else self._queues
 
-    def _settle(self, state: _State, may_release: Any, times: Any = None) -> list[Any]:
-        """Stores the state; if all are there, releases them, or wakes the chief that holds them."""
+    def _settle(
+        self, state: _State, may_release: Any, times: Any = None, parity: int | None = None
+    ) -> list[Any]:
+        """Stores the state; if all are there, releases them, or wakes the chief that holds them.
+
+        Whoever knows the `parity` of the generation spares the ps the other queues.
+        """
         full = self._is_full(state)
         release = full & may_release
         after = state._replace(
@@ -325,8 +331,8 @@ class StateOnPs:
             others, chief = self._blocked(state)
             token = state.released + 1
             return [
-                *self._tokens(state, self._queues, token, others, release),
-                *self._tokens(state, self._full_queues, token, chief, full & ~may_release),
+                *self._tokens(state, self._queues, token, others, release, parity),
+                *self._tokens(state, self._full_queues, token, chief, full & ~may_release, parity),
             ]
 
     def _break_if(self, condition: Any, state: _State, reason: Any) -> list[Any]:
@@ -355,10 +361,18 @@ class StateOnPs:
         return tf.reduce_sum(blocked) - chief, chief
 
     def _tokens(
-        self, state: _State, queues: list[Any], token: Any, count: Any, condition: Any
+        self,
+        state: _State,
+        queues: list[Any],
+        token: Any,
+        count: Any,
+        condition: Any,
+        parity: int | None = None,
     ) -> list[Any]:
         """Puts `count` tokens into the queue of the present generation, if `condition`."""
         count = count * tf.cast(condition, tf.int32)
+        if parity is not None:
+            return [_enqueue(queues[parity], token, count)]
         odd = tf.cast((state.released + 1) % 2, tf.int32)
         return [
             _enqueue(queues[0], token, count * (1 - odd)),

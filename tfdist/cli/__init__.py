@@ -33,6 +33,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"tfdist: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("tfdist: interrupted; every task has been ended", file=sys.stderr)
         return INTERRUPTED
     return code

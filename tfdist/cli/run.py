@@ -17,11 +17,13 @@ from tfdist.cli.progress import ProgressView
 from tfdist.cluster.local import LocalCluster
 from tfdist.cluster.processes import Surroundings, start_fork_server, stop_fork_server
 from tfdist.cluster.script import Script
-from tfdist.errors import ConfigError, TaskFailed
+from tfdist.errors import ClusterError, ConfigError, TaskFailed
 from tfdist.task import Task
 
+_BAD_INPUT = 2
 _TASK_FAILED = 70
-_TERMINATED = 143  # 128 + SIGTERM, as shells have it
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_TERMINATED = 143  # 128 + SIGTERM
 
 _DESCRIPTION = """\
 Starts the ps and the workers of a job on this machine, each as a process with its own TF_CONFIG,
@@ -82,52 +84,59 @@ def command(parsed: argparse.Namespace) -> int:
         )
     arguments = parsed.arguments[1:] if parsed.arguments[:1] == ["--"] else parsed.arguments
     start = time.monotonic()
-    with _terminable():
-        try:
-            code, failure = _run(parsed, arguments)
-        finally:
-            stop_fork_server()
+    code, failure = 0, None
+    try:
+        _run(parsed, arguments)
+    except (ClusterError, ConfigError) as error:
+        code, failure = _exit_code(error), str(error)
+    except KeyboardInterrupt:
+        code, failure = _INTERRUPTED, "interrupted; every task has been ended"
+    except _Terminated:
+        code, failure = _TERMINATED, "terminated; every task has been ended"
+    if failure is not None:
+        print(f"tfdist: {failure}", file=sys.stderr)
     if parsed.json:
         seconds = round(time.monotonic() - start, 3)
         print(json.dumps({"exit_code": code, "seconds": seconds, "failure": failure}))
     return code
 
 
-def _run(parsed: argparse.Namespace, arguments: list[str]) -> tuple[int, str | None]:
+def _run(parsed: argparse.Namespace, arguments: list[str]) -> None:
     if not parsed.verbose:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    start_fork_server()
     output = Output(prefix=parsed.prefix, all_on_stderr=parsed.json)
-    with tempfile.TemporaryDirectory(prefix="tfdist-") as folder:
+    with _terminable(), tempfile.TemporaryDirectory(prefix="tfdist-") as folder:
         script = Script(parsed.script, arguments, folder)
-        surroundings = Surroundings(
-            environment={"COLUMNS": str(output.columns)}, output=output.write
-        )
+        environment = {"COLUMNS": str(output.columns)}
+        surroundings = Surroundings(environment, output.write)
         try:
+            start_fork_server()
             cluster = LocalCluster(parsed.ps, parsed.workers, "processes", surroundings)
             with ProgressView(folder, [task.name for task in cluster.trainers]), cluster:
                 cluster.run(script)
-        except TaskFailed as error:
+        finally:
+            stop_fork_server()
             output.flush()
-            print(f"tfdist: {error}", file=sys.stderr)
-            return _exit_code(error), str(error)
-        output.flush()
-    return 0, None
 
 
-def _exit_code(error: TaskFailed) -> int:
+def _exit_code(error: ClusterError | ConfigError) -> int:
+    if isinstance(error, ConfigError):
+        return _BAD_INPUT
     # What a script ends with on purpose is passed on; a traceback or a signal is a failed task.
-    if error.exit_code and error.exit_code > 0 and error.__cause__ is None:
-        return error.exit_code
-    return _TASK_FAILED
+    on_purpose = isinstance(error, TaskFailed) and error.__cause__ is None and error.exit_code
+    return on_purpose if on_purpose and on_purpose > 0 else _TASK_FAILED
+
+
+class _Terminated(BaseException):
+    """SIGTERM, as KeyboardInterrupt is SIGINT."""
 
 
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Inside it SIGTERM raises SystemExit, so that every task is ended on the way out."""
+    """Inside it SIGTERM raises, so that every task is ended on the way out."""
 
     def leave(number: int, frame: object) -> None:
-        sys.exit(_TERMINATED)
+        raise _Terminated
 
     before = signal.signal(signal.SIGTERM, leave)
     try:

@@ -1,7 +1,7 @@
 """Tasks as threads of this process: up at once, for tests and notebooks.
 
 TensorFlow cannot stop a server inside its process. The servers, their threads and their ports
-stay until the process ends; a cluster that is used again uses them again.
+stay until the process ends; a cluster that runs again starts new ones, at new ports.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ class ThreadTask:
     """A task whose function runs in a thread."""
 
     def __init__(
-        self, task: Task, function: Callable[[Task], object], ended: Callable[[Task, Outcome], None]
+        self,
+        task: Task,
+        function: Callable[[Task], object],
+        ended: Callable[[ThreadTask, Outcome], None],
     ) -> None:
         self.task = task
         self._function, self._ended = function, ended
@@ -37,7 +40,7 @@ class ThreadTask:
         self._thread.start()
 
     def kill(self) -> None:
-        """Makes a ps leave; gives a trainer a moment to end by itself.
+        """Makes a ps leave; a trainer has to end by itself.
 
         Raises:
             ClusterError: it still runs; a thread cannot be killed.
@@ -61,7 +64,7 @@ class ThreadTask:
             outcome = Outcome(result=self._function(self.task))
         except BaseException as error:
             outcome = Outcome.of_error(error)
-        self._ended(self.task, outcome)
+        self._ended(self, outcome)
 
 
 def server_config(task: Task) -> tf.compat.v1.ConfigProto:

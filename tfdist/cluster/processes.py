@@ -68,12 +68,22 @@ def start_fork_server() -> None:
 def stop_fork_server() -> None:
     """Ends what `multiprocessing` runs beside the tasks, and returns when it is gone.
 
-    It would end by itself soon after this process. For a program that owns all its children.
+    It would end by itself soon after this process.
     """
-    helpers = psutil.Process().children()
+    helpers = fork_server_processes()
     for helper in helpers:
         helper.kill()
     psutil.wait_procs(helpers, timeout=_LEAVE_SECS)
+
+
+def fork_server_processes() -> list[psutil.Process]:
+    """The fork server and the resource tracker of `multiprocessing`, where they run."""
+    helpers = []
+    for child in psutil.Process().children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any("from multiprocessing." in argument for argument in child.cmdline()):
+                helpers.append(child)
+    return helpers
 
 
 class ProcessTask:
@@ -83,7 +93,7 @@ class ProcessTask:
         self,
         task: Task,
         function: Callable[[Task], object],
-        ended: Callable[[Task, Outcome], None],
+        ended: Callable[[ProcessTask, Outcome], None],
         surroundings: Surroundings,
     ) -> None:
         self.task = task
@@ -171,7 +181,7 @@ class ProcessTask:
         for reader in readers:
             reader.join()
         self._ended(
-            self.task,
+            self,
             Outcome(outcome.result, outcome.error, self._process.exitcode, outcome.details),
         )
 
