@@ -13,6 +13,7 @@ EXTRAS = {
     "test": [
         "pytest>=9.0",
         "hypothesis>=6.130",
+        "absl-py>=2.1",  # real flags for Task.from_flags
         # Capped: a newer formatter or type checker would fail `scripts/check` on unchanged code.
         "ruff>=0.17,<0.18",
         "mypy>=2.4,<2.5",
@@ -22,7 +23,7 @@ EXTRAS = {
     # Gloo, the peer in the barrier's benchmark, comes only inside torch. One release, because a
     # ratio to a peer that changes by itself says nothing; over 1 GB, so never part of "test".
     "bench": ["torch==2.13.0"],
-    # `tfdist stacks` shows the native frames of a stalled task where py-spy is there.
+    # Shows where a stalled task stands, down to the native frames: py-spy dump --native --pid PID.
     "debug": ["py-spy>=0.4"],
     "docs": DOCS,
 }
@@ -52,7 +53,6 @@ setup(
     python_requires=">=3.10,<3.14",
     install_requires=[
         "tensorflow>=2.21,<3",
-        "absl-py>=2.1",
         "numpy>=1.26",  # what TensorFlow 2.21 itself asks for
         "portpicker>=1.6",
         "psutil>=6.0",

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     # Imported where it is used: a wrong folder shows before the seconds that it takes.
     import tensorflow as tf
 
-# Relative sizes of the parts. They are uneven on purpose: equal numbers of files per worker are
-# then unequal amounts of work, which is what dynamic sharding is there to even out.
+# Relative sizes of the parts. They are uneven on purpose: equal numbers of files are then unequal
+# amounts of work, and the trainers come to the end of an epoch one after the other.
 PART_SIZES = (1, 2, 3, 5, 8, 13, 21)
 HELDOUT_SHARE = 0.1
 SHUFFLE_SEED = 1

@@ -223,8 +223,7 @@ class SharedBarrier(ABC):
 
     def close(self) -> None:
         """Gives the connection to the ps back; the state stays there."""
-        with suppress(*_PS_LOST, tf.errors.DeadlineExceededError):  # then it is gone already
-            self._session.close()
+        _close(self._session)
 
     def __enter__(self) -> SharedBarrier:
         return self
@@ -312,7 +311,12 @@ class SharedBarrier(ABC):
 
     def _begin(self) -> None:
         """Takes its place: at the start, and after the ps was lost."""
-        self._enter(Deadline(_CONNECT_SECS))
+        deadline = Deadline(_CONNECT_SECS)
+        try:
+            self._enter(deadline)
+        except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
+            hint = f"Barrier {self.name!r} lies there, at {self._address}; is it up?"
+            raise StartTimeout(["ps:0"], deadline.elapsed, hint) from error
         snapshot = self._look()
         self._incarnation = snapshot.incarnation
         self._resigned = snapshot.arrivals.arrived[self._rank] == RESIGNED
@@ -323,7 +327,7 @@ class SharedBarrier(ABC):
         """Opens a session straight to the ps, nearer than the own server, and takes a new life."""
         if hasattr(self, "_session"):
             # Aside, for it blocks where the ps is silent; the new life fences off the old one.
-            threading.Thread(target=self._session.close, daemon=True).start()
+            threading.Thread(target=_close, args=(self._session,), daemon=True).start()
         held = self._action is not None
         self._graph = StateOnPs(f"tfdist/barrier/{self.name}", self._names, self._rank, held=held)
         self._session = tf.compat.v1.Session(
@@ -334,13 +338,11 @@ class SharedBarrier(ABC):
         self._uncertain = False
         while True:
             try:
-                self._session.run(self._graph.enter)
+                self._run(self._graph.enter, deadline=deadline)
                 return
-            except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
+            except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
                 if deadline.expired:
-                    self._uncertain = True
-                    hint = f"Barrier {self.name!r} lies there, at {self._address}; is it up?"
-                    raise StartTimeout(["ps:0"], deadline.elapsed, hint) from error
+                    raise
                 time.sleep(_CONNECT_POLL_SECS)
 
     def _pass(self) -> int:
@@ -424,6 +426,11 @@ def _soon_secs(deadline: Deadline | None) -> float:
     if deadline is None:
         return _ANSWER_SECS
     return min(max(deadline.remaining, _LAST_ANSWER_SECS), _ANSWER_SECS)
+
+
+def _close(session: tf.compat.v1.Session) -> None:
+    with suppress(*_PS_LOST, tf.errors.DeadlineExceededError):  # then it is gone already
+        session.close()
 
 
 def _refuses(address: str) -> bool:
