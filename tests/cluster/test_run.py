@@ -160,7 +160,7 @@ def start(job, folder):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        process_group=0,
+        start_new_session=True,
     )
 
 
