@@ -8,122 +8,178 @@ from tfdist.arrivals import (
     Decision,
     abort,
     arrive,
+    begin_action,
     decide,
     describe_missing,
+    enter,
     next_parity,
     release,
     reset,
     resign,
 )
 
+LIFE, NEW = 1, 2  # of every trainer: the first one, and another
 
-def crossed(state: Arrivals, rounds: int) -> Arrivals:
-    """The state after everybody went through `rounds` generations."""
-    for _ in range(rounds):
-        parity = state.generation & 1
-        for rank in range(len(state.arrived)):
-            state = arrive(state, rank, parity)
-        state = release(state)
+
+def entered(parties: int, *, held: bool = False) -> Arrivals:
+    state = Arrivals.start(parties)
+    for rank in range(parties):
+        state = enter(state, rank, LIFE, held=held)
     return state
+
+
+def come(state: Arrivals, *ranks: int) -> Arrivals:
+    """The state after these have arrived in the present generation."""
+    parity = state.generation & 1
+    for rank in ranks:
+        state = arrive(state, rank, LIFE, parity)
+    return state
+
+
+def acted(state: Arrivals) -> Arrivals:
+    return release(begin_action(state, LIFE), LIFE)
+
+
+def told(state: Arrivals, rank: int, parity: int = 1, *, life: int = LIFE, resets: int = 0):
+    """What it is told that waits for a generation of that parity."""
+    return decide(state, rank, life, parity, resets)
 
 
 @pytest.fixture
 def half():
     """Three trainers; 0 and 1 have arrived in generation 1."""
-    return arrive(arrive(Arrivals.start(3), 0, 1), 1, 1)
+    return come(entered(3), 0, 1)
 
 
 def test_at_the_start_generation_1_is_waited_for_and_all_are_missing():
     state = Arrivals.start(3)
     assert (state.generation, state.waiting, state.missing) == (1, (), (0, 1, 2))
-    assert (state.full, state.broken, state.held, state.deserted) == (False,) * 4
+    assert (state.full, state.broken, state.held, state.acting) == (False,) * 4
 
 
 def test_whoever_arrives_waits_until_the_last_has_come(half):
     assert (half.waiting, half.missing) == ((0, 1), (2,))
-    assert [decide(half, rank, 1) for rank in (0, 1)] == [Decision.WAIT] * 2
+    assert [told(half, rank) for rank in (0, 1)] == [Decision.WAIT] * 2
 
 
 def test_the_last_to_arrive_releases_all(half):
-    state = arrive(half, 2, 1)
-    assert [decide(state, rank, 1) for rank in range(3)] == [Decision.PASS] * 3
+    state = come(half, 2)
+    assert [told(state, rank) for rank in range(3)] == [Decision.PASS] * 3
     assert (state.generation, state.waiting, state.missing) == (2, (), (0, 1, 2))
 
 
 def test_arriving_again_counts_once(half):
-    assert arrive(half, 1, 1) == half
+    assert come(half, 1) == half
+
+
+def test_one_whose_arrival_was_lost_is_told_to_arrive(half):
+    assert told(half, 2) is Decision.ARRIVE
 
 
 def test_a_fast_trainer_waits_in_the_next_generation_for_one_that_has_not_looked_yet(half):
-    state = arrive(arrive(half, 2, 1), 0, 0)
-    assert decide(state, 0, 0) is Decision.WAIT
-    assert decide(state, 1, 1) is Decision.PASS
+    state = come(come(half, 2), 0)
+    assert told(state, 0, parity=0) is Decision.WAIT
+    assert told(state, 1, parity=1) is Decision.PASS
     assert (state.waiting, state.missing) == ((0,), (1, 2))
 
 
 def test_generations_go_on_for_ever():
-    state = crossed(Arrivals.start(3), 1001)
+    state = entered(3)
+    for _ in range(1001):
+        state = come(state, 0, 1, 2)
     assert (state.released, state.arrived) == (1001, (1001,) * 3)
 
 
 def test_a_barrier_of_one_never_waits():
-    state = arrive(Arrivals.start(1), 0, 1)
-    assert decide(state, 0, 1) is Decision.PASS
+    assert told(come(entered(1), 0), 0) is Decision.PASS
 
 
 class TestAction:
     @pytest.fixture
     def full(self):
-        state = Arrivals.start(2, held=True)
-        return arrive(arrive(state, 0, 1), 1, 1)
+        return come(entered(2, held=True), 0, 1)
 
     def test_the_chief_does_not_act_before_all_have_come(self):
-        state = arrive(Arrivals.start(2, held=True), 0, 1)
-        assert decide(state, 0, 1) is Decision.WAIT
+        state = come(entered(2, held=True), 0)
+        assert told(state, 0) is Decision.WAIT
+        assert begin_action(state, LIFE) == state
 
     def test_the_chief_acts_while_the_others_wait(self, full):
-        assert full.full
-        assert [decide(full, rank, 1) for rank in (0, 1)] == [Decision.ACT, Decision.WAIT]
+        for state in (full, begin_action(full, LIFE)):
+            assert [told(state, rank) for rank in (0, 1)] == [Decision.ACT, Decision.WAIT]
 
     def test_all_pass_once_the_chief_releases_them(self, full):
-        state = release(full)
-        assert [decide(state, rank, 1) for rank in (0, 1)] == [Decision.PASS] * 2
+        state = acted(full)
+        assert [told(state, rank) for rank in (0, 1)] == [Decision.PASS] * 2
+        assert not state.acting
 
     def test_releasing_twice_releases_one_generation(self, full):
-        assert release(release(full)) == release(full)
+        assert release(acted(full), LIFE) == acted(full)
 
-    def test_nobody_is_released_before_all_have_come(self):
-        state = arrive(Arrivals.start(2, held=True), 0, 1)
-        assert release(state) == state
+    def test_nobody_is_released_before_the_action_began(self, full):
+        assert release(full, LIFE) == full
 
-    def test_what_was_broken_meanwhile_is_not_released(self, full):
-        state = release(abort(full))
-        assert [decide(state, rank, 1) for rank in (0, 1)] == [Decision.BROKEN] * 2
+    @pytest.mark.parametrize("stop", [abort, reset])
+    def test_what_was_broken_or_reset_meanwhile_is_not_released(self, full, stop):
+        state = release(stop(begin_action(full, LIFE)), LIFE)
+        assert [told(state, rank) for rank in (0, 1)] == [Decision.BROKEN] * 2
 
-    def test_what_was_reset_meanwhile_is_not_released(self, full):
-        state = release(reset(full))
-        assert [decide(state, rank, 1) for rank in (0, 1)] == [Decision.BROKEN] * 2
+    @pytest.mark.parametrize("stop", [abort, reset])
+    def test_it_does_not_begin_after_an_abort_or_a_reset(self, full, stop):
+        assert begin_action(stop(full), LIFE) == stop(full)
+
+    def test_a_reset_ends_it_and_the_next_one_begins_anew(self, full):
+        state = come(reset(begin_action(full, LIFE)), 0, 1)
+        assert release(state, LIFE) == state
+        assert acted(state).released == state.generation
 
     def test_the_last_to_resign_leaves_the_release_to_the_chief(self):
-        state = resign(arrive(Arrivals.start(2, held=True), 0, 1), 1)
-        assert decide(state, 0, 1) is Decision.ACT
+        state = resign(come(entered(2, held=True), 0), 1, LIFE)
+        assert told(state, 0) is Decision.ACT
+
+    def test_a_chief_that_died_in_it_breaks_the_barrier_when_it_comes_back(self, full):
+        state = enter(begin_action(full, LIFE), 0, NEW, held=True)
+        assert state.broken
+        assert told(state, 1) is Decision.BROKEN
+        assert release(state, NEW) == release(state, LIFE) == state
+
+    def test_a_worker_that_comes_back_meanwhile_breaks_nothing(self, full):
+        state = enter(begin_action(full, LIFE), 1, NEW)
+        assert (state.held, state.broken) == (True, False)
+        assert told(release(state, LIFE), 1, life=NEW) is Decision.PASS
+
+    def test_a_chief_that_died_before_or_after_it_breaks_nothing(self, full):
+        assert not enter(full, 0, NEW, held=True).broken
+        assert not enter(acted(full), 0, NEW, held=True).broken
+
+    def test_after_a_reset_the_chief_that_died_in_it_breaks_nothing(self, full):
+        assert not enter(reset(begin_action(full, LIFE)), 0, NEW, held=True).broken
+
+    def test_a_chief_that_comes_back_without_an_action_releases_as_the_last_to_arrive(self, full):
+        state = arrive(enter(full, 0, NEW), 0, NEW, 1)
+        assert [told(state, rank, life=life) for rank, life in ((0, NEW), (1, LIFE))] == [
+            Decision.PASS
+        ] * 2
 
 
 class TestAbort:
     def test_those_that_wait_get_an_error(self, half):
-        assert [decide(abort(half), rank, 1) for rank in (0, 1)] == [Decision.BROKEN] * 2
+        assert [told(abort(half), rank) for rank in (0, 1)] == [Decision.BROKEN] * 2
 
     def test_whoever_comes_later_gets_one_too_and_does_not_count(self, half):
-        state = arrive(abort(half), 2, 1)
-        assert decide(state, 2, 1) is Decision.BROKEN
+        state = come(abort(half), 2)
+        assert told(state, 2) is Decision.BROKEN
         assert state == abort(half)
 
     def test_those_that_were_released_before_still_pass(self, half):
-        state = abort(arrive(half, 2, 1))
-        assert [decide(state, rank, 1) for rank in range(3)] == [Decision.PASS] * 3
+        state = abort(come(half, 2))
+        assert [told(state, rank) for rank in range(3)] == [Decision.PASS] * 3
 
     def test_resigning_releases_nobody_from_a_broken_barrier(self, half):
-        assert decide(resign(abort(half), 2), 0, 1) is Decision.BROKEN
+        assert told(resign(abort(half), 2, LIFE), 0) is Decision.BROKEN
+
+    def test_a_new_life_does_not_mend_it(self, half):
+        assert enter(abort(half), 0, NEW).broken
 
 
 class TestReset:
@@ -132,110 +188,152 @@ class TestReset:
         return reset(abort(half) if request.param else half)
 
     def test_those_that_waited_get_an_error(self, after):
-        assert [decide(after, rank, 1) for rank in (0, 1)] == [Decision.BROKEN] * 2
+        assert [told(after, rank) for rank in (0, 1)] == [Decision.BROKEN] * 2
+
+    def test_one_that_knows_of_it_and_whose_arrival_was_lost_is_told_to_arrive(self, after):
+        assert told(after, 0, resets=1) is Decision.ARRIVE
 
     def test_nobody_counts_as_arrived_and_nothing_is_broken(self, after):
         assert (after.waiting, after.missing, after.broken) == ((), (0, 1, 2), False)
 
     def test_each_goes_on_with_the_parity_it_has(self, after):
-        for rank in range(3):
-            after = arrive(after, rank, 1)
-        assert [decide(after, rank, 1) for rank in range(3)] == [Decision.PASS] * 3
+        state = come(after, 0, 1, 2)
+        assert [told(state, rank) for rank in range(3)] == [Decision.PASS] * 3
 
     def test_those_that_were_released_before_still_pass(self, half):
-        state = reset(arrive(half, 2, 1))
-        assert [decide(state, rank, 1) for rank in range(3)] == [Decision.PASS] * 3
+        state = reset(come(half, 2))
+        assert [told(state, rank) for rank in range(3)] == [Decision.PASS] * 3
 
     def test_twice_is_as_good_as_once(self, half):
         state = reset(reset(half))
-        assert decide(state, 0, 1) is Decision.BROKEN
-        assert decide(arrive(state, 0, 1), 0, 1) is Decision.WAIT
+        assert told(state, 0) is Decision.BROKEN
+        assert told(come(state, 0), 0) is Decision.WAIT
 
     def test_those_that_have_resigned_stay_away(self, half):
-        assert reset(resign(half, 2)).missing == (0, 1)
+        assert reset(resign(half, 2, LIFE)).missing == (0, 1)
 
-    def test_an_action_stays(self):
-        assert reset(Arrivals.start(2, held=True)).held
+    def test_it_skips_the_generation_that_was_waited_for_and_one_more(self, half, after):
+        assert after.generation == half.generation + 2
+
+    def test_an_action_and_the_lives_stay(self):
+        state = reset(entered(2, held=True))
+        assert (state.held, state.lives) == (True, (LIFE, LIFE))
 
 
 class TestResign:
     def test_the_others_no_longer_wait_for_it(self, half):
-        state = resign(half, 2)
-        assert [decide(state, rank, 1) for rank in (0, 1)] == [Decision.PASS] * 2
+        state = resign(half, 2, LIFE)
+        assert [told(state, rank) for rank in (0, 1)] == [Decision.PASS] * 2
 
     def test_one_that_waits_may_resign_after_its_timeout(self, half):
-        assert resign(half, 1).waiting == (0,)
+        assert resign(half, 1, LIFE).waiting == (0,)
 
     def test_twice_is_as_good_as_once(self, half):
-        assert resign(resign(half, 2), 2) == resign(half, 2)
+        assert resign(resign(half, 2, LIFE), 2, LIFE) == resign(half, 2, LIFE)
 
     def test_it_is_neither_waited_for_nor_waits(self, half):
-        state = resign(half, 2)
+        state = resign(half, 2, LIFE)
         assert (state.waiting, state.missing) == ((), (0, 1))
 
-    def test_when_all_have_resigned_nothing_is_released(self):
-        state = resign(resign(Arrivals.start(2), 0), 1)
-        assert (state.deserted, state.full, state.released) == (True, False, 0)
-        assert release(state) == state
+    @pytest.mark.parametrize("held", [False, True])
+    def test_when_all_have_resigned_nothing_is_released(self, held):
+        state = resign(resign(entered(2, held=held), 0, LIFE), 1, LIFE)
+        assert (state.full, state.released) == (False, 0)
+        assert acted(state) == state
 
+    @pytest.mark.parametrize("life", [LIFE, NEW])
     @pytest.mark.parametrize("parity", [0, 1])
-    def test_it_cannot_come_back(self, half, parity):
-        state = resign(half, 2)
-        assert arrive(state, 2, parity) == state
-        assert decide(state, 2, parity) is not Decision.PASS
+    def test_it_cannot_come_back(self, half, parity, life):
+        state = enter(resign(half, 2, LIFE), 2, life)
+        assert arrive(state, 2, life, parity) == state
+        assert told(state, 2, parity, life=life) is not Decision.PASS
 
 
 class TestRestart:
-    """What a trainer that has lost its memory goes on with."""
+    """What a new life goes on with that knows nothing of the one before."""
 
     def test_one_that_waited_takes_up_its_wait(self, half):
-        parity = next_parity(half, 1)
-        assert arrive(half, 1, parity) == half
-        assert decide(arrive(half, 2, 1), 1, parity) is Decision.PASS
+        state = enter(half, 1, NEW)
+        parity = next_parity(state)
+        assert arrive(state, 1, NEW, parity) == state
+        assert told(come(state, 2), 1, parity, life=NEW) is Decision.PASS
 
     def test_one_that_had_not_come_arrives_in_the_present_generation(self, half):
-        state = arrive(half, 2, next_parity(half, 2))
-        assert decide(state, 0, 1) is Decision.PASS
+        state = enter(half, 2, NEW)
+        assert told(arrive(state, 2, NEW, next_parity(state)), 0) is Decision.PASS
 
     def test_one_that_was_released_before_it_looked_goes_on_in_the_next(self, half):
-        state = arrive(half, 2, 1)
-        parity = next_parity(state, 1)
-        assert decide(arrive(state, 1, parity), 1, parity) is Decision.WAIT
-        assert arrive(state, 1, parity).waiting == (1,)
+        state = enter(come(half, 2), 1, NEW)
+        parity = next_parity(state)
+        state = arrive(state, 1, NEW, parity)
+        assert told(state, 1, parity, life=NEW) is Decision.WAIT
+        assert state.waiting == (1,)
 
     def test_released_between_its_restart_and_its_arrival_it_passes(self, half):
-        parity = next_parity(half, 1)
-        state = arrive(arrive(half, 2, 1), 1, parity)
-        assert decide(state, 1, parity) is Decision.PASS
+        state = enter(half, 1, NEW)
+        parity = next_parity(state)
+        state = arrive(come(state, 2), 1, NEW, parity)
+        assert told(state, 1, parity, life=NEW) is Decision.PASS
 
     @pytest.mark.parametrize("rank", [0, 1, 2])
     def test_after_a_reset_it_arrives_in_the_new_generation(self, half, rank):
-        state = reset(half)
-        assert arrive(state, rank, next_parity(state, rank)).waiting == (rank,)
+        state = enter(reset(half), rank, NEW)
+        assert arrive(state, rank, NEW, next_parity(state)).waiting == (rank,)
 
     def test_a_reset_between_its_restart_and_its_arrival_changes_nothing(self, half):
-        parity = next_parity(half, 2)
-        assert arrive(reset(half), 2, parity).waiting == (2,)
-
-    def test_a_late_message_of_its_killed_predecessor_does_not_count(self):
-        state = crossed(Arrivals.start(2), 1)
-        waiting = arrive(state, 0, next_parity(state, 0))
-        assert arrive(waiting, 0, 1) == waiting  # was sent in generation 1
+        state = enter(half, 2, NEW)
+        assert arrive(reset(state), 2, NEW, next_parity(state)).waiting == (2,)
 
     @pytest.mark.parametrize("rounds", [1, 2, 3])
     def test_at_any_generation_all_may_start_afresh_and_cross(self, rounds):
-        state = crossed(Arrivals.start(3), rounds)
-        parities = [next_parity(state, rank) for rank in range(3)]
+        state = entered(3)
+        for _ in range(rounds):
+            state = come(state, 0, 1, 2)
         for rank in range(3):
-            state = arrive(state, rank, parities[rank])
+            state = enter(state, rank, NEW)
+        parity = next_parity(state)
+        for rank in range(3):
+            state = arrive(state, rank, NEW, parity)
         assert state.released == rounds + 1
+
+
+class TestEarlierLife:
+    """A message that comes late, or a process that was taken for dead."""
+
+    @pytest.mark.parametrize("parity", [0, 1])
+    def test_its_arrival_does_not_count(self, half, parity):
+        state = enter(half, 2, NEW)
+        assert arrive(state, 2, LIFE, parity) == state
+
+    def test_it_does_not_resign(self, half):
+        state = enter(half, 2, NEW)
+        assert resign(state, 2, LIFE) == state
+
+    def test_it_neither_begins_an_action_nor_releases(self):
+        state = enter(come(entered(2, held=True), 0, 1), 0, NEW, held=True)
+        assert begin_action(state, LIFE) == state
+        acting = begin_action(state, NEW)
+        assert release(acting, LIFE) == acting
+
+    @pytest.mark.parametrize("change", [lambda state: state, abort, reset, lambda s: come(s, 2)])
+    @pytest.mark.parametrize("parity", [0, 1])
+    def test_it_is_told_that_it_was_replaced_whatever_has_happened(self, half, change, parity):
+        assert told(change(enter(half, 1, NEW)), 1, parity) is Decision.REPLACED
+
+    def test_only_the_life_of_the_same_trainer_counts(self, half):
+        state = enter(half, 2, NEW)
+        assert told(state, 0) is Decision.WAIT
+        assert arrive(state, 2, NEW, 1).released == 1
 
 
 class TestDescription:
     NAMES = ("chief:0", "worker:0", "worker:1")
 
     def test_tells_when_each_missing_one_was_last_seen(self):
-        state = arrive(crossed(Arrivals.start(3), 6), 0, 1)
+        state = entered(3)
+        for _ in range(6):
+            state = come(state, 0, 1, 2)
+        state = come(state, 0)
         text = describe_missing(state, self.NAMES, [0.0, 41.2, 7.9])
         assert text == (
             "missing worker:0, last seen in generation 6, 41 s ago; "
@@ -243,26 +341,26 @@ class TestDescription:
         )
 
     def test_tells_who_was_never_seen(self, half):
-        assert describe_missing(half, self.NAMES, [1.0, 2.0, 0.0]) == (
+        assert describe_missing(half, self.NAMES, [1.0, 2.0, None]) == (
             "missing worker:1, never seen"
         )
 
     def test_one_that_was_never_seen_is_not_made_up_by_a_reset(self, half):
-        text = describe_missing(reset(half), self.NAMES, [1.0, 2.0, 1.7e9])
+        text = describe_missing(reset(half), self.NAMES, [1.0, 2.0, None])
         assert "worker:1, never seen" in text
 
     def test_leaves_out_who_has_resigned(self, half):
-        text = describe_missing(resign(arrive(half, 2, 1), 0), self.NAMES, [0.0, 0.0, 0.0])
+        text = describe_missing(resign(come(half, 2), 0, LIFE), self.NAMES, [0.0, 0.0, 0.0])
         assert "chief:0" not in text
 
     def test_tells_that_the_action_is_running(self):
-        state = arrive(arrive(Arrivals.start(2, held=True), 0, 1), 1, 1)
+        state = come(entered(2, held=True), 0, 1)
         assert describe_missing(state, self.NAMES, [0.0, 0.0]) == (
             "all have arrived; chief:0 runs the action"
         )
 
     def test_tells_nothing_of_an_action_that_a_broken_barrier_will_not_run(self):
-        state = abort(arrive(arrive(Arrivals.start(2, held=True), 0, 1), 1, 1))
+        state = abort(come(entered(2, held=True), 0, 1))
         assert describe_missing(state, self.NAMES, [0.0, 0.0]) == "all have arrived"
 
 

@@ -1,36 +1,37 @@
-"""The barrier's rules under every interleaving of three trainers and their misfortunes.
+"""The barrier's rules under every interleaving of the trainers and their misfortunes.
 
 The search walks through all states of a small world. In the world there are
 
 - the barrier under test, `tfdist.arrivals`;
-- three trainers, each of which knows no more than a real one: its parity, the resets, whether it
-  has seen that it counts, and where it stands. They keep the protocol that is written below;
-- one message that is on its way, and comes at any moment or never;
+- trainers, each of which knows no more than a real one: its parity, the resets, and where it
+  stands. They keep the protocol below;
+- at most one message that is on its way, and comes at any moment or never;
 - a referee who sees everything and knows nothing of generations, parities or lives. It keeps one
   word for each trainer: `came` (it counts in the present round), `owed` (its round was released,
   so it passes as soon as it looks), `robbed` (a reset took its arrival) or `none`.
 
-At any step anybody may arrive, look, time out, crash, restart, resign, abort or reset, and a
-message may be late. At each look the referee says what the barrier has to decide. It is so simple
-that it can be read: all that is to be proved is that the barrier, which stores numbers only,
-always agrees with it.
+At any step anybody may go on, time out, crash, resign, abort or reset, or may get no answer. At
+each look the referee says what the barrier has to decide. It is so simple that it can be read: all
+that is to be proved is that the barrier, which stores numbers only, always agrees with it.
 
-The world is finite without any limit: worlds in which only the numbering differs are one (see
-`normal`), and the barrier is a matter of parities, so after a few thousand of them the search has
-seen every generation, reset, crash and life there can be.
+Generations, resets and lives are not limited, for worlds in which only the numbering differs are
+one (see `normal`). The misfortunes are: 2 on the way to any world of three trainers, after which
+all may get well again and go on for ever, and 3 with two trainers.
 
-The protocol of a trainer. It sends its arrival and looks.
+The protocol. A trainer sends its arrival and looks.
 
-- ARRIVE and BROKEN are final only if none of its messages may yet come. Otherwise it enters with
-  a new life first, with its parity and the resets it knows as they are, and looks again.
-- So does one that had no answer at all, or whose repeated message had none: that it counts
-  proves nothing then, since it counted before.
-- On ARRIVE it sends its arrival again, on ACT it begins, looks, and acts if that is still ACT.
-- It takes note of the resets when it enters for the first time, and at each WAIT.
+- If it had no answer, its message may come yet. When that is over is told by a look that finds it
+  arrived, provided that it had not arrived before; or by a new life. So ARRIVE and BROKEN are not
+  final before it has entered with a new life, keeping its parity and the resets that it knows,
+  and has looked again.
+- On ARRIVE it sends its arrival again; on WAIT it must not, for a reset may have come in between.
+  On ACT it says that it begins, looks, and acts if it is told ACT once more.
+- It takes note of the resets when its process starts, and at each WAIT.
 """
 
 from __future__ import annotations
 
+import gc
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import replace
@@ -42,15 +43,15 @@ import pytest
 from tfdist import arrivals
 from tfdist.arrivals import RESIGNED, Arrivals, Decision
 
-TRAINERS = range(3)
 LIFE, NEW, OLD = 1, 2, 3  # of each trainer: the present one, the one that enters, any other
 
 # Where a trainer stands.
 OUT = "out"  # of the barrier: it computes
-PAUSED = "paused"  # the same, but it has timed out and goes on waiting later
+PAUSED = "paused"  # the same, but its wait timed out; the next one goes on with it
 INSIDE = "inside"  # it looks again and again, and none of its messages is on its way
 SENT = "sent"  # the same, but its arrival may yet come
 LOST = "lost"  # one of its messages may yet come, so it goes on with a new life
+RENEWED = "renewed"  # and has taken one
 TURN = "turn"  # the chief was told to act
 BEGUN = "begun"  # and has said that it begins
 ACTS = "acts"
@@ -69,16 +70,10 @@ class Trainer(NamedTuple):
     word: str = NONE
 
 
-class Message(NamedTuple):
-    name: str
-    rank: int
-    parity: int
-
-
 class World(NamedTuple):
     barrier: Arrivals
     trainers: tuple[Trainer, ...]
-    late: Message | None = None  # what is on its way
+    late: tuple[str, int, int] | None = None  # a message on its way: its name, rank and parity
     held: bool = False  # the chief has an action
     # The rest is known to the referee alone.
     broken: bool = False
@@ -100,8 +95,8 @@ enter, arrive, begin_action, release, resign, abort, reset, decide, next_parity 
 )
 
 
-def start(held: bool) -> World:
-    return World(Arrivals.start(len(TRAINERS)), (Trainer(),) * len(TRAINERS), held=held)
+def start(held: bool, size: int) -> World:
+    return World(Arrivals.start(size), (Trainer(),) * size, held=held)
 
 
 # The referee.
@@ -138,69 +133,83 @@ def right_decision(world: World, rank: int) -> Decision:
     return Decision.WAIT
 
 
-# What may happen.
+# What may happen. Names with a rank in front are that trainer's.
 
 
-def moves(world: World) -> Iterator[tuple[str, World]]:
-    """Everything that may happen next, by name; names with a rank in front are that trainer's."""
+def steps(world: World) -> Iterator[tuple[str, World]]:
+    """What those do that do as they should, and what a late message does."""
     for rank, trainer in enumerate(world.trainers):
-        for name, after in trainer_moves(world, rank, trainer):
-            yield f"{rank} {name}", after
+        place = trainer.place
+        if place in (OUT, PAUSED):
+            yield f"{rank} arrives", is_delivered(world, "arrives", rank).put(rank, place=INSIDE)
+        if place in (INSIDE, SENT, RENEWED, BEGUN):
+            yield f"{rank} looks", a_look(world, rank)
+        if place == LOST:
+            yield f"{rank} enters", a_new_life(world, rank).put(rank, place=RENEWED)
+        if place == TURN:
+            yield f"{rank} begins", is_delivered(world, "begins", rank).put(rank, place=BEGUN)
+        if place == ACTS:
+            assert not world.acted, "the action runs a second time in one round"
+            # It does not count if a reset has taken the round away meanwhile.
+            yield f"{rank} acts", world.put(rank, place=HAS_ACTED)._replace(acted=world.begun)
+        if place == HAS_ACTED:
+            yield f"{rank} releases", is_delivered(world, "releases", rank).put(rank, place=INSIDE)
+        if place == DEAD:
+            yield f"{rank} restarts", a_restart(world, rank)
+            if may_resign(world, rank):
+                yield f"{rank} is given up", a_resignation(a_new_life(world, rank), rank)
     if world.late:
-        yield "late message comes", is_delivered(world._replace(late=None), world.late)
-        yield "late message is lost", world._replace(late=None)
+        yield "a message comes late", is_delivered(world._replace(late=None), *world.late)
+        yield "a message is lost", world._replace(late=None)
+
+
+def misfortunes(world: World) -> Iterator[tuple[str, World]]:
+    for rank, trainer in enumerate(world.trainers):
+        place = trainer.place
+        if place in UNHEARD and not world.late:
+            name, then = UNHEARD[place]
+            after = world.put(rank, place=then)
+            yield f"{rank} {name}, unheard", after._replace(late=(name, rank, trainer.parity))
+        if place in (INSIDE, SENT):
+            yield f"{rank} times out", world.put(rank, place=PAUSED if place == INSIDE else LOST)
+        if place == ACTS:
+            yield f"{rank} fails", an_abort(world.put(rank, place=OUT))
+        if place not in (DEAD, GONE):
+            word = NONE if trainer.word == ROBBED else trainer.word  # nobody is left to be told
+            yield f"{rank} crashes", world.put(rank, place=DEAD, parity=0, resets=0, word=word)
+        if place in (OUT, PAUSED, LOST) and may_resign(world, rank):
+            yield f"{rank} resigns", a_resignation(world, rank)
+        if place == DEAD and rank == 0 and trainer.word != CAME and len(world.trainers) == 2:
+            # Had it arrived, it would have to arrive again to release the others.
+            other = a_restart(world._replace(held=not world.held), rank)
+            yield "0 restarts with an action or without, unlike before", other
     if not world.broken:
         yield "abort", an_abort(world)
     yield "reset", a_reset(world)
 
 
-def trainer_moves(world: World, rank: int, trainer: Trainer) -> Iterator[tuple[str, World]]:
-    place = trainer.place
-    if place in (OUT, PAUSED):
-        yield from a_message(world, rank, "arrives", INSIDE, SENT if place == OUT else LOST)
-    if place == TURN:
-        yield from a_message(world, rank, "begins", BEGUN, LOST)
-    if place == HAS_ACTED:
-        yield from a_message(world, rank, "releases", INSIDE, LOST)
-    if place in (INSIDE, SENT, BEGUN):
-        yield "looks", a_look(world, rank)
-    if place in (INSIDE, SENT):
-        yield "times out", world.put(rank, place=PAUSED if place == INSIDE else LOST)
-    if place == LOST:
-        yield "enters", a_new_life(world, rank).put(rank, place=INSIDE)
-    if place == ACTS:
-        assert not world.acted, "the action runs a second time in one round"
-        # It does not count if a reset has taken the round away meanwhile.
-        yield "acts", world.put(rank, place=HAS_ACTED)._replace(acted=world.begun)
-        yield "fails", an_abort(world.put(rank, place=OUT))
-    if place == DEAD:
-        yield "restarts", a_restart(world, rank)
-        if rank == 0 and world.barrier.lives[0]:
-            yield "restarts otherwise", a_restart(world._replace(held=not world.held), rank)
-    elif place != GONE:
-        yield "crashes", world.put(rank, place=DEAD, parity=0, resets=0)
-    if place in (OUT, PAUSED, LOST, DEAD) and not (world.held and rank == 0):
-        after = a_new_life(world, rank) if place == DEAD else world
-        yield "is given up" if place == DEAD else "resigns", a_resignation(after, rank)
+# A message that is not answered, and where its sender stands then. One that was `PAUSED` arrived
+# before, so for it no look can tell whether this message has come.
+UNHEARD = {
+    OUT: ("arrives", SENT),
+    PAUSED: ("arrives", LOST),
+    TURN: ("begins", LOST),
+    HAS_ACTED: ("releases", LOST),
+}
 
 
-def a_message(
-    world: World, rank: int, name: str, heard: str, unheard: str
-) -> Iterator[tuple[str, World]]:
-    """It is answered at once, or it comes later or never and its sender waits in vain."""
-    message = Message(name, rank, world.trainers[rank].parity)
-    yield name, is_delivered(world, message).put(rank, place=heard)
-    if not world.late:
-        yield f"{name}, unheard", world.put(rank, place=unheard)._replace(late=message)
+def may_resign(world: World, rank: int) -> bool:
+    return rank != 0 or not world.held
 
 
-def is_delivered(world: World, message: Message) -> World:
-    name, rank, parity = message
-    barrier = world.barrier
+def is_delivered(world: World, name: str, rank: int, parity: int | None = None) -> World:
+    trainer, barrier = world.trainers[rank], world.barrier
     if name == "arrives":
+        parity = trainer.parity if parity is None else parity
         after = world._replace(barrier=arrive(barrier, rank, LIFE, parity))
-        if world.broken or world.trainers[rank].word == OWED or world.trainers[rank].place == GONE:
-            return after  # it does not count; or it comes back for its pass
+        if world.broken or trainer.word == OWED or trainer.place == GONE:
+            assert after == world  # it does not count; or it comes back for its pass
+            return world
         return if_complete(after.put(rank, word=CAME))
     if name == "begins":
         after = world._replace(barrier=begin_action(barrier, LIFE))
@@ -229,8 +238,10 @@ def a_look(world: World, rank: int) -> World:
 
 def a_new_life(world: World, rank: int) -> World:
     """Nothing that its earlier life has sent matters any more; see `check`."""
-    late = None if world.late and world.late.rank == rank else world.late
-    after = world._replace(barrier=enter(world.barrier, rank, NEW, held=world.held), late=late)
+    late = None if world.late and world.late[1] == rank else world.late
+    after = world._replace(
+        barrier=enter(world.barrier, rank, NEW, held=rank == 0 and world.held), late=late
+    )
     if rank == 0 and world.begun:
         return after._replace(broken=True)  # nobody knows how far the action came
     return after
@@ -274,18 +285,42 @@ def normal(world: World) -> World:
     """The same world with the lowest numbers, so that there are finitely many.
 
     Rounds are counted from 0 or 1 on; the resets so far are 1, and those that a trainer knows are
-    1 or, if it has missed some, 0; and each life that was entered is LIFE.
+    1 or, if it has missed some, 0; and each life that was entered is LIFE. The workers are alike,
+    so that it does not matter which of them is which.
     """
     barrier = renumbered(world.barrier)
     if world.barrier.resets > barrier.resets:
         trainers = tuple(trainer._replace(resets=0) for trainer in world.trainers)
-        return world._replace(barrier=barrier, trainers=trainers)
-    return world._replace(barrier=barrier)
+        world = world._replace(trainers=trainers)
+    if barrier is not world.barrier:
+        world = world._replace(barrier=barrier)
+    if len(world.trainers) == 3 and everything_of(world, 1) > everything_of(world, 2):
+        return exchanged(world)
+    return world
+
+
+def everything_of(world: World, rank: int) -> tuple[object, ...]:
+    barrier, late = world.barrier, world.late or ("", 0, 0)
+    return world.trainers[rank], barrier.arrived[rank], barrier.lives[rank], late[1] == rank
+
+
+def exchanged(world: World) -> World:
+    def swap(values: tuple) -> tuple:
+        return values[0], values[2], values[1]
+
+    barrier, late = world.barrier, world.late
+    return world._replace(
+        barrier=replace(barrier, arrived=swap(barrier.arrived), lives=swap(barrier.lives)),
+        trainers=swap(world.trainers),
+        late=late and (late[0], (0, 2, 1)[late[1]], late[2]),
+    )
 
 
 @cache
 def renumbered(barrier: Arrivals) -> Arrivals:
     past = barrier.released & ~1
+    if not past and barrier.resets == 1 and max(barrier.lives) <= LIFE:
+        return barrier
     return replace(
         barrier,
         arrived=tuple(g if g == RESIGNED else g - past for g in barrier.arrived),
@@ -305,7 +340,7 @@ def check(world: World) -> None:
         assert world.broken or (rank in barrier.waiting) == (trainer.word == CAME)
     assert is_deaf_to_zombies(barrier)
     if world.late:
-        assert world.trainers[world.late.rank].place in (SENT, LOST, DEAD, GONE)
+        assert world.trainers[world.late[1]].place in (SENT, LOST, DEAD, GONE)
 
 
 @cache
@@ -313,7 +348,7 @@ def is_deaf_to_zombies(barrier: Arrivals) -> bool:
     """Whatever is said with another life changes nothing; nor has it a part in anything."""
     after = {begin_action(barrier, OLD), release(barrier, OLD)}
     decisions = set()
-    for rank in TRAINERS:
+    for rank in range(len(barrier.arrived)):
         after.add(resign(barrier, rank, OLD))
         for parity in (0, 1):
             after.add(arrive(barrier, rank, OLD, parity))
@@ -321,30 +356,122 @@ def is_deaf_to_zombies(barrier: Arrivals) -> bool:
     return after == {barrier} and decisions == {Decision.REPLACED}
 
 
+Graph = dict[World, list[tuple[str, World]]]
+
+
 @cache
-def explore(held: bool) -> dict[World, list[tuple[str, World]]]:
-    """All reachable worlds, with the moves from each. An assertion tells the shortest way to it."""
-    first = normal(start(held))
+def explore(held: bool, size: int, limit: int) -> Graph:
+    """All worlds that are reached by at most `limit` misfortunes, with the steps from each."""
+    first = normal(start(held, size))
+    fewest = {first: 0}
     came_from: dict[World, tuple[str, World] | None] = {first: None}
-    graph = {}
-    queue = deque([first])
+    graph: Graph = {}
+    queue = deque([first])  # by the number of misfortunes
     while queue:
         world = queue.popleft()
+        if world in graph:
+            continue
+        number = fewest[world]
         try:
             check(world)
-            graph[world] = [(name, normal(after)) for name, after in moves(world)]
+            graph[world] = [(name, normal(after)) for name, after in steps(world)]
+            for name, after in graph[world]:
+                if fewest.get(after, limit + 1) > number:
+                    fewest[after], came_from[after] = number, (name, world)
+                    queue.appendleft(after)
+            if number == limit:
+                continue
+            for name, after in misfortunes(world):
+                other = normal(after)
+                if fewest.get(other, limit + 1) > number + 1:
+                    fewest[other], came_from[other] = number + 1, (name, world)
+                    queue.append(other)
         except AssertionError as error:
-            raise AssertionError(f"{error}\nafter {way_to(world, came_from)}\n{world}") from error
-        for name, after in graph[world]:
-            if after not in came_from:
-                came_from[after] = (name, world)
-                queue.append(after)
+            way = way_to(world, came_from)
+            raise AssertionError(f"{error}\nafter {way}\n{world}") from error
     return graph
 
 
 def way_to(world: World, came_from: dict[World, tuple[str, World] | None]) -> str:
-    steps = []
+    names = []
     while step := came_from[world]:
         name, world = step
-        steps.append(name)
-    return ", ".join(reversed(steps)) or "nothing"
+        names.append(name)
+    return ", ".join(reversed(names)) or "nothing"
+
+
+# The promises.
+
+everywhere = pytest.mark.parametrize("size", [2, 3])
+both = pytest.mark.parametrize("held", [False, True], ids=["no action", "action"])
+MISFORTUNES = {2: 3, 3: 2}
+
+
+@pytest.fixture(autouse=True)
+def _no_garbage():
+    """A third of the time would go into looking for it."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@everywhere
+@both
+def test_nobody_passes_too_early_or_is_held_back_in_any_interleaving(held, size):
+    explore(held, size, MISFORTUNES[size])
+
+
+@everywhere
+@both
+@pytest.mark.parametrize("dead", ["restarts", "is given up"])
+def test_from_everywhere_all_get_through_or_get_an_error_if_only_they_go_on(held, size, dead):
+    graph = explore(held, size, MISFORTUNES[size])
+    # A dead chief comes back: who else runs the action?
+    other = {"restarts", "is given up"} - {dead}
+    stuck = worlds_without_a_way_out(graph, {f"{rank} {name}" for rank in (1, 2) for name in other})
+    assert not stuck, f"{len(stuck)} dead ends, such as {min(stuck, key=str)}"
+
+
+@everywhere
+@both
+def test_the_search_has_met_every_situation(held, size):
+    graph = explore(held, size, MISFORTUNES[size])
+    steps = {name.lstrip("012 ") for edges in graph.values() for name, _ in edges}
+    places = {trainer.place for world in graph for trainer in world.trainers}
+    words = {trainer.word for world in graph for trainer in world.trainers}
+    late = {world.late[0] for world in graph if world.late}
+    action = {"begins", "acts", "releases"} if held or size == 2 else set()
+    always = {"arrives", "looks", "enters", "restarts", "is given up"}
+    assert steps == always | action | {"a message comes late", "a message is lost"}
+    assert places == {OUT, PAUSED, INSIDE, SENT, LOST, RENEWED, DEAD, GONE} | (
+        {TURN, BEGUN, ACTS, HAS_ACTED} if action else set()
+    )
+    assert words == {NONE, CAME, OWED, ROBBED}
+    assert late == {"arrives"} | (action & {"begins", "releases"})
+
+
+def worlds_without_a_way_out(graph: Graph, not_taken: set[str]) -> set[World]:
+    """Worlds from which the steps do not lead to an end.
+
+    If there is none, no order of the steps is a trap: wherever one leads, an end is still ahead.
+    """
+    before: dict[World, list[World]] = {}
+    for world, edges in graph.items():
+        for name, after in edges:
+            if name not in not_taken:
+                before.setdefault(after, []).append(world)
+    safe = {world for world in graph if is_over(world)}
+    queue = deque(safe)
+    while queue:
+        for world in before.get(queue.popleft(), ()):
+            if world not in safe:
+                safe.add(world)
+                queue.append(world)
+    return graph.keys() - safe
+
+
+def is_over(world: World) -> bool:
+    """Nobody is in a wait or owed a pass; and nobody's next wait hangs on a message or a life."""
+    words = {trainer.word for trainer in world.trainers}
+    places = {trainer.place for trainer in world.trainers}
+    return places <= {OUT, GONE} and OWED not in words and (world.broken or CAME not in words)

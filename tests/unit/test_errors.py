@@ -14,6 +14,7 @@ from tfdist.errors import (
     ClusterError,
     ConfigError,
     EpochError,
+    RunTimeout,
     StartTimeout,
     TaskFailed,
     TfdistError,
@@ -25,6 +26,7 @@ SAMPLES = [
     ConfigError("task.index", -1, "at least 0"),
     ClusterError("text"),
     StartTimeout(["ps:0", "worker:1"], 2.5, "is it up?"),
+    RunTimeout(["worker:1"], 60.0),
     TaskFailed("worker:1", -9, "last log lines"),
     BarrierError("text"),
     BarrierTimeout("text", name="end", generation=7, arrived=["worker:0"], missing=["worker:1"]),
@@ -83,6 +85,7 @@ class TestEveryError:
     [
         (ConfigError, ValueError),
         (StartTimeout, TimeoutError),
+        (RunTimeout, TimeoutError),
         (BarrierTimeout, TimeoutError),
         (BarrierTimeout, threading.BrokenBarrierError),
         (BarrierBroken, threading.BrokenBarrierError),
@@ -106,6 +109,12 @@ def test_a_start_timeout_tells_who_is_missing_how_long_it_waited_and_what_to_do(
     error = StartTimeout(["ps:0", "worker:1"], 2.5, "is it up?")
     assert (error.missing, error.timeout) == (("ps:0", "worker:1"), 2.5)
     assert str(error) == "not ready after 2.5 s: ps:0, worker:1. is it up?"
+
+
+def test_a_run_timeout_tells_who_still_runs_and_how_long_it_waited():
+    error = RunTimeout(["ps:0", "worker:1"], 60.0)
+    assert (error.running, error.timeout) == (("ps:0", "worker:1"), 60.0)
+    assert str(error) == "still running after 60.0 s: ps:0, worker:1"
 
 
 @pytest.mark.parametrize(

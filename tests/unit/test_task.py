@@ -109,7 +109,8 @@ class TestMaster:
         assert warned[0].filename == __file__
 
     def test_is_the_chief_for_the_workers_too(self):
-        assert from_env(WITH_MASTER, "worker", 1).trainers[0] == "chief:0"
+        with pytest.warns(UserWarning, match="'master' is taken as 'chief'"):
+            assert from_env(WITH_MASTER, "worker", 1).trainers[0] == "chief:0"
 
     def test_beside_a_chief_is_refused(self):
         with pytest.raises(ConfigError, match="both 'master' and 'chief'") as caught:
