@@ -40,7 +40,8 @@ class Decision(Enum):
     ACT = auto()
     """All are there, and it is the chief's turn to run the action and to release them."""
     ARRIVE = auto()
-    """Its arrival was lost on the way: it takes a new life, lest the old message come yet."""
+    """It has not arrived yet. If it had sent its arrival it renews its life first, lest the old
+    message come yet, and decides anew."""
     REPLACED = auto()
     """Another process has taken its place."""
 
@@ -108,7 +109,17 @@ def enter(state: Arrivals, rank: int, life: int, *, held: bool = False) -> Arriv
     state = replace(state, lives=_with(state.lives, rank, life))
     if rank != 0:
         return state
-    return replace(state, held=held, broken=state.broken or state.acting)
+    return _settled(replace(state, held=held, broken=state.broken or state.acting))
+
+
+def renew(state: Arrivals, rank: int, life: int, previous: int) -> Arrivals:
+    """The same trainer goes on with a new life, unless another process has taken its place.
+
+    For a trainer that does not know what has become of a message that it has sent.
+    """
+    if state.lives[rank] != previous:
+        return state
+    return replace(state, lives=_with(state.lives, rank, life))
 
 
 def arrive(state: Arrivals, rank: int, life: int, parity: int) -> Arrivals:

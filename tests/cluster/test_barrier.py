@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tfdist import Barrier, BarrierBroken, BarrierError, BarrierTimeout, ConfigError, Task
-from tfdist.barrier import interface, queue_barrier
+from tfdist.barrier import connection
 from tfdist.testing import poll_until
 
 NUM_TRAINERS = 3
@@ -27,8 +27,7 @@ def trainers():
 @pytest.fixture(autouse=True)
 def _no_second_looks(monkeypatch):
     """Whoever is not woken fails the test, instead of finding out at the next recheck."""
-    for module in (interface, queue_barrier):
-        monkeypatch.setattr(module, "RECHECK_SECS", 4 * TIMEOUT)
+    monkeypatch.setattr(connection, "RECHECK_SECS", 4 * TIMEOUT)
 
 
 @pytest.fixture

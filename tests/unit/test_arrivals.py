@@ -156,7 +156,9 @@ class TestAction:
         assert not enter(reset(begin_action(full, LIFE)), 0, NEW, held=True).broken
 
     def test_a_chief_that_comes_back_without_an_action_releases_as_the_last_to_arrive(self, full):
-        state = arrive(enter(full, 0, NEW), 0, NEW, 1)
+        state = enter(full, 0, NEW)
+        assert told(state, 0, life=NEW) is not Decision.ACT
+        state = arrive(state, 0, NEW, 1)
         assert [told(state, rank, life=life) for rank, life in ((0, NEW), (1, LIFE))] == [
             Decision.PASS
         ] * 2

@@ -179,8 +179,8 @@ def misfortunes(world: World) -> Iterator[tuple[str, World]]:
             yield f"{rank} crashes", world.put(rank, place=DEAD, parity=0, resets=0, word=word)
         if place in (OUT, PAUSED, LOST) and may_resign(world, rank):
             yield f"{rank} resigns", a_resignation(world, rank)
-        if place == DEAD and rank == 0 and trainer.word != CAME and len(world.trainers) == 2:
-            # Had it arrived, it would have to arrive again to release the others.
+        # Had it arrived, all could be there and nobody would release them until it arrives again.
+        if place == DEAD and rank == 0 and len(world.trainers) == 2:
             other = a_restart(world._replace(held=not world.held), rank)
             yield "0 restarts with an action or without, unlike before", other
     if not world.broken:
@@ -243,8 +243,9 @@ def a_new_life(world: World, rank: int) -> World:
         barrier=enter(world.barrier, rank, NEW, held=rank == 0 and world.held), late=late
     )
     if rank == 0 and world.begun:
-        return after._replace(broken=True)  # nobody knows how far the action came
-    return after
+        after = after._replace(broken=True)  # nobody knows how far the action came
+    # A chief that comes back without its action holds nobody any more.
+    return if_complete(after) if rank == 0 else after
 
 
 def a_restart(world: World, rank: int) -> World:
@@ -256,7 +257,7 @@ def a_restart(world: World, rank: int) -> World:
         place=PAUSED if rank in barrier.waiting else OUT,
         parity=next_parity(barrier),
         resets=barrier.resets,
-        word=CAME if world.trainers[rank].word == CAME else NONE,
+        word=CAME if after.trainers[rank].word == CAME else NONE,
     )
 
 

@@ -15,4 +15,4 @@ class CounterBarrier(SharedBarrier):
     """
 
     def _await(self, deadline: Deadline) -> Decision:
-        return self._poll(deadline)
+        return self._poll(deadline, self._first_decision(deadline))

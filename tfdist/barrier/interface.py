@@ -2,41 +2,26 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
 
 import tensorflow as tf
 
 from tfdist import arrivals
-from tfdist.arrivals import RESIGNED, Arrivals, Decision
-from tfdist.barrier.state import PS_DEVICE, StateOnPs, num_parties, unpack
+from tfdist.arrivals import RESIGNED, Decision
+from tfdist.barrier.connection import ANSWER_SECS, PS_LOST, Connection, Snapshot
 from tfdist.deadline import Deadline
 from tfdist.errors import BarrierBroken, BarrierError, BarrierTimeout, ConfigError, StartTimeout
-from tfdist.task import Task, session_target
+from tfdist.task import Task
 
-# A run that blocks is looked after this often: a lost token or a Ctrl-C waits no longer.
-RECHECK_SECS = 2.0
-# What never blocks is answered within milliseconds, unless the ps is stopped or cut off.
-_ANSWER_SECS = 10.0
-_LAST_ANSWER_SECS = 0.9
-_PROBE_SECS = 0.2
 _CONNECT_SECS = 60.0
-_CONNECT_POLL_SECS = 0.05
 _POLL_SECS = 0.001
 _LONGEST_POLL_SECS = 0.05
-
-_PS_LOST = (
-    tf.errors.AbortedError,  # "Session handle is not found": the ps was restarted
-    tf.errors.UnavailableError,  # its process is gone
-    tf.errors.FailedPreconditionError,  # restarted, and nothing is initialised
-)
 
 
 @dataclass(frozen=True)
@@ -53,27 +38,14 @@ class BarrierStatistics:
     total_wait: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Snapshot:
-    """What was read from the ps in one run."""
-
-    arrivals: Arrivals
-    incarnation: int
-    arrived_at: list[float | None]
-    total_wait: list[float]
-    reason: str
-    now: float
-
-
 class SharedBarrier(ABC):
     """Everything of a barrier but the waiting; see `tfdist.Barrier` for the promises."""
 
-    # Of the generation that this trainer waits for next, and how many resets it knows of.
+    # What this trainer knows: the parity of the generation that it waits for next, how often the
+    # barrier was reset, and which ps that is.
     _parity: int
     _resets: int
-    _uncertain: bool  # whether an arrival that it has sent may have been lost
-    _graph: StateOnPs
-    _session: tf.compat.v1.Session
+    _incarnation: int
 
     def __init__(
         self,
@@ -114,13 +86,13 @@ class SharedBarrier(ABC):
     def n_waiting(self) -> int:
         """How many have arrived in the present generation."""
         with self._ps_errors():
-            return len(self._look().arrivals.waiting)
+            return len(self._connection.look().arrivals.waiting)
 
     @property
     def broken(self) -> bool:
         """Whether `wait` raises BarrierBroken until somebody calls `reset`."""
         with self._ps_errors():
-            return self._look().arrivals.broken
+            return self._connection.look().arrivals.broken
 
     def wait(self, timeout: float | None = None) -> int:
         """Blocks until all parties have arrived, and then returns this trainer's rank.
@@ -145,28 +117,33 @@ class SharedBarrier(ABC):
             raise BarrierError(f"barrier {self.name!r}: {self._task.name} has resigned for good")
         deadline = Deadline(self._timeout if timeout is None else timeout)
         with self._ps_errors(deadline):
-            if self._uncertain:
-                self._enter(deadline)
             decision = self._await(deadline)
             if decision is Decision.ACT:
                 decision = self._act()
+            if decision is Decision.WAIT and self._break_on_timeout:
+                decision = self._break(deadline)
             if decision is Decision.PASS:
-                return self._pass()
-            timed_out = decision in (Decision.WAIT, Decision.ARRIVE)
-            if timed_out and self._break_on_timeout:
-                self._run(self._graph.abort_if_waiting, f"{self._task.name} timed out")
-            snapshot = self._look(deadline)
-            if self._decide(snapshot) is Decision.PASS:  # released in the last moment
-                return self._pass()
-            self._uncertain = decision is Decision.ARRIVE
-        if timed_out:
+                self._parity ^= 1
+                self._arrived = False
+                return self._rank
+            snapshot = self._connection.look(deadline)
+        if decision in (Decision.WAIT, Decision.ARRIVE):
             raise self._timeout_error(snapshot, deadline)
+        self._arrived = False
         raise self._broken_error(snapshot, decision)
 
     def abort(self) -> None:
         """Breaks the barrier: `wait` raises BarrierBroken for all, now and until a `reset`."""
         with self._ps_errors():
-            self._run(self._graph.abort, f"{self._task.name} called abort()")
+            while True:
+                connection = self._connection
+                try:
+                    connection.run(connection.graph.abort, f"{self._task.name} called abort()")
+                    return
+                except (RuntimeError, tf.errors.CancelledError):
+                    # From another thread, and `wait` has just replaced and closed it.
+                    if connection is self._connection:
+                        raise
 
     def reset(self) -> None:
         """Empties the barrier and mends it; those that wait get BarrierBroken.
@@ -174,13 +151,16 @@ class SharedBarrier(ABC):
         After the ps was lost it joins the state of the new one, and disturbs nobody there.
         """
         try:
-            incarnation = self._look().incarnation
-        except (*_PS_LOST, tf.errors.DeadlineExceededError):
+            if self._uncertain:
+                self._renew(Deadline(ANSWER_SECS))
+            incarnation = self._connection.look().incarnation
+        except (*PS_LOST, tf.errors.DeadlineExceededError):
             incarnation = None
         if incarnation == self._incarnation:
             with self._ps_errors():
-                self._run(self._graph.reset)
+                self._connection.run(self._connection.graph.reset)
         else:
+            self._connection.close()
             self._begin()
 
     # More than threading.Barrier.
@@ -189,12 +169,12 @@ class SharedBarrier(ABC):
     def generation(self) -> int:
         """The generation that is being waited for; the first is 1."""
         with self._ps_errors():
-            return self._look().arrivals.generation
+            return self._connection.look().arrivals.generation
 
     def missing(self) -> tuple[str, ...]:
         """Names of the trainers that have not arrived in the present generation."""
         with self._ps_errors():
-            return tuple(self._names[rank] for rank in self._look().arrivals.missing)
+            return tuple(self._names[rank] for rank in self._connection.look().arrivals.missing)
 
     def resign(self) -> None:
         """Leaves for good: the others stop waiting for this trainer.
@@ -207,13 +187,13 @@ class SharedBarrier(ABC):
                 f"barrier {self.name!r}: {self._task.name} runs its action and cannot resign"
             )
         with self._ps_errors():
-            self._run(self._graph.resign)
+            self._connection.run(self._connection.graph.resign)
         self._resigned = True
 
     def statistics(self) -> BarrierStatistics:
         """How long each trainer waited, by the clock of the ps."""
         with self._ps_errors():
-            snapshot = self._look()
+            snapshot = self._connection.look()
         times = [0.0 if at is None else at for at in snapshot.arrived_at]
         last = [max(times) - at if at else 0.0 for at in times]
         return BarrierStatistics(
@@ -223,7 +203,7 @@ class SharedBarrier(ABC):
 
     def close(self) -> None:
         """Gives the connection to the ps back; the state stays there."""
-        _close(self._session)
+        self._connection.close()
 
     def __enter__(self) -> SharedBarrier:
         return self
@@ -246,137 +226,146 @@ class SharedBarrier(ABC):
 
     @abstractmethod
     def _await(self, deadline: Deadline) -> Decision:
-        """Arrives and waits; WAIT and ARRIVE mean that the time is over."""
+        """Arrives, if it has not, and waits; WAIT and ARRIVE mean that the time is over."""
 
-    def _poll(self, deadline: Deadline) -> Decision:
-        """Arrives, or says that it does not block any more, and looks until it knows."""
-        self._run(self._graph.arrive[self._parity], deadline=deadline)
+    def _first_decision(self, deadline: Deadline) -> Decision:
+        """What to do at the beginning of a wait; one that goes on looks what has come of it."""
+        if self._arrived or self._uncertain:
+            return self._decide(deadline)
+        return Decision.ARRIVE
+
+    def _poll(self, deadline: Deadline, decision: Decision) -> Decision:
+        """Goes on from `decision` without blocking on the ps, until it knows."""
         pause = _POLL_SECS
         while True:
-            decision = self._decide_soon(deadline)
-            if decision not in (Decision.WAIT, Decision.ARRIVE) or deadline.expired:
-                return decision
             if decision is Decision.ARRIVE:
-                self._enter(deadline)
-                self._run(self._graph.arrive[self._parity], deadline=deadline)
-            time.sleep(min(pause, deadline.remaining))
-            pause = min(2 * pause, _LONGEST_POLL_SECS)
+                self._arrive(deadline)
+            elif decision is not Decision.WAIT or deadline.expired:
+                return decision
+            else:
+                time.sleep(min(pause, deadline.remaining))
+                pause = min(2 * pause, _LONGEST_POLL_SECS)
+            decision = self._decide(deadline)
+            if decision is Decision.ARRIVE and deadline.expired:
+                return decision
 
-    def _decide_soon(self, deadline: Deadline) -> Decision:
-        """What the state says to do; WAIT also where the ps is silent but there is time left."""
+    def _arrive(self, deadline: Deadline) -> None:
         try:
-            return self._decide(self._look(deadline))
+            arrive = self._connection.graph.arrive[self._parity]
+            self._connection.run(arrive, deadline=deadline)
         except tf.errors.DeadlineExceededError:
-            self._check_ps()
+            self._uncertain = True
+            self._connection.check_ps()
+            if deadline.expired:
+                raise
+
+    def _decide(self, deadline: Deadline) -> Decision:
+        """What the state on the ps says to do; WAIT also where the ps is slow to say it."""
+        try:
+            decision = self._decide_by(self._connection.look(deadline))
+            if self._uncertain and decision in (Decision.ARRIVE, Decision.BROKEN):
+                # The arrival may come yet and count then. With a new life it cannot.
+                self._renew(deadline)
+                decision = self._decide_by(self._connection.look(deadline))
+        except tf.errors.DeadlineExceededError:
+            self._connection.check_ps()
             if deadline.expired:
                 raise
             return Decision.WAIT
+        self._uncertain = False
+        self._arrived = decision in (Decision.WAIT, Decision.ACT)
+        return decision
 
-    def _check_ps(self) -> None:
-        """Raises UnavailableError if the ps is gone; TensorFlow tries it again and again."""
-        if _refuses(self._address):
-            raise tf.errors.UnavailableError(None, None, f"nobody listens at {self._address}")
-
-    def _decide(self, snapshot: Snapshot) -> Decision:
+    def _decide_by(self, snapshot: Snapshot) -> Decision:
         if snapshot.incarnation != self._incarnation:
             return Decision.BROKEN
         state = snapshot.arrivals
-        decision = arrivals.decide(state, self._rank, self._graph.life, self._parity, self._resets)
+        decision = arrivals.decide(
+            state, self._rank, self._connection.life, self._parity, self._resets
+        )
         if decision is Decision.WAIT:
             self._resets = state.resets
         return decision
 
-    def _run(
-        self, operation: Any, reason: str | None = None, *, deadline: Deadline | None = None
-    ) -> None:
-        feed = {} if reason is None else {self._graph.reason_text: reason}
-        self._session.run(operation, feed, options=_soon(deadline))
-
-    def _look(self, deadline: Deadline | None = None) -> Snapshot:
-        vector, arrived_at, waited, reason, now = self._session.run(
-            self._graph.snapshot, options=_soon(deadline)
-        )
-        if num_parties(vector) != self._parties:
-            made_for = f"others made barrier {self.name!r} with {num_parties(vector)}"
-            raise ConfigError("parties", self._parties, made_for)
-        rules, incarnation = unpack(vector)
-        return Snapshot(
-            arrivals=rules,
-            incarnation=incarnation,
-            arrived_at=[at or None for at in arrived_at.tolist()],
-            total_wait=waited.tolist(),
-            reason=reason.decode(),
-            now=float(now),
-        )
-
     def _begin(self) -> None:
         """Takes its place: at the start, and after the ps was lost."""
         deadline = Deadline(_CONNECT_SECS)
+        self._connection = self._connect(previous_life=None)
+        self._renewal: Connection | None = None
+        # Whether it is known to have arrived in the generation that it waits for; and whether
+        # an arrival that it has sent may come yet.
+        self._arrived = self._uncertain = False
         try:
-            self._enter(deadline)
+            self._connection.enter(deadline, may_start=True)
+            snapshot = self._connection.look()
         except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
             hint = f"Barrier {self.name!r} lies there, at {self._address}; is it up?"
             raise StartTimeout(["ps:0"], deadline.elapsed, hint) from error
-        snapshot = self._look()
         self._incarnation = snapshot.incarnation
         self._resigned = snapshot.arrivals.arrived[self._rank] == RESIGNED
         self._parity = arrivals.next_parity(snapshot.arrivals)
         self._resets = snapshot.arrivals.resets
 
-    def _enter(self, deadline: Deadline) -> None:
-        """Opens a session straight to the ps, nearer than the own server, and takes a new life."""
-        if hasattr(self, "_session"):
-            # Aside, for it blocks where the ps is silent; the new life fences off the old one.
-            threading.Thread(target=_close, args=(self._session,), daemon=True).start()
-        held = self._action is not None
-        self._graph = StateOnPs(f"tfdist/barrier/{self.name}", self._names, self._rank, held=held)
-        self._session = tf.compat.v1.Session(
-            session_target(self._address),
-            graph=self._graph.graph,
-            config=_session_config(min(RECHECK_SECS, _soon_secs(deadline))),
+    def _connect(self, previous_life: int | None) -> Connection:
+        return Connection(
+            self._address,
+            self.name,
+            self._names,
+            self._rank,
+            held=self._action is not None,
+            previous_life=previous_life,
         )
-        self._uncertain = False
-        while True:
-            try:
-                self._run(self._graph.enter, deadline=deadline)
-                return
-            except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
-                if deadline.expired:
-                    raise
-                time.sleep(_CONNECT_POLL_SECS)
 
-    def _pass(self) -> int:
-        self._parity ^= 1
-        return self._rank
-
-    @contextmanager
-    def _ps_errors(self, deadline: Deadline | None = None) -> Iterator[None]:
-        """Inside it, what TensorFlow raises of a ps that is lost or silent becomes our errors."""
-        deadline = deadline or Deadline(_ANSWER_SECS)
-        try:
-            yield
-        except _PS_LOST as error:
-            raise BarrierBroken(self.name, f"ps:0 was lost or restarted: {error}") from error
-        except tf.errors.DeadlineExceededError as error:
-            self._uncertain = True
-            raise self._silence_error(deadline) from error
+    def _renew(self, deadline: Deadline) -> None:
+        """Goes on with a new life; what the old one has sent has no effect any more."""
+        if self._renewal is None:  # else it is tried again, for it may have come through
+            self._renewal = self._connect(previous_life=self._connection.life)
+        self._renewal.enter(deadline, may_start=False)
+        old, self._connection, self._renewal = self._connection, self._renewal, None
+        # Aside, for it blocks where the ps is silent.
+        threading.Thread(target=old.close, daemon=True).start()
 
     def _act(self) -> Decision:
-        self._run(self._graph.begin_action)
-        snapshot = self._look()
-        if not snapshot.arrivals.acting:
-            return self._decide(snapshot)  # broken or reset in between
+        connection = self._connection
+        connection.run(connection.graph.begin_action)
+        snapshot = connection.look()
+        decision = self._decide_by(snapshot)
+        if decision is not Decision.ACT or not snapshot.arrivals.acting:
+            return decision  # broken, reset or replaced in between
         try:
             if self._action is not None:
                 self._action()
         except BaseException as error:
             reason = f"the action of {self._task.name} raised {type(error).__name__}: {error}"
-            self._run(self._graph.abort, reason)
+            connection.run(connection.graph.abort, reason)
+            self._arrived = False
             if not isinstance(error, Exception):
                 raise
             raise BarrierBroken(self.name, reason) from error
-        self._run(self._graph.release)
-        return self._decide(self._look())
+        connection.run(connection.graph.release)
+        return self._decide_by(connection.look())
+
+    def _break(self, deadline: Deadline) -> Decision:
+        """Breaks the barrier for all because of a timeout, unless all came in the last moment."""
+        connection = self._connection
+        reason = f"{self._task.name} timed out"
+        connection.run(connection.graph.abort_if_waiting, reason, deadline=deadline)
+        self._arrived = False
+        decision = self._decide_by(connection.look(deadline))
+        return decision if decision is Decision.PASS else Decision.WAIT
+
+    @contextmanager
+    def _ps_errors(self, deadline: Deadline | None = None) -> Iterator[None]:
+        """Inside it, what TensorFlow raises of a ps that is lost or silent becomes our errors."""
+        deadline = deadline or Deadline(ANSWER_SECS)
+        try:
+            yield
+        except PS_LOST as error:
+            self._uncertain = True
+            raise BarrierBroken(self.name, f"ps:0 was lost or restarted: {error}") from error
+        except tf.errors.DeadlineExceededError as error:
+            self._uncertain = True
+            raise self._silence_error(deadline) from error
 
     def _timeout_error(self, snapshot: Snapshot, deadline: Deadline) -> BarrierTimeout:
         state = snapshot.arrivals
@@ -415,42 +404,3 @@ class SharedBarrier(ABC):
         else:
             reason = "it was reset while this trainer waited"
         return BarrierBroken(self.name, reason)
-
-
-def _soon(deadline: Deadline | None) -> tf.compat.v1.RunOptions:
-    """For a run that does not block: the answer is due soon, and not long after the deadline."""
-    return tf.compat.v1.RunOptions(timeout_in_ms=int(_soon_secs(deadline) * 1000))
-
-
-def _soon_secs(deadline: Deadline | None) -> float:
-    if deadline is None:
-        return _ANSWER_SECS
-    return min(max(deadline.remaining, _LAST_ANSWER_SECS), _ANSWER_SECS)
-
-
-def _close(session: tf.compat.v1.Session) -> None:
-    with suppress(*_PS_LOST, tf.errors.DeadlineExceededError):  # then it is gone already
-        session.close()
-
-
-def _refuses(address: str) -> bool:
-    """Whether nobody listens there: the process is gone, rather than slow."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_PROBE_SECS).close()
-    except ConnectionRefusedError:
-        return True
-    except OSError:
-        return False
-    return False
-
-
-def _session_config(timeout: float) -> tf.compat.v1.ConfigProto:
-    config = tf.compat.v1.ConfigProto(
-        # Without the filter the session would wait for every task of the cluster.
-        device_filters=[PS_DEVICE.removesuffix("/device:CPU:0")],
-        operation_timeout_in_ms=int(timeout * 1000),
-    )
-    # A dozen small operations: nothing to gain, and the rewriting takes longer than a wait.
-    config.graph_options.rewrite_options.disable_meta_optimizer = True
-    return config

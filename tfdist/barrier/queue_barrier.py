@@ -5,7 +5,8 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfdist.arrivals import Decision
-from tfdist.barrier.interface import RECHECK_SECS, SharedBarrier
+from tfdist.barrier.connection import Connection
+from tfdist.barrier.interface import SharedBarrier
 from tfdist.deadline import Deadline
 
 # A run that is cancelled before the ps has begun it leaves its `dequeue` behind there, which
@@ -21,44 +22,35 @@ class QueueBarrier(SharedBarrier):
     can take one along), so whoever was woken in vain looks at the state.
     """
 
-    def _enter(self, deadline: Deadline) -> None:
-        super()._enter(deadline)
-        self._cross = [self._session.make_callable(each) for each in self._graph.cross]
-        self._block = [self._session.make_callable(each) for each in self._graph.block]
+    def _connect(self, previous_life: int | None) -> Connection:
+        connection = super()._connect(previous_life)
+        # Built before the session is first run: to extend its graph later takes a call more.
+        _ = connection.graph.cross, connection.graph.block
+        return connection
 
     def _await(self, deadline: Deadline) -> Decision:
-        arrived = False
-        while deadline.remaining >= _SHORTEST_BLOCK_SECS:
-            if self._wait_for_token(deadline, arrived) and self._action is None:
+        decision = self._first_decision(deadline)
+        while (
+            decision in (Decision.ARRIVE, Decision.WAIT)
+            and deadline.remaining >= _SHORTEST_BLOCK_SECS
+        ):
+            if self._take_token(decision, deadline):
                 return Decision.PASS
-            decision = self._decide_soon(deadline)
-            if decision is Decision.ARRIVE:
-                self._enter(deadline)
-                arrived = False
-            elif decision is Decision.WAIT:
-                arrived = True
-            else:
-                return decision
-        return self._poll(deadline)
+            decision = self._decide(deadline)
+        return self._poll(deadline, decision)
 
-    def _wait_for_token(self, deadline: Deadline, arrived: bool) -> bool:
-        """Whether it took a token of its generation; else it is time to look."""
-        remaining = deadline.remaining
+    def _take_token(self, decision: Decision, deadline: Deadline) -> bool:
+        """Blocks for a while, having arrived if need be; whether that was the release."""
+        graph = self._connection.graph
+        arrives = decision is Decision.ARRIVE
+        operation = (graph.cross if arrives else graph.block)[self._parity]
         try:
-            if remaining > RECHECK_SECS:
-                (self._block if arrived else self._cross)[self._parity]()
-            else:
-                # In two runs, so that only the one that changes nothing may be given up.
-                if not arrived:
-                    self._run(self._graph.arrive_to_block[self._parity], deadline=deadline)
-                milliseconds = int((remaining - _SHORTEST_BLOCK_SECS / 2) * 1000)
-                options = tf.compat.v1.RunOptions(timeout_in_ms=milliseconds)
-                self._session.run(self._graph.block[self._parity], options=options)
+            self._connection.block(operation, deadline.remaining - _SHORTEST_BLOCK_SECS / 2)
         except tf.errors.InvalidArgumentError:
-            return False  # the token was of another generation
+            return False  # woken in vain
         except tf.errors.DeadlineExceededError:
-            self._check_ps()
-            if deadline.expired:
-                raise
+            if arrives:
+                self._uncertain = True
+            self._connection.check_ps()
             return False
-        return True
+        return self._action is None  # else all are there, and nobody has been released

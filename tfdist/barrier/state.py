@@ -91,9 +91,19 @@ class StateOnPs:
         names: of the parties by rank.
         rank: of the trainer that uses it.
         held: whether that is a chief with an action.
+        previous_life: renews this one, if it still may speak; None for a trainer that enters.
     """
 
-    def __init__(self, name: str, names: Sequence[str], rank: int, *, held: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        names: Sequence[str],
+        rank: int,
+        *,
+        held: bool,
+        previous_life: int | None = None,
+    ) -> None:
+        self._previous_life = previous_life
         self._name, self._parties, self._rank, self._held = names[rank], len(names), rank, held
         self._me = np.arange(self._parties) == rank
         self.life = random.getrandbits(62)
@@ -137,12 +147,17 @@ class StateOnPs:
     @_operation
     def arrive(self) -> list[Any]:
         """By parity: arrives, and releases if this trainer is the last; it will poll."""
-        return [self._arrive(parity, blocks=False) for parity in (0, 1)]
+        return [tf.group(self._arrive(parity, blocks=False)) for parity in (0, 1)]
 
     @_operation
-    def arrive_to_block(self) -> list[Any]:
-        """By parity: the same for a trainer that will `block`."""
-        return [self._arrive(parity, blocks=True) for parity in (0, 1)]
+    def cross(self) -> list[Any]:
+        """By parity: arrives and does as `block`; fails if there is nothing to wait for."""
+        crossings = []
+        for parity in (0, 1):
+            waits = self._arrive(parity, blocks=True)
+            with tf.control_dependencies([_check(waits)]):
+                crossings.append(self._block(parity))
+        return crossings
 
     @_operation
     def block(self) -> list[Any]:
@@ -152,15 +167,6 @@ class StateOnPs:
         all are there.
         """
         return [self._block(parity) for parity in (0, 1)]
-
-    @_operation
-    def cross(self) -> list[Any]:
-        """By parity: `arrive_to_block` and `block` in one."""
-        crossings = []
-        for parity in (0, 1):
-            with tf.control_dependencies([self._arrive(parity, blocks=True)]):
-                crossings.append(self._block(parity))
-        return crossings
 
     @_operation
     def begin_action(self) -> Any:
@@ -176,8 +182,8 @@ class StateOnPs:
         """The chief has run its action."""
         with self._locked() as effects:
             state = self._load()
-            may_release = (state.acting > 0) & self._speaks(state)
-            effects.extend(self._settle(state, may_release))
+            acted = (state.acting > 0) & self._speaks(state)
+            effects.extend(self._settle(state, acted, acted=True))
         return tf.group(*effects)
 
     @_operation
@@ -185,9 +191,9 @@ class StateOnPs:
         """Nobody waits for this trainer any more."""
         with self._locked() as effects:
             state = self._load()
-            resigns = self._me & self._speaks(state)
-            state = state._replace(arrived=tf.where(resigns, _RESIGNED, state.arrived))
-            effects.extend(self._settle(state, tf.equal(state.held, 0)))
+            speaks = self._speaks(state)
+            arrived = tf.where(self._me & speaks, _RESIGNED, state.arrived)
+            effects.extend(self._settle(state._replace(arrived=arrived), speaks))
         return tf.group(*effects)
 
     @_operation
@@ -263,59 +269,74 @@ class StateOnPs:
 
     def _take_over(self) -> Any:
         state = self._load()
-        state = state._replace(lives=tf.where(self._me, np.int64(self.life), state.lives))
-        if self._rank != 0:
+        may = True
+        if self._previous_life is not None:
+            may = tf.equal(state.lives[self._rank], np.int64(self._previous_life))
+        lives = tf.where(self._me & may, np.int64(self.life), state.lives)
+        state = state._replace(lives=lives)
+        if self._rank != 0 or self._previous_life is not None:
             return tf.group(self._store(state))
         reason = f"{self._name} was restarted while its action ran"
         died = state.acting > 0
         state = state._replace(held=np.int64(self._held))
-        return tf.group(*self._break_if(died, state, tf.constant(reason)))
+        broken = self._break_if(died, state, tf.constant(reason))
+        with tf.control_dependencies(broken):
+            return tf.group(*self._settle(self._load(), True))
 
     def _arrive(self, parity: int, *, blocks: bool) -> Any:
+        """Arrives; a tensor that tells, after that, whether there is something to wait for."""
         with self._locked() as effects:
             state = self._load()
             mine = state.arrived[self._rank]
-            refused = (
-                (state.broken > 0) | tf.equal(mine, RESIGNED) | tf.logical_not(self._speaks(state))
+            accepted = (
+                tf.equal(state.broken, 0) & tf.not_equal(mine, RESIGNED) & self._speaks(state)
             )
             step = tf.bitwise.bitwise_xor(tf.bitwise.bitwise_and(mine, 1), parity)
-            step = tf.where(refused, _ZERO, step)
-            me = self._me & tf.logical_not(refused)
+            step = tf.where(accepted, step, _ZERO)
+            waits = accepted & (mine + step > state.released)
             state = state._replace(
                 arrived=tf.where(self._me, mine + step, state.arrived),
-                blocks=tf.where(me, np.int64(blocks), state.blocks),
+                blocks=tf.where(self._me & accepted, np.int64(blocks), state.blocks),
             )
             times = _read(self._arrived_at, tf.float64)
             times = tf.where(self._me & (step > 0), tf.timestamp(), times)
             effects.append(_assign(self._arrived_at, times))
-            effects.extend(self._settle(state, tf.equal(state.held, 0), times, parity))
-            if blocks:  # it must not, where there is nothing to wait for
-                over = refused | (mine + step <= state.released)
-                wake_up = tf.cast(over, tf.int32)
-                effects.append(_enqueue(self._own_queues[parity], _WAKE_UP, wake_up))
-        return tf.group(*effects)
+            effects.extend(self._settle(state, step > 0, times, parity))
+        with tf.control_dependencies(effects):
+            return tf.identity(waits)
 
     def _block(self, parity: int) -> Any:
         token = tf.raw_ops.QueueDequeueV2(
             handle=self._own_queues[parity], component_types=[tf.int64]
         )[0]
         with tf.control_dependencies([token]):
-            mine = self._load().arrived[self._rank]
-        return tf.raw_ops.Assert(condition=token >= mine, data=[token, mine], summarize=1)
+            state = self._load()
+        return _check((token >= state.arrived[self._rank]) & self._speaks(state))
 
     @property
     def _own_queues(self) -> list[Any]:
         return self._full_queues if self._held else self._queues
 
     def _settle(
-        self, state: _State, may_release: Any, times: Any = None, parity: int | None = None
+        self,
+        state: _State,
+        changed: Any,
+        times: Any = None,
+        parity: int | None = None,
+        *,
+        acted: bool = False,
     ) -> list[Any]:
-        """Stores the state; if all are there, releases them, or wakes the chief that holds them.
+        """Stores the state; if it `changed` and all are there now, releases or wakes the chief.
 
-        Whoever knows the `parity` of the generation spares the ps the other queues.
+        Args:
+            state: the new one.
+            changed: whether anything but a repetition or a refusal has happened.
+            times: of arrival, where they are new as well.
+            parity: of the generation; whoever knows it spares the ps the other queues.
+            acted: whether the chief's action has run, so that it does not hold them any more.
         """
-        full = self._is_full(state)
-        release = full & may_release
+        complete = self._is_full(state) & changed
+        release = complete if acted else complete & tf.equal(state.held, 0)
         after = state._replace(
             released=state.released + tf.cast(release, tf.int64),
             acting=tf.where(release, _ZERO, state.acting),
@@ -330,9 +351,10 @@ class StateOnPs:
         with tf.control_dependencies([self._store(after), waited]):
             others, chief = self._blocked(state)
             token = state.released + 1
+            to_chief = complete & ~release
             return [
                 *self._tokens(state, self._queues, token, others, release, parity),
-                *self._tokens(state, self._full_queues, token, chief, full & ~may_release, parity),
+                *self._tokens(state, self._full_queues, token, chief, to_chief, parity),
             ]
 
     def _break_if(self, condition: Any, state: _State, reason: Any) -> list[Any]:
@@ -403,6 +425,11 @@ def _read(handle: Any, dtype: tf.DType) -> Any:
 
 def _assign(handle: Any, value: Any) -> Any:
     return tf.raw_ops.AssignVariableOp(resource=handle, value=value)
+
+
+def _check(condition: Any) -> Any:
+    """Fails with InvalidArgumentError unless the condition holds: an answer without a fetch."""
+    return tf.raw_ops.Assert(condition=condition, data=[condition], summarize=1)
 
 
 def _enqueue(queue: Any, token: Any, count: Any) -> Any:

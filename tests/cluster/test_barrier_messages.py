@@ -1,0 +1,187 @@
+"""Messages that are lost, late, or sent by a process that has been replaced, over a real ps."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import tensorflow as tf
+
+from tfdist import Barrier, BarrierBroken, BarrierTimeout, local_cluster
+from tfdist.task import session_target
+
+TIMEOUT = 20.0
+SOON = 0.3
+
+
+@pytest.fixture(scope="module")
+def trainers():
+    with local_cluster(1, 2, backend="threads") as cluster:
+        yield cluster.trainers
+
+
+@pytest.fixture(params=["queue", "counter"])
+def make(trainers, request):
+    """Makes the barrier of this test for one trainer; again, and it is a new life of it."""
+    made = []
+
+    def make_one(rank, **options):
+        made.append(Barrier(trainers[rank], request.node.name, kind=request.param, **options))
+        return made[-1]
+
+    yield make_one
+    for barrier in made:
+        barrier.close()
+
+
+class Post:
+    """Holds back the next arrival of a barrier, as a slow network would; `deliver` sends it."""
+
+    def __init__(self, barrier, monkeypatch):
+        self._monkeypatch, self._held, self._connection = monkeypatch, [], barrier._connection
+        graph = self._connection.graph
+        self._arrivals = dict(zip([*graph.arrive, *graph.cross], [*graph.arrive] * 2, strict=True))
+        for method in ("run", "block"):
+            monkeypatch.setattr(self._connection, method, self._filter(method))
+
+    def _filter(self, method):
+        send = getattr(self._connection, method)
+
+        def run(operation, *arguments, **options):
+            if operation not in self._arrivals:
+                return send(operation, *arguments, **options)
+            self._held.append(self._arrivals[operation])
+            self._monkeypatch.undo()
+            raise tf.errors.DeadlineExceededError(None, None, "no answer")
+
+        return run
+
+    def deliver(self):
+        # By a session of its own, for the sender may have closed that one meanwhile.
+        target = session_target(self._connection._address)
+        config = tf.compat.v1.ConfigProto(device_filters=["/job:ps/task:0"])
+        graph = self._connection.graph.graph
+        with tf.compat.v1.Session(target, graph=graph, config=config) as session:
+            session.run(self._held.pop())
+
+
+def meet(one, other):
+    with ThreadPoolExecutor(2) as pool:
+        waits = [pool.submit(barrier.wait, TIMEOUT) for barrier in (one, other)]
+        assert [wait.result() for wait in waits] == [0, 1]
+
+
+def test_a_lost_arrival_is_sent_again(make, monkeypatch):
+    one = make(0)
+    other = make(1)
+    Post(one, monkeypatch)
+    meet(one, other)
+
+
+def test_a_late_arrival_counts_nowhere_once_it_was_sent_again(make, monkeypatch):
+    one = make(0)
+    other = make(1)
+    post = Post(one, monkeypatch)
+    meet(one, other)
+    meet(one, other)
+    post.deliver()  # two generations late, when its parity is right again
+    assert one.missing() == ("worker:0", "worker:1")
+    with pytest.raises(BarrierTimeout):
+        other.wait(SOON)  # it would pass alone if the late message counted
+
+
+def test_a_late_arrival_from_before_a_reset_counts_nowhere(make, monkeypatch):
+    one = make(0)
+    other = make(1)
+    post = Post(one, monkeypatch)
+    other.reset()
+    with pytest.raises(BarrierBroken, match="reset"):
+        one.wait(SOON)
+    post.deliver()
+    assert one.missing() == ("worker:0", "worker:1")
+    meet(one, other)
+
+
+def test_a_reset_right_after_a_waiting_trainer_has_looked_is_an_error_for_it(make, monkeypatch):
+    one = make(0)
+    other = make(1)
+    look = one._connection.look
+
+    def look_and_be_reset(*arguments):
+        snapshot = look(*arguments)
+        monkeypatch.undo()
+        other.reset()
+        return snapshot
+
+    monkeypatch.setattr(one._connection, "look", look_and_be_reset)
+    with pytest.raises(BarrierBroken, match="reset"):
+        one.wait(timeout=5)
+
+
+def test_a_wait_that_goes_on_after_a_timeout_is_not_carried_over_a_reset(make):
+    one = make(0)
+    other = make(1)
+    with pytest.raises(BarrierTimeout) as caught:
+        one.wait(SOON)
+    assert caught.value.missing == ("worker:1",)
+    other.reset()
+    with pytest.raises(BarrierBroken, match="reset"):
+        one.wait(SOON)
+    meet(one, other)
+
+
+def test_a_replaced_process_is_told_and_its_successor_passes(make):
+    old = make(0)
+    other = make(1)
+    new = make(0)
+    with pytest.raises(BarrierBroken, match="another process has taken the place of worker:0"):
+        old.wait(SOON)
+    assert new.missing() == ("worker:0", "worker:1")  # what it has sent does not count
+    meet(new, other)
+
+
+def test_a_replaced_chief_neither_acts_nor_releases(make):
+    runs = []
+    old = make(0, action=lambda: runs.append("old"))
+    other = make(1)
+    new = make(0, action=lambda: runs.append("new"))
+    with pytest.raises(BarrierTimeout):
+        other.wait(0)
+    with pytest.raises(BarrierBroken, match="taken the place"):
+        old.wait(SOON)
+    assert runs == []
+    assert new.wait(TIMEOUT) == 0
+    assert other.wait(TIMEOUT) == 1
+    assert runs == ["new"]
+
+
+def test_a_chief_that_dies_in_its_action_leaves_a_broken_barrier(make):
+    other = make(1)
+    old = make(0, action=lambda: None)
+    old._connection.run(old._connection.graph.arrive[1])
+    with pytest.raises(BarrierTimeout):
+        other.wait(0)
+    old._connection.run(old._connection.graph.begin_action)  # and there it died
+    make(0, action=lambda: None)
+    with pytest.raises(BarrierBroken, match="worker:0 was restarted while its action ran"):
+        other.wait(TIMEOUT)
+
+
+def test_a_chief_that_comes_back_without_its_action_holds_nobody(make):
+    other = make(1)
+    old = make(0, action=lambda: None)
+    old._connection.run(old._connection.graph.arrive[1])
+    with pytest.raises(BarrierTimeout):
+        other.wait(0)
+    make(0)
+    assert other.wait(TIMEOUT) == 1
+
+
+def test_tokens_do_not_pile_up(make, monkeypatch):
+    """A queue on the ps that only grows would be a leak."""
+    one = make(0)
+    other = make(1)
+    graph = one._connection.graph
+    with graph.graph.as_default(), tf.compat.v1.device("/job:ps/task:0"):
+        sizes = [tf.raw_ops.QueueSizeV2(handle=queue) for queue in graph._queues]
+    for _ in range(50):
+        meet(one, other)
+    assert sum(one._connection._session.run(sizes)) <= 2

@@ -1,0 +1,190 @@
+"""One life of a trainer at a barrier: the graph, and a session straight to the ps."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
+
+from tfdist.arrivals import Arrivals
+from tfdist.barrier.state import PS_DEVICE, StateOnPs, num_parties, unpack
+from tfdist.deadline import Deadline
+from tfdist.errors import ConfigError
+from tfdist.task import session_target
+
+# A run that blocks is looked after this often: a lost token or a Ctrl-C waits no longer.
+RECHECK_SECS = 2.0
+# What never blocks is answered within milliseconds, unless the ps is stopped or cut off.
+ANSWER_SECS = 10.0
+_LAST_ANSWER_SECS = 0.9
+_PROBE_SECS = 0.2
+_RETRY_SECS = 0.05
+
+PS_LOST = (
+    tf.errors.AbortedError,  # "Session handle is not found": the ps was restarted
+    tf.errors.UnavailableError,  # its process is gone
+    tf.errors.FailedPreconditionError,  # restarted, and nothing is initialised
+)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What was read from the ps in one run; times are by its clock, in seconds."""
+
+    arrivals: Arrivals
+    incarnation: int
+    arrived_at: list[float | None]
+    total_wait: list[float]
+    reason: str
+    now: float
+
+
+class Connection:
+    """A session on a graph whose life may speak for the trainer, once `enter` has returned.
+
+    Args:
+        address: of the ps.
+        name: of the barrier.
+        names: of the parties by rank.
+        rank: of the trainer.
+        held: whether it is a chief with an action.
+        previous_life: that it renews; None for a trainer that enters.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        name: str,
+        names: Sequence[str],
+        rank: int,
+        *,
+        held: bool,
+        previous_life: int | None = None,
+    ) -> None:
+        self._address, self._name, self._parties = address, name, len(names)
+        self.graph = StateOnPs(
+            f"tfdist/barrier/{name}", names, rank, held=held, previous_life=previous_life
+        )
+        # Straight to the ps, which is nearer than by way of the trainer's own server.
+        self._session = tf.compat.v1.Session(
+            session_target(address), graph=self.graph.graph, config=_session_config()
+        )
+        self._callables: dict[Any, Callable[[], object]] = {}
+
+    @property
+    def life(self) -> int:
+        """The number by which the ps knows it."""
+        return self.graph.life
+
+    def enter(self, deadline: Deadline, *, may_start: bool) -> None:
+        """Takes the trainer's place on the ps; again, and nothing changes.
+
+        Args:
+            deadline: until which it is tried, once at least.
+            may_start: whether the ps may be about to start, so that one that is not there is
+                tried again.
+
+        Raises:
+            tf.errors.UnavailableError: the ps is not there.
+            tf.errors.DeadlineExceededError: it does not answer.
+        """
+        while True:
+            try:
+                self.run(self.graph.enter, deadline=deadline)
+                return
+            except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
+                if not may_start:
+                    self.check_ps()
+                if deadline.expired:
+                    raise
+                time.sleep(_RETRY_SECS)
+
+    def run(
+        self, operation: Any, reason: str | None = None, *, deadline: Deadline | None = None
+    ) -> None:
+        """Runs an operation that does not block, with a `reason` where it takes one."""
+        feed = {} if reason is None else {self.graph.reason_text: reason}
+        self._session.run(operation, feed, options=_timeout(_soon(deadline)))
+
+    def block(self, operation: Any, seconds: float) -> None:
+        """Runs an operation that blocks, for `seconds` or RECHECK_SECS at most.
+
+        Raises:
+            tf.errors.DeadlineExceededError: it still blocked.
+            tf.errors.InvalidArgumentError: it was woken in vain.
+        """
+        if seconds < RECHECK_SECS:
+            self._session.run(operation, options=_timeout(seconds))
+            return
+        # Without options a callable does, which spares half of the time within Python.
+        if operation not in self._callables:
+            self._callables[operation] = self._session.make_callable(operation)
+        self._callables[operation]()
+
+    def look(self, deadline: Deadline | None = None) -> Snapshot:
+        """Reads everything.
+
+        Raises:
+            ConfigError: the barrier was made for another number of parties.
+        """
+        vector, arrived_at, waited, reason, now = self._session.run(
+            self.graph.snapshot, options=_timeout(_soon(deadline))
+        )
+        if num_parties(vector) != self._parties:
+            made_for = f"others made barrier {self._name!r} with {num_parties(vector)}"
+            raise ConfigError("parties", self._parties, made_for)
+        rules, incarnation = unpack(vector)
+        return Snapshot(
+            arrivals=rules,
+            incarnation=incarnation,
+            arrived_at=[at or None for at in arrived_at.tolist()],
+            total_wait=waited.tolist(),
+            reason=reason.decode(),
+            now=float(now),
+        )
+
+    def check_ps(self) -> None:
+        """Raises UnavailableError if nobody listens at the ps's address.
+
+        TensorFlow tries a process that is gone again and again, until the deadline.
+        """
+        host, _, port = self._address.rpartition(":")
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), _PROBE_SECS).close()
+        except ConnectionRefusedError as error:
+            message = f"nobody listens at {self._address}"
+            raise tf.errors.UnavailableError(None, None, message) from error
+        except OSError:
+            return  # slow or cut off, which is not the same as gone
+
+    def close(self) -> None:
+        """Gives the connection back; blocks for RECHECK_SECS at most."""
+        with suppress(*PS_LOST, tf.errors.DeadlineExceededError):  # then it is gone already
+            self._session.close()
+
+
+def _soon(deadline: Deadline | None) -> float:
+    """Seconds within which an answer is due, not long after the deadline."""
+    if deadline is None:
+        return ANSWER_SECS
+    return min(max(deadline.remaining, _LAST_ANSWER_SECS), ANSWER_SECS)
+
+
+def _timeout(seconds: float) -> tf.compat.v1.RunOptions:
+    return tf.compat.v1.RunOptions(timeout_in_ms=int(seconds * 1000))
+
+
+def _session_config() -> tf.compat.v1.ConfigProto:
+    config = tf.compat.v1.ConfigProto(
+        # Without the filter the session would wait for every task of the cluster.
+        device_filters=[PS_DEVICE.removesuffix("/device:CPU:0")],
+        operation_timeout_in_ms=int(RECHECK_SECS * 1000),
+    )
+    # A few dozen small operations: nothing to gain, and the rewriting takes longer than a wait.
+    config.graph_options.rewrite_options.disable_meta_optimizer = True
+    return config
