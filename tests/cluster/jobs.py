@@ -3,9 +3,9 @@
 import os
 import pathlib
 import sys
-import time
 
 import tfdist
+from tfdist.testing import poll_until
 
 
 def who(task):
@@ -48,6 +48,6 @@ def note_and_wait(task, folder):
         draft = path.with_suffix(".new")
         draft.write_text(str(os.getpid()))
         draft.rename(path)
-        while task.is_chief and not pathlib.Path(folder, "go").exists():
-            time.sleep(0.02)
+        if task.is_chief:
+            poll_until(pathlib.Path(folder, "go").exists, "the test says go", timeout=60)
         return barrier.wait()

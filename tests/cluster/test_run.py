@@ -25,13 +25,13 @@ with tfdist.trainer_server(task):
 
 # The chief never comes to the barrier, at which the others wait.
 STUCK = """
-import os, sys, time, tfdist
+import os, sys, threading, tfdist
 task = tfdist.Task.from_env()
 with tfdist.trainer_server(task):
     barrier = tfdist.Barrier(task, "end", timeout=60)
     open(os.path.join(sys.argv[1], task.name), "w").close()
-    while task.is_chief:
-        time.sleep(0.1)
+    if task.is_chief:
+        threading.Event().wait()
     barrier.wait()
 """
 

@@ -7,7 +7,6 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable
-from types import TracebackType
 from typing import TypeVar
 
 from tfdist.cluster.outcome import Outcome, RunningTask
@@ -61,12 +60,7 @@ class LocalCluster:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
     def run(

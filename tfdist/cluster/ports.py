@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import socket
-from types import TracebackType
 
 import portpicker
 
@@ -43,12 +42,7 @@ class HeldPorts:
     def __enter__(self) -> HeldPorts:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
