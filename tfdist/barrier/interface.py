@@ -110,10 +110,17 @@ class SharedBarrier(ABC):
                 next `wait` goes on waiting for the same generation; unless `break_on_timeout`,
                 which breaks the barrier for all.
             BarrierBroken: the barrier was aborted or reset, the action failed, or the ps was lost.
-            BarrierError: this trainer has resigned.
+            BarrierError: this trainer has resigned, or a tf.function is being traced.
         """
         if self._resigned:
             raise BarrierError(f"barrier {self.name!r}: {self._task.name} has resigned for good")
+        if tf.inside_function():
+            raise BarrierError(
+                f"barrier {self.name!r}: wait() was called while a tf.function was being traced, "
+                "so it would block once, here, and never again where the function runs. Within "
+                "functions scheduled by a ClusterCoordinator a barrier deadlocks too, since it "
+                "runs only as many at a time as it has workers; use coordinator.join() there"
+            )
         deadline = Deadline(self._timeout if timeout is None else timeout)
         with self._ps_errors(deadline):
             decision = self._await(deadline)

@@ -6,6 +6,7 @@ stay until the process ends; a cluster that runs again starts new ones, at new p
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 from collections.abc import Callable
@@ -15,9 +16,10 @@ import tensorflow as tf
 from tfdist.cluster import server
 from tfdist.cluster.environment import SERVER_ENVIRONMENT
 from tfdist.cluster.outcome import Outcome
-from tfdist.errors import ClusterError
+from tfdist.errors import ClusterError, StartTimeout
 from tfdist.task import Task
 
+_START_SECS = 10.0
 _LEAVE_SECS = 1.0
 
 
@@ -27,7 +29,7 @@ class ThreadTask:
     def __init__(
         self,
         task: Task,
-        function: Callable[[Task], object],
+        function: Callable[..., object],
         ended: Callable[[ThreadTask, Outcome], None],
     ) -> None:
         self.task = task
@@ -36,8 +38,12 @@ class ThreadTask:
         if task.task_type == "ps":
             # Here rather than in the thread, so that trainers find it.
             server.start_server(task, server_config(task))
+            serving = threading.Event()
+            self._function = functools.partial(function, serving=serving.set)
         self._thread = threading.Thread(target=self._run, name=task.name, daemon=True)
         self._thread.start()
+        if task.task_type == "ps" and not serving.wait(_START_SECS):
+            raise StartTimeout([task.name], _START_SECS, "Its server is up, but it does not serve.")
 
     def kill(self) -> None:
         """Makes a ps leave; a trainer has to end by itself.

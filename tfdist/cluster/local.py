@@ -227,10 +227,10 @@ class LocalCluster:
             warnings.warn("; ".join(failures), RuntimeWarning, stacklevel=3)
 
 
-def _serve_ps(task: Task) -> None:
+def _serve_ps(task: Task, serving: Callable[[], object] | None = None) -> None:
     from tfdist.cluster.server import serve_ps  # the launcher needs no TensorFlow
 
-    serve_ps(task)
+    serve_ps(task, serving=serving)
 
 
 def local_cluster(

@@ -11,7 +11,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
@@ -58,10 +58,20 @@ def start_server(task: Task, config: tf.compat.v1.ConfigProto | None = None) -> 
     return _servers[task.address]
 
 
-def serve_ps(task: Task, config: tf.compat.v1.ConfigProto | None = None) -> None:
+def serve_ps(
+    task: Task,
+    config: tf.compat.v1.ConfigProto | None = None,
+    *,
+    serving: Callable[[], object] | None = None,
+) -> None:
     """Serves as a ps until every trainer has said that it is done.
 
     Blocks; Ctrl-C, a signal, or `dismiss` from elsewhere release it earlier.
+
+    Args:
+        task: a ps.
+        config: for its server.
+        serving: called once it serves.
 
     Raises:
         ConfigError: the task is no ps, or its port is taken.
@@ -74,6 +84,8 @@ def serve_ps(task: Task, config: tf.compat.v1.ConfigProto | None = None) -> None
     threading.Thread(
         target=_receive, args=(server.target, task, received), name=f"{task.name} done", daemon=True
     ).start()
+    if serving is not None:
+        serving()
     training = set(range(len(task.trainers)))
     unaware = set(training)
     deadline = Deadline(None)

@@ -1,0 +1,68 @@
+"""The barrier for programs that train in a `MonitoredTrainingSession`."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import tensorflow as tf
+
+from tfdist.errors import ConfigError
+
+
+class _Barrier(Protocol):
+    def wait(self) -> int: ...
+
+    def resign(self) -> None: ...
+
+
+class WaitAtEnd(tf.compat.v1.train.SessionRunHook):
+    """Holds each trainer at the end of its training until all have come there.
+
+    So nobody leaves, and the chief does not save for the last time, while others still train. Put
+    it in front of hooks that save, since hooks end in their order. Not called if the training
+    ended by an error, except by the end of the data (OutOfRange, StopIteration).
+
+    Args:
+        barrier: with a timeout of its own, which bounds the wait.
+    """
+
+    def __init__(self, barrier: _Barrier) -> None:
+        self._barrier = barrier
+
+    def end(self, session: tf.compat.v1.Session) -> None:
+        """Waits; raises what `wait` raises."""
+        self._barrier.wait()
+
+
+class WaitEverySteps(tf.compat.v1.train.SessionRunHook):
+    """Keeps the trainers together: each waits for the others after every `steps` of its own runs.
+
+    A trainer that ends resigns, so the others go on without it. The barrier must have no action,
+    since a chief with an action cannot resign.
+
+    Args:
+        barrier: with a timeout of its own, which bounds each wait.
+        steps: runs of this session between two waits, at least 1.
+
+    Raises:
+        ConfigError: `steps` is too small.
+    """
+
+    def __init__(self, barrier: _Barrier, steps: int) -> None:
+        if steps < 1:
+            raise ConfigError("steps", steps, "at least 1")
+        self._barrier, self._steps, self._runs = barrier, steps, 0
+
+    def after_run(
+        self,
+        run_context: tf.compat.v1.train.SessionRunContext,
+        run_values: tf.compat.v1.train.SessionRunValues,
+    ) -> None:
+        """Counts the run, and waits if it is time."""
+        self._runs += 1
+        if self._runs % self._steps == 0:
+            self._barrier.wait()
+
+    def end(self, session: tf.compat.v1.Session) -> None:
+        """Resigns."""
+        self._barrier.resign()
