@@ -109,6 +109,7 @@ class StateOnPs:
         self.life = random.getrandbits(62)
         self.graph = tf.Graph()
         self._lock = threading.RLock()
+        self._gate: list[Any] = []
         with self._building():
             self._mutex = tf.raw_ops.MutexV2(shared_name=f"{name}/lock")
             self._vector = _variable(f"{name}/state", tf.int64)
@@ -137,10 +138,12 @@ class StateOnPs:
             )
 
         with self._locked() as effects:
-            fresh = tf.logical_not(tf.raw_ops.VarIsInitializedOp(resource=self._vector))
+            with tf.control_dependencies(self._gate):
+                fresh = tf.logical_not(tf.raw_ops.VarIsInitializedOp(resource=self._vector))
             with tf.control_dependencies([tf.cond(fresh, make, tf.no_op)]):
                 # A state for other parties stays as it is; whoever looks will see it.
-                fits = tf.equal(tf.size(_read(self._vector, tf.int64)), size)
+                fits = tf.equal(tf.size(self._read(self._vector, tf.int64)), size)
+            self._gate = []  # the branch is a graph of its own, entered with the lock
             effects.append(tf.cond(fits, self._take_over, tf.no_op))
         return tf.group(*effects)
 
@@ -232,14 +235,14 @@ class StateOnPs:
     @_operation
     def snapshot(self) -> list[Any]:
         """Fetches the vector, times of arrival, times waited, reason, and the ps's clock."""
-        vector = _read(self._vector, tf.int64)
+        vector = self._read(self._vector, tf.int64)
         with tf.control_dependencies([vector]):  # a broken state has its reason by then
             return [
                 vector,
-                _read(self._arrived_at, tf.float64),
-                _read(self._waited, tf.float64),
-                _read(self._reason, tf.string),
-                tf.timestamp(),
+                self._read(self._arrived_at, tf.float64),
+                self._read(self._waited, tf.float64),
+                self._read(self._reason, tf.string),
+                self._now(),
             ]
 
     @contextmanager
@@ -253,14 +256,25 @@ class StateOnPs:
         """What is put into the list is done before the lock is given back, and leaves with it."""
         lock = tf.raw_ops.MutexLock(mutex=self._mutex)
         effects: list[Any] = []
-        with tf.control_dependencies([lock]):
-            yield effects
+        # Only what reads waits for the lock. All else depends on that, or is constant, and what is
+        # constant is then ready before the lock is taken.
+        self._gate = [lock]
+        yield effects
+        self._gate = []
         with tf.control_dependencies(effects):
             effects[:] = [tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)]
 
+    def _read(self, handle: Any, dtype: tf.DType) -> Any:
+        with tf.control_dependencies(self._gate):
+            return tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
+
+    def _now(self) -> Any:
+        with tf.control_dependencies(self._gate):
+            return tf.timestamp()
+
     def _load(self) -> _State:
         sizes = [self._parties] * _NUM_ROWS + [_NUM_SINGLES]
-        *rows, singles = tf.split(_read(self._vector, tf.int64), sizes)
+        *rows, singles = tf.split(self._read(self._vector, tf.int64), sizes)
         return _State(*rows, *tf.unstack(singles, num=_NUM_SINGLES))
 
     def _store(self, state: _State) -> Any:
@@ -298,8 +312,8 @@ class StateOnPs:
                 arrived=tf.where(self._me, mine + step, state.arrived),
                 blocks=tf.where(self._me & accepted, np.int64(blocks), state.blocks),
             )
-            times = _read(self._arrived_at, tf.float64)
-            times = tf.where(self._me & (step > 0), tf.timestamp(), times)
+            times = self._read(self._arrived_at, tf.float64)
+            times = tf.where(self._me & (step > 0), self._now(), times)
             effects.append(_assign(self._arrived_at, times))
             effects.extend(self._settle(state, step > 0, times, parity))
         with tf.control_dependencies(effects):
@@ -342,8 +356,8 @@ class StateOnPs:
             acting=tf.where(release, _ZERO, state.acting),
         )
         if times is None:
-            times = _read(self._arrived_at, tf.float64)
-        waits = tf.where(state.arrived < RESIGNED, tf.reduce_max(times) - times, np.float64(0))
+            times = self._read(self._arrived_at, tf.float64)
+        waits = tf.where(state.arrived < RESIGNED, tf.reduce_max(times, 0) - times, np.float64(0))
         waited = tf.raw_ops.AssignAddVariableOp(
             resource=self._waited, value=waits * tf.cast(release, tf.float64)
         )
@@ -360,7 +374,7 @@ class StateOnPs:
     def _break_if(self, condition: Any, state: _State, reason: Any) -> list[Any]:
         """Stores the state, broken if `condition` and if it was not before."""
         breaks = condition & tf.equal(state.broken, 0)
-        reason = tf.where(breaks, reason, _read(self._reason, tf.string))
+        reason = tf.where(breaks, reason, self._read(self._reason, tf.string))
         # In this order: whoever sees that it is broken sees why.
         with tf.control_dependencies([_assign(self._reason, reason)]):
             stored = self._store(state._replace(broken=tf.where(breaks, _ONE, state.broken)))
@@ -380,7 +394,7 @@ class StateOnPs:
         waiting = (state.arrived > state.released) & (state.arrived < RESIGNED)
         blocked = tf.cast(waiting & (state.blocks > 0), tf.int32)
         chief = blocked[0] * tf.cast(state.held, tf.int32)
-        return tf.reduce_sum(blocked) - chief, chief
+        return tf.reduce_sum(blocked, 0) - chief, chief
 
     def _tokens(
         self,
@@ -402,7 +416,7 @@ class StateOnPs:
         ]
 
     def _is_full(self, state: _State) -> Any:
-        first = tf.reduce_min(state.arrived)
+        first = tf.reduce_min(state.arrived, 0)
         return (first > state.released) & (first < RESIGNED) & tf.equal(state.broken, 0)
 
     def _speaks(self, state: _State) -> Any:
@@ -417,10 +431,6 @@ def _queue(shared_name: str) -> Any:
     return tf.raw_ops.FIFOQueueV2(
         component_types=[tf.int64], shapes=[[]], capacity=2**31 - 1, shared_name=shared_name
     )
-
-
-def _read(handle: Any, dtype: tf.DType) -> Any:
-    return tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
 
 
 def _assign(handle: Any, value: Any) -> Any:
