@@ -116,6 +116,7 @@ def test_a_reset_right_after_a_waiting_trainer_has_looked_is_an_error_for_it(mak
         one.wait(timeout=5)
 
 
+@pytest.mark.parametrize("make", ["queue"], indirect=True)
 def test_a_wait_that_goes_on_after_a_timeout_is_not_carried_over_a_reset(make):
     one = make(0)
     other = make(1)
@@ -138,6 +139,7 @@ def test_a_replaced_process_is_told_and_its_successor_passes(make):
     meet(new, other)
 
 
+@pytest.mark.parametrize("make", ["queue"], indirect=True)
 def test_a_replaced_chief_neither_acts_nor_releases(make):
     runs = []
     old = make(0, action=lambda: runs.append("old"))
@@ -153,6 +155,7 @@ def test_a_replaced_chief_neither_acts_nor_releases(make):
     assert runs == ["new"]
 
 
+@pytest.mark.parametrize("make", ["queue"], indirect=True)
 def test_a_chief_that_dies_in_its_action_leaves_a_broken_barrier(make):
     other = make(1)
     old = make(0, action=lambda: None)
@@ -165,6 +168,7 @@ def test_a_chief_that_dies_in_its_action_leaves_a_broken_barrier(make):
         other.wait(TIMEOUT)
 
 
+@pytest.mark.parametrize("make", ["queue"], indirect=True)
 def test_a_chief_that_comes_back_without_its_action_holds_nobody(make):
     other = make(1)
     old = make(0, action=lambda: None)
@@ -175,6 +179,7 @@ def test_a_chief_that_comes_back_without_its_action_holds_nobody(make):
     assert other.wait(TIMEOUT) == 1
 
 
+@pytest.mark.parametrize("make", ["queue"], indirect=True)
 def test_tokens_do_not_pile_up(make, monkeypatch):
     """A queue on the ps that only grows would be a leak."""
     one = make(0)

@@ -25,7 +25,7 @@ _LONGEST_POLL_SECS = 0.05
 
 @dataclass(frozen=True)
 class BarrierStatistics:
-    """How long each trainer has waited; whoever waits least is the straggler.
+    """How long each trainer that has not resigned waited; who waits least is the straggler.
 
     Attributes:
         last_wait: seconds by trainer from its latest arrival to the latest arrival of all. In
@@ -202,9 +202,10 @@ class SharedBarrier(ABC):
             snapshot = self._connection.look()
         times = [0.0 if at is None else at for at in snapshot.arrived_at]
         last = [max(times) - at if at else 0.0 for at in times]
+        left = [rank for rank in range(self._parties) if snapshot.arrivals.arrived[rank] < RESIGNED]
         return BarrierStatistics(
-            last_wait=dict(zip(self._names, last, strict=True)),
-            total_wait=dict(zip(self._names, snapshot.total_wait, strict=True)),
+            last_wait={self._names[rank]: last[rank] for rank in left},
+            total_wait={self._names[rank]: snapshot.total_wait[rank] for rank in left},
         )
 
     def close(self) -> None:

@@ -195,8 +195,12 @@ class StateOnPs:
         with self._locked() as effects:
             state = self._load()
             speaks = self._speaks(state)
-            arrived = tf.where(self._me & speaks, _RESIGNED, state.arrived)
-            effects.extend(self._settle(state._replace(arrived=arrived), speaks))
+            resigns = self._me & speaks
+            state = state._replace(
+                arrived=tf.where(resigns, _RESIGNED, state.arrived),
+                blocks=tf.where(resigns, _ZERO, state.blocks),
+            )
+            effects.extend(self._settle(state, speaks))
         return tf.group(*effects)
 
     @_operation
@@ -286,8 +290,11 @@ class StateOnPs:
         may = True
         if self._previous_life is not None:
             may = tf.equal(state.lives[self._rank], np.int64(self._previous_life))
-        lives = tf.where(self._me & may, np.int64(self.life), state.lives)
-        state = state._replace(lives=lives)
+        mine = self._me & may
+        state = state._replace(
+            lives=tf.where(mine, np.int64(self.life), state.lives),
+            blocks=tf.where(mine, _ZERO, state.blocks),
+        )
         if self._rank != 0 or self._previous_life is not None:
             return tf.group(self._store(state))
         reason = f"{self._name} was restarted while its action ran"
@@ -298,55 +305,82 @@ class StateOnPs:
             return tf.group(*self._settle(self._load(), True))
 
     def _arrive(self, parity: int, *, blocks: bool) -> Any:
-        """Arrives; a tensor that tells, after that, whether there is something to wait for."""
+        """Arrives; a tensor that tells, after that, whether it was accepted.
+
+        This is what each wait costs, under the lock, so it is written for few operations, each of
+        which takes some 3 us: the vector is not taken apart, and conditions are factors of 0 or 1.
+        """
         with self._locked() as effects:
-            state = self._load()
-            mine = state.arrived[self._rank]
-            accepted = (
-                tf.equal(state.broken, 0) & tf.not_equal(mine, RESIGNED) & self._speaks(state)
+            vector = self._read(self._vector, tf.int64)
+            mine, life, blocked, chief_blocks, released, held, broken = self._pick(
+                vector, *self._own_places, 2 * self._parties, *self._places_of_singles
             )
-            step = tf.bitwise.bitwise_xor(tf.bitwise.bitwise_and(mine, 1), parity)
-            step = tf.where(accepted, step, _ZERO)
-            waits = accepted & (mine + step > state.released)
-            state = state._replace(
-                arrived=tf.where(self._me, mine + step, state.arrived),
-                blocks=tf.where(self._me & accepted, np.int64(blocks), state.blocks),
-            )
-            times = self._read(self._arrived_at, tf.float64)
-            times = tf.where(self._me & (step > 0), self._now(), times)
-            effects.append(_assign(self._arrived_at, times))
-            effects.extend(self._settle(state, step > 0, times, parity))
+            accepted = tf.equal(life, self.life) & tf.equal(broken, 0)
+            factor = tf.cast(accepted, tf.int64)
+            step = factor * tf.bitwise.bitwise_xor(tf.bitwise.bitwise_and(mine, 1), parity)
+            vector += self._one_at(self._own_places[0]) * step
+            vector += self._one_at(self._own_places[2]) * (factor * (int(blocks) - blocked))
+            first = tf.reduce_min(vector[: self._parties], 0)
+            complete = tf.cast((first > released) & (step > 0), tf.int64)
+            release = complete * (1 - held)
+            vector += self._one_at(self._places_of_singles[0]) * release
+            # Whoever is woken looks at the state, so that has to be there first.
+            with tf.control_dependencies([_assign(self._vector, vector)]):
+                num_blocked = tf.reduce_sum(vector[2 * self._parties : 3 * self._parties], 0)
+                to_chief = (complete - release) * chief_blocks
+                token = released + 1
+                effects.append(_enqueue(self._queues[parity], token, num_blocked * release))
+                effects.append(_enqueue(self._full_queues[parity], token, to_chief))
+            effects.extend(self._note_times(release))
         with tf.control_dependencies(effects):
-            return tf.identity(waits)
+            return tf.identity(accepted)
+
+    def _note_times(self, release: Any) -> list[Any]:
+        arrived = tf.raw_ops.ResourceScatterUpdate(
+            resource=self._arrived_at, indices=[self._rank], updates=[self._now()]
+        )
+        with tf.control_dependencies([arrived]):
+            times = self._read(self._arrived_at, tf.float64)
+        waits = (tf.reduce_max(times, 0) - times) * tf.cast(release, tf.float64)
+        return [tf.raw_ops.AssignAddVariableOp(resource=self._waited, value=waits)]
 
     def _block(self, parity: int) -> Any:
         token = tf.raw_ops.QueueDequeueV2(
             handle=self._own_queues[parity], component_types=[tf.int64]
         )[0]
         with tf.control_dependencies([token]):
-            state = self._load()
-        return _check((token >= state.arrived[self._rank]) & self._speaks(state))
+            vector = self._read(self._vector, tf.int64)
+        mine, life = self._pick(vector, *self._own_places[:2])
+        return _check((token >= mine) & tf.equal(life, self.life))
+
+    def _pick(self, vector: Any, *places: int) -> Any:
+        return tf.unstack(tf.gather(vector, list(places)), num=len(places))
+
+    def _one_at(self, place: int) -> Any:
+        size = _NUM_ROWS * self._parties + _NUM_SINGLES
+        return (np.arange(size) == place).astype(np.int64)
+
+    @property
+    def _own_places(self) -> list[int]:
+        """Of `arrived`, `lives` and `blocks` of this trainer in the vector."""
+        return [row * self._parties + self._rank for row in range(_NUM_ROWS)]
+
+    @property
+    def _places_of_singles(self) -> list[int]:
+        """Of `released`, `held` and `broken` in the vector."""
+        fields = [_State._fields.index(name) for name in ("released", "held", "broken")]
+        return [_NUM_ROWS * (self._parties - 1) + field for field in fields]
 
     @property
     def _own_queues(self) -> list[Any]:
         return self._full_queues if self._held else self._queues
 
-    def _settle(
-        self,
-        state: _State,
-        changed: Any,
-        times: Any = None,
-        parity: int | None = None,
-        *,
-        acted: bool = False,
-    ) -> list[Any]:
+    def _settle(self, state: _State, changed: Any, *, acted: bool = False) -> list[Any]:
         """Stores the state; if it `changed` and all are there now, releases or wakes the chief.
 
         Args:
             state: the new one.
             changed: whether anything but a repetition or a refusal has happened.
-            times: of arrival, where they are new as well.
-            parity: of the generation; whoever knows it spares the ps the other queues.
             acted: whether the chief's action has run, so that it does not hold them any more.
         """
         complete = self._is_full(state) & changed
@@ -355,20 +389,16 @@ class StateOnPs:
             released=state.released + tf.cast(release, tf.int64),
             acting=tf.where(release, _ZERO, state.acting),
         )
-        if times is None:
-            times = self._read(self._arrived_at, tf.float64)
-        waits = tf.where(state.arrived < RESIGNED, tf.reduce_max(times, 0) - times, np.float64(0))
-        waited = tf.raw_ops.AssignAddVariableOp(
-            resource=self._waited, value=waits * tf.cast(release, tf.float64)
-        )
+        times = self._read(self._arrived_at, tf.float64)
+        waits = (tf.reduce_max(times, 0) - times) * tf.cast(release, tf.float64)
+        waited = tf.raw_ops.AssignAddVariableOp(resource=self._waited, value=waits)
         # Whoever is woken looks at the state, so that has to be there first.
         with tf.control_dependencies([self._store(after), waited]):
             others, chief = self._blocked(state)
             token = state.released + 1
-            to_chief = complete & ~release
             return [
-                *self._tokens(state, self._queues, token, others, release, parity),
-                *self._tokens(state, self._full_queues, token, chief, to_chief, parity),
+                *self._tokens(state, self._queues, token, others, release),
+                *self._tokens(state, self._full_queues, token, chief, complete & ~release),
             ]
 
     def _break_if(self, condition: Any, state: _State, reason: Any) -> list[Any]:
@@ -397,18 +427,10 @@ class StateOnPs:
         return tf.reduce_sum(blocked, 0) - chief, chief
 
     def _tokens(
-        self,
-        state: _State,
-        queues: list[Any],
-        token: Any,
-        count: Any,
-        condition: Any,
-        parity: int | None = None,
+        self, state: _State, queues: list[Any], token: Any, count: Any, condition: Any
     ) -> list[Any]:
         """Puts `count` tokens into the queue of the present generation, if `condition`."""
         count = count * tf.cast(condition, tf.int32)
-        if parity is not None:
-            return [_enqueue(queues[parity], token, count)]
         odd = tf.cast((state.released + 1) % 2, tf.int32)
         return [
             _enqueue(queues[0], token, count * (1 - odd)),
