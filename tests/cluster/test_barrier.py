@@ -8,6 +8,7 @@ import pytest
 
 from tfdist import Barrier, BarrierBroken, BarrierError, BarrierTimeout, ConfigError, Task
 from tfdist.barrier import connection
+from tfdist.deadline import Deadline
 from tfdist.testing import poll_until
 
 NUM_TRAINERS = 3
@@ -66,7 +67,11 @@ def together(function, barriers):
 
 
 def wait(barrier):
-    return barrier.wait(TIMEOUT)
+    """Waits for those that come at the same time; who is not woken finds out at the deadline."""
+    deadline = Deadline(TIMEOUT / 2)
+    rank = barrier.wait(TIMEOUT)
+    assert not deadline.expired, "it was not woken"
+    return rank
 
 
 def in_background(function):
@@ -141,6 +146,16 @@ def test_one_that_timed_out_passes_though_the_others_went_on(make, kind):
     assert barriers[0].wait(TIMEOUT) == 0  # the same generation still
     assert sorted(together(wait, barriers)) == [0, 1, 2]
     assert barriers[0].generation == 3
+
+
+def test_one_that_first_waited_shortly_and_then_long_takes_nobodys_token(make, kind):
+    barriers = make(kind, ranks=[0, 1], parties=2)
+    with pytest.raises(BarrierTimeout):
+        barriers[0].wait(0.02)
+    first = in_background(lambda: wait(barriers[0]))
+    assert wait(barriers[1]) == 1
+    first.join()
+    assert together(wait, barriers) == [0, 1]
 
 
 def test_with_break_on_timeout_a_timeout_breaks_it_for_all(make, kind):

@@ -83,9 +83,10 @@ class SharedBarrier(ABC):
 
     @property
     def n_waiting(self) -> int:
-        """How many have arrived in the present generation."""
+        """How many have arrived in the present generation; 0 if the barrier is broken."""
         with self._ps_errors():
-            return len(self._connection.look().arrivals.waiting)
+            state = self._connection.look().arrivals
+        return 0 if state.broken else len(state.waiting)
 
     @property
     def broken(self) -> bool:
@@ -253,6 +254,7 @@ class SharedBarrier(ABC):
 
     def _arrive(self, deadline: Deadline) -> None:
         try:
+            self._blocks = False
             arrive = self._connection.graph.arrive[self._parity]
             self._connection.run(arrive, deadline=deadline)
         except tf.errors.DeadlineExceededError:
@@ -294,9 +296,9 @@ class SharedBarrier(ABC):
         deadline = Deadline(_CONNECT_SECS)
         self._connection = self._connect(previous_life=None)
         self._renewal: Connection | None = None
-        # Whether it is known to have arrived in the generation that it waits for; and whether
-        # an arrival that it has sent may come yet.
-        self._arrived = self._uncertain = False
+        # Whether it is known to have arrived in the generation that it waits for; whether an
+        # arrival that it has sent may come yet; and whether the ps counts on it to take a token.
+        self._arrived = self._uncertain = self._blocks = False
         try:
             self._connection.enter(deadline, may_start=True)
             snapshot = self._connection.look()
@@ -323,6 +325,7 @@ class SharedBarrier(ABC):
         if self._renewal is None:  # else it is tried again, for it may have come through
             self._renewal = self._connect(previous_life=self._connection.life)
         self._renewal.enter(deadline, may_start=False)
+        self._blocks = False
         old, self._connection, self._renewal = self._connection, self._renewal, None
         # Aside, for it blocks where the ps is silent.
         threading.Thread(target=old.close, daemon=True).start()

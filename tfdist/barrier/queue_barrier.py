@@ -34,7 +34,11 @@ class QueueBarrier(SharedBarrier):
             decision in (Decision.ARRIVE, Decision.WAIT)
             and deadline.remaining >= _SHORTEST_BLOCK_SECS
         ):
-            if self._take_token(decision, deadline):
+            if decision is Decision.WAIT and not self._blocks:
+                # It has arrived as one that polls, for which there will be no token.
+                self._connection.run(self._connection.graph.begin_to_block, deadline=deadline)
+                self._blocks = True
+            elif self._take_token(decision, deadline):
                 return Decision.PASS
             decision = self._decide(deadline)
         return self._poll(deadline, decision)
@@ -44,6 +48,7 @@ class QueueBarrier(SharedBarrier):
         graph = self._connection.graph
         arrives = decision is Decision.ARRIVE
         operation = (graph.cross if arrives else graph.block)[self._parity]
+        self._blocks = True
         try:
             self._connection.block(operation, deadline.remaining - _SHORTEST_BLOCK_SECS / 2)
         except tf.errors.InvalidArgumentError:

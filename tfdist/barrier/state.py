@@ -172,6 +172,15 @@ class StateOnPs:
         return [self._block(parity) for parity in (0, 1)]
 
     @_operation
+    def begin_to_block(self) -> Any:
+        """For a trainer that has arrived as one that polls, and will `block` after all."""
+        with self._locked() as effects:
+            state = self._load()
+            mine = self._me & self._speaks(state)
+            effects.append(self._store(state._replace(blocks=tf.where(mine, _ONE, state.blocks))))
+        return tf.group(*effects)
+
+    @_operation
     def begin_action(self) -> Any:
         """The chief begins its action."""
         with self._locked() as effects:

@@ -110,9 +110,7 @@ def call(function):
 def together(function, barriers):
     """Calls `function(rank, barrier)` for all at once; results or errors by rank."""
     with ThreadPoolExecutor(len(barriers)) as pool:
-        return list(
-            pool.map(lambda pair: call(lambda: function(*pair)), list(enumerate(barriers)))
-        )
+        return list(pool.map(lambda pair: call(lambda: function(*pair)), list(enumerate(barriers))))
 
 
 def wait(rank, barrier):

@@ -1,0 +1,1 @@
+"""Benchmarks beside their peers; `scripts/bench` lists and runs them."""

@@ -1,0 +1,318 @@
+"""What a cycle of the barrier costs, beside its peers and beside the least that it can cost.
+
+    python -m benchmarks.barrier [--quick] [--json]
+    python -m benchmarks.barrier --stress SECONDS [--seed S] [--json]
+
+The limit is as many no-op `session.run`s on the ps as there are parties, sent at the same time and
+in the same way. Within a round the peers take turns, in an order that is shuffled in each round. A
+peer's figure of a round is the time in which a party runs the round's cycles, divided by their
+number and averaged over the parties; for the no-ops, which align nobody, it is the same. A ratio
+is taken within each round, so that what else the machine does hits both.
+
+Results go to standard output, everything else to standard error. The exit code is 1 if something
+could not be measured or, under stress, if a trainer went on early or waited too long; a target
+that is missed does not change it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import statistics
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks._barrier_peers import GLOO, LIMIT, PEERS, QUEUE, Measured, Plan, Stamps, measure
+from benchmarks._barrier_stress import LATE_SECS, SLOW_SECS, run_stress
+from tfdist.errors import TfdistError
+
+SIZES = {"processes": [2, 4, 8], "threads": [16, 64, 256]}
+QUICK_SIZES = {"processes": [2], "threads": [4]}
+STRESS_SIZES = {"processes": [4, 8], "threads": [16]}
+_ROUNDS, _QUICK_ROUNDS = 15, 4
+_LIMIT_SECS, _QUICK_LIMIT_SECS = 900.0, 180.0
+_PARTY_LIMIT_SECS = 5.0  # threads build the graphs of all parties one after the other
+
+Key = tuple[str, int, str]  # backend, parties, peer
+# By round, in ms.
+RoundMeans = dict[Key, list[float]]
+
+
+def main() -> int:
+    arguments = _arguments()
+    if arguments.stress is not None:
+        return _stress(arguments)
+    report, failed = _measure_all(arguments)
+    if arguments.json:
+        print(json.dumps(report, indent=2))
+    else:
+        _print_report(report)
+    return int(failed)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.barrier", description=(__doc__ or "").splitlines()[0]
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="2 processes and 4 threads, and few cycles"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--stress",
+        type=float,
+        metavar="SECONDS",
+        help="random timeouts and kills instead, for so long with each number of parties",
+    )
+    parser.add_argument("--seed", type=int, help="of what is random; by default a new one")
+    for backend in SIZES:
+        parser.add_argument(
+            f"--{backend}",
+            type=int,
+            nargs="*",
+            metavar="N",
+            help=f"with so many {backend} only; none leaves the {backend} out",
+        )
+    arguments = parser.parse_args()
+    if arguments.stress is not None:
+        sizes = STRESS_SIZES
+    else:
+        sizes = QUICK_SIZES if arguments.quick else SIZES
+    arguments.sizes = []
+    for backend, numbers in sizes.items():
+        chosen = getattr(arguments, backend)
+        arguments.sizes += [(backend, n) for n in (numbers if chosen is None else chosen)]
+    if any(parties < 2 for _, parties in arguments.sizes):
+        parser.error("a barrier is measured with 2 parties at least")
+    if arguments.seed is None:
+        arguments.seed = random.SystemRandom().randrange(10**6)
+    return arguments
+
+
+# Measuring.
+
+
+def _measure_all(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    rows: list[dict[str, Any]] = []
+    means: RoundMeans = {}
+    failed = False
+    for backend, parties in arguments.sizes:
+        _log(f"{parties} {backend} ...")
+        plan = Plan(
+            backend=backend,
+            parties=parties,
+            rounds=_QUICK_ROUNDS if arguments.quick else _ROUNDS,
+            cycles=20 if arguments.quick else max(10, min(100, 800 // parties)),
+            seed=arguments.seed,
+            limit_secs=(_QUICK_LIMIT_SECS if arguments.quick else _LIMIT_SECS)
+            + _PARTY_LIMIT_SECS * parties,
+        )
+        try:
+            measured, left_out = measure(plan)
+        except TfdistError as error:
+            _log(f"{parties} {backend} failed: {error}")
+            measured, left_out = {}, dict.fromkeys(PEERS[backend], f"failed: {error}")
+            failed = True
+        for peer in PEERS[backend]:
+            row: dict[str, Any] = {"backend": backend, "parties": parties, "peer": peer}
+            if peer in measured:
+                means[backend, parties, peer] = [_mean_ms(block) for block in measured[peer]]
+                row |= _figures(peer, measured)
+            rows.append(row | {"note": left_out.get(peer)})
+    report = {
+        "machine": _machine(),
+        "seed": arguments.seed,
+        "rows": rows,
+        "targets": _targets(means),
+    }
+    return report, failed
+
+
+def _mean_ms(block: list[Stamps]) -> float:
+    """The figure of a round: what a cycle took on average."""
+    return 1000 * statistics.mean((one[-1] - one[0]) / (len(one) - 1) for one in block)
+
+
+def _cycles_ms(block: list[Stamps]) -> Any:
+    """Each single cycle of each party."""
+    return 1000 * np.concatenate([np.diff(stamps) for stamps in block])
+
+
+def _figures(peer: str, measured: Measured) -> dict[str, Any]:
+    means = [_mean_ms(block) for block in measured[peer]]
+    limits = [_mean_ms(block) for block in measured[LIMIT]]
+    cycles = [_cycles_ms(block) for block in measured[peer]]
+    medians = [float(np.median(block)) for block in cycles]
+    return {
+        "p50_ms": float(np.percentile(np.concatenate(cycles), 50)),
+        "p99_ms": float(np.percentile(np.concatenate(cycles), 99)),
+        "round_ms": _spread(means),
+        "ratio": _spread(_ratios(means, limits)),
+        # Of each round's median cycle; it does not see what happens rarely.
+        "ratio_of_medians": _spread(_ratios(medians, limits)),
+    }
+
+
+def _ratios(ours: list[float], theirs: list[float]) -> list[float]:
+    return [one / other for one, other in zip(ours, theirs, strict=True)]
+
+
+def _spread(values: list[float]) -> dict[str, float]:
+    quartiles = np.percentile(values, [0, 25, 50, 75, 100]).tolist()
+    return dict(zip(("min", "q1", "median", "q3", "max"), quartiles, strict=True))
+
+
+def _targets(means: RoundMeans) -> list[dict[str, Any]]:
+    targets = [
+        *[_against("processes", n, LIMIT, "the no-ops", 1.25, means) for n in (2, 4, 8)],
+        *[_against("threads", n, LIMIT, "the no-ops", 1.3, means) for n in (16, 64)],
+        *[_against("processes", n, GLOO, "gloo's barrier", 1.0, means) for n in (4, 8)],
+    ]
+    few, many = means.get(("threads", 16, QUEUE)), means.get(("threads", 256, QUEUE))
+    value = None
+    if few and many:
+        value = (statistics.median(many) / 256) / (statistics.median(few) / 16)
+    targets.append(_target("an arrival at 256 threads / at 16", value, 1.2))
+    return targets
+
+
+def _against(
+    backend: str, parties: int, peer: str, name: str, bound: float, means: RoundMeans
+) -> dict[str, Any]:
+    ours, theirs = means.get((backend, parties, QUEUE)), means.get((backend, parties, peer))
+    value = statistics.median(_ratios(ours, theirs)) if ours and theirs else None
+    return _target(f"queue / {name}, {parties} {backend}", value, bound)
+
+
+def _target(name: str, value: float | None, bound: float) -> dict[str, Any]:
+    """One that was not measured is neither held nor missed."""
+    held = None if value is None else value <= bound
+    return {"name": name, "value": value, "bound": bound, "held": held}
+
+
+def _machine() -> dict[str, Any]:
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "tensorflow": version("tensorflow"),
+    }
+
+
+# Stress.
+
+
+def _stress(arguments: argparse.Namespace) -> int:
+    rows = []
+    for backend, parties in arguments.sizes:
+        _log(f"{parties} {backend}, seed {arguments.seed} ...")
+        row = run_stress(backend, parties, arguments.stress, arguments.seed)
+        rows.append(row)
+        for note in [*row["notes"], *filter(None, [row["error"]])]:
+            _log(note)
+    if arguments.json:
+        report = {"machine": _machine(), "seed": arguments.seed, "seconds": arguments.stress}
+        print(json.dumps(report | {"rows": rows}, indent=2))
+    else:
+        _print_stress(rows)
+    bad = any(row["early_releases"] or row["late_waits"] or row["error"] for row in rows)
+    return int(bad)
+
+
+# Printing.
+
+
+def _print_report(report: dict[str, Any]) -> None:
+    console = _console()
+    machine = report["machine"]
+    console.print(
+        f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, "
+        f"TensorFlow {machine['tensorflow']}, seed {report['seed']}"
+    )
+    console.print(
+        "A cycle in ms. Rounds, and the ratio to the no-ops: median (min .. max) over the rounds."
+    )
+    table = _table(["parties", "barrier"], ["p50", "p99", "rounds", "ratio", "ratio of medians"])
+    before = None
+    for row in report["rows"]:
+        size = f"{row['parties']} {row['backend']}"
+        if before not in (None, size):
+            table.add_section()
+        cells = ["" if size == before else size, row["peer"]]
+        before = size
+        if row["note"]:
+            cells += ["", "", row["note"].splitlines()[0]]
+        else:
+            cells += [f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}"]
+            cells += [_range(row[key]) for key in ("round_ms", "ratio", "ratio_of_medians")]
+        table.add_row(*cells)
+    console.print(table)
+    table = _table(["target"], ["measured", "at most", "held"])
+    for target in report["targets"]:
+        value, held = target["value"], target["held"]
+        measured = "not measured" if value is None else f"{value:.2f}"
+        answer = {None: "", True: "yes", False: "NO"}[held]
+        table.add_row(target["name"], measured, f"{target['bound']:.2f}", answer)
+    console.print(table)
+
+
+def _print_stress(rows: list[dict[str, Any]]) -> None:
+    columns: dict[str, Callable[[dict[str, Any]], str]] = {
+        "generations": lambda row: str(row["generations"]),
+        "waits": lambda row: str(row["waits"]),
+        "timeouts": lambda row: str(row["timeouts"]),
+        "kills": lambda row: str(row["kills"]),
+        "early releases": lambda row: str(row["early_releases"]),
+        f"over {LATE_SECS:.0f} s late": lambda row: str(row["late_waits"]),
+        "latest, ms": lambda row: f"{row['longest_overrun_ms']:.0f}",
+        f"released after {SLOW_SECS:.0f} s": lambda row: str(row["slow_releases"]),
+        "slowest release, ms": lambda row: f"{row['longest_release_ms']:.0f}",
+        "seed": lambda row: str(row["seed"]),
+        "error": lambda row: (row["error"] or "none").splitlines()[0],
+    }
+    table = _table(["parties"], list(columns))
+    for row in rows:
+        cells = [cell(row) for cell in columns.values()]
+        table.add_row(f"{row['parties']} {row['backend']}", *cells)
+    _console().print(table)
+
+
+def _table(left: list[str], right: list[str]) -> Table:
+    table = Table()
+    for name in left:
+        table.add_column(name)
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
+
+
+def _console() -> Console:
+    # Into a file, or a log, rich would fold it at 80 columns.
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
+def _range(spread: dict[str, float]) -> str:
+    return f"{spread['median']:.2f} ({spread['min']:.2f} .. {spread['max']:.2f})"
+
+
+def _log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
