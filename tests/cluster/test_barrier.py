@@ -274,10 +274,26 @@ def test_a_restarted_trainer_resumes_its_generation_and_counts_once(make, kind):
         barriers[1].wait(SOON)
     (again,) = make(kind, ranks=[1], name=f"restart/{kind}")  # a new life of worker:1
     assert again.n_waiting == 1
-    # Not `wait`: what the old life left pending may take a token, which costs time and no more.
-    trainers = [barriers[0], again, barriers[2]]
-    assert sorted(together(lambda barrier: barrier.wait(TIMEOUT), trainers)) == [0, 1, 2]
+    assert sorted(together(wait, [barriers[0], again, barriers[2]])) == [0, 1, 2]
     assert again.generation == 5
+
+
+def test_a_restarted_trainer_passes_at_once_if_its_generation_was_released_meanwhile(make, kind):
+    barriers = make(kind, ranks=[0, 1], parties=2, name=f"meanwhile/{kind}")
+    with pytest.raises(BarrierTimeout):
+        barriers[0].wait(0)
+    (again,) = make(kind, ranks=[0], parties=2, name=f"meanwhile/{kind}")
+    assert wait(barriers[1]) == 1  # completes the generation in which the old life has arrived
+    assert wait(again) == 0
+
+
+def test_an_arrival_after_the_resignation_changes_nothing(make, kind):
+    (barrier,) = make(kind, ranks=[1])
+    barrier.resign()
+    before = barrier._connection.look().arrivals
+    for arrive in barrier._connection.graph.arrive:
+        barrier._connection.run(arrive)
+    assert barrier._connection.look().arrivals == before
 
 
 def test_fewer_parties_than_trainers(make, kind):

@@ -154,7 +154,11 @@ class StateOnPs:
 
     @_operation
     def cross(self) -> list[Any]:
-        """By parity: arrives and does as `block`; fails if there is nothing to wait for."""
+        """By parity: arrives and does as `block`.
+
+        Fails at once if there is nothing to wait for: it was refused, or its generation was
+        released already.
+        """
         crossings = []
         for parity in (0, 1):
             waits = self._arrive(parity, blocks=True)
@@ -314,7 +318,7 @@ class StateOnPs:
             return tf.group(*self._settle(self._load(), True))
 
     def _arrive(self, parity: int, *, blocks: bool) -> Any:
-        """Arrives; a tensor that tells, after that, whether it was accepted.
+        """Arrives; a tensor that tells, after that, whether there is something to wait for.
 
         This is what each wait costs, under the lock, so it is written for few operations, each of
         which takes some 3 us: the vector is not taken apart, and conditions are factors of 0 or 1.
@@ -324,34 +328,38 @@ class StateOnPs:
             mine, life, blocked, chief_blocks, released, held, broken = self._pick(
                 vector, *self._own_places, 2 * self._parties, *self._places_of_singles
             )
-            accepted = tf.equal(life, self.life) & tf.equal(broken, 0)
+            accepted = tf.equal(life, self.life) & tf.equal(broken, 0) & (mine < RESIGNED)
             factor = tf.cast(accepted, tf.int64)
             step = factor * tf.bitwise.bitwise_xor(tf.bitwise.bitwise_and(mine, 1), parity)
+            waits = accepted & (mine + step > released)
             vector += self._one_at(self._own_places[0]) * step
             vector += self._one_at(self._own_places[2]) * (factor * (int(blocks) - blocked))
             first = tf.reduce_min(vector[: self._parties], 0)
             complete = tf.cast((first > released) & (step > 0), tf.int64)
             release = complete * (1 - held)
             vector += self._one_at(self._places_of_singles[0]) * release
-            # Whoever is woken looks at the state, so that has to be there first.
-            with tf.control_dependencies([_assign(self._vector, vector)]):
+            stored = [_assign(self._vector, vector), self._note_time(release)]
+            # Whoever is woken looks at all of it, so that has to be there first.
+            with tf.control_dependencies(stored):
                 num_blocked = tf.reduce_sum(vector[2 * self._parties : 3 * self._parties], 0)
                 to_chief = (complete - release) * chief_blocks
                 token = released + 1
                 effects.append(_enqueue(self._queues[parity], token, num_blocked * release))
                 effects.append(_enqueue(self._full_queues[parity], token, to_chief))
-            effects.extend(self._note_times(release))
         with tf.control_dependencies(effects):
-            return tf.identity(accepted)
+            return tf.identity(waits)
 
-    def _note_times(self, release: Any) -> list[Any]:
+    def _note_time(self, release: Any) -> Any:
         arrived = tf.raw_ops.ResourceScatterUpdate(
             resource=self._arrived_at, indices=[self._rank], updates=[self._now()]
         )
         with tf.control_dependencies([arrived]):
-            times = self._read(self._arrived_at, tf.float64)
+            return self._add_waits(release)
+
+    def _add_waits(self, release: Any) -> Any:
+        times = self._read(self._arrived_at, tf.float64)
         waits = (tf.reduce_max(times, 0) - times) * tf.cast(release, tf.float64)
-        return [tf.raw_ops.AssignAddVariableOp(resource=self._waited, value=waits)]
+        return tf.raw_ops.AssignAddVariableOp(resource=self._waited, value=waits)
 
     def _block(self, parity: int) -> Any:
         token = tf.raw_ops.QueueDequeueV2(
@@ -398,11 +406,8 @@ class StateOnPs:
             released=state.released + tf.cast(release, tf.int64),
             acting=tf.where(release, _ZERO, state.acting),
         )
-        times = self._read(self._arrived_at, tf.float64)
-        waits = (tf.reduce_max(times, 0) - times) * tf.cast(release, tf.float64)
-        waited = tf.raw_ops.AssignAddVariableOp(resource=self._waited, value=waits)
         # Whoever is woken looks at the state, so that has to be there first.
-        with tf.control_dependencies([self._store(after), waited]):
+        with tf.control_dependencies([self._store(after), self._add_waits(release)]):
             others, chief = self._blocked(state)
             token = state.released + 1
             return [
