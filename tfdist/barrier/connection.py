@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,10 +97,9 @@ class Connection:
             try:
                 self.run(self.graph.enter, deadline=deadline)
                 return
-            except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
-                if not may_start:
-                    self.check_ps()
-                if deadline.expired:
+            except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
+                is_gone = isinstance(error, tf.errors.UnavailableError)
+                if deadline.expired or (is_gone and not may_start):
                     raise
                 time.sleep(_RETRY_SECS)
 
@@ -109,7 +108,8 @@ class Connection:
     ) -> None:
         """Runs an operation that does not block, with a `reason` where it takes one."""
         feed = {} if reason is None else {self.graph.reason_text: reason}
-        self._session.run(operation, feed, options=_timeout(_soon(deadline)))
+        with self._ps_is_there():
+            self._session.run(operation, feed, options=_timeout(_soon(deadline)))
 
     def block(self, operation: Any, seconds: float) -> None:
         """Runs an operation that blocks, for `seconds` or RECHECK_SECS at most.
@@ -118,23 +118,32 @@ class Connection:
             tf.errors.DeadlineExceededError: it still blocked.
             tf.errors.InvalidArgumentError: it was woken in vain.
         """
-        if seconds < RECHECK_SECS:
-            self._session.run(operation, options=_timeout(seconds))
-            return
-        # Without options a callable does, which spares half of the time within Python.
-        if operation not in self._callables:
-            self._callables[operation] = self._session.make_callable(operation)
-        self._callables[operation]()
+        with self._ps_is_there():
+            if seconds < RECHECK_SECS:
+                self._session.run(operation, options=_timeout(seconds))
+                return
+            # Without options a callable does, which spares half of the time within Python.
+            if operation not in self._callables:
+                self._callables[operation] = self._session.make_callable(operation)
+            self._callables[operation]()
 
     def look(self, deadline: Deadline | None = None) -> Snapshot:
-        """Reads everything.
+        """Reads everything; asks again every RECHECK_SECS, until the deadline or ANSWER_SECS.
 
         Raises:
             ConfigError: the barrier was made for another number of parties.
         """
-        vector, arrived_at, waited, reason, now = self._session.run(
-            self.graph.snapshot, options=_timeout(_soon(deadline))
-        )
+        deadline = deadline or Deadline(ANSWER_SECS)
+        while True:
+            try:
+                options = _timeout(min(_soon(deadline), RECHECK_SECS))
+                with self._ps_is_there():
+                    fetched = self._session.run(self.graph.snapshot, options=options)
+                break
+            except tf.errors.DeadlineExceededError:
+                if deadline.expired:
+                    raise
+        vector, arrived_at, waited, reason, now = fetched
         if num_parties(vector) != self._parties:
             made_for = f"others made barrier {self._name!r} with {num_parties(vector)}"
             raise ConfigError("parties", self._parties, made_for)
@@ -148,11 +157,20 @@ class Connection:
             now=float(now),
         )
 
-    def check_ps(self) -> None:
-        """Raises UnavailableError if nobody listens at the ps's address.
+    @contextmanager
+    def _ps_is_there(self) -> Iterator[None]:
+        """Inside it a run that is not answered because the ps is gone raises UnavailableError.
 
-        TensorFlow tries a process that is gone again and again, until the deadline.
+        TensorFlow tries a process that is gone again and again, until the run's time is over.
         """
+        try:
+            yield
+        except tf.errors.DeadlineExceededError:
+            self._check_ps()
+            raise
+
+    def _check_ps(self) -> None:
+        """Raises UnavailableError if nobody listens at the ps's address."""
         host, _, port = self._address.rpartition(":")
         try:
             socket.create_connection((host.strip("[]"), int(port)), _PROBE_SECS).close()
@@ -165,6 +183,7 @@ class Connection:
     def close(self) -> None:
         """Gives the connection back; blocks for RECHECK_SECS at most."""
         with suppress(*PS_LOST, tf.errors.DeadlineExceededError):  # then it is gone already
+            self._check_ps()
             self._session.close()
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from tfdist.arrivals import Decision
 from tfdist.barrier.interface import SharedBarrier
+from tfdist.barrier.state import StateOnPs
 from tfdist.deadline import Deadline
 
 
@@ -13,6 +16,9 @@ class CounterBarrier(SharedBarrier):
     Nothing blocks on the server, so it also serves where a call that idles for long would be cut
     off, and to check the queue kind against.
     """
+
+    def _hot_operations(self, graph: StateOnPs) -> list[Any]:
+        return [graph.arrive]
 
     def _await(self, deadline: Deadline) -> Decision:
         return self._poll(deadline, self._first_decision(deadline))

@@ -8,12 +8,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import tensorflow as tf
 
 from tfdist import arrivals
 from tfdist.arrivals import RESIGNED, Decision
 from tfdist.barrier.connection import ANSWER_SECS, PS_LOST, Connection, Snapshot
+from tfdist.barrier.state import StateOnPs
 from tfdist.deadline import Deadline
 from tfdist.errors import BarrierBroken, BarrierError, BarrierTimeout, ConfigError, StartTimeout
 from tfdist.task import Task
@@ -259,23 +261,16 @@ class SharedBarrier(ABC):
             self._connection.run(arrive, deadline=deadline)
         except tf.errors.DeadlineExceededError:
             self._uncertain = True
-            self._connection.check_ps()
             if deadline.expired:
                 raise
 
     def _decide(self, deadline: Deadline) -> Decision:
-        """What the state on the ps says to do; WAIT also where the ps is slow to say it."""
-        try:
+        """What the state on the ps says to do."""
+        decision = self._decide_by(self._connection.look(deadline))
+        if self._uncertain and decision in (Decision.ARRIVE, Decision.BROKEN):
+            # The arrival may come yet and count then. With a new life it cannot.
+            self._renew(deadline)
             decision = self._decide_by(self._connection.look(deadline))
-            if self._uncertain and decision in (Decision.ARRIVE, Decision.BROKEN):
-                # The arrival may come yet and count then. With a new life it cannot.
-                self._renew(deadline)
-                decision = self._decide_by(self._connection.look(deadline))
-        except tf.errors.DeadlineExceededError:
-            self._connection.check_ps()
-            if deadline.expired:
-                raise
-            return Decision.WAIT
         self._uncertain = False
         self._arrived = decision in (Decision.WAIT, Decision.ACT)
         return decision
@@ -310,8 +305,16 @@ class SharedBarrier(ABC):
         self._parity = arrivals.next_parity(snapshot.arrivals)
         self._resets = snapshot.arrivals.resets
 
+    @abstractmethod
+    def _hot_operations(self, graph: StateOnPs) -> list[Any]:
+        """What its waits run; built before the session is first run.
+
+        A session sends new parts of its graph in a call of their own, which costs time, and more
+        of it than a short wait has where the ps does not answer.
+        """
+
     def _connect(self, previous_life: int | None) -> Connection:
-        return Connection(
+        connection = Connection(
             self._address,
             self.name,
             self._names,
@@ -319,6 +322,8 @@ class SharedBarrier(ABC):
             held=self._action is not None,
             previous_life=previous_life,
         )
+        self._hot_operations(connection.graph)
+        return connection
 
     def _renew(self, deadline: Deadline) -> None:
         """Goes on with a new life; what the old one has sent has no effect any more."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import tensorflow as tf
 
 from tfdist.arrivals import Decision
-from tfdist.barrier.connection import Connection
 from tfdist.barrier.interface import SharedBarrier
+from tfdist.barrier.state import StateOnPs
 from tfdist.deadline import Deadline
 
 # A run that is cancelled before the ps has begun it leaves its `dequeue` behind there, which
@@ -22,11 +24,8 @@ class QueueBarrier(SharedBarrier):
     can take one along), so whoever was woken in vain looks at the state.
     """
 
-    def _connect(self, previous_life: int | None) -> Connection:
-        connection = super()._connect(previous_life)
-        # Built before the session is first run: to extend its graph later takes a call more.
-        _ = connection.graph.cross, connection.graph.block
-        return connection
+    def _hot_operations(self, graph: StateOnPs) -> list[Any]:
+        return [graph.cross, graph.block]
 
     def _await(self, deadline: Deadline) -> Decision:
         decision = self._first_decision(deadline)
@@ -54,8 +53,6 @@ class QueueBarrier(SharedBarrier):
         except tf.errors.InvalidArgumentError:
             return False  # woken in vain
         except tf.errors.DeadlineExceededError:
-            if arrives:
-                self._uncertain = True
-            self._connection.check_ps()
+            self._uncertain = self._uncertain or arrives
             return False
         return self._action is None  # else all are there, and nobody has been released
