@@ -187,6 +187,14 @@ def test_the_action_runs_once_a_generation_before_anybody_goes_on(make, kind):
     assert runs == [0, 3, 6, 9, 12]
 
 
+def test_a_chief_with_an_action_that_comes_last_runs_it_at_once(make, kind):
+    barriers = make(kind, action=list)
+    others = in_background(lambda: together(wait, barriers[1:]))
+    poll_until(lambda: barriers[0].n_waiting == 2, "two wait")
+    assert wait(barriers[0]) == 0
+    others.join()
+
+
 def test_in_the_action_the_statistics_tell_the_straggler(make, kind):
     seen = []
     barriers = make(kind, action=lambda: seen.append(barriers[0].statistics().last_wait))

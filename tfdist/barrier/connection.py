@@ -90,11 +90,15 @@ class Connection:
                 tried again.
 
         Raises:
+            ConfigError: the barrier was made for another number of parties.
             tf.errors.UnavailableError: the ps is not there.
             tf.errors.DeadlineExceededError: it does not answer.
         """
         while True:
             try:
+                if not self._fetch(self.graph.exists, deadline):
+                    self.run(self.graph.make, deadline=deadline)
+                self.look(deadline)  # made for as many parties?
                 self.run(self.graph.enter, deadline=deadline)
                 return
             except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
@@ -134,16 +138,7 @@ class Connection:
             ConfigError: the barrier was made for another number of parties.
         """
         deadline = deadline or Deadline(ANSWER_SECS)
-        while True:
-            try:
-                options = _timeout(min(_soon(deadline), RECHECK_SECS))
-                with self._ps_is_there():
-                    fetched = self._session.run(self.graph.snapshot, options=options)
-                break
-            except tf.errors.DeadlineExceededError:
-                if deadline.expired:
-                    raise
-        vector, arrived_at, waited, reason, now = fetched
+        vector, arrived_at, waited, reason, now = self._fetch(self.graph.snapshot, deadline)
         if num_parties(vector) != self._parties:
             made_for = f"others made barrier {self._name!r} with {num_parties(vector)}"
             raise ConfigError("parties", self._parties, made_for)
@@ -156,6 +151,16 @@ class Connection:
             reason=reason.decode(),
             now=float(now),
         )
+
+    def _fetch(self, fetches: Any, deadline: Deadline) -> Any:
+        while True:
+            try:
+                options = _timeout(min(_soon(deadline), RECHECK_SECS))
+                with self._ps_is_there():
+                    return self._session.run(fetches, options=options)
+            except tf.errors.DeadlineExceededError:
+                if deadline.expired:
+                    raise
 
     @contextmanager
     def _ps_is_there(self) -> Iterator[None]:

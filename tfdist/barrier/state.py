@@ -124,27 +124,48 @@ class StateOnPs:
             self.reason_text = tf.compat.v1.placeholder(tf.string, [])
 
     @_operation
-    def enter(self) -> Any:
-        """Makes the state unless it is there, and this graph's life the one that may speak."""
+    def exists(self) -> Any:
+        """Fetches whether somebody has made the state."""
+        return tf.raw_ops.VarIsInitializedOp(resource=self._vector)
+
+    @_operation
+    def make(self) -> Any:
+        """Makes the state, unless somebody else was quicker."""
         size = _NUM_ROWS * self._parties + _NUM_SINGLES
         vector = [0] * (size - 1) + [random.getrandbits(62)]  # the last is the incarnation
 
         def make() -> Any:
-            return tf.group(
-                _assign(self._vector, tf.constant(vector, tf.int64)),
-                _assign(self._arrived_at, tf.zeros([self._parties], tf.float64)),
-                _assign(self._waited, tf.zeros([self._parties], tf.float64)),
+            times = tf.zeros([self._parties], tf.float64)
+            others = [
+                _assign(self._arrived_at, times),
+                _assign(self._waited, times),
                 _assign(self._reason, tf.constant("")),
-            )
+            ]
+            with tf.control_dependencies(others):  # whoever sees the vector sees them too
+                return tf.group(_assign(self._vector, tf.constant(vector, tf.int64)))
 
+        with self._locked() as effects, tf.control_dependencies(self._gate):
+            fresh = tf.logical_not(tf.raw_ops.VarIsInitializedOp(resource=self._vector))
+            effects.append(tf.cond(fresh, make, tf.no_op))
+        return tf.group(*effects)
+
+    @_operation
+    def enter(self) -> Any:
+        """Makes this graph's life the one that may speak for the trainer."""
         with self._locked() as effects:
-            with tf.control_dependencies(self._gate):
-                fresh = tf.logical_not(tf.raw_ops.VarIsInitializedOp(resource=self._vector))
-            with tf.control_dependencies([tf.cond(fresh, make, tf.no_op)]):
-                # A state for other parties stays as it is; whoever looks will see it.
-                fits = tf.equal(tf.size(self._read(self._vector, tf.int64)), size)
-            self._gate = []  # the branch is a graph of its own, entered with the lock
-            effects.append(tf.cond(fits, self._take_over, tf.no_op))
+            state = self._load()
+            may: Any = True
+            if self._previous_life is not None:
+                may = tf.equal(state.lives[self._rank], np.int64(self._previous_life))
+            mine = self._me & may
+            state = state._replace(
+                lives=tf.where(mine, np.int64(self.life), state.lives),
+                blocks=tf.where(mine, _ZERO, state.blocks),
+            )
+            if self._rank != 0 or self._previous_life is not None:
+                effects.append(self._store(state))
+            else:
+                effects.extend(self._enter_as_chief(state))
         return tf.group(*effects)
 
     @_operation
@@ -298,24 +319,13 @@ class StateOnPs:
         rows, singles = state[:_NUM_ROWS], tf.stack(state[_NUM_ROWS:])
         return _assign(self._vector, tf.concat([*rows, singles], 0))
 
-    def _take_over(self) -> Any:
-        state = self._load()
-        may = True
-        if self._previous_life is not None:
-            may = tf.equal(state.lives[self._rank], np.int64(self._previous_life))
-        mine = self._me & may
-        state = state._replace(
-            lives=tf.where(mine, np.int64(self.life), state.lives),
-            blocks=tf.where(mine, _ZERO, state.blocks),
-        )
-        if self._rank != 0 or self._previous_life is not None:
-            return tf.group(self._store(state))
+    def _enter_as_chief(self, state: _State) -> list[Any]:
         reason = f"{self._name} was restarted while its action ran"
         died = state.acting > 0
         state = state._replace(held=np.int64(self._held))
         broken = self._break_if(died, state, tf.constant(reason))
         with tf.control_dependencies(broken):
-            return tf.group(*self._settle(self._load(), True))
+            return self._settle(self._load(), True)
 
     def _arrive(self, parity: int, *, blocks: bool) -> Any:
         """Arrives; a tensor that tells, after that, whether there is something to wait for.
@@ -330,6 +340,8 @@ class StateOnPs:
             )
             accepted = tf.equal(life, self.life) & tf.equal(broken, 0) & (mine < RESIGNED)
             factor = tf.cast(accepted, tf.int64)
+            if self._rank == 0:
+                chief_blocks = np.int64(blocks)  # as of now, if it is the last
             step = factor * tf.bitwise.bitwise_xor(tf.bitwise.bitwise_and(mine, 1), parity)
             waits = accepted & (mine + step > released)
             vector += self._one_at(self._own_places[0]) * step
