@@ -13,7 +13,7 @@ TIMEOUT = 60.0
 
 @pytest.mark.parametrize("kind", ["queue", "counter"])
 def test_those_that_wait_are_told_long_before_their_timeout_that_the_ps_was_killed(
-    make_cluster, kind
+    make_cluster, no_leaks, kind
 ):
     cluster = make_cluster(1, 2, backend="processes")
     one, other = (Barrier(task, "end", kind=kind) for task in cluster.trainers)
