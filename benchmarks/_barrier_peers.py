@@ -28,7 +28,7 @@ import tfdist
 from tfdist.cluster.processes import Surroundings
 from tfdist.deadline import Deadline
 
-QUEUE, COUNTER = "tfdist queue", "tfdist counter"
+QUEUE, COUNTER = "queue", "counter"
 LIMIT = "no-op runs (the limit)"
 SYNC_QUEUES = "sync queues"
 COORDINATION = "coordination service"

@@ -56,7 +56,7 @@ class Board:
         "waits",
         "timeouts",
         "early",
-        "late",
+        "overdue",
         "longest_over",  # microseconds by which a wait exceeded its timeout
         "slow",
         "longest_release",  # microseconds from the last arrival to its going on
@@ -157,7 +157,7 @@ def run_stress(backend: str, parties: int, seconds: float, seed: int) -> dict[st
             "timeouts": sum(board.column("timeouts")),
             "kills": kills,
             "early_releases": sum(board.column("early")),
-            "late_waits": sum(board.column("late")),
+            "overdue_waits": sum(board.column("overdue")),
             "longest_overrun_ms": max(board.column("longest_over")) / 1000,
             "slow_releases": sum(board.column("slow")),
             "longest_release_ms": max(board.column("longest_release")) / 1000,
@@ -294,10 +294,10 @@ def _pass(
         over = deadline.elapsed - timeout
         board.raise_to(rank, "longest_over", int(over * 1e6))
         if over > LATE_SECS:
-            board.add(rank, "late")
+            board.add(rank, "overdue")
             how = "passed" if passed else "timed out"
             board.note(
-                f"late: rank {rank} {how} in generation {generation} "
+                f"overdue: rank {rank} {how} in generation {generation} "
                 f"{over:.2f} s after its timeout of {timeout:.3f} s ({barrier!r})"
             )
         if passed:

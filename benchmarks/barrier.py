@@ -124,7 +124,7 @@ def _measure_all(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
             measured, left_out = {}, dict.fromkeys(PEERS[backend], f"failed: {error}")
             failed = True
         for peer in PEERS[backend]:
-            row: dict[str, Any] = {"backend": backend, "parties": parties, "peer": peer}
+            row: dict[str, Any] = {"kind": peer, "n": parties, "backend": backend}
             if peer in measured:
                 means[backend, parties, peer] = [_mean_ms(block) for block in measured[peer]]
                 row |= _figures(peer, measured)
@@ -149,17 +149,21 @@ def _cycles_ms(block: list[Stamps]) -> Any:
 
 
 def _figures(peer: str, measured: Measured) -> dict[str, Any]:
-    means = [_mean_ms(block) for block in measured[peer]]
-    limits = [_mean_ms(block) for block in measured[LIMIT]]
-    cycles = [_cycles_ms(block) for block in measured[peer]]
-    medians = [float(np.median(block)) for block in cycles]
+    """Medians over the rounds, and under `spread` how far the rounds differ."""
+    by_round = {kind: [_mean_ms(block) for block in blocks] for kind, blocks in measured.items()}
+    values = {"cycle_ms": by_round[peer]}
+    for name, other in (("ratio_to_noops", LIMIT), ("ratio_to_gloo", GLOO)):
+        if other in by_round:
+            values[name] = _ratios(by_round[peer], by_round[other])
+    cycles = np.concatenate([_cycles_ms(block) for block in measured[peer]])
+    spread = {name: _spread(rounds) for name, rounds in values.items()}
     return {
-        "p50_ms": float(np.percentile(np.concatenate(cycles), 50)),
-        "p99_ms": float(np.percentile(np.concatenate(cycles), 99)),
-        "round_ms": _spread(means),
-        "ratio": _spread(_ratios(means, limits)),
-        # Of each round's median cycle; it does not see what happens rarely.
-        "ratio_of_medians": _spread(_ratios(medians, limits)),
+        "cycle_ms": spread["cycle_ms"]["median"],
+        "p50_ms": float(np.percentile(cycles, 50)),
+        "p99_ms": float(np.percentile(cycles, 99)),
+        "ratio_to_noops": spread["ratio_to_noops"]["median"],
+        "ratio_to_gloo": spread["ratio_to_gloo"]["median"] if GLOO in by_round else None,
+        "spread": spread,
     }
 
 
@@ -225,13 +229,13 @@ def _stress(arguments: argparse.Namespace) -> int:
         rows.append(row)
         for note in [*row["notes"], *filter(None, [row["error"]])]:
             _log(note)
+    sums = {name: sum(row[name] for row in rows) for name in ("early_releases", "overdue_waits")}
     if arguments.json:
         report = {"machine": _machine(), "seed": arguments.seed, "seconds": arguments.stress}
-        print(json.dumps(report | {"rows": rows}, indent=2))
+        print(json.dumps(report | sums | {"rows": rows}, indent=2))
     else:
         _print_stress(rows)
-    bad = any(row["early_releases"] or row["late_waits"] or row["error"] for row in rows)
-    return int(bad)
+    return int(any(sums.values()) or any(row["error"] for row in rows))
 
 
 # Printing.
@@ -244,22 +248,21 @@ def _print_report(report: dict[str, Any]) -> None:
         f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, "
         f"TensorFlow {machine['tensorflow']}, seed {report['seed']}"
     )
-    console.print(
-        "A cycle in ms. Rounds, and the ratio to the no-ops: median (min .. max) over the rounds."
-    )
-    table = _table(["parties", "barrier"], ["p50", "p99", "rounds", "ratio", "ratio of medians"])
+    console.print("A cycle in ms, and its ratios: median (min .. max) over the rounds.")
+    columns = ["p50", "p99", "cycle", "to the no-ops", "to gloo"]
+    table = _table(["parties", "barrier"], columns)
     before = None
     for row in report["rows"]:
-        size = f"{row['parties']} {row['backend']}"
+        size = f"{row['n']} {row['backend']}"
         if before not in (None, size):
             table.add_section()
-        cells = ["" if size == before else size, row["peer"]]
+        cells = ["" if size == before else size, row["kind"]]
         before = size
         if row["note"]:
             cells += ["", "", row["note"].splitlines()[0]]
         else:
             cells += [f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}"]
-            cells += [_range(row[key]) for key in ("round_ms", "ratio", "ratio_of_medians")]
+            cells += [_range(spread) for spread in row["spread"].values()]
         table.add_row(*cells)
     console.print(table)
     table = _table(["target"], ["measured", "at most", "held"])
@@ -278,7 +281,7 @@ def _print_stress(rows: list[dict[str, Any]]) -> None:
         "timeouts": lambda row: str(row["timeouts"]),
         "kills": lambda row: str(row["kills"]),
         "early releases": lambda row: str(row["early_releases"]),
-        f"over {LATE_SECS:.0f} s late": lambda row: str(row["late_waits"]),
+        f"over {LATE_SECS:.0f} s late": lambda row: str(row["overdue_waits"]),
         "latest, ms": lambda row: f"{row['longest_overrun_ms']:.0f}",
         f"released after {SLOW_SECS:.0f} s": lambda row: str(row["slow_releases"]),
         "slowest release, ms": lambda row: f"{row['longest_release_ms']:.0f}",
