@@ -123,15 +123,15 @@ def renew(state: Arrivals, rank: int, life: int, previous: int) -> Arrivals:
 
 
 def arrive(state: Arrivals, rank: int, life: int, parity: int) -> Arrivals:
-    """Trainer `rank` arrives in its next generation of that parity; again, and nothing changes.
+    """Trainer `rank` arrives in the present generation, if it has that parity.
 
-    The last one releases all, unless the chief holds them for its action.
+    Again, and nothing changes. The last one releases all, unless the chief holds them for its
+    action.
     """
-    generation = state.arrived[rank]
-    if state.broken or generation == RESIGNED or state.lives[rank] != life:
+    is_expected = state.arrived[rank] < state.generation and not state.broken
+    if not is_expected or state.lives[rank] != life or (state.generation & 1) != parity:
         return state
-    generation += (generation & 1) ^ parity
-    return _settled(replace(state, arrived=_with(state.arrived, rank, generation)))
+    return _settled(replace(state, arrived=_with(state.arrived, rank, state.generation)))
 
 
 def begin_action(state: Arrivals, life: int) -> Arrivals:

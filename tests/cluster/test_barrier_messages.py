@@ -69,6 +69,47 @@ def meet(one, other):
         assert [wait.result() for wait in waits] == [0, 1]
 
 
+@pytest.fixture
+def mistaken(monkeypatch):
+    """Each run is refused once before it is taken, as a few are; see tfdist.mistaken."""
+    refused = []
+
+    def refuse_once(run):
+        def refuse_or_run(*arguments, **options):
+            if not refused or refused[-1] is None:
+                refused.append(run)
+                message = "The same RunGraph (Worker) request was received twice."
+                raise tf.errors.AbortedError(None, None, message)
+            refused.append(None)
+            return run(*arguments, **options)
+
+        return refuse_or_run
+
+    session = tf.compat.v1.Session
+    make_callable = session.make_callable
+    monkeypatch.setattr(session, "run", refuse_once(session.run))
+    monkeypatch.setattr(session, "make_callable", lambda *given: refuse_once(make_callable(*given)))
+    return refused
+
+
+def test_a_run_that_is_mistaken_for_another_is_no_lost_ps(make, mistaken):
+    one = make(0, action=list)
+    other = make(1)
+    with pytest.raises(BarrierTimeout):
+        one.wait(SOON)
+    one.reset()
+    other.abort()
+    with pytest.raises(BarrierBroken, match="called abort"):
+        one.wait(SOON)
+    one.reset()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(other.wait, TIMEOUT)
+        assert one.wait(TIMEOUT) == 0
+        assert waiting.result() == 1
+    other.resign()
+    assert len(mistaken) > 20
+
+
 def test_a_lost_arrival_is_sent_again(make, monkeypatch):
     one = make(0)
     other = make(1)

@@ -20,6 +20,7 @@ LAYERS = {
     "deadline": 0,
     "errors": 0,
     "ledger": 0,
+    "mistaken": 0,
     "planner": 0,
     "splits": 0,
     "task": 0,

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import socket
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
 from tfdist.arrivals import Arrivals
-from tfdist.barrier.state import PS_DEVICE, StateOnPs, num_parties, unpack
+from tfdist.barrier.state import PS_DEVICE, StateOnPs
+from tfdist.barrier.vector import State, as_arrivals, num_parties, unpack
 from tfdist.deadline import Deadline
 from tfdist.errors import ConfigError
+from tfdist.mistaken import retry_if_mistaken
 from tfdist.task import session_target
 
 # A run that blocks is looked after this often: a lost token or a Ctrl-C waits no longer.
@@ -34,14 +36,14 @@ PS_LOST = (
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was read from the ps in one run; times are by its clock, in seconds."""
+    """What was read from the ps in one run; times are by its clock."""
 
     arrivals: Arrivals
     incarnation: int
-    arrived_at: list[float | None]
-    total_wait: list[float]
+    arrived_at_us: list[int]  # 0 for never
+    total_wait_us: list[int]
     reason: str
-    now: float
+    now_us: int
 
 
 class Connection:
@@ -112,8 +114,7 @@ class Connection:
     ) -> None:
         """Runs an operation that does not block, with a `reason` where it takes one."""
         feed = {} if reason is None else {self.graph.reason_text: reason}
-        with self._ps_is_there():
-            self._session.run(operation, feed, options=_timeout(_soon(deadline)))
+        self._ask(self._session.run, operation, feed, options=_timeout(_soon(deadline)))
 
     def block(self, operation: Any, seconds: float) -> None:
         """Runs an operation that blocks, for `seconds` or RECHECK_SECS at most.
@@ -122,14 +123,13 @@ class Connection:
             tf.errors.DeadlineExceededError: it still blocked.
             tf.errors.InvalidArgumentError: it was woken in vain.
         """
-        with self._ps_is_there():
-            if seconds < RECHECK_SECS:
-                self._session.run(operation, options=_timeout(seconds))
-                return
-            # Without options a callable does, which spares half of the time within Python.
-            if operation not in self._callables:
-                self._callables[operation] = self._session.make_callable(operation)
-            self._callables[operation]()
+        if seconds < RECHECK_SECS:
+            self._ask(self._session.run, operation, options=_timeout(seconds))
+            return
+        # Without options a callable does, which spares half of the time within Python.
+        if operation not in self._callables:
+            self._callables[operation] = self._session.make_callable(operation)
+        self._ask(self._callables[operation])
 
     def look(self, deadline: Deadline | None = None) -> Snapshot:
         """Reads everything; asks again every RECHECK_SECS, until the deadline or ANSWER_SECS.
@@ -138,38 +138,37 @@ class Connection:
             ConfigError: the barrier was made for another number of parties.
         """
         deadline = deadline or Deadline(ANSWER_SECS)
-        vector, arrived_at, waited, reason, now = self._fetch(self.graph.snapshot, deadline)
+        vector, reason, now = self._fetch(self.graph.snapshot, deadline)
         if num_parties(vector) != self._parties:
             made_for = f"others made barrier {self._name!r} with {num_parties(vector)}"
             raise ConfigError("parties", self._parties, made_for)
-        rules, incarnation = unpack(vector)
+        state = unpack(vector)
+        rules = as_arrivals(state)
         return Snapshot(
             arrivals=rules,
-            incarnation=incarnation,
-            arrived_at=[at or None for at in arrived_at.tolist()],
-            total_wait=waited.tolist(),
+            incarnation=state.incarnation,
+            arrived_at_us=state.arrived_at,
+            total_wait_us=_total_waits(state, rules),
             reason=reason.decode(),
-            now=float(now),
+            now_us=int(1e6 * now),
         )
 
     def _fetch(self, fetches: Any, deadline: Deadline) -> Any:
         while True:
             try:
                 options = _timeout(min(_soon(deadline), RECHECK_SECS))
-                with self._ps_is_there():
-                    return self._session.run(fetches, options=options)
+                return self._ask(self._session.run, fetches, options=options)
             except tf.errors.DeadlineExceededError:
                 if deadline.expired:
                     raise
 
-    @contextmanager
-    def _ps_is_there(self) -> Iterator[None]:
-        """Inside it a run that is not answered because the ps is gone raises UnavailableError.
+    def _ask(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Runs; raises UnavailableError if it is not answered because the ps is gone.
 
         TensorFlow tries a process that is gone again and again, until the run's time is over.
         """
         try:
-            yield
+            return retry_if_mistaken(run, *args, **kwargs)
         except tf.errors.DeadlineExceededError:
             self._check_ps()
             raise
@@ -190,6 +189,15 @@ class Connection:
         with suppress(*PS_LOST, tf.errors.DeadlineExceededError):  # then it is gone already
             self._check_ps()
             self._session.close()
+
+
+def _total_waits(state: State, rules: Arrivals) -> list[int]:
+    """How long each rank has waited in released generations."""
+    waits = list(state.waited)
+    for rank in rules.waiting:
+        waits[rank] += state.arrived_at[rank]
+    # The clock is read before the lock is taken, so the last to arrive may be early by some us.
+    return [max(wait, 0) for wait in waits]
 
 
 def _soon(deadline: Deadline | None) -> float:

@@ -203,12 +203,12 @@ class SharedBarrier(ABC):
         """How long each trainer waited, by the clock of the ps."""
         with self._ps_errors():
             snapshot = self._connection.look()
-        times = [0.0 if at is None else at for at in snapshot.arrived_at]
-        last = [max(times) - at if at else 0.0 for at in times]
+        times = snapshot.arrived_at_us
+        last = [(max(times) - at) / 1e6 if at else 0.0 for at in times]
         left = [rank for rank in range(self._parties) if snapshot.arrivals.arrived[rank] < RESIGNED]
         return BarrierStatistics(
             last_wait={self._names[rank]: last[rank] for rank in left},
-            total_wait={self._names[rank]: snapshot.total_wait[rank] for rank in left},
+            total_wait={self._names[rank]: snapshot.total_wait_us[rank] / 1e6 for rank in left},
         )
 
     def close(self) -> None:
@@ -379,7 +379,8 @@ class SharedBarrier(ABC):
 
     def _timeout_error(self, snapshot: Snapshot, deadline: Deadline) -> BarrierTimeout:
         state = snapshot.arrivals
-        ages = [None if at is None else snapshot.now - at for at in snapshot.arrived_at]
+        times = snapshot.arrived_at_us
+        ages = [(snapshot.now_us - at) / 1e6 if at else None for at in times]
         there = [self._names[rank] for rank in state.waiting]
         expected = sum(generation < RESIGNED for generation in state.arrived)
         message = (

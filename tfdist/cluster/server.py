@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from tfdist.cluster.ports import is_listening, is_taken
 from tfdist.deadline import Deadline
 from tfdist.errors import ConfigError, StartTimeout
+from tfdist.mistaken import retry_if_mistaken
 from tfdist.task import Task, session_target
 
 if TYPE_CHECKING:
@@ -146,7 +147,7 @@ def _receive(target: str, task: Task, received: queue.SimpleQueue[tuple[int, int
         with tf.compat.v1.Session(target, graph=graph, config=config) as session:
             unaware = set(range(len(task.trainers)))
             while unaware:
-                message, rank = (int(part) for part in session.run(take))
+                message, rank = (int(part) for part in retry_if_mistaken(session.run, take))
                 received.put((message, rank))
                 if message == _DISMISS:
                     return
@@ -173,7 +174,7 @@ def _send(address: str, ps_index: int, message: int, rank: int, *, timeout: floa
     with tf.Graph().as_default() as graph:
         send = _mailbox(ps_index).enqueue((message, rank))
         with tf.compat.v1.Session(session_target(address), graph=graph, config=config) as session:
-            session.run(send)
+            retry_if_mistaken(session.run, send)
 
 
 def _mailbox(ps_index: int) -> Any:

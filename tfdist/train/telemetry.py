@@ -11,11 +11,13 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import tensorflow as tf
 
 from tfdist.errors import TfdistError
 from tfdist.ledger import Ledger, Range
+from tfdist.mistaken import retry_if_mistaken
 from tfdist.task import PROGRESS_VARIABLE, Task, session_target
 
 _TIMEOUT_SECS = 30.0
@@ -69,7 +71,7 @@ class Reports:
 
     def send(self, report: EpochReport) -> None:
         """Puts the report where the chief finds it."""
-        self._session.run(self._put, {self._text: json.dumps(asdict(report))})
+        self._run(self._put, {self._text: json.dumps(asdict(report))})
 
     def collect(self, epoch: int) -> list[EpochReport]:
         """All trainers' reports of `epoch` by rank; does not wait for any.
@@ -78,7 +80,7 @@ class Reports:
             TfdistError: some trainer has not sent one.
         """
         latest: dict[str, EpochReport] = {}
-        for text in self._session.run(self._take):
+        for text in self._run(self._take):
             report = _parse(json.loads(text))
             if report.epoch == epoch:  # a restarted trainer may have sent more than one
                 latest[report.trainer] = report
@@ -92,11 +94,14 @@ class Reports:
 
     def now(self) -> float:
         """Seconds by the clock of ps 0, the same for all trainers."""
-        return float(self._session.run(self._now))
+        return float(self._run(self._now))
 
     def close(self) -> None:
         """Gives the connection to the ps back."""
         self._session.close()
+
+    def _run(self, *args: Any) -> Any:
+        return retry_if_mistaken(self._session.run, *args)
 
 
 def merged(reports: list[EpochReport]) -> Ledger:
