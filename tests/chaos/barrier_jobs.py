@@ -1,0 +1,257 @@
+"""Trainers that do what a test orders, step by step, so that a fault can come at any of them.
+
+Orders, answers and the evidence of who has arrived are files: they outlive a killed process.
+"""
+
+import ctypes
+import functools
+import json
+import os
+import pathlib
+import random
+import resource
+import signal
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+
+import numpy as np
+import psutil
+import tensorflow as tf
+
+import tfdist
+from tfdist.testing import poll_until
+from tfdist.train.checkpoint import Checkpointer
+
+KINDS = ("queue", "counter")
+PAIRS = 4  # of barriers that race at the same time
+ORDER_SECS = 60.0  # an order comes within these, or the test that gives them has failed
+HALF_A_FILE = 2**22  # bytes; a checkpoint is twice as long
+
+
+class Desk:
+    """Where a trainer finds its orders and leaves its answers, by number.
+
+    A restarted trainer takes up the order that its killed process has not answered.
+    """
+
+    def __init__(self, folder, name):
+        self._folder = pathlib.Path(folder, name)
+        self._folder.mkdir(parents=True, exist_ok=True)
+
+    def order(self, what, **options):
+        number = len(list(self._folder.glob("order-*")))
+        self._write(f"order-{number}", {"what": what, **options})
+        return number
+
+    def answer(self, number, answer):
+        self._write(f"answer-{number}", answer)
+
+    def read_answer(self, number, timeout):
+        path = self._folder / f"answer-{number}"
+        order = self._folder / f"order-{number}"
+        poll_until(path.exists, f"{self._folder}: {order.read_text()}", timeout=timeout)
+        return json.loads(path.read_text())
+
+    def has_answer(self, number):
+        return (self._folder / f"answer-{number}").exists()
+
+    def next_order(self):
+        number = 0
+        while self.has_answer(number):
+            number += 1
+        path = self._folder / f"order-{number}"
+        poll_until(path.exists, "there is an order", timeout=ORDER_SECS)
+        return number, json.loads(path.read_text())
+
+    def sign_in(self):
+        self._write(f"life-{os.getpid()}", None)
+
+    @property
+    def lives(self):
+        """How many processes have come so far."""
+        return len(list(self._folder.glob("life-*")))
+
+    def _write(self, name, value):
+        draft = self._folder / f"draft-{name}-{os.getpid()}"
+        draft.write_text(json.dumps(value))
+        draft.rename(self._folder / name)
+
+
+def evidence(folder, parties):
+    """The last round that each trainer has begun, written before each wait.
+
+    A row by rank for the barrier, and one for each that races; the file has to be there.
+    """
+    return np.memmap(pathlib.Path(folder, "rounds"), np.int64, "r+", shape=(1 + PAIRS, parties))
+
+
+class Model:
+    """A global step, and weights that are equal to it in every checkpoint that is whole."""
+
+    def __init__(self, folder):
+        self._graph = tf.Graph()
+        with self._graph.as_default():
+            self._step = tf.compat.v1.train.create_global_step()
+            ones = np.ones(2 * HALF_A_FILE // 4, np.float32)
+            self._weights = tf.compat.v1.get_variable("weights", initializer=0 * ones)
+            self._train = tf.group(self._step.assign_add(1), self._weights.assign_add(ones))
+            self._saver = Checkpointer(folder)
+            self._session = tf.compat.v1.Session()
+            self._session.run(tf.compat.v1.global_variables_initializer())
+            self._saver.restore(self._session)
+
+    def train_and_save(self, folder):
+        """An action: takes until the file `go` is there, then saves one step more."""
+        self._session.run(self._train)
+        pathlib.Path(folder, "acting").touch()
+        poll_until(pathlib.Path(folder, "go").exists, "the test says go", timeout=ORDER_SECS)
+        with self._graph.as_default():
+            self._saver.save(self._session)
+
+    def state(self):
+        step, weights = self._session.run([self._step, self._weights])
+        return [int(step), float(weights.min()), float(weights.max())]
+
+
+def obey(task, folder, *, desk=None, saves=False, **options):
+    """Makes a barrier of each kind, and follows the orders for each until it is killed."""
+    job = functools.partial(_obey, task, folder, desk or task.name, saves and task.is_chief)
+    with ThreadPoolExecutor(len(KINDS)) as pool:
+        list(pool.map(lambda kind: job(kind, {**options, "kind": kind}), KINDS))
+
+
+def _obey(task, folder, desk, saves, kind, options):
+    folder = pathlib.Path(folder, kind)
+    desk = Desk(folder, desk)
+    model = Model(folder / "model") if saves else None
+    action = functools.partial(model.train_and_save, folder) if model else None
+    with tfdist.Barrier(task, kind, action=action, **options) as barrier:
+        desk.sign_in()
+        trainer = Trainer(task, folder, barrier, model, options)
+        while True:
+            number, order = desk.next_order()
+            try:
+                answer = getattr(trainer, order.pop("what"))(**order)
+            except Exception:
+                answer = traceback.format_exc()
+            desk.answer(number, answer)
+
+
+class Trainer:
+    """What can be ordered."""
+
+    def __init__(self, task, folder, barrier, model, options):
+        self._task, self._barrier, self._model, self._options = task, barrier, model, options
+        self._rank, self._rounds = task.rank, evidence(folder, len(task.trainers))
+
+    def wait(self, round, timeout):
+        """Waits once; tells the result, and whether it came early, or the error."""
+        self._rounds[0, self._rank] = round
+        begin = time.monotonic()
+        try:
+            answer = {"result": self._barrier.wait(timeout)}
+            answer["early"] = bool(self._rounds[0].min() < round)
+        except tfdist.BarrierError as error:
+            missing = getattr(error, "missing", ())
+            answer = {"error": type(error).__name__, "text": str(error), "missing": [*missing]}
+        return {**answer, "late": time.monotonic() - begin - timeout}
+
+    def run(self, first, last, timeout):
+        """Waits round after round; returns what was not as it should be."""
+        answers = [self.wait(round, timeout) for round in range(first, last + 1)]
+        return [
+            answer for answer in answers if answer.get("result") != self._rank or answer["early"]
+        ]
+
+    def see(self, n_waiting, timeout):
+        """Polls until that many wait."""
+        condition = lambda: self._barrier.n_waiting == n_waiting  # noqa: E731
+        poll_until(condition, f"{n_waiting} wait", timeout=timeout)
+
+    def missing(self):
+        return list(self._barrier.missing())
+
+    def generation(self):
+        return self._barrier.generation
+
+    def reset(self):
+        self._barrier.reset()
+
+    def state(self):
+        return self._model.state()
+
+    def hang_in_the_next_save(self):
+        """Whoever writes more than half of a checkpoint into a file stays in that call."""
+        libc = ctypes.CDLL(None)
+        libc.signal(signal.SIGXFSZ, ctypes.cast(libc.pause, ctypes.c_void_p))
+        _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (HALF_A_FILE, most))
+
+    def race(self, rounds, timeouts, delays, seed):
+        """At PAIRS barriers at once; in turn one comes later; both wait with random timeouts."""
+        race = functools.partial(self._race, rounds, timeouts, delays, seed)
+        with ThreadPoolExecutor(PAIRS) as pool:
+            return list(pool.map(race, range(1, PAIRS + 1)))
+
+    def _race(self, rounds, timeouts, delays, seed, pair):
+        chance = random.Random(f"{seed} {pair} {self._rank}")
+        timed_out = early = 0
+        with self._other_barrier(f"race {pair} {seed}") as barrier:
+            for round in range(1, rounds + 1):
+                if (round + self._rank) % 2:
+                    time.sleep(chance.uniform(*delays))  # nothing is awaited: that is the race
+                self._rounds[pair, self._rank] = round
+                while True:
+                    try:
+                        barrier.wait(chance.uniform(*timeouts))
+                        break
+                    except tfdist.BarrierTimeout:
+                        timed_out += 1
+                early += int(self._rounds[pair].min() < round)
+            return {"timed_out": timed_out, "early": early, "generation": barrier.generation}
+
+    def race_to_break(self, rounds, timeouts, seed):
+        """Waits at a barrier that a timeout breaks; tells by round whether it passed.
+
+        Between the rounds all meet at another barrier, and the chief mends this one.
+        """
+        chance = random.Random(f"{seed} {self._rank}")
+        passed = []
+        with ExitStack() as stack:
+            between = stack.enter_context(self._other_barrier("between"))
+            barrier = stack.enter_context(self._other_barrier("breaks", break_on_timeout=True))
+            for _ in range(rounds):
+                try:
+                    barrier.wait(chance.uniform(*timeouts))
+                    passed.append(True)
+                except (tfdist.BarrierTimeout, tfdist.BarrierBroken):
+                    passed.append(False)
+                between.wait(ORDER_SECS)
+                if self._task.is_chief and barrier.broken:
+                    barrier.reset()
+                between.wait(ORDER_SECS)
+        return passed
+
+    def _other_barrier(self, name, **options):
+        return tfdist.Barrier(
+            self._task, f"{name} {self._options['kind']}", **self._options, **options
+        )
+
+
+def many_generations(task, kind, generations, warm_up, ps):
+    """Passes so often; by how many bytes this process and the ps grew after the warm-up."""
+    with tfdist.Barrier(task, "many", kind=kind, timeout=ORDER_SECS) as barrier:
+        for _ in range(warm_up):
+            barrier.wait()
+        before = _sizes(ps)
+        for _ in range(generations - warm_up):
+            barrier.wait()
+        growth = [after - start for start, after in zip(before, _sizes(ps), strict=True)]
+        barrier.wait()  # nobody leaves while another measures
+        return growth
+
+
+def _sizes(ps):
+    return [psutil.Process(pid).memory_info().rss for pid in (os.getpid(), ps)]

@@ -1,0 +1,442 @@
+"""Barriers whose trainers or ps are killed, stopped, woken and restarted at the worst moments.
+
+The trainers are processes that follow orders; see barrier_jobs. Each keeps a barrier of either
+kind, so that every fault hits both at once. Before each wait a trainer writes down its round
+where all others can read it: so whether somebody passed early is known without the barrier.
+"""
+
+import functools
+import multiprocessing
+import os
+import threading
+
+import psutil
+import pytest
+
+import tfdist
+from tests.chaos import barrier_jobs
+from tests.chaos.barrier_jobs import HALF_A_FILE, KINDS
+from tfdist.deadline import Deadline
+from tfdist.testing import poll_until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+N = 3
+START = 60.0
+LONG = 30.0  # of what is expected to end; far more than it takes
+SHORT = 0.5  # of what is expected to time out
+LATE = 0.5  # how long after its timeout a wait may end, whatever has died
+GENERATIONS = int(os.environ.get("TFDIST_TEST_GENERATIONS", "20000"))
+CHIEF, ONE, TWO = NAMES = [f"worker:{rank}" for rank in range(N)]
+
+
+@pytest.fixture
+def start(make_cluster, tmp_path):
+    """Starts a crew, which ends with the test."""
+    crews = []
+
+    def start_crew(num=N, **options):
+        crews.append(Crew(make_cluster(1, num, backend="processes"), tmp_path, options))
+        crews[-1].wait_for_lives(1)
+        return crews[-1]
+
+    yield start_crew
+    for crew in crews:
+        crew.close()
+
+
+class Crew(threading.Thread):
+    """The trainers of a cluster, at their desks: one desk for each kind of barrier."""
+
+    def __init__(self, cluster, folder, options):
+        super().__init__(name="crew")
+        self.cluster, self.folder, self._options = cluster, folder, options
+        self.caught = None
+        self.names = [task.name for task in cluster.trainers]
+        self._desks = {}
+        self._second = {}
+        self.rounds = []
+        for kind in KINDS:
+            (folder / kind).mkdir()
+            (folder / kind / "rounds").write_bytes(
+                bytes(8 * len(self.names) * (1 + barrier_jobs.PAIRS))
+            )
+            self.rounds.append(barrier_jobs.evidence(folder / kind, len(self.names)))
+        for name in self.names:
+            self._add_desks(name)
+        self.start()
+
+    def run(self):
+        job = functools.partial(barrier_jobs.obey, folder=str(self.folder), **self._options)
+        try:
+            self.cluster.run(job, timeout=3 * START)
+        except tfdist.TfdistError as error:
+            self.caught = error
+
+    def wait_for_lives(self, number, names=None):
+        """Until that many processes of each trainer have made their barriers."""
+        for name in names or self.names:
+            poll_until(
+                lambda name=name: self.caught or min(self._lives(name)) >= number,
+                f"{name} has made its barriers",
+                timeout=START,
+            )
+        assert self.caught is None
+
+    def order(self, name, what, **options):
+        """Orders something for each kind; `answers` of what this returns has the results."""
+        desks = self._desks[name]
+        return Order(name, [(desk, desk.order(what, **options)) for desk in desks])
+
+    def ask(self, name, what, **options):
+        """The answer, which has to be the same for each kind."""
+        answers = self.order(name, what, **options).answers()
+        assert answers[0] == answers[1], f"{name} {what}: {dict(zip(KINDS, answers, strict=True))}"
+        return answers[0]
+
+    def order_wait(self, name, round, timeout=LONG):
+        return self.order(name, "wait", round=round, timeout=timeout)
+
+    def all_pass(self, round, names=None):
+        waits = [self.order_wait(name, round) for name in names or self.names]
+        for wait in waits:
+            wait.passes()
+
+    def see(self, name, n_waiting):
+        """Lets a trainer look until that many wait."""
+        assert self.ask(name, "see", n_waiting=n_waiting, timeout=LONG) is None
+
+    def kill(self, name):
+        self.cluster.kill(name)
+
+    def restart(self, name):
+        if name not in self._desks:
+            self.cluster.restart(name)
+            return
+        lives = max(self._lives(name))
+        self.cluster.restart(name)
+        self.wait_for_lives(lives + 1, [name])
+
+    def stop(self, name):
+        """Returns once it stands still."""
+        process = psutil.Process(self.cluster._running[name].pid)
+        self.cluster.pause(name)
+        poll_until(lambda: process.status() == psutil.STATUS_STOPPED, f"{name} is stopped")
+
+    def wake(self, name):
+        self.cluster.resume(name)
+
+    def start_second(self, name):
+        """A second process of a trainer, at desks of its own; the name of those."""
+        desk = f"{name} again"
+        self._add_desks(desk)
+        task = self.cluster.trainers[self.names.index(name)]
+        self._second[desk] = multiprocessing.get_context("forkserver").Process(
+            target=barrier_jobs.obey,
+            args=(task, str(self.folder)),
+            kwargs={**self._options, "desk": desk},
+            daemon=True,
+        )
+        self._second[desk].start()
+        self.wait_for_lives(1, [desk])
+        return desk
+
+    def close(self):
+        for process in self._second.values():
+            process.kill()
+            process.join(LONG)
+        for name in self.names:
+            try:
+                self.cluster.kill(name)
+            except tfdist.ClusterError:
+                continue  # it was killed already
+        self.join(LONG)
+
+    def _add_desks(self, name):
+        self._desks[name] = [barrier_jobs.Desk(self.folder / kind, name) for kind in KINDS]
+
+    def _lives(self, name):
+        return [desk.lives for desk in self._desks[name]]
+
+
+class Order:
+    """An order that was given to a trainer, for each kind."""
+
+    def __init__(self, name, given):
+        self._rank, self._name, self._given = int(name.split()[0].partition(":")[2]), name, given
+
+    @property
+    def pending(self):
+        """Whether neither kind has an answer."""
+        return not any(desk.has_answer(number) for desk, number in self._given)
+
+    def answers(self, timeout=LONG + LATE):
+        return [desk.read_answer(number, timeout) for desk, number in self._given]
+
+    def withdraw(self):
+        for desk, number in self._given:
+            desk.answer(number, "withdrawn")
+
+    def passes(self):
+        for about, answer in self._outcomes():
+            assert answer.get("result") == self._rank, about
+            assert not answer["early"], about
+
+    def times_out(self, *missing, text=""):
+        for about, answer in self._outcomes():
+            assert answer.get("error") == "BarrierTimeout", about
+            assert answer["missing"] == list(missing), about
+            assert all(part in answer["text"] for part in (*missing, text)), about
+            assert answer["late"] < LATE, about
+
+    def breaks(self, text):
+        for about, answer in self._outcomes():
+            assert answer.get("error") == "BarrierBroken", about
+            assert text in answer["text"], about
+            assert answer["late"] < LATE, about
+
+    def _outcomes(self):
+        answers = self.answers()
+        assert all(isinstance(answer, dict) for answer in answers), answers
+        return [(f"{self._name} {kind}: {a}", a) for kind, a in zip(KINDS, answers, strict=True)]
+
+
+def test_a_trainer_killed_before_it_arrives_resumes_its_generation(start):
+    crew = start()
+    crew.all_pass(round=1)
+    crew.kill(ONE)
+    waits = [crew.order_wait(name, 2, SHORT) for name in (CHIEF, TWO)]
+    for wait in waits:
+        wait.times_out(ONE)
+    crew.restart(ONE)
+    assert crew.ask(ONE, "generation") == 2
+    assert crew.ask(ONE, "missing") == [ONE]
+    crew.all_pass(round=2)
+    crew.all_pass(round=3)
+    assert crew.ask(ONE, "generation") == 4
+
+
+def test_a_trainer_killed_while_it_waits_counts_once(start):
+    crew = start()
+    crew.all_pass(round=1)
+    lost = crew.order_wait(ONE, 2)
+    crew.see(CHIEF, n_waiting=1)
+    crew.kill(ONE)
+    crew.restart(ONE)  # and waits again
+    crew.order_wait(CHIEF, 2, SHORT).times_out(TWO)
+    assert lost.pending
+    crew.all_pass(round=2, names=[CHIEF, TWO])
+    lost.passes()
+    # What it sent counts also for those that come while it is dead.
+    lost = crew.order_wait(ONE, 3)
+    crew.see(CHIEF, n_waiting=1)
+    crew.kill(ONE)
+    crew.all_pass(round=3, names=[CHIEF, TWO])
+    lost.withdraw()
+    crew.restart(ONE)
+    assert crew.ask(ONE, "generation") == 4
+    crew.order_wait(CHIEF, 4, SHORT).times_out(ONE, TWO)
+    crew.all_pass(round=4)
+    crew.all_pass(round=5)
+    assert crew.ask(ONE, "generation") == 6
+
+
+def test_a_chief_stopped_in_its_action_and_one_killed_in_it(start):
+    crew = start(saves=True)
+    folders = [crew.folder / kind for kind in KINDS]
+    # Stopped: the timeouts of the others go on running, and nobody is broken.
+    waits = [crew.order_wait(CHIEF, 1), *(crew.order_wait(n, 1, 2 * SHORT) for n in (ONE, TWO))]
+    for folder in folders:
+        poll_until((folder / "acting").exists, "the chief acts", timeout=LONG)
+    crew.stop(CHIEF)
+    for folder in folders:
+        (folder / "go").touch()
+    for wait in waits[1:]:
+        wait.times_out(text="all have arrived; worker:0 runs the action")
+    waits[1:] = [crew.order_wait(name, 1) for name in (ONE, TWO)]
+    crew.wake(CHIEF)
+    for wait in waits:
+        wait.passes()
+    assert crew.ask(CHIEF, "state") == [1, 1.0, 1.0]
+    # Killed in the middle of its second save: all are told, and believe the first one.
+    crew.ask(CHIEF, "hang_in_the_next_save")
+    waits = [crew.order_wait(name, 2) for name in NAMES]
+    for folder in folders:
+        poll_until(lambda folder=folder: half_saved(folder), "half is saved", timeout=LONG)
+    assert all(wait.pending for wait in waits)
+    crew.kill(CHIEF)
+    crew.restart(CHIEF)
+    for wait in waits:
+        wait.breaks("worker:0 was restarted while its action ran")
+    crew.order_wait(TWO, 2).breaks("worker:0 was restarted while its action ran")  # until a reset
+    assert all(half_saved(folder) for folder in folders)
+    assert crew.ask(CHIEF, "state") == [1, 1.0, 1.0]
+    crew.ask(TWO, "reset")
+    crew.all_pass(round=3)
+    assert crew.ask(CHIEF, "state") == [2, 2.0, 2.0]
+
+
+def half_saved(folder):
+    return any(path.stat().st_size == HALF_A_FILE for path in (folder / "model").iterdir())
+
+
+def test_a_trainer_stopped_before_it_arrives_or_while_it_waits_and_woken(start):
+    crew = start()
+    crew.all_pass(round=1)
+    crew.stop(ONE)
+    stopped = crew.order_wait(ONE, 2)
+    for wait in [crew.order_wait(name, 2, SHORT) for name in (CHIEF, TWO)]:
+        wait.times_out(ONE)
+    crew.wake(ONE)
+    crew.all_pass(round=2, names=[CHIEF, TWO])
+    stopped.passes()
+    # While it waits: the others need no more of it in this round, but in the next one.
+    stopped = crew.order_wait(ONE, 3)
+    crew.see(CHIEF, n_waiting=1)
+    crew.stop(ONE)
+    crew.all_pass(round=3, names=[CHIEF, TWO])
+    waits = [crew.order_wait(name, 4, 2.5) for name in (CHIEF, TWO)]  # longer than one call blocks
+    for wait in waits:
+        wait.times_out(ONE)
+    assert stopped.pending
+    crew.wake(ONE)
+    stopped.passes()
+    crew.all_pass(round=4)
+    assert crew.ask(ONE, "generation") == 5
+
+
+def test_a_process_beside_its_successor_counts_nowhere(start):
+    crew = start()
+    crew.all_pass(round=1)
+    zombie = crew.order_wait(ONE, 2)
+    crew.see(CHIEF, n_waiting=1)
+    crew.stop(ONE)
+    again = crew.start_second(ONE)
+    wait = crew.order_wait(again, 2)
+    crew.order_wait(CHIEF, 2, SHORT).times_out(TWO)  # two have come, one of them twice
+    assert wait.pending
+    crew.all_pass(round=2, names=[CHIEF, TWO])
+    wait.passes()
+    crew.wake(ONE)
+    zombie.breaks("another process has taken the place of worker:1")
+    for round in (3, 4):  # of either parity
+        crew.order_wait(ONE, round).breaks("another process has taken the place of worker:1")
+        assert crew.ask(TWO, "missing") == NAMES
+        crew.order_wait(CHIEF, round, SHORT).times_out(ONE, TWO)
+        crew.all_pass(round, names=[CHIEF, again, TWO])
+
+
+def test_a_ps_stopped_while_they_wait_and_woken(start):
+    crew = start()
+    crew.all_pass(round=1)
+    long = crew.order_wait(CHIEF, 2)
+    crew.see(TWO, n_waiting=1)
+    short = crew.order_wait(ONE, 2, 2 * SHORT)
+    crew.see(TWO, n_waiting=2)
+    crew.stop("ps:0")
+    short.times_out("ps:0")
+    for name in (ONE, TWO):  # one that goes on waiting, and one whose arrival gets no answer
+        for timeout in (0, SHORT, 3.0):
+            crew.order_wait(name, 2, timeout).times_out("ps:0")
+    waits = [long, *(crew.order_wait(name, 2) for name in (ONE, TWO))]
+    poll_until(lambda: all(rounds[0].min() == 2 for rounds in crew.rounds), "all wait")
+    crew.wake("ps:0")
+    for wait in waits:
+        wait.passes()
+    crew.all_pass(round=3)
+    assert crew.ask(ONE, "generation") == 4
+
+
+def test_a_ps_stopped_and_woken_while_rounds_go_by(start):
+    crew = start()
+    runs = [crew.order(name, "run", first=1, last=600, timeout=LONG) for name in NAMES]
+    for seconds in (0.5, 2.5):  # the second for longer than one call blocks
+        goals = [rounds[0].min() + 50 for rounds in crew.rounds]
+        for rounds, goal in zip(crew.rounds, goals, strict=True):
+            poll_until(lambda rounds=rounds, goal=goal: rounds[0].min() > goal, "rounds go by")
+        crew.stop("ps:0")
+        stopped = Deadline(seconds)
+        poll_until(lambda stopped=stopped: stopped.expired, "it was stopped for long enough")
+        assert all(run.pending for run in runs)
+        crew.wake("ps:0")
+    assert [run.answers() for run in runs] == [[[], []]] * N
+    assert crew.ask(ONE, "generation") == 601
+
+
+def test_a_ps_killed_and_restarted_has_forgotten_and_releases_nobody(start):
+    crew = start()
+    crew.all_pass(round=1)
+    waits = [crew.order_wait(name, 2) for name in (CHIEF, ONE)]
+    crew.see(TWO, n_waiting=2)
+    crew.kill("ps:0")
+    for wait in waits:
+        wait.breaks("ps:0 was lost")
+    crew.order_wait(TWO, 2, SHORT).breaks("ps:0 was lost")
+    crew.restart("ps:0")
+    for name in NAMES:
+        crew.ask(name, "reset")
+    assert crew.ask(ONE, "generation") == 1
+    crew.all_pass(round=3)
+    # Restarted before one of those that wait can notice; the others are on the new one by then.
+    waits = [crew.order_wait(name, 4) for name in (CHIEF, ONE)]
+    crew.see(TWO, n_waiting=2)
+    crew.stop(CHIEF)
+    crew.kill("ps:0")
+    crew.restart("ps:0")
+    waits[1].breaks("ps:0 was")
+    for name in (ONE, TWO):
+        crew.ask(name, "reset")
+    new = [crew.order_wait(name, 5) for name in (ONE, TWO)]
+    crew.wake(CHIEF)
+    waits[0].breaks("ps:0 was")
+    assert all(wait.pending for wait in new)
+    crew.ask(CHIEF, "reset")
+    crew.order_wait(CHIEF, 5).passes()
+    for wait in new:
+        wait.passes()
+    assert crew.ask(ONE, "generation") == 2
+
+
+def test_timeouts_that_race_with_the_release(start):
+    crew = start(num=2)
+    for rounds, timeouts, delays in (
+        (200, (0.0, 0.008), (0.0, 0.004)),  # where either kind polls
+        (60, (0.1, 0.11), (0.03, 0.13)),  # where the queue kind is cut off while it blocks
+    ):
+        options = {"rounds": rounds, "timeouts": timeouts, "delays": delays, "seed": rounds}
+        races = [crew.order(name, "race", **options) for name in crew.names]
+        timed_out = 0
+        for pairs in [pairs for race in races for pairs in race.answers(2 * LONG)]:
+            timed_out += sum(pair.pop("timed_out") for pair in pairs)
+            assert pairs == [{"early": 0, "generation": rounds + 1}] * len(pairs)
+        assert timed_out > rounds  # else it was no race
+
+
+def test_timeouts_that_break_it_race_with_the_release(start):
+    """In each round all pass or nobody does."""
+    crew = start(num=2)
+    options = {"rounds": 200, "timeouts": (0.0, 0.008), "seed": 1}
+    races = [crew.order(name, "race_to_break", **options) for name in crew.names]
+    one, other = (race.answers() for race in races)
+    assert one == other
+    for passed in one:
+        assert 0 < sum(passed) < 200  # else it was no race
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_many_generations_grow_nothing(make_cluster, kind):
+    # As many calls to the ps for both: the one that polls makes some three times as many.
+    generations = GENERATIONS if kind == "queue" else GENERATIONS * 3 // 10
+    cluster = make_cluster(1, 2, backend="processes")
+    job = functools.partial(
+        barrier_jobs.many_generations,
+        kind=kind,
+        generations=generations,
+        warm_up=generations // 10,
+        ps=cluster._running["ps:0"].pid,
+    )
+    growth = cluster.run(job, timeout=START + generations / 100)
+    print(kind, growth)
+    for trainer, ps in growth:
+        assert trainer < 2**20
+        assert ps < 2**20 + generations * 200
