@@ -1,20 +1,18 @@
 """Barriers whose trainers or ps are killed, stopped, woken and restarted at the worst moments.
 
-The trainers are processes that follow orders; see barrier_jobs. Each keeps a barrier of either
-kind, so that every fault hits both at once. Before each wait a trainer writes down its round
-where all others can read it: so whether somebody passed early is known without the barrier.
+The trainers are processes that follow orders (barrier_jobs), which a crew gives (barrier_crew).
+Each keeps a barrier of either kind, so that every fault hits both at once. Before each wait a
+trainer writes down its round where all others can read it: so whether somebody passed early is
+known without the barrier.
 """
 
 import functools
-import multiprocessing
 import os
-import threading
 
-import psutil
 import pytest
 
-import tfdist
 from tests.chaos import barrier_jobs
+from tests.chaos.barrier_crew import LONG, START, Crew
 from tests.chaos.barrier_jobs import HALF_A_FILE, KINDS
 from tfdist.deadline import Deadline
 from tfdist.testing import poll_until
@@ -22,10 +20,7 @@ from tfdist.testing import poll_until
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 N = 3
-START = 60.0
-LONG = 30.0  # of what is expected to end; far more than it takes
 SHORT = 0.5  # of what is expected to time out
-LATE = 0.5  # how long after its timeout a wait may end, whatever has died
 GENERATIONS = int(os.environ.get("TFDIST_TEST_GENERATIONS", "20000"))
 CHIEF, ONE, TWO = NAMES = [f"worker:{rank}" for rank in range(N)]
 
@@ -43,162 +38,6 @@ def start(make_cluster, tmp_path):
     yield start_crew
     for crew in crews:
         crew.close()
-
-
-class Crew(threading.Thread):
-    """The trainers of a cluster, at their desks: one desk for each kind of barrier."""
-
-    def __init__(self, cluster, folder, options):
-        super().__init__(name="crew")
-        self.cluster, self.folder, self._options = cluster, folder, options
-        self.caught = None
-        self.names = [task.name for task in cluster.trainers]
-        self._desks = {}
-        self._second = {}
-        self.rounds = []
-        for kind in KINDS:
-            (folder / kind).mkdir()
-            (folder / kind / "rounds").write_bytes(
-                bytes(8 * len(self.names) * (1 + barrier_jobs.PAIRS))
-            )
-            self.rounds.append(barrier_jobs.evidence(folder / kind, len(self.names)))
-        for name in self.names:
-            self._add_desks(name)
-        self.start()
-
-    def run(self):
-        job = functools.partial(barrier_jobs.obey, folder=str(self.folder), **self._options)
-        try:
-            self.cluster.run(job, timeout=3 * START)
-        except tfdist.TfdistError as error:
-            self.caught = error
-
-    def wait_for_lives(self, number, names=None):
-        """Until that many processes of each trainer have made their barriers."""
-        for name in names or self.names:
-            poll_until(
-                lambda name=name: self.caught or min(self._lives(name)) >= number,
-                f"{name} has made its barriers",
-                timeout=START,
-            )
-        assert self.caught is None
-
-    def order(self, name, what, **options):
-        """Orders something for each kind; `answers` of what this returns has the results."""
-        desks = self._desks[name]
-        return Order(name, [(desk, desk.order(what, **options)) for desk in desks])
-
-    def ask(self, name, what, **options):
-        """The answer, which has to be the same for each kind."""
-        answers = self.order(name, what, **options).answers()
-        assert answers[0] == answers[1], f"{name} {what}: {dict(zip(KINDS, answers, strict=True))}"
-        return answers[0]
-
-    def order_wait(self, name, round, timeout=LONG):
-        return self.order(name, "wait", round=round, timeout=timeout)
-
-    def all_pass(self, round, names=None):
-        waits = [self.order_wait(name, round) for name in names or self.names]
-        for wait in waits:
-            wait.passes()
-
-    def see(self, name, n_waiting):
-        """Lets a trainer look until that many wait."""
-        assert self.ask(name, "see", n_waiting=n_waiting, timeout=LONG) is None
-
-    def kill(self, name):
-        self.cluster.kill(name)
-
-    def restart(self, name):
-        if name not in self._desks:
-            self.cluster.restart(name)
-            return
-        lives = max(self._lives(name))
-        self.cluster.restart(name)
-        self.wait_for_lives(lives + 1, [name])
-
-    def stop(self, name):
-        """Returns once it stands still."""
-        process = psutil.Process(self.cluster._running[name].pid)
-        self.cluster.pause(name)
-        poll_until(lambda: process.status() == psutil.STATUS_STOPPED, f"{name} is stopped")
-
-    def wake(self, name):
-        self.cluster.resume(name)
-
-    def start_second(self, name):
-        """A second process of a trainer, at desks of its own; the name of those."""
-        desk = f"{name} again"
-        self._add_desks(desk)
-        task = self.cluster.trainers[self.names.index(name)]
-        self._second[desk] = multiprocessing.get_context("forkserver").Process(
-            target=barrier_jobs.obey,
-            args=(task, str(self.folder)),
-            kwargs={**self._options, "desk": desk},
-            daemon=True,
-        )
-        self._second[desk].start()
-        self.wait_for_lives(1, [desk])
-        return desk
-
-    def close(self):
-        for process in self._second.values():
-            process.kill()
-            process.join(LONG)
-        for name in self.names:
-            try:
-                self.cluster.kill(name)
-            except tfdist.ClusterError:
-                continue  # it was killed already
-        self.join(LONG)
-
-    def _add_desks(self, name):
-        self._desks[name] = [barrier_jobs.Desk(self.folder / kind, name) for kind in KINDS]
-
-    def _lives(self, name):
-        return [desk.lives for desk in self._desks[name]]
-
-
-class Order:
-    """An order that was given to a trainer, for each kind."""
-
-    def __init__(self, name, given):
-        self._rank, self._name, self._given = int(name.split()[0].partition(":")[2]), name, given
-
-    @property
-    def pending(self):
-        """Whether neither kind has an answer."""
-        return not any(desk.has_answer(number) for desk, number in self._given)
-
-    def answers(self, timeout=LONG + LATE):
-        return [desk.read_answer(number, timeout) for desk, number in self._given]
-
-    def withdraw(self):
-        for desk, number in self._given:
-            desk.answer(number, "withdrawn")
-
-    def passes(self):
-        for about, answer in self._outcomes():
-            assert answer.get("result") == self._rank, about
-            assert not answer["early"], about
-
-    def times_out(self, *missing, text=""):
-        for about, answer in self._outcomes():
-            assert answer.get("error") == "BarrierTimeout", about
-            assert answer["missing"] == list(missing), about
-            assert all(part in answer["text"] for part in (*missing, text)), about
-            assert answer["late"] < LATE, about
-
-    def breaks(self, text):
-        for about, answer in self._outcomes():
-            assert answer.get("error") == "BarrierBroken", about
-            assert text in answer["text"], about
-            assert answer["late"] < LATE, about
-
-    def _outcomes(self):
-        answers = self.answers()
-        assert all(isinstance(answer, dict) for answer in answers), answers
-        return [(f"{self._name} {kind}: {a}", a) for kind, a in zip(KINDS, answers, strict=True)]
 
 
 def test_a_trainer_killed_before_it_arrives_resumes_its_generation(start):
@@ -271,7 +110,7 @@ def test_a_chief_stopped_in_its_action_and_one_killed_in_it(start):
     crew.order_wait(TWO, 2).breaks("worker:0 was restarted while its action ran")  # until a reset
     assert all(half_saved(folder) for folder in folders)
     assert crew.ask(CHIEF, "state") == [1, 1.0, 1.0]
-    crew.ask(TWO, "reset")
+    crew.all_reset([TWO])
     crew.all_pass(round=3)
     assert crew.ask(CHIEF, "state") == [2, 2.0, 2.0]
 
@@ -373,8 +212,7 @@ def test_a_ps_killed_and_restarted_has_forgotten_and_releases_nobody(start):
         wait.breaks("ps:0 was lost")
     crew.order_wait(TWO, 2, SHORT).breaks("ps:0 was lost")
     crew.restart("ps:0")
-    for name in NAMES:
-        crew.ask(name, "reset")
+    crew.all_reset(NAMES)
     assert crew.ask(ONE, "generation") == 1
     crew.all_pass(round=3)
     # Restarted before one of those that wait can notice; the others are on the new one by then.
@@ -384,13 +222,12 @@ def test_a_ps_killed_and_restarted_has_forgotten_and_releases_nobody(start):
     crew.kill("ps:0")
     crew.restart("ps:0")
     waits[1].breaks("ps:0 was")
-    for name in (ONE, TWO):
-        crew.ask(name, "reset")
+    crew.all_reset([ONE, TWO])
     new = [crew.order_wait(name, 5) for name in (ONE, TWO)]
     crew.wake(CHIEF)
     waits[0].breaks("ps:0 was")
     assert all(wait.pending for wait in new)
-    crew.ask(CHIEF, "reset")
+    crew.all_reset([CHIEF])
     crew.order_wait(CHIEF, 5).passes()
     for wait in new:
         wait.passes()
@@ -436,7 +273,6 @@ def test_many_generations_grow_nothing(make_cluster, kind):
         ps=cluster._running["ps:0"].pid,
     )
     growth = cluster.run(job, timeout=START + generations / 100)
-    print(kind, growth)
     for trainer, ps in growth:
         assert trainer < 2**20
         assert ps < 2**20 + generations * 200
