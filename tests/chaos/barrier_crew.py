@@ -13,7 +13,7 @@ from tfdist.testing import poll_until
 
 START = 60.0
 LONG = 30.0  # of what is expected to end; far more than it takes
-LATE = 0.5  # how long after its timeout a wait may end, whatever has died
+LATE = 2.0  # how long after its timeout a wait may end on a busy machine
 
 
 class Crew(threading.Thread):
@@ -157,12 +157,12 @@ class Order:
             assert answer.get("result") == self._rank, about
             assert not answer["early"], about
 
-    def times_out(self, *missing, text=""):
+    def times_out(self, *missing, text="", late=LATE):
         for about, answer in self._outcomes():
             assert answer.get("error") == "BarrierTimeout", about
             assert answer["missing"] == list(missing), about
             assert all(part in answer["text"] for part in (*missing, text)), about
-            assert answer["late"] < LATE, about
+            assert answer["late"] < late, about
 
     def breaks(self, text):
         for about, answer in self._outcomes():

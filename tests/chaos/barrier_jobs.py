@@ -189,17 +189,18 @@ class Trainer:
         _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (HALF_A_FILE, most))
 
-    def race(self, rounds, timeouts, delays, seed):
+    def race(self, phases, seed):
         """At PAIRS barriers at once; in turn one comes later; both wait with random timeouts."""
-        race = functools.partial(self._race, rounds, timeouts, delays, seed)
+        race = functools.partial(self._race, phases, seed)
         with ThreadPoolExecutor(PAIRS) as pool:
             return list(pool.map(race, range(1, PAIRS + 1)))
 
-    def _race(self, rounds, timeouts, delays, seed, pair):
+    def _race(self, phases, seed, pair):
         chance = random.Random(f"{seed} {pair} {self._rank}")
         timed_out = early = 0
-        with self._other_barrier(f"race {pair} {seed}") as barrier:
-            for round in range(1, rounds + 1):
+        rounds = [phase[1:] for phase in phases for _ in range(phase[0])]
+        with self._other_barrier(f"race {pair}") as barrier:
+            for round, (timeouts, delays) in enumerate(rounds, start=1):
                 if (round + self._rank) % 2:
                     time.sleep(chance.uniform(*delays))  # nothing is awaited: that is the race
                 self._rounds[pair, self._rank] = round
