@@ -1,27 +1,24 @@
-"""Random runs at a barrier on a real ps, each step of which the rules of `tfdist.arrivals` foretell.
+"""Random runs of whole barriers on a real ps, whose every step `tfdist.arrivals` foretells.
 
-`Operations` runs single operations and compares the state after each. `Meeting` has whole barriers
-whose waits run in threads: it knows who still waits, who has passed, and who got which error. What
-fails is printed as Python, with a line that repeats it.
+Waits run in threads. The model tells who still waits, who has passed, and who got which error.
 """
 
-import pytest
-import tensorflow as tf
-from hypothesis import HealthCheck, Phase, settings
-from hypothesis import strategies as st
-from hypothesis.stateful import (
-    RuleBasedStateMachine,
-    initialize,
-    invariant,
-    rule,
-    run_state_machine_as_test,
-)
+import itertools
+import time
+from contextlib import suppress
+from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
+from dataclasses import dataclass, replace
 
-from tfdist import arrivals, local_cluster
-from tfdist.arrivals import RESIGNED, Arrivals
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from tests.chaos.runs import connect, run
+from tfdist import Barrier, BarrierBroken, BarrierError, BarrierTimeout, arrivals, local_cluster
+from tfdist.arrivals import RESIGNED, Arrivals, Decision
 from tfdist.barrier import connection
-from tfdist.barrier.connection import Connection
-from tfdist.deadline import Deadline
+from tfdist.testing import poll_until
 
 N = 3
 TIMEOUT = 30.0  # of what is expected to end; far more than it takes
@@ -29,23 +26,8 @@ WOKEN = 4.0  # whoever is woken goes on within this time,
 RECHECK = 2 * WOKEN  # and whoever is not takes longer
 
 ranks = st.integers(0, N - 1)
-parities = st.integers(0, 1)
-
-
-def run(machine, examples, steps, *phases):
-    run_state_machine_as_test(
-        machine,
-        settings=settings(
-            max_examples=examples,
-            stateful_step_count=steps,
-            phases=(Phase.explicit, Phase.reuse, Phase.generate, *phases),
-            derandomize=False,  # other runs each time, also where CI is set
-            deadline=None,
-            print_blob=True,
-            report_multiple_bugs=False,
-            suppress_health_check=[HealthCheck.too_slow],  # a graph takes 0.1 to 0.3 s to build
-        ),
-    )
+kinds = st.sampled_from(["queue", "counter"])
+seldom = st.sampled_from([False, False, False, True])
 
 
 @pytest.fixture(scope="module")
@@ -60,161 +42,248 @@ def _late_second_looks(monkeypatch):
     monkeypatch.setattr(connection, "RECHECK_SECS", RECHECK)
 
 
-def connect(tasks, name, rank, **options):
-    address = tasks[0].cluster_spec["ps"][0]
-    return Connection(address, name, tasks[0].trainers, rank, **options)
+@dataclass
+class Trainer:
+    """A barrier object, and what its trainer knows."""
+
+    barrier: object
+    life: int  # as the model numbers them
+    parity: int
+    breaks: bool  # a timeout breaks the barrier
+    arrived: bool = False  # it was told so, by a timeout
+    waits: Future | None = None  # for its result or error, and the time then
 
 
-# Single operations. By name of the life: its rank, whether it is a chief with an action, and the
-# life that it renews. A life that is over goes on sending.
-LIVES = {
-    "chief with an action": (0, True, None),
-    "chief": (0, False, None),
-    "chief renewed": (0, False, "chief"),
-    "first": (1, False, None),
-    "first again": (1, False, None),
-    "second": (2, False, None),
-    "second renewed": (2, False, "second"),
-}
-lives = st.sampled_from(list(LIVES))
-chiefs = st.sampled_from([life for life, (rank, *_) in LIVES.items() if rank == 0])
+def outcome_of(barrier, timeouts):
+    """Waits again after each timeout but the last."""
+    for timeout in timeouts:
+        try:
+            outcome = barrier.wait(timeout)
+            break
+        except Exception as error:
+            outcome = error
+            if not isinstance(error, BarrierTimeout):
+                break
+    return outcome, time.monotonic()
 
 
-class Operations(RuleBasedStateMachine):
-    connections: dict[str, Connection]  # kept over all runs, since to build one takes longer
-    forget: tf.Operation
+class Meeting(RuleBasedStateMachine):
+    """Each rule ends when all is as foretold; until then only those race that it has started."""
 
-    @initialize(chief=st.sampled_from(["chief", "chief with an action"]))
-    def start(self, chief):
-        self.connections["second"].run(self.forget)
-        self.model, self.reason = Arrivals.start(N), ""
-        for life in (chief, "first", "second"):
-            self.enter(life)
+    tasks: tuple
+    names = (f"meeting/{number}" for number in itertools.count())
 
-    @invariant()
-    def the_ps_agrees_with_the_model(self):
-        snapshot = self.connections["second"].look()
-        assert snapshot.arrivals == self.model
-        assert not self.model.broken or snapshot.reason == self.reason
+    @initialize(
+        kinds=st.tuples(*[kinds] * N),
+        held=st.booleans(),
+        breaks=st.tuples(*[seldom] * N),
+        lossy=st.booleans(),
+    )
+    def start(self, kinds, held, breaks, lossy):
+        self.name, self.model, self.reason = next(self.names), Arrivals.start(N), ""
+        self.fails, self.num_runs, self.runs = False, 0, []
+        # Whether some stop blocking while a token may be on its way, so that it may be lost.
+        self.lossy = lossy
+        self.pool, self.made = ThreadPoolExecutor(2 * N), []
+        self.observer = connect(self.tasks, self.name, 1, held=False)
+        self.trainers, self.ghosts = [None] * N, []
+        for rank in range(N):
+            self.trainers[rank] = self.enter(rank, kinds[rank], held, breaks[rank])
 
-    def speaks(self, life):
-        return self.model.lives[LIVES[life][0]] == self.connections[life].life
+    def enter(self, rank, kind, held, breaks):
+        held = held and rank == 0
+        barrier = Barrier(
+            self.tasks[rank],
+            self.name,
+            kind=kind,
+            action=self.act if held else None,
+            break_on_timeout=breaks,
+        )
+        self.made.append(barrier)
+        life = len(self.made)
+        self.model = arrivals.enter(self.model, rank, life, held=held)
+        return Trainer(barrier, life, arrivals.next_parity(self.model), breaks)
 
-    def send(self, life, operation, reason=None, *, parity=None):
-        found = getattr(self.connections[life].graph, operation)
-        self.connections[life].run(found if parity is None else found[parity], reason)
+    def act(self):
+        self.runs.append(self.fails)
+        if self.fails:
+            raise ValueError("the disk is full")
 
-    @rule(life=lives)
-    def enter(self, life):
-        (rank, held, renews), number = LIVES[life], self.connections[life].life
-        before = self.model
-        if renews:
-            self.model = arrivals.renew(before, rank, number, self.connections[renews].life)
+    def teardown(self):
+        if not hasattr(self, "pool"):
+            return
+        for barrier in self.made:
+            barrier.close()  # which ends its waits
+        self.observer.close()
+        wait_for([trainer.waits for trainer in self.trainers if trainer.waits], TIMEOUT)
+        self.pool.shutdown(wait=False)
+
+    # What the trainers do.
+
+    @rule(ranks=st.sets(ranks, min_size=1), restless=st.sets(ranks), fails=seldom)
+    def wait(self, ranks, restless, fails):
+        """At once; the restless ones time out again and again and go on waiting."""
+        start, self.fails = time.monotonic(), fails
+        for rank in ranks:
+            if not self.trainers[rank].waits:
+                short = self.lossy and rank in restless and not self.trainers[rank].breaks
+                self.start_wait(rank, [0, 0.03, 0.15, 0.2, TIMEOUT] if short else [TIMEOUT])
+        self.settle(start)
+
+    @precondition(lambda self: not self.model.broken)
+    @rule(rounds=st.integers(1, 3), restless=st.sets(ranks))
+    def wait_all(self, rounds, restless):
+        for _ in range(rounds):
+            left = {rank for rank in range(N) if self.model.arrived[rank] < RESIGNED}
+            self.wait(left, restless, fails=False)
+
+    def start_wait(self, rank, timeouts):
+        trainer = self.trainers[rank]
+        if not trainer.arrived:
+            self.model = arrivals.arrive(self.model, rank, trainer.life, trainer.parity)
+        trainer.waits = self.pool.submit(outcome_of, trainer.barrier, timeouts)
+
+    @precondition(lambda self: not self.model.broken)
+    @rule(rank=ranks, blocks=st.booleans())
+    def wait_shortly(self, rank, blocks):
+        trainer, start = self.trainers[rank], time.monotonic()
+        chief_waits = self.model.held and self.trainers[0].waits
+        if trainer.waits or chief_waits:  # whether it acts before the timeout, nobody can tell
+            return
+        self.fails = False
+        self.start_wait(rank, [0.15 if blocks and self.lossy else 0.01])
+        self.settle(start, ends=rank)
+
+    # Not so early that all else happens among few.
+    @precondition(lambda self: self.model.generation > 5 * (1 + self.model.arrived.count(RESIGNED)))
+    @rule(rank=ranks)
+    def resign(self, rank):
+        trainer, start = self.trainers[rank], time.monotonic()
+        if trainer.waits:
+            return
+        if rank == 0 and self.model.held:
+            with pytest.raises(BarrierError, match="cannot resign"):
+                trainer.barrier.resign()
         else:
-            self.model = arrivals.enter(before, rank, number, held=held)
-        if self.model.broken and not before.broken:
-            self.reason = "worker:0 was restarted while its action ran"
-        self.connections[life].enter(Deadline(TIMEOUT), may_start=False)
+            trainer.barrier.resign()
+            self.model = arrivals.resign(self.model, rank, trainer.life)
+        self.settle(start)
 
-    @rule(life=lives)
-    def arrive(self, life):
-        self.arrive_with(life, arrivals.next_parity(self.model))
+    @precondition(lambda self: not self.model.broken and self.model.waiting)
+    @rule(rank=ranks)
+    def abort(self, rank):
+        start = time.monotonic()
+        self.trainers[rank].barrier.abort()
+        self.broken_by(f"{self.tasks[rank].name} called abort()")
+        self.settle(start)
 
-    @rule(life=lives, parity=parities)
-    def arrive_with(self, life, parity):
-        rank, number = LIVES[life][0], self.connections[life].life
-        self.model = arrivals.arrive(self.model, rank, number, parity)
-        self.send(life, "arrive", parity=parity)
+    @precondition(lambda self: self.model.broken or self.model.waiting)
+    @rule(rank=ranks)
+    def reset(self, rank):
+        start = time.monotonic()
+        if not self.trainers[rank].waits:
+            self.trainers[rank].barrier.reset()
+            self.model = arrivals.reset(self.model)
+            self.settle(start)
 
-    @rule(life=lives, parity=parities)
-    def cross(self, life, parity):
-        """Where it cannot block: it is refused, comes too late, or is the last."""
-        (rank, held, _), number = LIVES[life], self.connections[life].life
-        before, after = self.model, arrivals.arrive(self.model, rank, number, parity)
-        refused = before.broken or before.arrived[rank] == RESIGNED or not self.speaks(life)
-        in_vain = refused or after.arrived[rank] <= before.released
-        last = after != before and (after.released > before.released or (held and after.full))
-        if in_vain or last:
-            self.model = after
-            try:
-                operation = self.connections[life].graph.cross[parity]
-                self.connections[life].block(operation, WOKEN)
-                assert not in_vain
-            except tf.errors.InvalidArgumentError:
-                pass  # also the last may take an older token, which nobody has taken before
+    @precondition(lambda self: len(self.made) < 2 * N)  # to make one takes longer than all else
+    @rule(rank=ranks, kind=kinds, held=st.booleans(), breaks=seldom)
+    def restart(self, rank, kind, held, breaks):
+        """One that waits is killed, any other goes on as a ghost."""
+        start, old = time.monotonic(), self.trainers[rank]
+        if old.waits:
+            old.barrier.close()
+            _, ended = old.waits.result(TIMEOUT)
+            assert ended >= start
+        elif self.model.arrived[rank] != RESIGNED:
+            self.ghosts.append(old.barrier)
+        self.trainers[rank] = self.enter(rank, kind, held, breaks)
+        self.settle(start)
 
-    @rule(life=lives)
-    def begin_to_block(self, life):
-        self.send(life, "begin_to_block")
+    @precondition(lambda self: self.ghosts)
+    @rule()
+    def ghost(self):
+        start, barrier = time.monotonic(), self.ghosts.pop()
+        with pytest.raises(BarrierBroken, match="another process has taken the place"):
+            barrier.wait(TIMEOUT)
+        with suppress(BarrierError):  # a chief with an action may not
+            barrier.resign()
+        self.settle(start)
 
-    @rule(life=chiefs)
-    def begin_action(self, life):
-        self.model = arrivals.begin_action(self.model, self.connections[life].life)
-        self.send(life, "begin_action")
+    # What the model foretells.
 
-    @rule(life=chiefs)
-    def release(self, life):
-        self.model = arrivals.release(self.model, self.connections[life].life)
-        self.send(life, "release")
-
-    @rule(life=lives)
-    def resign(self, life):
-        self.model = arrivals.resign(self.model, LIVES[life][0], self.connections[life].life)
-        self.send(life, "resign")
-
-    @rule(life=lives)
-    def abort(self, life):
-        self.breaks(f"{life} called abort()")
-        self.send(life, "abort", f"{life} called abort()")
-
-    @rule(life=lives)
-    def abort_if_waiting(self, life):
-        rank = LIVES[life][0]
-        if self.speaks(life) and self.model.arrived[rank] != RESIGNED:
-            if rank in self.model.waiting:
-                self.breaks(f"{life} timed out")
-            self.send(life, "abort_if_waiting", f"{life} timed out")
-
-    @rule(life=lives)
-    def reset(self, life):
-        self.model = arrivals.reset(self.model)
-        self.send(life, "reset")
-
-    def breaks(self, reason):
+    def broken_by(self, reason):
         if not self.model.broken:
             self.model, self.reason = arrivals.abort(self.model), reason
 
+    def settle(self, start, ends=None):
+        """What the model says of those that wait comes true, not before `start`; no more does."""
+        while any(self.goes_on(rank, start) for rank in range(N)):
+            pass  # one that goes on may release those before it
+        if ends is not None and (trainer := self.trainers[ends]).waits:
+            missing = tuple(self.tasks[rank].name for rank in self.model.missing)
+            generation = self.model.generation
+            if trainer.breaks:
+                self.broken_by(f"{self.tasks[ends].name} timed out")
+            trainer.arrived = not trainer.breaks
+            error = self.ended(trainer, start)
+            assert isinstance(error, BarrierTimeout)
+            assert (error.missing, error.generation) == (missing, generation)
+            self.settle(start)
+        poll_until(self.ps_agrees, f"the ps agrees with {self.model}", timeout=TIMEOUT)
+        assert not [t.waits.result() for t in self.trainers if t.waits and t.waits.done()]
+        assert len(self.runs) == self.num_runs
 
-def forgetting(graph):
-    """An operation after which the ps has nothing of the barrier, as if nobody had ever come."""
-    done = []
-    with graph.as_default():
-        for made in graph.get_operations():
-            handle = made.outputs[0] if made.outputs else None
-            with tf.device(made.device):
-                if made.type == "VarHandleOp":
-                    destroy = tf.raw_ops.DestroyResourceOp(
-                        resource=handle, ignore_lookup_error=True
-                    )
-                    done.append(destroy)
-                if made.type == "FIFOQueueV2":
-                    size = tf.raw_ops.QueueSizeV2(handle=handle)
-                    take = tf.raw_ops.QueueDequeueManyV2
-                    done.extend(take(handle=handle, n=size, component_types=[tf.int64]))
-        return tf.group(*done)
+    def ps_agrees(self):
+        state = self.observer.look().arrivals
+        return replace(state, lives=self.model.lives) == self.model
+
+    def goes_on(self, rank, start):
+        """Whether the wait of this trainer ends now, as it should."""
+        trainer = self.trainers[rank]
+        if not trainer.waits:
+            return False
+        if self.model.arrived[rank] == RESIGNED:
+            assert "has resigned" in str(self.ended(trainer, start))
+            return True
+        # Since no arrival is lost here, it need not know of the resets.
+        decision = arrivals.decide(self.model, rank, trainer.life, trainer.parity, resets=-1)
+        if decision is Decision.ACT:
+            self.num_runs += 1
+            self.model = arrivals.begin_action(self.model, trainer.life)
+            if self.fails:
+                self.broken_by("the action of worker:0 raised ValueError: the disk is full")
+            self.model = arrivals.release(self.model, trainer.life)
+        elif decision is Decision.PASS:
+            trainer.parity ^= 1
+            trainer.arrived = False
+            assert self.ended(trainer, start) == rank
+        elif decision is Decision.BROKEN:
+            trainer.arrived = False
+            error = self.ended(trainer, start)
+            assert isinstance(error, BarrierBroken)
+            assert (self.reason if self.model.broken else "it was reset") in str(error)
+        else:
+            assert decision is Decision.WAIT
+            return False
+        return True
+
+    def ended(self, trainer, start):
+        """The outcome of its wait, which has to come in time."""
+        outcome, ended = trainer.waits.result(2 * TIMEOUT if self.lossy else WOKEN)
+        trainer.waits = None
+        assert ended >= start, f"too early: {outcome}"
+        return outcome
+
+    @invariant()
+    def everybody_can_read_that(self):
+        barrier = next((t.barrier for t in self.trainers if not t.waits)
+        model = self.model
+        assert barrier.n_waiting == (0 if model.broken else len(model.waiting))
+        assert barrier.missing() == tuple(self.tasks[rank].name for rank in model.missing)
+        assert (barrier.broken, barrier.generation) == (model.broken, model.generation)
 
 
-def test_operations_do_to_the_state_what_the_rules_say(tasks, no_leaks):
-    connections = {}
-    for life, (rank, held, renews) in LIVES.items():
-        previous_life = connections[renews].life if renews else None
-        connections[life] = connect(
-            tasks, "operations", rank, held=held, previous_life=previous_life
-        )
-    Operations.connections = connections
-    Operations.forget = forgetting(connections["second"].graph.graph)
-    try:
-        run(Operations, 60, 50, Phase.shrink)
-    finally:
-        for connected in connections.values():
-            connected.close()
+def test_barriers_do_what_the_rules_say(tasks, no_leaks):
+    Meeting.tasks = tasks
+    run(Meeting, examples=10, steps=40, shrink=False)
