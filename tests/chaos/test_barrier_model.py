@@ -5,9 +5,9 @@ Waits run in threads. The model tells who still waits, who has passed, and who g
 
 import itertools
 import time
-from contextlib import suppress
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import pytest
@@ -277,7 +277,7 @@ class Meeting(RuleBasedStateMachine):
 
     @invariant()
     def everybody_can_read_that(self):
-        barrier = next((t.barrier for t in self.trainers if not t.waits)
+        barrier = next(t.barrier for t in self.trainers if not t.waits)
         model = self.model
         assert barrier.n_waiting == (0 if model.broken else len(model.waiting))
         assert barrier.missing() == tuple(self.tasks[rank].name for rank in model.missing)

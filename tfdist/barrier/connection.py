@@ -23,7 +23,7 @@ from tfdist.task import session_target
 RECHECK_SECS = 2.0
 # What never blocks is answered within milliseconds, unless the ps is stopped or cut off.
 ANSWER_SECS = 10.0
-_LAST_ANSWER_SECS = 0.9
+_LAST_ANSWER_SECS = 0.4
 _PROBE_SECS = 0.2
 _RETRY_SECS = 0.05
 

@@ -25,7 +25,7 @@ class QueueBarrier(SharedBarrier):
     """
 
     def _hot_operations(self, graph: StateOnPs) -> list[Any]:
-        return [graph.cross, graph.block]
+        return [graph.cross, graph.block, graph.arrive, graph.begin_to_block]
 
     def _await(self, deadline: Deadline) -> Decision:
         decision = self._first_decision(deadline)

@@ -138,7 +138,11 @@ class StateOnPs:
             accepted, generation = self._arrive(parity, blocks=True)
             with tf.control_dependencies([_check(accepted)]):
                 token = _dequeue(self._own_queues[parity])
-            crossings.append(_check(tf.equal(token, generation)))
+            with tf.control_dependencies([token]):
+                [key] = self._pick(self._read(self._vector, tf.int64), "keys")
+            # Else another process has taken its place while it blocked.
+            is_mine = tf.equal(key, vector.next_key(self.life, parity))
+            crossings.append(_check(tf.equal(token, generation) & is_mine))
         return crossings
 
     @_operation

@@ -53,6 +53,11 @@ def arrival_key(life: int, parity: int) -> int:
     return life + 2 * parity
 
 
+def next_key(life: int, parity: int) -> int:
+    """What `keys` has for that life once it has arrived with that parity."""
+    return life + 1 - parity
+
+
 def start(parties: int) -> np.ndarray:
     """The vector before anybody came."""
     state = State(*[0] * len(State._fields))._replace(
