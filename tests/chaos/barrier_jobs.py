@@ -214,26 +214,28 @@ class Trainer:
             return {"timed_out": timed_out, "early": early, "generation": barrier.generation}
 
     def race_to_break(self, rounds, timeouts, seed):
-        """Waits at a barrier that a timeout breaks; tells by round whether it passed.
+        """Waits at a barrier that a timeout breaks; by round whether it passed, and it is broken.
 
         Between the rounds all meet at another barrier, and the chief mends this one.
         """
         chance = random.Random(f"{seed} {self._rank}")
-        passed = []
+        answers = []
         with ExitStack() as stack:
             between = stack.enter_context(self._other_barrier("between"))
             barrier = stack.enter_context(self._other_barrier("breaks", break_on_timeout=True))
             for _ in range(rounds):
                 try:
                     barrier.wait(chance.uniform(*timeouts))
-                    passed.append(True)
+                    passed = True
                 except (tfdist.BarrierTimeout, tfdist.BarrierBroken):
-                    passed.append(False)
+                    passed = False
                 between.wait(ORDER_SECS)
-                if self._task.is_chief and barrier.broken:
+                answers.append([passed, barrier.broken])
+                between.wait(ORDER_SECS)
+                if self._task.is_chief and not passed:
                     barrier.reset()
                 between.wait(ORDER_SECS)
-        return passed
+        return answers
 
     def _other_barrier(self, name, **options):
         return tfdist.Barrier(

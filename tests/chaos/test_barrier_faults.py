@@ -251,14 +251,15 @@ def test_timeouts_that_race_with_the_release(start):
 
 
 def test_timeouts_that_break_it_race_with_the_release(start):
-    """In each round all pass or nobody does."""
+    """In each round all pass, or nobody does and it is broken."""
     crew = start(num=2)
     options = {"rounds": 200, "timeouts": (0.0, 0.008), "seed": 1}
     races = [crew.order(name, "race_to_break", **options) for name in crew.names]
     one, other = (race.answers() for race in races)
     assert one == other
-    for passed in one:
-        assert 0 < sum(passed) < 200  # else it was no race
+    for rounds in one:
+        assert all(passed != broken for passed, broken in rounds)
+        assert 0 < sum(passed for passed, _ in rounds) < 200  # else it was no race
 
 
 @pytest.mark.parametrize("kind", KINDS)
