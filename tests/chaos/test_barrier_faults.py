@@ -194,7 +194,11 @@ def test_a_ps_stopped_and_woken_while_rounds_go_by(start):
     for seconds in (0.5, 2.5):  # the second for longer than one call blocks
         goals = [rounds[0].min() + 50 for rounds in crew.rounds]
         for rounds, goal in zip(crew.rounds, goals, strict=True):
-            poll_until(lambda rounds=rounds, goal=goal: rounds[0].min() > goal, "rounds go by")
+            poll_until(
+                lambda rounds=rounds, goal=goal: rounds[0].min() > goal,
+                "rounds go by",
+                timeout=LONG,
+            )
         crew.stop("ps:0")
         stopped = Deadline(seconds)
         poll_until(lambda stopped=stopped: stopped.expired, "it was stopped for long enough")
