@@ -267,7 +267,7 @@ def test_timeouts_that_break_it_race_with_the_release(start):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_generations_grow_nothing(make_cluster, kind):
+def test_many_generations_grow_no_trainer_and_the_ps_little(make_cluster, kind):
     # As many calls to the ps for both: the one that polls makes some three times as many.
     generations = GENERATIONS if kind == "queue" else GENERATIONS * 3 // 10
     cluster = make_cluster(1, 2, backend="processes")
@@ -281,5 +281,6 @@ def test_many_generations_grow_nothing(make_cluster, kind):
     growth = cluster.run(job, timeout=START + generations / 100)
     for trainer, ps in growth:
         assert trainer < 2**20
-        # It remembers the numbers of its last 100,000 requests.
+        # The ps does grow, by more a generation the longer it runs: 100,000 fail here. Not all of
+        # it is explained, see the limits in docs/barrier.md.
         assert ps < 2**20 + generations * 200
