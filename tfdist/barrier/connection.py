@@ -26,12 +26,16 @@ ANSWER_SECS = 10.0
 _LAST_ANSWER_SECS = 0.4
 _PROBE_SECS = 0.2
 _RETRY_SECS = 0.05
+_REFUSED_SECS = 0.001
 
 PS_LOST = (
     tf.errors.AbortedError,  # "Session handle is not found": the ps was restarted
     tf.errors.UnavailableError,  # its process is gone
     tf.errors.FailedPreconditionError,  # restarted, and nothing is initialised
 )
+
+# Somebody else was within a section at that moment, see StateOnPs; nothing was done.
+REFUSED = tf.errors.OutOfRangeError
 
 
 @dataclass(frozen=True)
@@ -114,7 +118,17 @@ class Connection:
     ) -> None:
         """Runs an operation that does not block, with a `reason` where it takes one."""
         feed = {} if reason is None else {self.graph.reason_text: reason}
-        self._ask(self._session.run, operation, feed, options=_timeout(_soon(deadline)))
+        answer = Deadline(_soon(deadline))
+        while True:
+            try:
+                options = _timeout(max(answer.remaining, _LAST_ANSWER_SECS))
+                self._ask(self._session.run, operation, feed, options=options)
+                return
+            except REFUSED as error:
+                if answer.expired:
+                    message = f"others change the state all the time: {error}"
+                    raise tf.errors.DeadlineExceededError(None, None, message) from error
+                time.sleep(_REFUSED_SECS)
 
     def block(self, operation: Any, seconds: float) -> None:
         """Runs an operation that blocks, for `seconds` or RECHECK_SECS at most.
@@ -122,6 +136,7 @@ class Connection:
         Raises:
             tf.errors.DeadlineExceededError: it still blocked.
             tf.errors.InvalidArgumentError: it was woken in vain.
+            tf.errors.OutOfRangeError: it was refused, and has done nothing.
         """
         if seconds < RECHECK_SECS:
             self._ask(self._session.run, operation, options=_timeout(seconds))

@@ -7,6 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfdist.arrivals import Decision
+from tfdist.barrier.connection import REFUSED
 from tfdist.barrier.interface import SharedBarrier
 from tfdist.barrier.state import StateOnPs
 from tfdist.deadline import Deadline
@@ -50,8 +51,8 @@ class QueueBarrier(SharedBarrier):
         self._blocks = True
         try:
             self._connection.block(operation, deadline.remaining - _SHORTEST_BLOCK_SECS / 2)
-        except tf.errors.InvalidArgumentError:
-            return False  # woken in vain
+        except (tf.errors.InvalidArgumentError, REFUSED):
+            return False  # woken in vain, or nothing was done
         except tf.errors.DeadlineExceededError:
             self._uncertain = self._uncertain or arrives
             return False

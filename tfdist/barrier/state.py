@@ -29,6 +29,35 @@ _WAKE_UP = -1  # a token of no generation: look at the state
 _ZERO, _ONE, _RESIGNED = np.int64(0), np.int64(1), np.int64(RESIGNED)
 
 
+# A queue, a token, and how many of it.
+_WakeUp = tuple[Any, Any, Any]
+
+
+class _Section:
+    """What a change of the state does, in this order: it stores, it leaves, it wakes others.
+
+    A wake-up is a message and no part of the state, and only a queue can be cancelled, so it comes
+    when nobody is kept out any more. Whoever is woken looks at a state that is there.
+    """
+
+    def __init__(self) -> None:
+        self.stored: list[Any] = []
+        self.wake_ups: list[_WakeUp] = []
+        # Operations, once it is complete.
+        self.left: Any = None
+        self.done: Any = None
+
+    def store(self, handle: Any, value: Any) -> None:
+        """After what was stored before: whoever sees that it is broken sees why."""
+        with tf.control_dependencies(self.stored):
+            self.stored.append(_assign(handle, value))
+
+    def wake(self, wake_ups: list[_WakeUp]) -> list[Any]:
+        """Operations that send them, once it was left."""
+        with tf.control_dependencies([self.left]):
+            return [_enqueue(*wake_up) for wake_up in wake_ups]
+
+
 def _operation(build: Callable[[StateOnPs], Any]) -> cached_property[Any]:
     """An operation that is put into the graph when it is first asked for.
 
@@ -74,6 +103,7 @@ class StateOnPs:
         self._gate: list[Any] = []
         with self._building():
             self._mutex = tf.raw_ops.MutexV2(shared_name=f"{name}/lock")
+            self._guard = _variable(f"{name}/guard", tf.int64)
             self._vector = _variable(f"{name}/state", tf.int64)
             self._reason = _variable(f"{name}/reason", tf.string)
             # Where the others wait for the release, and where a chief with an action waits for
@@ -93,19 +123,21 @@ class StateOnPs:
         start = vector.start(self._parties)
 
         def make() -> Any:
-            # In this order: whoever sees the vector sees the reason too.
-            with tf.control_dependencies([_assign(self._reason, tf.constant(""))]):
+            others = [_assign(self._reason, tf.constant("")), _assign(self._guard, _ZERO)]
+            with tf.control_dependencies(others):  # whoever sees the vector sees them too
                 return tf.group(_assign(self._vector, tf.constant(start)))
 
-        with self._locked() as effects, tf.control_dependencies(self._gate):
+        lock = tf.raw_ops.MutexLock(mutex=self._mutex)  # only, for there is no guard yet
+        with tf.control_dependencies([lock]):
             fresh = tf.logical_not(tf.raw_ops.VarIsInitializedOp(resource=self._vector))
-            effects.append(tf.cond(fresh, make, tf.no_op))
-        return tf.group(*effects)
+            made = tf.cond(fresh, make, tf.no_op)
+        with tf.control_dependencies([made]):
+            return tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
 
     @_operation
     def enter(self) -> Any:
         """Makes this graph's life the one that may speak for the trainer."""
-        with self._locked() as effects:
+        with self._section() as section:
             state = self._load()
             may: Any = True
             if self._previous_life is not None:
@@ -116,10 +148,10 @@ class StateOnPs:
                 blocks=tf.where(mine, _ZERO, state.blocks),
             )
             if self._rank != 0 or self._previous_life is not None:
-                effects.append(self._store(state))
+                section.store(self._vector, vector.pack(state))
             else:
-                effects.extend(self._enter_as_chief(state))
-        return tf.group(*effects)
+                self._enter_as_chief(section, state)
+        return section.done
 
     @_operation
     def arrive(self) -> list[Any]:
@@ -160,34 +192,36 @@ class StateOnPs:
     @_operation
     def begin_to_block(self) -> Any:
         """For a trainer that has arrived as one that polls, and will `block` after all."""
-        with self._locked() as effects:
+        with self._section() as section:
             state = self._load()
             mine = self._me & self._speaks(state)
-            effects.append(self._store(state._replace(blocks=tf.where(mine, _ONE, state.blocks))))
-        return tf.group(*effects)
+            state = state._replace(blocks=tf.where(mine, _ONE, state.blocks))
+            section.store(self._vector, vector.pack(state))
+        return section.done
 
     @_operation
     def begin_action(self) -> Any:
         """The chief begins its action."""
-        with self._locked() as effects:
+        with self._section() as section:
             state = self._load()
             begins = vector.is_full(state) & self._speaks(state)
-            effects.append(self._store(state._replace(acting=tf.where(begins, _ONE, state.acting))))
-        return tf.group(*effects)
+            state = state._replace(acting=tf.where(begins, _ONE, state.acting))
+            section.store(self._vector, vector.pack(state))
+        return section.done
 
     @_operation
     def release(self) -> Any:
         """The chief has run its action."""
-        with self._locked() as effects:
+        with self._section() as section:
             state = self._load()
             acted = (state.acting > 0) & self._speaks(state)
-            effects.extend(self._settle(state, acted, acted=True))
-        return tf.group(*effects)
+            self._settle(section, state, acted, acted=True)
+        return section.done
 
     @_operation
     def resign(self) -> Any:
         """Nobody waits for this trainer any more."""
-        with self._locked() as effects:
+        with self._section() as section:
             state = self._load()
             speaks = self._speaks(state)
             resigns = self._me & speaks
@@ -195,33 +229,35 @@ class StateOnPs:
                 arrived=tf.where(resigns, _RESIGNED, state.arrived),
                 blocks=tf.where(resigns, _ZERO, state.blocks),
             )
-            effects.extend(self._settle(state, speaks))
-        return tf.group(*effects)
+            self._settle(section, state, speaks)
+        return section.done
 
     @_operation
     def abort(self) -> Any:
         """Breaks the barrier; feeds `reason_text`."""
-        with self._locked() as effects:
-            effects.extend(self._break_if(True, self._load(), self.reason_text))
-        return tf.group(*effects)
+        with self._section() as section:
+            state = self._broken_if(section, True, self._load(), self.reason_text)
+            section.store(self._vector, vector.pack(state))
+        return section.done
 
     @_operation
     def abort_if_waiting(self) -> Any:
         """The same, unless this trainer's generation has been released."""
-        with self._locked() as effects:
+        with self._section() as section:
             state = self._load()
             waits = state.arrived[self._rank] > state.released
-            effects.extend(self._break_if(waits, state, self.reason_text))
-        return tf.group(*effects)
+            state = self._broken_if(section, waits, state, self.reason_text)
+            section.store(self._vector, vector.pack(state))
+        return section.done
 
     @_operation
     def reset(self) -> Any:
         """Empties and mends the barrier, and wakes those that wait."""
-        with self._locked() as effects:
+        with self._section() as section:
             state = self._load()
-            with tf.control_dependencies([self._store(vector.emptied(state))]):
-                effects.extend(self._wake(state, True))
-        return tf.group(*effects)
+            section.store(self._vector, vector.pack(vector.emptied(state)))
+            self._wake(section, state, _WAKE_UP, release=True, to_chief=True)
+        return section.done
 
     @_operation
     def snapshot(self) -> list[Any]:
@@ -237,17 +273,27 @@ class StateOnPs:
             yield
 
     @contextmanager
-    def _locked(self) -> Iterator[list[Any]]:
-        """What is put into the list is done before the lock is given back, and leaves with it."""
+    def _section(self) -> Iterator[_Section]:
+        """What is read and stored inside it happens as one; then those are woken that it names.
+
+        It is refused with OutOfRangeError if somebody else is within one, for the lock alone does
+        not keep them apart: TensorFlow lets go of it when *another* that waits for it is cancelled
+        (`AcquireAsync` in core/kernels/mutex_ops.cc). Nobody but its owner gives the guard back. A
+        section does so to its end, since nothing in it can block or be cancelled.
+        """
+        section = _Section()
         lock = tf.raw_ops.MutexLock(mutex=self._mutex)
-        effects: list[Any] = []
+        with tf.control_dependencies([lock]):
+            guard = tf.raw_ops.ResourceCountUpTo(resource=self._guard, limit=1, T=tf.int64)
         # Only what reads waits for the lock. All else depends on that, or is constant, and what is
         # constant is then ready before the lock is taken.
-        self._gate = [lock]
-        yield effects
+        self._gate = [guard]
+        yield section
         self._gate = []
-        with tf.control_dependencies(effects):
-            effects[:] = [tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)]
+        section.store(self._guard, _ZERO)
+        with tf.control_dependencies(section.stored):
+            section.left = tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
+        section.done = tf.group(section.left, *section.wake(section.wake_ups))
 
     def _read(self, handle: Any, dtype: tf.DType) -> Any:
         with tf.control_dependencies(self._gate):
@@ -256,16 +302,11 @@ class StateOnPs:
     def _load(self) -> State:
         return vector.take_apart(self._read(self._vector, tf.int64), self._parties)
 
-    def _store(self, state: State) -> Any:
-        return _assign(self._vector, vector.pack(state))
-
-    def _enter_as_chief(self, state: State) -> list[Any]:
-        reason = f"{self._name} was restarted while its action ran"
+    def _enter_as_chief(self, section: _Section, state: State) -> None:
+        reason = tf.constant(f"{self._name} was restarted while its action ran")
         died = state.acting > 0
         state = state._replace(held=np.int64(self._held))
-        broken = self._break_if(died, state, tf.constant(reason))
-        with tf.control_dependencies(broken):
-            return self._settle(self._load(), True)
+        self._settle(section, self._broken_if(section, died, state, reason), True)
 
     def _arrive(self, parity: int, *, blocks: bool) -> tuple[Any, Any]:
         """Arrives; whether that was accepted, and in which generation.
@@ -281,27 +322,31 @@ class StateOnPs:
             own += one["blocks"] if self._held else one["blocks"] + one["blocked"]
         arrival = now * (one["arrived_at"] - one["waited"]) + own
         kept = 1 - one["arrived_at"] - one["blocks"]
-        with self._locked() as effects:
+        with self._section() as section:
             before = self._read(self._vector, tf.int64)
             key, present, missing, arrived = self._pick(
                 before, "keys", "parity", "missing", "arrived"
             )
             accepted = tf.equal(key + present, vector.arrival_key(self.life, parity))
             after = tf.raw_ops.Select(condition=accepted, x=before * kept + arrival, y=before)
-            # Not tf.cond, which would make a function of each case.
+            # Not tf.cond, which would make a function of each case. What depends on the second
+            # is dead unless this trainer is the last, and what depends on the first if it is.
             is_last = accepted & tf.equal(missing, 1)
             others_miss, all_there = tf.raw_ops.Switch(data=after, pred=is_last)
             generation = arrived + 1
-            with tf.control_dependencies([_assign(self._vector, others_miss)]):
-                stored = tf.identity(accepted)
-            with tf.control_dependencies(self._settle_last(all_there, parity, now, generation)):
-                settled = tf.identity(is_last)
-            effects.append(tf.raw_ops.Merge(inputs=[stored, settled])[0])
-        with tf.control_dependencies(effects):
-            return tf.identity(accepted), generation
+            settled, wake_ups = self._settle_last(all_there, parity, now, generation)
+            stored = [
+                _after([_assign(self._vector, each)], accepted) for each in (others_miss, settled)
+            ]
+            section.stored.append(_either(stored))
+        woken = section.wake(wake_ups)
+        done = _either([_after([section.left], stored[0]), _after(woken, stored[1])])
+        return _after([done], accepted), generation
 
-    def _settle_last(self, all_there: Any, parity: int, now: Any, generation: Any) -> list[Any]:
-        """What `_settle` does, for the last to arrive; all of it is dead for the others."""
+    def _settle_last(
+        self, all_there: Any, parity: int, now: Any, generation: Any
+    ) -> tuple[Any, list[_WakeUp]]:
+        """What `_settle` does, by what is added to the whole vector."""
         one = {name: vector.one_at(name, 0, self._parties) for name in State._fields}
         waited = sum(vector.one_at("waited", rank, self._parties) for rank in range(self._parties))
         next_one = now * waited + (one["released"] + (1 - 2 * parity) * one["parity"])
@@ -315,12 +360,10 @@ class StateOnPs:
             + (release * expected) * one["missing"]
             - (release * blocked) * one["blocked"]
         )
-        # Whoever is woken looks at the state, so that has to be there first.
-        with tf.control_dependencies([_assign(self._vector, settled)]):
-            return [
-                _enqueue(self._queues[parity], generation, release * blocked),
-                _enqueue(self._full_queues[parity], generation, held * chief),
-            ]
+        return settled, [
+            (self._queues[parity], generation, release * blocked),
+            (self._full_queues[parity], generation, held * chief),
+        ]
 
     def _pick(self, state: Any, *fields: str, rank: int | None = None) -> Any:
         rank = self._rank if rank is None else rank
@@ -331,43 +374,39 @@ class StateOnPs:
     def _own_queues(self) -> list[Any]:
         return self._full_queues if self._held else self._queues
 
-    def _settle(self, state: State, changed: Any, *, acted: bool = False) -> list[Any]:
+    def _settle(
+        self, section: _Section, state: State, changed: Any, *, acted: bool = False
+    ) -> None:
         """Stores the state; if it `changed` and all are there now, releases or wakes the chief.
 
         Args:
+            section: that it belongs to.
             state: the new one.
             changed: whether anything but a repetition or a refusal has happened.
             acted: whether the chief's action has run, so that it does not hold them any more.
         """
         complete = vector.is_full(state) & changed
         release = complete if acted else complete & tf.equal(state.held, 0)
-        # Whoever is woken looks at the state, so that has to be there first.
-        with tf.control_dependencies([self._store(vector.released(state, release))]):
-            return self._tokens(
-                state, state.released + 1, release=release, to_chief=complete & ~release
-            )
+        section.store(self._vector, vector.pack(vector.released(state, release)))
+        token = state.released + 1
+        self._wake(section, state, token, release=release, to_chief=complete & ~release)
 
-    def _break_if(self, condition: Any, state: State, reason: Any) -> list[Any]:
-        """Stores the state, broken if `condition` and if it was not before."""
+    def _broken_if(self, section: _Section, condition: Any, state: State, reason: Any) -> State:
+        """The state, broken if `condition`; unless it was before, those that wait are told."""
         breaks = condition & tf.equal(state.broken, 0)
-        reason = tf.where(breaks, reason, self._read(self._reason, tf.string))
-        # In this order: whoever sees that it is broken sees why.
-        with tf.control_dependencies([_assign(self._reason, reason)]):
-            stored = self._store(state._replace(broken=tf.where(breaks, _ONE, state.broken)))
-        with tf.control_dependencies([stored]):
-            return self._wake(state, breaks)
+        section.store(self._reason, tf.where(breaks, reason, self._read(self._reason, tf.string)))
+        self._wake(section, state, _WAKE_UP, release=breaks, to_chief=breaks)
+        return state._replace(broken=tf.where(breaks, _ONE, state.broken))
 
-    def _wake(self, state: State, condition: Any) -> list[Any]:
-        """Makes those look at the state that wait for the present generation."""
-        return self._tokens(state, _WAKE_UP, release=condition, to_chief=condition)
-
-    def _tokens(self, state: State, token: Any, *, release: Any, to_chief: Any) -> list[Any]:
+    def _wake(
+        self, section: _Section, state: State, token: Any, *, release: Any, to_chief: Any
+    ) -> None:
         """Puts a token for each that blocks into the queues of the present generation."""
         odd = (state.released + 1) % 2
-        others = state.blocked * tf.cast(release, tf.int64)
+        others = vector.blocked_others(state) * tf.cast(release, tf.int64)
         chief = vector.blocked_chief(state) * tf.cast(to_chief, tf.int64)
-        return [
-            _enqueue(queues[parity], token, count * (odd if parity else 1 - odd))
+        section.wake_ups += [
+            (queues[parity], token, count * (odd if parity else 1 - odd))
             for queues, count in ((self._queues, others), (self._full_queues, chief))
             for parity in (0, 1)
         ]
@@ -388,6 +427,17 @@ def _queue(shared_name: str) -> Any:
 
 def _assign(handle: Any, value: Any) -> Any:
     return tf.raw_ops.AssignVariableOp(resource=handle, value=value)
+
+
+def _after(operations: list[Any], value: Any) -> Any:
+    """The value, once these are done; dead if one of them is."""
+    with tf.control_dependencies(operations):
+        return tf.identity(value)
+
+
+def _either(values: list[Any]) -> Any:
+    """The one that is not dead."""
+    return tf.raw_ops.Merge(inputs=values)[0]
 
 
 def _dequeue(queue: Any) -> Any:

@@ -80,7 +80,7 @@ def pack(state: State) -> Any:
         parity=(state.released + 1) % 2,
         expected=_count(expected),
         missing=_count(state.arrived <= state.released),
-        blocked=_count(is_waiting(state) & (state.blocks > 0)) - blocked_chief(state),
+        blocked=blocked_others(state),
     )
     return tf.concat([*state[:_NUM_ROWS], tf.stack(state[_NUM_ROWS:])], 0)
 
@@ -136,6 +136,11 @@ def is_full(state: State) -> Any:
     """Whether everybody who is still expected has arrived in the present generation."""
     first = tf.reduce_min(state.arrived, 0)
     return (first > state.released) & (first < RESIGNED) & tf.equal(state.broken, 0)
+
+
+def blocked_others(state: State) -> Any:
+    """How many block in the queue for the release."""
+    return _count(is_waiting(state) & (state.blocks > 0)) - blocked_chief(state)
 
 
 def blocked_chief(state: State) -> Any:
