@@ -14,6 +14,7 @@ from tfdist.deadline import Deadline
 N = 3
 TIMEOUT = 30.0  # of what is expected to end; far more than it takes
 
+ranks = st.integers(0, N - 1)
 parities = st.integers(0, 1)
 
 
@@ -23,8 +24,8 @@ def tasks():
         yield cluster.trainers
 
 
-# By name of the life: its rank, whether it is a chief with an action, and the
-# life that it renews. A life that is over goes on sending.
+# By name of the life: its rank, whether it is a chief with an action, and the life that it renews.
+# A life that is over goes on sending.
 LIVES = {
     "chief with an action": (0, True, None),
     "chief": (0, False, None),
@@ -58,6 +59,9 @@ class Operations(RuleBasedStateMachine):
     def speaks(self, life):
         return self.model.lives[LIVES[life][0]] == self.connections[life].life
 
+    def speaker(self, rank):
+        return next(life for life in LIVES if LIVES[life][0] == rank and self.speaks(life))
+
     def send(self, life, operation, reason=None, *, parity=None):
         found = getattr(self.connections[life].graph, operation)
         self.connections[life].run(found if parity is None else found[parity], reason)
@@ -74,30 +78,48 @@ class Operations(RuleBasedStateMachine):
             self.reason = "worker:0 was restarted while its action ran"
         self.connections[life].enter(Deadline(TIMEOUT), may_start=False)
 
-    @rule(life=lives)
-    def arrive(self, life):
-        self.arrive_with(life, arrivals.next_parity(self.model))
+    # Left to chance, trainers seldom come together.
+
+    @rule(but=st.sampled_from([None, *range(N)]))
+    def all_arrive(self, but):
+        for rank in range(N):
+            if rank != but:
+                self.arrive(self.speaker(rank), arrivals.next_parity(self.model))
+
+    @rule(dies=st.booleans(), restarted=chiefs)
+    def all_arrive_and_the_chief_acts(self, dies, restarted):
+        self.all_arrive(but=None)
+        self.begin_action(self.speaker(0))
+        if dies:
+            self.enter(restarted)
+        else:
+            self.release(self.speaker(0))
+
+    @rule(last=ranks)
+    def all_arrive_and_the_last_resigns(self, last):
+        self.all_arrive(but=last)
+        self.resign(self.speaker(last))
+
+    # Any life at any time.
 
     @rule(life=lives, parity=parities)
-    def arrive_with(self, life, parity):
+    def arrive(self, life, parity):
         rank, number = LIVES[life][0], self.connections[life].life
         self.model = arrivals.arrive(self.model, rank, number, parity)
         self.send(life, "arrive", parity=parity)
 
     @rule(life=lives, parity=parities)
     def cross(self, life, parity):
-        """Where it cannot block: it is refused, comes too late, or is the last."""
+        """Where it cannot block: it is refused, or is the last to come."""
         (rank, held, _), number = LIVES[life], self.connections[life].life
         before, after = self.model, arrivals.arrive(self.model, rank, number, parity)
-        refused = before.broken or before.arrived[rank] == RESIGNED or not self.speaks(life)
-        in_vain = refused or after.arrived[rank] <= before.released
-        last = after != before and (after.released > before.released or (held and after.full))
-        if in_vain or last:
+        refused = after == before
+        if refused or after.released > before.released or (held and after.full):
             self.model = after
             try:
                 operation = self.connections[life].graph.cross[parity]
                 self.connections[life].block(operation, TIMEOUT)
-                assert not in_vain
+                assert not refused
             except tf.errors.InvalidArgumentError:
                 pass  # also the last may take an older token, which nobody has taken before
 
@@ -107,6 +129,8 @@ class Operations(RuleBasedStateMachine):
 
     @rule(life=chiefs)
     def begin_action(self, life):
+        if self.model.arrived[0] == RESIGNED:  # then it does not wait
+            return
         self.model = arrivals.begin_action(self.model, self.connections[life].life)
         self.send(life, "begin_action")
 
@@ -117,6 +141,8 @@ class Operations(RuleBasedStateMachine):
 
     @rule(life=lives)
     def resign(self, life):
+        if LIVES[life][1]:  # nobody else could run its action
+            return
         self.model = arrivals.resign(self.model, LIVES[life][0], self.connections[life].life)
         self.send(life, "resign")
 
@@ -172,7 +198,7 @@ def test_operations_do_to_the_state_what_the_rules_say(tasks, no_leaks):
     Operations.connections = connections
     Operations.forget = forgetting(connections["second"].graph.graph)
     try:
-        run(Operations, examples=50, steps=50, shrink=True)
+        run(Operations, examples=50, steps=50, shrink_secs=30)
     finally:
         for connected in connections.values():
             connected.close()
