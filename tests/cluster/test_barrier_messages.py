@@ -6,6 +6,8 @@ import pytest
 import tensorflow as tf
 
 from tfdist import Barrier, BarrierBroken, BarrierTimeout, local_cluster
+from tfdist.barrier.state import PS_DEVICE
+from tfdist.deadline import Deadline
 from tfdist.task import session_target
 
 TIMEOUT = 20.0
@@ -168,6 +170,27 @@ def test_a_wait_that_goes_on_after_a_timeout_is_not_carried_over_a_reset(make):
     with pytest.raises(BarrierBroken, match="reset"):
         one.wait(SOON)
     meet(one, other)
+
+
+def test_a_ps_that_forgot_while_the_connection_stayed_is_told_from_the_old_one(make):
+    one = make(0)
+    other = make(1)
+    with pytest.raises(BarrierTimeout):
+        one.wait(SOON)
+    graph = one._connection.graph
+    with graph.graph.as_default(), tf.compat.v1.device(PS_DEVICE):
+        forget = tf.raw_ops.DestroyResourceOp(resource=graph._vector)
+    config = tf.compat.v1.ConfigProto(device_filters=["/job:ps/task:0"])
+    target = session_target(one._connection._address)
+    with tf.compat.v1.Session(target, graph=graph.graph, config=config) as session:
+        session.run(forget)
+    other.close()
+    new = make(1)  # makes the state anew
+    one._connection.enter(Deadline(TIMEOUT), may_start=False)
+    with pytest.raises(BarrierBroken, match="forgotten who arrived"):
+        one.wait(SOON)
+    one.reset()
+    meet(one, new)
 
 
 def test_a_replaced_process_is_told_and_its_successor_passes(make):

@@ -22,6 +22,13 @@ def test_a_run_that_was_mistaken_for_another_is_sent_until_it_is_taken():
     assert server.runs == 3
 
 
+def test_a_server_that_mistakes_every_run_is_given_up():
+    server = Server(*[MISTAKEN] * 1000)
+    with pytest.raises(ValueError, match="received twice"):
+        retry_if_mistaken(server.run, 7)
+    assert server.runs < 100
+
+
 def test_any_other_failure_is_passed_on_at_once():
     server = Server("Session handle is not found")
     with pytest.raises(ValueError, match="not found"):
