@@ -9,6 +9,7 @@ from tests.chaos.runs import connect, run
 from tfdist import arrivals, local_cluster
 from tfdist.arrivals import RESIGNED, Arrivals
 from tfdist.barrier.connection import Connection
+from tfdist.barrier.vector import unpack
 from tfdist.deadline import Deadline
 
 N = 3
@@ -55,6 +56,22 @@ class Operations(RuleBasedStateMachine):
         snapshot = self.connections["second"].look()
         assert snapshot.arrivals == self.model
         assert not self.model.broken or snapshot.reason == self.reason
+
+    @invariant()
+    def what_is_stored_twice_agrees(self):
+        fetched, *_ = self.connections["second"]._fetch(
+            self.connections["second"].graph.snapshot, Deadline(TIMEOUT)
+        )
+        state, model = unpack(fetched), self.model
+        waiting = [rank for rank in model.waiting if state.blocks[rank]]
+        assert state.parity == arrivals.next_parity(model)
+        assert state.expected == N - model.arrived.count(RESIGNED)
+        assert state.missing == len(model.missing)
+        assert state.blocked == len([rank for rank in waiting if rank or not model.held])
+        for rank in range(N):
+            may_arrive = not model.broken and model.arrived[rank] < RESIGNED
+            next_parity = (model.arrived[rank] + 1) % 2
+            assert state.keys[rank] == (model.lives[rank] + next_parity if may_arrive else 0)
 
     def speaks(self, life):
         return self.model.lives[LIVES[life][0]] == self.connections[life].life
