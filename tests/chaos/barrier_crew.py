@@ -52,7 +52,8 @@ class Crew(threading.Thread):
                 f"{name} has made its barriers",
                 timeout=START,
             )
-        assert self.caught is None
+        if self.caught:
+            raise self.caught
 
     def order(self, name, what, **options):
         """Orders something for each kind; `answers` of what this returns has the results."""
