@@ -28,6 +28,11 @@ _WAKE_UP = -1  # a token of no generation: look at the state
 # TensorFlow takes a plain number in `tf.where` for an int32.
 _ZERO, _ONE, _RESIGNED = np.int64(0), np.int64(1), np.int64(RESIGNED)
 
+# One for the process: TensorFlow reads freed memory where two threads build graphs at the same
+# time (`PythonAPIDispatcher::Dispatch` in python/framework/python_api_dispatcher.cc keeps the
+# arguments of a call where the next one puts its own).
+_building = threading.RLock()
+
 
 # A queue, a token, and how many of it.
 _WakeUp = tuple[Any, Any, Any]
@@ -99,7 +104,6 @@ class StateOnPs:
         self._me = np.arange(self._parties) == rank
         self.life = vector.new_life()
         self.graph = tf.Graph()
-        self._lock = threading.RLock()
         self._gate: list[Any] = []
         with self._building():
             self._mutex = tf.raw_ops.MutexV2(shared_name=f"{name}/lock")
@@ -268,8 +272,7 @@ class StateOnPs:
 
     @contextmanager
     def _building(self) -> Iterator[None]:
-        # Another thread may call abort() while this one waits.
-        with self._lock, self.graph.as_default(), tf.compat.v1.device(PS_DEVICE):
+        with _building, self.graph.as_default(), tf.compat.v1.device(PS_DEVICE):
             yield
 
     @contextmanager

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import tensorflow as tf
 
 from tfdist.cluster import server
+from tfdist.cluster.dispatch import learn_types
 from tfdist.cluster.environment import SERVER_ENVIRONMENT
 from tfdist.cluster.outcome import Outcome
 from tfdist.errors import ClusterError, StartTimeout
@@ -34,6 +35,7 @@ class ThreadTask:
     ) -> None:
         self.task = task
         self._function, self._ended = function, ended
+        learn_types()
         os.environ.update(SERVER_ENVIRONMENT)  # TensorFlow reads it when a server starts
         if task.task_type == "ps":
             # Here rather than in the thread, so that trainers find it.

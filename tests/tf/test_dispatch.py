@@ -1,0 +1,95 @@
+"""Threads that build graphs at the same time do not take one another's arguments."""
+
+import subprocess
+import sys
+import threading
+
+from tfdist.barrier import state, vector
+
+PARTIES = ["worker:0", "worker:1"]
+
+# Each in a process of its own, since each type is new to TensorFlow only once.
+COUNT = """
+import sys
+import numpy as np
+import tensorflow as tf
+import tfdist
+from tfdist.barrier.state import StateOnPs
+
+seen = []
+
+def note(frame, event, argument):
+    # Python that runs within the dispatch: there other threads may come in between.
+    if event == "call" and frame.f_back.f_code.co_name == "op_dispatch_handler":
+        if frame.f_code.co_name.startswith("__"):
+            seen.append((frame.f_code.co_name, frame.f_back.f_locals["args"]))
+
+def build():
+    StateOnPs("state", ["worker:0", "worker:1"], 0, held=False).cross
+    with tf.Graph().as_default():
+        step = tf.compat.v1.train.get_or_create_global_step()
+        partitioner = tf.compat.v1.fixed_size_partitioner(2)
+        table = tf.compat.v1.get_variable("table", [9, 4], partitioner=partitioner)
+        ids = tf.compat.v1.placeholder(tf.int64, [None])
+        rows = tf.nn.embedding_lookup(table, ids)
+        mask = tf.sequence_mask([1, 2], 3)
+        sparse = tf.SparseTensor([[0, 0]], [1.0], [2, 2])
+        ragged = tf.RaggedTensor.from_row_lengths([1, 2, 3], [1, 2])
+        loss = tf.reduce_mean(rows * np.float32(2)) + 1.5 * tf.reduce_sum(tf.cast(mask, tf.float32))
+        loss += tf.sparse.reduce_sum(sparse) + tf.cast(tf.reduce_sum(ragged), tf.float32)
+        tf.compat.v1.train.AdagradOptimizer(0.1).minimize(loss, global_step=step)
+
+def job(task=None):
+    sys.setprofile(note)
+    build()
+    sys.setprofile(None)
+    return len(seen)
+"""
+
+
+def count(how):
+    program = f"{COUNT}\n{how}\nprint(len(seen), *seen[:5])"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+    )
+    number, _, first = ended.stdout.strip().partition(" ")
+    return int(number), first
+
+
+def test_the_threads_of_a_cluster_begin_when_tensorflow_knows_the_types():
+    number, first = count(
+        "with tfdist.local_cluster(1, 1, backend='threads') as cluster: cluster.run(job)"
+    )
+    assert number == 0, first
+
+
+def test_otherwise_python_would_run_within_the_dispatch():
+    number, _ = count("job()")
+    assert number > 0
+
+
+def test_two_barriers_are_not_built_at_the_same_time(monkeypatch):
+    together = threading.Barrier(2)
+    met = []
+
+    def meet(life, parity):
+        try:
+            together.wait(1)
+            met.append(parity)
+        except threading.BrokenBarrierError:
+            pass
+        return key(life, parity)
+
+    key = vector.arrival_key
+    monkeypatch.setattr(vector, "arrival_key", meet)
+    one, other = (state.StateOnPs("state", PARTIES, 0, held=False) for _ in PARTIES)
+    # Not the same operation: `cached_property` has a lock of its own before Python 3.12.
+    threads = [
+        threading.Thread(target=getattr, args=(graph, operation))
+        for graph, operation in ((one, "cross"), (other, "arrive"))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not met
