@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from tfdist import arrivals
@@ -122,7 +123,8 @@ class SharedBarrier(ABC):
                 f"barrier {self.name!r}: wait() was called while a tf.function was being traced, "
                 "so it would block once, here, and never again where the function runs. Within "
                 "functions scheduled by a ClusterCoordinator a barrier deadlocks too, since it "
-                "runs only as many at a time as it has workers; use coordinator.join() there"
+                "runs only as many at a time as it has workers; use coordinator.join() there. "
+                "In other functions use op()"
             )
         deadline = Deadline(self._timeout if timeout is None else timeout)
         with self._ps_errors(deadline):
@@ -210,6 +212,40 @@ class SharedBarrier(ABC):
             last_wait={self._names[rank]: last[rank] for rank in left},
             total_wait={self._names[rank]: snapshot.total_wait_us[rank] / 1e6 for rank in left},
         )
+
+    def op(
+        self, after: Sequence[tf.Tensor | tf.Operation] = (), *, timeout: float | None = None
+    ) -> tf.Operation:
+        """An operation for your own graph, or a `tf.function`; each run of it is one `wait`.
+
+        It blocks a thread of TensorFlow until `wait` would return. In a graph it lies on the
+        trainer's own server, which has to be the target of the session and in this process. It
+        cannot be saved with the graph.
+
+        Args:
+            after: what is done before this trainer arrives.
+            timeout: as of `wait`.
+
+        Returns:
+            An operation for `control_dependencies` or `session.run`. What `wait` would raise is
+            a tf.errors.UnknownError with the same text.
+
+        Raises:
+            BarrierError: there is no graph, for in eager code nothing would run it again.
+        """
+        if tf.executing_eagerly():
+            raise BarrierError(
+                f"barrier {self.name!r}: op() is for a graph or a tf.function; here call wait()"
+            )
+
+        def wait() -> np.int64:
+            return np.int64(self.wait(timeout))
+
+        # Whatever scope it is called in. A function runs in this process anyway.
+        own = f"/job:{self._task.task_type}/task:{self._task.task_index}/device:CPU:0"
+        device = None if tf.inside_function() else own
+        with tf.control_dependencies(after), tf.device(None), tf.device(device):
+            return tf.numpy_function(wait, [], tf.int64, name=f"wait_{self._rank}").op
 
     def close(self) -> None:
         """Gives the connection to the ps back; the state stays there."""

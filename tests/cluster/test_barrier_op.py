@@ -1,0 +1,90 @@
+"""The barrier as an operation of a training graph."""
+
+import functools
+
+import pytest
+import tensorflow as tf
+
+import tfdist
+import tfdist.train.graph
+
+STEPS = 5
+
+
+@pytest.fixture(params=["queue", "counter"])
+def kind(request):
+    return request.param
+
+
+def train_in_step(task, kind):
+    """Adds one and reads what all have added, STEPS times; all of a step is one `session.run`."""
+    with tfdist.trainer_server(task) as target, tf.Graph().as_default():
+        barriers = [tfdist.Barrier(task, name, kind=kind, timeout=20) for name in ("added", "read")]
+        with tf.compat.v1.device(tfdist.train.graph.device_setter(task)):
+            counter = tf.compat.v1.get_variable(
+                "counter", [], tf.int64, initializer=tf.compat.v1.zeros_initializer()
+            )
+        # Inside a scope of another machine, as parts of a model are.
+        with tf.compat.v1.device("/job:ps/task:0"):
+            with tf.control_dependencies([barriers[0].op(after=[counter.assign_add(1)])]):
+                total = counter.read_value()
+            step = barriers[1].op(after=[total])
+        config = tf.compat.v1.ConfigProto(device_filters=task.device_filters)
+        started = tfdist.Barrier(task, "started", timeout=20)
+        with tf.compat.v1.Session(target, config=config) as session:
+            if task.is_chief:
+                session.run(counter.initializer)
+            started.wait()
+            return [int(session.run([total, step])[0]) for _ in range(STEPS)]
+
+
+def test_nobody_reads_before_all_have_added(make_cluster, kind):
+    # Threads need one of TensorFlow's each, and the process's first cluster may have fewer.
+    cluster = make_cluster(1, 3, backend="processes")
+    results = cluster.run(functools.partial(train_in_step, kind=kind), timeout=60)
+    assert results == [[3 * step for step in range(1, STEPS + 1)]] * 3
+
+
+def run_late(task, kind):
+    """The first runs its operation before the other arrives, and again after that."""
+    with tfdist.Barrier(task, "late", kind=kind, timeout=20) as barrier:
+        tell = tfdist.Barrier(task, "tell", timeout=20)
+        if task.rank == 1:
+            tell.wait()  # until it has timed out
+            return barrier.wait()
+        with tfdist.trainer_server(task) as target, tf.Graph().as_default():
+            ran = tf.Variable(0)
+            soon = barrier.op(after=[ran.assign_add(1)], timeout=0.3)
+            barrier_op = barrier.op()
+            config = tf.compat.v1.ConfigProto(device_filters=task.device_filters)
+            with tf.compat.v1.Session(target, config=config) as session:
+                session.run(ran.initializer)
+                with pytest.raises(tf.errors.UnknownError, match="missing worker:1, never seen"):
+                    session.run(soon)
+                tell.wait()
+                session.run(barrier_op)
+                return int(session.run(ran)), barrier.generation
+
+
+def test_a_timeout_is_told_by_the_run_and_the_next_run_waits_on(make_cluster, kind):
+    results = make_cluster(1, 2).run(functools.partial(run_late, kind=kind), timeout=60)
+    assert results == [(1, 2), 1]
+
+
+def call_functions(task):
+    with tfdist.Barrier(task, "functions", timeout=20) as barrier:
+        passed = tf.Variable(0)
+
+        @tf.function
+        def step():
+            with tf.control_dependencies([barrier.op()]):
+                return passed.assign_add(1)
+
+        with pytest.raises(tfdist.BarrierError, match="here call wait"):
+            barrier.op()
+        return [int(step()) for _ in range(3)], barrier.generation
+
+
+def test_a_function_waits_each_time_it_is_called(make_cluster):
+    results = make_cluster(1, 2, backend="processes").run(call_functions, timeout=60)
+    assert results == [([1, 2, 3], 4)] * 2
