@@ -21,6 +21,8 @@ import psutil
 import tensorflow as tf
 
 import tfdist
+from tfdist.barrier.state import PS_DEVICE, StateOnPs
+from tfdist.task import session_target
 from tfdist.testing import poll_until
 from tfdist.train.checkpoint import Checkpointer
 
@@ -244,7 +246,7 @@ class Trainer:
 
 
 def many_generations(task, kind, generations, warm_up, ps):
-    """Passes so often; by how many bytes this process and the ps grew after the warm-up."""
+    """Passes so often; by how many bytes this process and the ps grew, and what tokens are left."""
     with tfdist.Barrier(task, "many", kind=kind, timeout=ORDER_SECS) as barrier:
         for _ in range(warm_up):
             barrier.wait()
@@ -253,7 +255,21 @@ def many_generations(task, kind, generations, warm_up, ps):
             barrier.wait()
         growth = [after - start for start, after in zip(before, _sizes(ps), strict=True)]
         barrier.wait()  # nobody leaves while another measures
-        return growth
+        with tfdist.Barrier(task, "counted", timeout=ORDER_SECS) as counted:
+            counted.wait()  # all have taken theirs
+        return [*growth, _tokens(task, "many")]
+
+
+def _tokens(task, barrier):
+    """How many wake-ups lie in the barrier's queues on the ps."""
+    state = StateOnPs(f"tfdist/barrier/{barrier}", task.trainers, task.rank, held=False)
+    with state.graph.as_default(), tf.compat.v1.device(PS_DEVICE):
+        queues = [*state._queues, *state._full_queues]
+        sizes = [tf.raw_ops.QueueSizeV2(handle=queue) for queue in queues]
+    target = session_target(task.cluster_spec["ps"][0])
+    config = tf.compat.v1.ConfigProto(device_filters=["/job:ps/task:0"])
+    with tf.compat.v1.Session(target, graph=state.graph, config=config) as ps:
+        return int(sum(ps.run(sizes)))
 
 
 def _sizes(ps):

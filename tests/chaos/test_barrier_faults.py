@@ -278,9 +278,9 @@ def test_many_generations_grow_no_trainer_and_the_ps_little(make_cluster, kind):
         warm_up=generations // 10,
         ps=cluster._running["ps:0"].pid,
     )
-    growth = cluster.run(job, timeout=START + generations / 100)
-    for trainer, ps in growth:
+    for trainer, ps, tokens in cluster.run(job, timeout=START + generations / 100):
+        assert tokens == 0
         assert trainer < 2**20
-        # The ps does grow, by more a generation the longer it runs: 100,000 fail here. Not all of
-        # it is explained, see the limits in docs/barrier.md.
-        assert ps < 2**20 + generations * 200
+        # TensorFlow keeps something of each run, see the limits in docs/barrier.md: 140 bytes where
+        # the memory has one arena, and up to 230 where each thread has its own.
+        assert ps < 2**20 + generations * 500
