@@ -1,17 +1,85 @@
-"""The ps that keeps the barrier is lost."""
+"""The ps that keeps the barrier is lost, or cut off from the trainers."""
 
+import dataclasses
+import selectors
+import socket
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tfdist import Barrier, BarrierBroken
+from tfdist import Barrier, BarrierBroken, BarrierTimeout
 from tfdist.testing import poll_until
 
 TIMEOUT = 60.0
+SOON = 0.5  # how long after its timeout a wait may end, whatever the ps does
 
 
-@pytest.mark.parametrize("kind", ["queue", "counter"])
+class Link(threading.Thread):
+    """A network between trainers and a ps that can be cut: nothing comes then, nor is closed."""
+
+    def __init__(self, address):
+        super().__init__(name="link", daemon=True)
+        host, _, port = address.rpartition(":")
+        self._far = (host, int(port))
+        self._entrance = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._entrance.getsockname()[1]}"
+        self._other = {}
+        self._whole = threading.Event()
+        self._closed = False
+        self.mend()
+        self.start()
+
+    def cut(self):
+        self._whole.clear()
+
+    def mend(self):
+        self._whole.set()
+
+    def run(self):
+        with selectors.DefaultSelector() as ready:
+            ready.register(self._entrance, selectors.EVENT_READ)
+            while not self._closed:
+                for key, _ in ready.select(0.05):
+                    self._whole.wait()
+                    if key.fileobj is self._entrance:
+                        self._connect(ready)
+                    else:
+                        self._forward(ready, key.fileobj)
+
+    def _connect(self, ready):
+        near, _ = self._entrance.accept()
+        far = socket.create_connection(self._far)
+        self._other |= {near: far, far: near}
+        for side in (near, far):
+            ready.register(side, selectors.EVENT_READ)
+
+    def _forward(self, ready, side):
+        if side not in self._other:
+            return  # closed by what came just before
+        data = side.recv(65536)
+        if data:
+            self._other[side].sendall(data)
+            return
+        for each in (side, self._other[side]):
+            ready.unregister(each)
+            del self._other[each]
+            each.close()
+
+    def close(self):
+        self.mend()
+        self._closed = True
+        self.join()
+        for side in (self._entrance, *self._other):
+            side.close()
+
+
+@pytest.fixture(params=["queue", "counter"])
+def kind(request):
+    return request.param
+
+
 def test_those_that_wait_are_told_long_before_their_timeout_that_the_ps_was_killed(
     make_cluster, no_leaks, kind
 ):
@@ -28,3 +96,49 @@ def test_those_that_wait_are_told_long_before_their_timeout_that_the_ps_was_kill
         # Whatever else is asked of it has the same answer.
         with pytest.raises(BarrierBroken, match="ps:0 was lost"):
             other.missing()
+        for timeout in (0, 0.5, 3.0):
+            assert ends_late(one, timeout, BarrierBroken) < SOON
+
+
+def ends_late(barrier, timeout, error):
+    """How many seconds after its timeout a wait ends with that error."""
+    start = time.monotonic()
+    with pytest.raises(error, match="ps:0"):
+        barrier.wait(timeout)
+    return time.monotonic() - start - timeout
+
+
+@pytest.fixture
+def cut_off(make_cluster, kind):
+    """A barrier of two, and their link to the ps."""
+    cluster = make_cluster(1, 2, backend="processes")
+    link = Link(cluster.trainers[0].cluster_spec["ps"][0])
+    tasks = [
+        dataclasses.replace(task, cluster_spec={**task.cluster_spec, "ps": [link.address]})
+        for task in cluster.trainers
+    ]
+    one, other = (Barrier(task, "end", kind=kind) for task in tasks)
+    yield one, other, link
+    link.mend()
+    one.close()
+    other.close()
+    link.close()
+
+
+def test_who_is_cut_off_from_the_ps_has_its_timeout_and_goes_on_afterwards(cut_off):
+    one, other, link = cut_off
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(ends_late, one, 2.0, BarrierTimeout)
+        poll_until(lambda: other.n_waiting == 1, "worker:0 waits")
+        link.cut()
+        assert waiting.result() < SOON
+        # One that goes on waiting, and one whose arrival gets no answer.
+        for timeout in (0, 0.5, 3.0):
+            late = pool.submit(ends_late, one, timeout, BarrierTimeout)
+            assert ends_late(other, timeout, BarrierTimeout) < SOON
+            assert late.result() < SOON
+        link.mend()
+        for _ in range(3):
+            ranks = [pool.submit(one.wait, TIMEOUT), other.wait(TIMEOUT)]
+            assert [ranks[0].result(), ranks[1]] == [0, 1]
+    assert one.generation == 4
