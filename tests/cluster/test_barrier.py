@@ -316,11 +316,16 @@ def test_a_single_party_never_waits(make, kind):
         assert barrier.wait(TIMEOUT) == 0
 
 
-def test_repr_tells_name_parties_and_task(make, kind):
-    text = repr(make(kind, ranks=[1], name=f"shown/{kind}")[0])
-    assert f"shown/{kind}" in text
-    assert "3 parties" in text
-    assert "worker:1" in text
+def test_repr_tells_who_it_is_and_where_it_stands(make, kind):
+    (barrier,) = make(kind, ranks=[1], name=f"shown/{kind}")
+    assert repr(barrier) == (
+        f"<{type(barrier).__name__} 'shown/{kind}' of 3 parties: worker:1 has not arrived>"
+    )
+    with pytest.raises(BarrierTimeout):
+        barrier.wait(SOON)
+    assert "worker:1 has arrived>" in repr(barrier)
+    barrier.resign()
+    assert "worker:1 has resigned>" in repr(barrier)
 
 
 @pytest.mark.parametrize(

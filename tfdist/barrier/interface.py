@@ -258,9 +258,11 @@ class SharedBarrier(ABC):
         self.close()
 
     def __repr__(self) -> str:
+        # By what it knows already: whoever prints a barrier does not ask the network.
+        stands = "resigned" if self._resigned else "arrived" if self._arrived else "not arrived"
         return (
-            f"<{type(self).__name__} {self.name!r} of {self._parties} parties, "
-            f"as {self._task.name}>"
+            f"<{type(self).__name__} {self.name!r} of {self._parties} parties: "
+            f"{self._task.name} has {stands}>"
         )
 
     # What a kind provides, and what it builds on.
