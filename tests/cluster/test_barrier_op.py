@@ -1,7 +1,5 @@
 """The barrier as an operation of a training graph."""
 
-import functools
-
 import pytest
 import tensorflow as tf
 
@@ -11,15 +9,10 @@ import tfdist.train.graph
 STEPS = 5
 
 
-@pytest.fixture(params=["queue", "counter"])
-def kind(request):
-    return request.param
-
-
-def train_in_step(task, kind):
+def train_in_step(task):
     """Adds one and reads what all have added, STEPS times; all of a step is one `session.run`."""
     with tfdist.trainer_server(task) as target, tf.Graph().as_default():
-        barriers = [tfdist.Barrier(task, name, kind=kind, timeout=20) for name in ("added", "read")]
+        barriers = [tfdist.Barrier(task, name, timeout=20) for name in ("added", "read")]
         with tf.compat.v1.device(tfdist.train.graph.device_setter(task)):
             counter = tf.compat.v1.get_variable(
                 "counter", [], tf.int64, initializer=tf.compat.v1.zeros_initializer()
@@ -38,16 +31,16 @@ def train_in_step(task, kind):
             return [int(session.run([total, step])[0]) for _ in range(STEPS)]
 
 
-def test_nobody_reads_before_all_have_added(make_cluster, kind):
+def test_nobody_reads_before_all_have_added(make_cluster):
     # Threads need one of TensorFlow's each, and the process's first cluster may have fewer.
     cluster = make_cluster(1, 3, backend="processes")
-    results = cluster.run(functools.partial(train_in_step, kind=kind), timeout=60)
+    results = cluster.run(train_in_step, timeout=60)
     assert results == [[3 * step for step in range(1, STEPS + 1)]] * 3
 
 
-def run_late(task, kind):
+def run_late(task):
     """The first runs its operation before the other arrives, and again after that."""
-    with tfdist.Barrier(task, "late", kind=kind, timeout=20) as barrier:
+    with tfdist.Barrier(task, "late", timeout=20) as barrier:
         tell = tfdist.Barrier(task, "tell", timeout=20)
         if task.rank == 1:
             tell.wait()  # until it has timed out
@@ -66,8 +59,8 @@ def run_late(task, kind):
                 return int(session.run(ran)), barrier.generation
 
 
-def test_a_timeout_is_told_by_the_run_and_the_next_run_waits_on(make_cluster, kind):
-    results = make_cluster(1, 2).run(functools.partial(run_late, kind=kind), timeout=60)
+def test_a_timeout_is_told_by_the_run_and_the_next_run_waits_on(make_cluster):
+    results = make_cluster(1, 2).run(run_late, timeout=60)
     assert results == [(1, 2), 1]
 
 
