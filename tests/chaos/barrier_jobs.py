@@ -215,7 +215,7 @@ class Trainer:
                 early += int(self._rounds[pair].min() < round)
             return {"timed_out": timed_out, "early": early, "generation": barrier.generation}
 
-    def race_to_break(self, rounds, timeouts, seed):
+    def race_to_break(self, rounds, timeouts, delays, seed):
         """Waits at a barrier that a timeout breaks; by round whether it passed, and it is broken.
 
         Between the rounds all meet at another barrier, and the chief mends this one.
@@ -226,6 +226,7 @@ class Trainer:
             between = stack.enter_context(self._other_barrier("between"))
             barrier = stack.enter_context(self._other_barrier("breaks", break_on_timeout=True))
             for _ in range(rounds):
+                time.sleep(chance.uniform(*delays))  # nothing is awaited: that is the race
                 try:
                     barrier.wait(chance.uniform(*timeouts))
                     passed = True

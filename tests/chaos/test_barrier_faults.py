@@ -257,7 +257,7 @@ def test_timeouts_that_race_with_the_release(start):
 def test_timeouts_that_break_it_race_with_the_release(start):
     """In each round all pass, or nobody does and it is broken."""
     crew = start(num=2)
-    options = {"rounds": 200, "timeouts": (0.0, 0.008), "seed": 1}
+    options = {"rounds": 200, "timeouts": (0.0, 0.02), "delays": (0.0, 0.02), "seed": 1}
     races = [crew.order(name, "race_to_break", **options) for name in crew.names]
     one, other = (race.answers() for race in races)
     assert one == other
