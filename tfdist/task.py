@@ -197,12 +197,17 @@ class Task:
         return self.is_trainer and self.rank == 0
 
     @property
+    def device(self) -> str:
+        """Its own machine, as TensorFlow names it: "/job:worker/task:1"."""
+        return f"/job:{self.task_type}/task:{self.task_index}"
+
+    @property
     def device_filters(self) -> list[str]:
         """What its session may depend on: every ps and itself, never another trainer.
 
         Without them a session waits for trainers that have not come yet, or have left.
         """
-        return ["/job:ps", f"/job:{self.task_type}/task:{self.task_index}"]
+        return ["/job:ps", self.device]
 
 
 @contextmanager

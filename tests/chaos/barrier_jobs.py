@@ -21,8 +21,9 @@ import psutil
 import tensorflow as tf
 
 import tfdist
+from tests.ps_session import ps_session
 from tfdist.barrier.state import PS_DEVICE, StateOnPs
-from tfdist.task import session_target
+from tfdist.deadline import Deadline
 from tfdist.testing import poll_until
 from tfdist.train.checkpoint import Checkpointer
 
@@ -204,7 +205,7 @@ class Trainer:
         with self._other_barrier(f"race {pair}") as barrier:
             for round, (timeouts, delays) in enumerate(rounds, start=1):
                 if (round + self._rank) % 2:
-                    time.sleep(chance.uniform(*delays))  # nothing is awaited: that is the race
+                    _be_late(barrier, chance.uniform(*delays))
                 self._rounds[pair, self._rank] = round
                 while True:
                     try:
@@ -226,7 +227,7 @@ class Trainer:
             between = stack.enter_context(self._other_barrier("between"))
             barrier = stack.enter_context(self._other_barrier("breaks", break_on_timeout=True))
             for _ in range(rounds):
-                time.sleep(chance.uniform(*delays))  # nothing is awaited: that is the race
+                _be_late(barrier, chance.uniform(*delays))
                 try:
                     barrier.wait(chance.uniform(*timeouts))
                     passed = True
@@ -244,6 +245,13 @@ class Trainer:
         return tfdist.Barrier(
             self._task, f"{name} {self._options['kind']}", **self._options, **options
         )
+
+
+def _be_late(barrier, seconds):
+    """Asks the ps again and again for so long, as a trainer in its steps would."""
+    late = Deadline(seconds)
+    while not late.expired:
+        barrier.missing()
 
 
 def many_generations(task, kind, generations, warm_up, ps):
@@ -267,9 +275,7 @@ def _tokens(task, barrier):
     with state.graph.as_default(), tf.compat.v1.device(PS_DEVICE):
         queues = [*state._queues, *state._full_queues]
         sizes = [tf.raw_ops.QueueSizeV2(handle=queue) for queue in queues]
-    target = session_target(task.cluster_spec["ps"][0])
-    config = tf.compat.v1.ConfigProto(device_filters=["/job:ps/task:0"])
-    with tf.compat.v1.Session(target, graph=state.graph, config=config) as ps:
+    with ps_session(task.cluster_spec["ps"][0], state.graph) as ps:
         return int(sum(ps.run(sizes)))
 
 

@@ -281,6 +281,6 @@ def test_many_generations_grow_no_trainer_and_the_ps_little(make_cluster, kind):
     for trainer, ps, tokens in cluster.run(job, timeout=START + generations / 100):
         assert tokens == 0
         assert trainer < 2**20
-        # TensorFlow keeps something of each run, see the limits in docs/barrier.md: 140 bytes where
-        # the memory has one arena, and up to 230 where each thread has its own.
-        assert ps < 2**20 + generations * 500
+        # TensorFlow keeps something of each run, and more of it the longer the ps runs, so that
+        # 100,000 fail here; see the limits in docs/barrier.md.
+        assert ps < 2**20 + generations * 200

@@ -5,10 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import tensorflow as tf
 
+from tests.ps_session import ps_session
 from tfdist import Barrier, BarrierBroken, BarrierTimeout, local_cluster
 from tfdist.barrier.state import PS_DEVICE
 from tfdist.deadline import Deadline
-from tfdist.task import session_target
 
 TIMEOUT = 20.0
 SOON = 0.3
@@ -58,10 +58,7 @@ class Post:
 
     def deliver(self):
         # By a session of its own, for the sender may have closed that one meanwhile.
-        target = session_target(self._connection._address)
-        config = tf.compat.v1.ConfigProto(device_filters=["/job:ps/task:0"])
-        graph = self._connection.graph.graph
-        with tf.compat.v1.Session(target, graph=graph, config=config) as session:
+        with ps_session(self._connection._address, self._connection.graph.graph) as session:
             session.run(self._held.pop())
 
 
@@ -180,9 +177,7 @@ def test_a_ps_that_forgot_while_the_connection_stayed_is_told_from_the_old_one(m
     graph = one._connection.graph
     with graph.graph.as_default(), tf.compat.v1.device(PS_DEVICE):
         forget = tf.raw_ops.DestroyResourceOp(resource=graph._vector)
-    config = tf.compat.v1.ConfigProto(device_filters=["/job:ps/task:0"])
-    target = session_target(one._connection._address)
-    with tf.compat.v1.Session(target, graph=graph.graph, config=config) as session:
+    with ps_session(one._connection._address, graph.graph) as session:
         session.run(forget)
     other.close()
     new = make(1)  # makes the state anew
@@ -219,13 +214,19 @@ def test_a_replaced_chief_neither_acts_nor_releases(make):
     assert runs == ["new"]
 
 
-@pytest.mark.parametrize("make", ["queue"], indirect=True)
-def test_a_chief_that_dies_in_its_action_leaves_a_broken_barrier(make):
+def arrived_chief(make):
+    """A chief with an action, where all have arrived and nobody has gone on; and the other."""
     other = make(1)
-    old = make(0, action=lambda: None)
-    old._connection.run(old._connection.graph.arrive[1])
+    chief = make(0, action=lambda: None)
+    chief._connection.run(chief._connection.graph.arrive[1])
     with pytest.raises(BarrierTimeout):
         other.wait(0)
+    return chief, other
+
+
+@pytest.mark.parametrize("make", ["queue"], indirect=True)
+def test_a_chief_that_dies_in_its_action_leaves_a_broken_barrier(make):
+    old, other = arrived_chief(make)
     old._connection.run(old._connection.graph.begin_action)  # and there it died
     make(0, action=lambda: None)
     with pytest.raises(BarrierBroken, match="worker:0 was restarted while its action ran"):
@@ -234,11 +235,7 @@ def test_a_chief_that_dies_in_its_action_leaves_a_broken_barrier(make):
 
 @pytest.mark.parametrize("make", ["queue"], indirect=True)
 def test_a_chief_that_comes_back_without_its_action_holds_nobody(make):
-    other = make(1)
-    old = make(0, action=lambda: None)
-    old._connection.run(old._connection.graph.arrive[1])
-    with pytest.raises(BarrierTimeout):
-        other.wait(0)
+    _, other = arrived_chief(make)
     make(0)
     assert other.wait(TIMEOUT) == 1
 

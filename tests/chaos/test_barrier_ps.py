@@ -42,7 +42,7 @@ class Link(threading.Thread):
             ready.register(self._entrance, selectors.EVENT_READ)
             while not self._closed:
                 for key, _ in ready.select(0.05):
-                    self._whole.wait()
+                    self._whole.wait(TIMEOUT)
                     if key.fileobj is self._entrance:
                         self._connect(ready)
                     else:
@@ -70,7 +70,7 @@ class Link(threading.Thread):
     def close(self):
         self.mend()
         self._closed = True
-        self.join()
+        self.join(TIMEOUT)
         for side in (self._entrance, *self._other):
             side.close()
 
@@ -131,14 +131,15 @@ def test_who_is_cut_off_from_the_ps_has_its_timeout_and_goes_on_afterwards(cut_o
         waiting = pool.submit(ends_late, one, 2.0, BarrierTimeout)
         poll_until(lambda: other.n_waiting == 1, "worker:0 waits")
         link.cut()
-        assert waiting.result() < SOON
+        assert waiting.result(TIMEOUT) < SOON
         # One that goes on waiting, and one whose arrival gets no answer.
         for timeout in (0, 0.5, 3.0):
             late = pool.submit(ends_late, one, timeout, BarrierTimeout)
             assert ends_late(other, timeout, BarrierTimeout) < SOON
-            assert late.result() < SOON
+            assert late.result(TIMEOUT) < SOON
         link.mend()
         for _ in range(3):
-            ranks = [pool.submit(one.wait, TIMEOUT), other.wait(TIMEOUT)]
-            assert [ranks[0].result(), ranks[1]] == [0, 1]
+            passing = pool.submit(one.wait, TIMEOUT)
+            assert other.wait(TIMEOUT) == 1
+            assert passing.result(TIMEOUT) == 0
     assert one.generation == 4

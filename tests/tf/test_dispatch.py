@@ -85,5 +85,6 @@ def test_two_barriers_are_not_built_at_the_same_time(monkeypatch):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join()
+        thread.join(20)
+        assert not thread.is_alive()
     assert not met

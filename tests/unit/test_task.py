@@ -331,8 +331,9 @@ class TestRoles:
 
 @pytest.mark.parametrize("task_type", ["chief", "worker", "ps"])
 def test_device_filters_are_every_ps_and_itself(task_type):
-    filters = Task(task_type, 0, WITH_CHIEF).device_filters
-    assert filters == ["/job:ps", f"/job:{task_type}/task:0"]
+    task = Task(task_type, 0, WITH_CHIEF)
+    assert task.device == f"/job:{task_type}/task:0"
+    assert task.device_filters == ["/job:ps", task.device]
 
 
 @pytest.mark.parametrize(

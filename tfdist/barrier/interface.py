@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from tfdist import arrivals
@@ -238,14 +237,10 @@ class SharedBarrier(ABC):
                 f"barrier {self.name!r}: op() is for a graph or a tf.function; here call wait()"
             )
 
-        def wait() -> np.int64:
-            return np.int64(self.wait(timeout))
-
         # Whatever scope it is called in. A function runs in this process anyway.
-        own = f"/job:{self._task.task_type}/task:{self._task.task_index}/device:CPU:0"
-        device = None if tf.inside_function() else own
+        device = None if tf.inside_function() else f"{self._task.device}/device:CPU:0"
         with tf.control_dependencies(after), tf.device(None), tf.device(device):
-            return tf.numpy_function(wait, [], tf.int64, name=f"wait_{self._rank}").op
+            return tf.numpy_function(lambda: self.wait(timeout), [], tf.int64, name="wait").op
 
     def close(self) -> None:
         """Gives the connection to the ps back; the state stays there."""

@@ -31,7 +31,7 @@ _ZERO, _ONE, _RESIGNED = np.int64(0), np.int64(1), np.int64(RESIGNED)
 # One for the process: TensorFlow reads freed memory where two threads build graphs at the same
 # time (`PythonAPIDispatcher::Dispatch` in python/framework/python_api_dispatcher.cc keeps the
 # arguments of a call where the next one puts its own).
-_building = threading.RLock()
+_graph_lock = threading.RLock()
 
 
 # A queue, a token, and how many of it.
@@ -272,7 +272,7 @@ class StateOnPs:
 
     @contextmanager
     def _building(self) -> Iterator[None]:
-        with _building, self.graph.as_default(), tf.compat.v1.device(PS_DEVICE):
+        with _graph_lock, self.graph.as_default(), tf.compat.v1.device(PS_DEVICE):
             yield
 
     @contextmanager

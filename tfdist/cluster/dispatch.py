@@ -27,8 +27,9 @@ def learn_types() -> None:
     """
     with tf.Graph().as_default():
         values = _values()
-        # A private name: the public functions reach only some of what lies behind them.
-        for checker in list(dispatch._is_instance_checker_cache.values()):
+        # A private name, for the public functions reach only some of what lies behind them. Where
+        # it is missing there is nothing to be done, and the test says so.
+        for checker in getattr(dispatch, "_is_instance_checker_cache", {}).values():
             for value in values:
                 checker.Check(value)
 
@@ -36,16 +37,13 @@ def learn_types() -> None:
 def _values() -> list[object]:
     """A value of each usual type."""
     tensor = tf.constant([1.0])
-    name = "tfdist/types"
     return [
         *(None, True, 1, 1.0, 1j, "", b"", [], (), {}, np.zeros(1)),
         *(kind(0) for kind in (np.bool_, np.int32, np.int64, np.float32, np.float64, np.str_)),
         *(tf.float32, tf.TensorShape([]), tensor, tensor.op),
         tf.Variable(tensor),
-        tf.compat.v1.get_variable(name, [1], use_resource=False),
-        tf.compat.v1.get_variable(
-            f"{name}/parts", [2], partitioner=tf.compat.v1.fixed_size_partitioner(2)
-        ),
+        tf.compat.v1.get_variable("one", [1], use_resource=False),
+        tf.compat.v1.get_variable("parts", [2], partitioner=tf.compat.v1.fixed_size_partitioner(2)),
         tf.IndexedSlices(tensor, tf.constant([0])),
         tf.SparseTensor([[0]], tensor, [1]),
         tf.RaggedTensor.from_row_lengths(tensor, [1]),

@@ -23,7 +23,7 @@ def device_setter(task: Task) -> Callable[[Any], str]:
     """
     setter: Callable[[Any], str] = tf.compat.v1.train.replica_device_setter(
         cluster=tf.train.ClusterSpec(task.cluster_spec),
-        worker_device=f"/job:{task.task_type}/task:{task.task_index}",
+        worker_device=task.device,
     )
     return setter
 

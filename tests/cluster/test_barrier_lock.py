@@ -6,9 +6,9 @@ from concurrent.futures import wait as wait_for
 import pytest
 import tensorflow as tf
 
+from tests.ps_session import ps_session
 from tfdist import Barrier, BarrierTimeout, local_cluster
 from tfdist.barrier.state import PS_DEVICE
-from tfdist.task import session_target
 from tfdist.testing import poll_until
 
 TIMEOUT = 20.0
@@ -38,9 +38,7 @@ class SlowChange:
             self.num_entered, self.let_go = entered.size(), go.enqueue(True)
             lock = tf.raw_ops.MutexLock(mutex=self.graph._mutex)
             self.lock_only = tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
-        config = tf.compat.v1.ConfigProto(device_filters=["/job:ps/task:0"])
-        target = session_target(barrier._connection._address)
-        self.session = tf.compat.v1.Session(target, graph=self.graph.graph, config=config)
+        self.session = ps_session(barrier._connection._address, self.graph.graph)
 
     def stop_waiting_for_the_lock(self):
         soon = tf.compat.v1.RunOptions(timeout_in_ms=300)
