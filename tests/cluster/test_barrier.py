@@ -3,6 +3,7 @@
 import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import wait as wait_for
 
 import pytest
 
@@ -308,6 +309,18 @@ def test_fewer_parties_than_trainers(make, kind):
     barriers = make(kind, ranks=[0, 1], parties=2)
     assert barriers[0].parties == 2
     assert together(wait, barriers) == [0, 1]
+
+
+def test_who_comes_again_after_having_arrived_is_woken(make, kind):
+    first, old, last = make(kind, name=f"again/{kind}")
+    with pytest.raises(BarrierTimeout):
+        old.wait(SOON)
+    (again,) = make(kind, ranks=[1], name=f"again/{kind}")
+    with ThreadPoolExecutor(3) as pool:
+        waiting = pool.submit(wait, again)
+        assert wait_for([waiting], 2 * SOON).not_done  # it blocks before the others come
+        others = [pool.submit(wait, barrier) for barrier in (first, last)]
+        assert [each.result(TIMEOUT) for each in (waiting, *others)] == [1, 0, 2]
 
 
 def test_a_single_party_never_waits(make, kind):

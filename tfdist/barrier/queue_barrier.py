@@ -52,7 +52,10 @@ class QueueBarrier(SharedBarrier):
         try:
             self._connection.block(operation, deadline.remaining - _SHORTEST_BLOCK_SECS / 2)
         except (tf.errors.InvalidArgumentError, REFUSED):
-            return False  # woken in vain, or nothing was done
+            # Woken in vain, or nothing was done. So it is for a restarted trainer that had arrived
+            # before: the ps does not know yet that this process blocks.
+            self._blocks = not arrives
+            return False
         except tf.errors.DeadlineExceededError:
             self._uncertain = self._uncertain or arrives
             return False
