@@ -18,12 +18,14 @@ from contextlib import ExitStack
 
 import numpy as np
 import psutil
+import pytest
 import tensorflow as tf
 
 import tfdist
 from tests.ps_session import ps_session
 from tfdist.barrier.state import PS_DEVICE, StateOnPs
 from tfdist.deadline import Deadline
+from tfdist.mistaken import retry_if_mistaken
 from tfdist.testing import poll_until
 from tfdist.train.checkpoint import Checkpointer
 
@@ -254,19 +256,99 @@ def _be_late(barrier, seconds):
         barrier.missing()
 
 
+class SecondPs:
+    """Asked as often as a barrier asks the first, for next to nothing.
+
+    It grows by what TensorFlow keeps of each run. For two trainers.
+    """
+
+    def __init__(self, task):
+        self._graph = tf.Graph()
+        with self._graph.as_default(), tf.compat.v1.device("/job:ps/task:1"):
+            queues = [tf.queue.FIFOQueue(2, [tf.int64], [[]], shared_name=str(i)) for i in (0, 1)]
+            ours, theirs = queues[task.rank], queues[1 - task.rank]
+            self._meet = tf.group(theirs.enqueue(0), ours.dequeue())
+            self._nothing = tf.no_op()
+            self._never = tf.queue.FIFOQueue(1, [tf.int64]).dequeue().op
+        self._session = ps_session(task.cluster_spec["ps"][1], self._graph, index=1)
+
+    def ask(self, times):
+        """In the first run each waits for the other, as at a barrier."""
+        retry_if_mistaken(self._session.run, self._meet)
+        for _ in range(times - 1):
+            retry_if_mistaken(self._session.run, self._nothing)
+
+    def time_out(self, seconds):
+        options = tf.compat.v1.RunOptions(timeout_in_ms=int(1000 * seconds))
+        try:
+            retry_if_mistaken(self._session.run, self._never, options=options)
+        except tf.errors.DeadlineExceededError:
+            return
+        raise AssertionError("there was something in an empty queue")
+
+
 def many_generations(task, kind, generations, warm_up, ps):
-    """Passes so often; by how many bytes this process and the ps grew, and what tokens are left."""
+    """Passes so often; by how many bytes it and both ps grew, and what tokens are left."""
+    second = SecondPs(task)
     with tfdist.Barrier(task, "many", kind=kind, timeout=ORDER_SECS) as barrier:
-        for _ in range(warm_up):
-            barrier.wait()
+        runs = _count_runs(barrier)
+
+        def cross(times):
+            for _ in range(times):
+                barrier.wait()
+                second.ask(len(runs))
+                runs.clear()
+
+        cross(warm_up)
         before = _sizes(ps)
-        for _ in range(generations - warm_up):
-            barrier.wait()
-        growth = [after - start for start, after in zip(before, _sizes(ps), strict=True)]
+        cross(generations - warm_up)
+        growth = _growth(before, ps)
         barrier.wait()  # nobody leaves while another measures
         with tfdist.Barrier(task, "counted", timeout=ORDER_SECS) as counted:
             counted.wait()  # all have taken theirs
         return [*growth, _tokens(task, "many")]
+
+
+def many_timeouts(task, kind, rounds, timeout, ps):
+    """The chief times out so often at each of some barriers; by how many bytes the three grew."""
+    with ExitStack() as stack:
+        most = ORDER_SECS + 3 * rounds * timeout
+        end = stack.enter_context(tfdist.Barrier(task, "end", timeout=most))
+        growth = None
+        if task.is_chief:
+            growth = _time_out_at_many(stack, task, kind, rounds, timeout, ps)
+        end.wait()
+    return growth
+
+
+def _time_out_at_many(stack, task, kind, rounds, timeout, ps):
+    names = [f"late {number}" for number in range(2 * PAIRS)]
+    barriers = [stack.enter_context(tfdist.Barrier(task, name, kind=kind)) for name in names]
+    seconds = [SecondPs(task) for _ in names]
+
+    def time_out(barrier, second):
+        with pytest.raises(tfdist.BarrierTimeout):
+            barrier.wait(timeout)
+        second.time_out(timeout)
+
+    with ThreadPoolExecutor(len(names)) as pool:
+        for round in range(rounds):
+            if round == rounds // 4:
+                before = _sizes(ps)
+            list(pool.map(time_out, barriers, seconds))
+    return _growth(before, ps)
+
+
+def _count_runs(barrier):
+    """A list that gets an entry for each run by which the barrier asks its ps."""
+    runs, ask = [], barrier._connection._ask
+
+    def counted(*args, **options):
+        runs.append(args)
+        return ask(*args, **options)
+
+    barrier._connection._ask = counted
+    return runs
 
 
 def _tokens(task, barrier):
@@ -279,5 +361,9 @@ def _tokens(task, barrier):
         return int(sum(ps.run(sizes)))
 
 
+def _growth(before, ps):
+    return [after - start for start, after in zip(before, _sizes(ps), strict=True)]
+
+
 def _sizes(ps):
-    return [psutil.Process(pid).memory_info().rss for pid in (os.getpid(), ps)]
+    return [psutil.Process(pid).memory_info().rss for pid in (os.getpid(), *ps)]
