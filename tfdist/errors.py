@@ -18,6 +18,7 @@ Errors of TensorFlow pass through unchanged, or are chained as the cause of one 
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Sequence
 
@@ -108,7 +109,7 @@ class TaskFailed(ClusterError):
 
 def _how_it_ended(exit_code: int) -> str:
     if exit_code < 0:
-        return f"was killed by signal {-exit_code}"
+        return f"was killed by signal {-exit_code} ({signal.Signals(-exit_code).name})"
     return f"ended with exit code {exit_code}"
 
 

@@ -1,16 +1,24 @@
-"""How far each trainer is: bars on a terminal, a plain line now and then elsewhere."""
+"""How far each trainer is: bars on a terminal, a plain line now and then elsewhere.
+
+While the tasks start, a table names those that are not there yet.
+"""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
+
+from tfdist.cli.start_up import StartUp
+from tfdist.cluster.processes import PROGRESS_FILE
+from tfdist.cluster.run_folder import RunFolder
+from tfdist.task import Task
 
 _REFRESH_SECS = 0.2
 _PLAIN_LINE_SECS = 10.0
@@ -20,13 +28,14 @@ class ProgressView:
     """Shows on standard error what the trainers note in their progress files.
 
     Args:
-        folder: where the files are, each named as its trainer.
-        trainers: their names.
+        run: where the files are.
+        tasks: all of the cluster.
     """
 
-    def __init__(self, folder: str, trainers: list[str]) -> None:
-        self._folder, self._trainers = folder, trainers
-        console = Console(stderr=True)
+    def __init__(self, run: RunFolder, tasks: Sequence[Task]) -> None:
+        self._run, self._start_up = run, StartUp(run, tasks)
+        trainers = [task.name for task in tasks if task.is_trainer]
+        self._console = console = Console(stderr=True)
         self._plain = not console.is_terminal
         self._bars = Progress(
             TextColumn("{task.fields[name]}"),
@@ -60,7 +69,9 @@ class ProgressView:
     def _show(self) -> None:
         start = next_line = time.monotonic()
         while not self._over.wait(_REFRESH_SECS):
-            notes = {name: note for name in self._trainers if (note := self._read(name))}
+            if table := self._start_up.look():
+                self._console.print(table)
+            notes = self._notes()
             if not self._plain:
                 self._draw(notes)
             elif time.monotonic() >= next_line + _PLAIN_LINE_SECS:
@@ -84,10 +95,11 @@ class ProgressView:
         text = "; ".join(parts) or "the tasks are starting"
         print(f"tfdist: {seconds:.0f} s: {text}", file=sys.stderr, flush=True)
 
-    def _read(self, name: str) -> dict[str, Any] | None:
-        try:
-            with open(os.path.join(self._folder, name), encoding="utf-8") as file:
-                note: dict[str, Any] = json.load(file)
-                return note
-        except FileNotFoundError:
-            return None  # it has not begun
+    def _notes(self) -> dict[str, dict[str, Any]]:
+        """What each trainer that has begun noted last."""
+        notes = {}
+        for life in self._run.latest():
+            file = self._run.folder_of(life.name, life.attempt) / PROGRESS_FILE
+            if life.name in self._rows and file.exists():
+                notes[life.name] = json.loads(file.read_text("utf-8"))
+        return notes

@@ -12,11 +12,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rich.console import Console
+
+from tfdist.cli.launch import Launch
 from tfdist.cli.output import Output
 from tfdist.cli.progress import ProgressView
+from tfdist.cli.summary import summary_json, summary_table
+from tfdist.cluster.identity import ID_VARIABLE
 from tfdist.cluster.local import LocalCluster
 from tfdist.cluster.processes import Surroundings, start_fork_server, stop_fork_server
+from tfdist.cluster.run_folder import TaskRecord
 from tfdist.cluster.script import Script
+from tfdist.cluster.shape import Shape
 from tfdist.errors import ClusterError, ConfigError, TaskFailed
 from tfdist.task import Task
 
@@ -41,26 +48,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("--ps", type=int, default=1, help="parameter servers (default: 1)")
-    parser.add_argument("--workers", type=int, default=2, help="workers (default: 2)")
-    parser.add_argument(
-        "--prefix",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="put the task's name in front of each of its lines (default: yes)",
-    )
-    parser.add_argument(
-        "--json",
-        action="store_true",
-        help="print one JSON object about the run on standard output, and all else on standard "
-        "error",
-    )
-    parser.add_argument(
-        "-v",
-        "--verbose",
-        action="store_true",
-        help="show what TensorFlow logs",
-    )
+    _add_cluster(parser.add_argument_group("the cluster"))
+    _add_end(parser.add_argument_group("how it ends"))
+    _add_output(parser.add_argument_group("what it shows"))
     parser.add_argument("script", help="the Python script that every worker runs")
     parser.add_argument(
         "arguments", nargs=argparse.REMAINDER, help="arguments of the script, after -- if you like"
@@ -68,55 +58,164 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.set_defaults(command_function=command)
 
 
+def _add_cluster(group: argparse._ArgumentGroup) -> None:
+    group.add_argument("--ps", type=int, default=1, help="parameter servers (default: 1)")
+    group.add_argument("--workers", type=int, default=2, help="workers (default: 2)")
+    _add_switch(group, "--chief", "have a task `chief`; else worker 0 is the chief")
+    _add_switch(group, "--evaluator", "have an evaluator, which runs the script too")
+    group.add_argument(
+        "--coordinator",
+        action="store_true",
+        help="for a ClusterCoordinator: the chief alone runs the script, the workers are servers, "
+        "and the job ends when the chief does",
+    )
+    group.add_argument(
+        "--builtin-ps",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="tfdist runs the servers itself; with --no-builtin-ps they run the script, and are "
+        "ended when the others are done (default: yes)",
+    )
+    group.add_argument(
+        "--classic-flags",
+        action="store_true",
+        help="also give the script --ps_hosts, --worker_hosts, --job_name and --task_index",
+    )
+
+
+def _add_end(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--timeout", type=float, metavar="S", help="end the job after S seconds, with exit code 70"
+    )
+    group.add_argument(
+        "--restart",
+        type=int,
+        default=0,
+        metavar="N",
+        help="start a task that failed again, each up to N times (default: 0)",
+    )
+
+
+def _add_output(group: argparse._ArgumentGroup) -> None:
+    group.add_argument(
+        "--log-dir",
+        metavar="DIR",
+        help="keep what the tasks print, and how they end, in a new folder in DIR",
+    )
+    _add_switch(group, "--prefix", "put the task's name in front of each of its lines", True)
+    group.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object about the run on standard output, and all else on standard "
+        "error",
+    )
+    group.add_argument("-v", "--verbose", action="store_true", help="show what TensorFlow logs")
+
+
+def _add_switch(
+    group: argparse._ArgumentGroup, flag: str, meaning: str, default: bool = False
+) -> None:
+    text = f"{meaning} (default: {'yes' if default else 'no'})"
+    group.add_argument(flag, action=argparse.BooleanOptionalAction, default=default, help=text)
+
+
 def command(parsed: argparse.Namespace) -> int:
     """Runs the job that the command line describes and returns the exit code."""
-    if parsed.ps < 0:
-        raise ConfigError("--ps", parsed.ps, "at least 0")
-    if parsed.workers < 1:
-        raise ConfigError("--workers", parsed.workers, "at least 1")
-    if not os.path.isfile(parsed.script):
-        raise ConfigError("script", parsed.script, "no such file")
+    _check(parsed)
     if os.environ.get("TF_CONFIG"):
         task = Task.from_env()
         print(
             f"tfdist: TF_CONFIG makes this process {task.name} of another cluster; ignored here",
             file=sys.stderr,
         )
-    arguments = parsed.arguments[1:] if parsed.arguments[:1] == ["--"] else parsed.arguments
     start = time.monotonic()
     code, failure = 0, None
+    lives: list[TaskRecord] = []
     try:
-        _run(parsed, arguments)
+        _run(parsed, lives)
     except (ClusterError, ConfigError) as error:
         code, failure = _exit_code(error), str(error)
     except KeyboardInterrupt:
         code, failure = _INTERRUPTED, "interrupted; every task has been ended"
     except _Terminated:
         code, failure = _TERMINATED, "terminated; every task has been ended"
+    if lives and code != _BAD_INPUT and not parsed.json:
+        Console(stderr=True).print(summary_table(lives))
     if failure is not None:
         print(f"tfdist: {failure}", file=sys.stderr)
     if parsed.json:
-        seconds = round(time.monotonic() - start, 3)
-        print(json.dumps({"exit_code": code, "seconds": seconds, "failure": failure}))
+        about = {
+            "exit_code": code,
+            "seconds": round(time.monotonic() - start, 3),
+            "failure": failure,
+            "tasks": summary_json(lives),
+        }
+        print(json.dumps(about))
     return code
 
 
-def _run(parsed: argparse.Namespace, arguments: list[str]) -> None:
+def _check(parsed: argparse.Namespace) -> None:
+    if parsed.ps < 0:
+        raise ConfigError("--ps", parsed.ps, "at least 0")
+    if parsed.workers < 1:
+        raise ConfigError("--workers", parsed.workers, "at least 1")
+    if parsed.restart < 0:
+        raise ConfigError("--restart", parsed.restart, "at least 0")
+    if parsed.timeout is not None and not parsed.timeout > 0:
+        raise ConfigError("--timeout", parsed.timeout, "more than 0 seconds")
+    if parsed.classic_flags and (parsed.chief or parsed.evaluator or parsed.coordinator):
+        other = next(name for name in ("chief", "evaluator", "coordinator") if vars(parsed)[name])
+        raise ConfigError(f"--{other}", True, "--classic-flags know only ps and workers")
+    if not os.path.isfile(parsed.script):
+        raise ConfigError("script", parsed.script, "no such file")
+
+
+def _run(parsed: argparse.Namespace, lives: list[TaskRecord]) -> None:
+    """Runs the job; puts into `lives` how each task ended, also where it raises."""
     if not parsed.verbose:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     output = Output(prefix=parsed.prefix, all_on_stderr=parsed.json)
-    with _terminable(), tempfile.TemporaryDirectory(prefix="tfdist-") as folder:
-        script = Script(parsed.script, arguments, folder)
+    arguments = parsed.arguments[1:] if parsed.arguments[:1] == ["--"] else parsed.arguments
+    script = Script(parsed.script, arguments, parsed.classic_flags)
+    with _terminable(), _folder(parsed.log_dir) as folder:
+        launch = Launch(folder, output)
+        identity = f"{os.path.basename(folder)}-{os.getpid()}"
         environment = {"COLUMNS": str(output.columns)}
-        surroundings = Surroundings(environment, output.write)
+        if parsed.builtin_ps:
+            environment[ID_VARIABLE] = identity
         try:
             start_fork_server()
-            cluster = LocalCluster(parsed.ps, parsed.workers, "processes", surroundings)
-            with ProgressView(folder, [task.name for task in cluster.trainers]), cluster:
-                cluster.run(script)
+            cluster = LocalCluster(
+                _shape(parsed),
+                "processes",
+                Surroundings(environment, launch),
+                serve=None if parsed.builtin_ps else script,
+            )
+            launch.create(cluster.tasks, {"id": identity, "script": parsed.script})
+            with ProgressView(launch, cluster.tasks), cluster:
+                cluster.run(script, timeout=parsed.timeout, restarts=parsed.restart)
         finally:
             stop_fork_server()
             output.flush()
+            lives += launch.lives()
+
+
+def _shape(parsed: argparse.Namespace) -> Shape:
+    chief = parsed.chief or parsed.coordinator
+    return Shape(parsed.ps, parsed.workers, chief, parsed.evaluator, parsed.coordinator)
+
+
+@contextmanager
+def _folder(log_dir: str | None) -> Iterator[str]:
+    """The folder of the run: a new one in `log_dir`, or one that does not outlive the run."""
+    if log_dir is None:
+        with tempfile.TemporaryDirectory(prefix="tfdist-") as folder:
+            yield folder
+    else:
+        os.makedirs(log_dir, exist_ok=True)
+        folder = tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=log_dir)
+        print(f"tfdist: the logs are in {folder}", file=sys.stderr)
+        yield folder
 
 
 def _exit_code(error: ClusterError | ConfigError) -> int:

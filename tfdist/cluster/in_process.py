@@ -32,28 +32,30 @@ class ThreadTask:
         task: Task,
         function: Callable[..., object],
         ended: Callable[[ThreadTask, Outcome], None],
+        *,
+        serves: bool,
     ) -> None:
-        self.task = task
+        self.task, self._serves = task, serves
         self._function, self._ended = function, ended
         learn_types()
         os.environ.update(SERVER_ENVIRONMENT)  # TensorFlow reads it when a server starts
-        if task.task_type == "ps":
+        if serves:
             # Here rather than in the thread, so that trainers find it.
             server.start_server(task, server_config(task))
             serving = threading.Event()
             self._function = functools.partial(function, serving=serving.set)
         self._thread = threading.Thread(target=self._run, name=task.name, daemon=True)
         self._thread.start()
-        if task.task_type == "ps" and not serving.wait(_START_SECS):
+        if serves and not serving.wait(_START_SECS):
             raise StartTimeout([task.name], _START_SECS, "Its server is up, but it does not serve.")
 
     def kill(self) -> None:
-        """Makes a ps leave; a trainer has to end by itself.
+        """Makes one that serves leave; a trainer has to end by itself.
 
         Raises:
             ClusterError: it still runs; a thread cannot be killed.
         """
-        if self.task.task_type == "ps" and self._thread.is_alive():
+        if self._serves and self._thread.is_alive():
             server.dismiss(self.task)
         self._thread.join(_LEAVE_SECS)
         if self._thread.is_alive():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import signal
 import threading
@@ -12,49 +13,53 @@ from typing import TypeVar
 from tfdist.cluster.outcome import Outcome, RunningTask
 from tfdist.cluster.ports import HeldPorts
 from tfdist.cluster.processes import ProcessTask, Surroundings
+from tfdist.cluster.shape import Shape
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError, ConfigError, RunTimeout, TaskFailed
-from tfdist.task import Task, cluster_tasks
+from tfdist.task import Task
 
 Result = TypeVar("Result")
 
 BACKENDS = ("threads", "processes")
+# How long an evaluator has to end after the trainers.
+EVALUATOR_SECS = 60.0
 _LEAVE_SECS = 2.0
+_OWN_SECS = 0.5
 
 
 class LocalCluster:
     """Some ps and some trainers on this machine; make it with `tfdist.local_cluster`.
 
     Attributes:
-        trainers: the trainers' tasks by rank. (A second run on threads is at new ports.)
+        tasks: all of them. (A second run on threads is at new ports.)
+        trainers: those that train, by rank.
     """
 
     def __init__(
         self,
-        num_ps: int,
-        num_workers: int,
+        shape: Shape,
         backend: str,
         surroundings: Surroundings,
+        serve: Callable[[Task], object] | None = None,
     ) -> None:
-        if num_ps < 0:
-            raise ConfigError("num_ps", num_ps, "at least 0")
-        if num_workers < 1:
-            raise ConfigError("num_workers", num_workers, "at least 1")
+        """See `local_cluster`; those that serve run `serve`, or tfdist's own server if None."""
         if backend not in BACKENDS:
             raise ConfigError("backend", backend, f"one of {', '.join(BACKENDS)}")
-        self._backend, self._surroundings = backend, surroundings
-        self._num_ps, self._num_workers = num_ps, num_workers
+        self._shape, self._backend, self._surroundings = shape, backend, surroundings
+        self._serve = serve or _serve
         self._hold_ports()
         self._has_run = False
         self._running: dict[str, RunningTask] = {}
         self._functions: dict[str, Callable[[Task], object]] = {}
+        self._attempts: dict[str, int] = {}
+        self._restarts: dict[str, int] = {}  # how often each may still fail
         self._ended: queue.SimpleQueue[tuple[RunningTask, Outcome]] = queue.SimpleQueue()
         self._killed: set[str] = set()  # on purpose, until they are restarted
         self._lock = threading.RLock()  # kill and restart come from other threads than run
 
     def __enter__(self) -> LocalCluster:
         try:
-            self._start_ps()
+            self._start_servers()
         except BaseException:
             self.close()
             raise
@@ -64,45 +69,60 @@ class LocalCluster:
         self.close()
 
     def run(
-        self, function: Callable[[Task], Result], *, timeout: float | None = None
+        self,
+        function: Callable[[Task], Result],
+        *,
+        timeout: float | None = None,
+        restarts: int = 0,
     ) -> list[Result]:
         """Calls `function(task)` on every trainer and returns their results by rank.
 
         Blocks until all have ended, and the ps with them. The ps of a second run are new ones.
+        An evaluator runs the function too, has EVALUATOR_SECS to end after the trainers, and
+        its result is not among those. In a cluster with a coordinator only the chief trains.
 
         Args:
             function: for the processes it must be importable there, as for `multiprocessing`.
             timeout: in seconds for the whole run; None waits without end.
+            restarts: how often each task that fails is started again (processes only). A ps that
+                is has lost all that it kept.
 
         Raises:
-            TaskFailed: the earliest failure of a task; the others have been stopped. Threads
-                cannot be: those that still wait for something are named in a RuntimeWarning.
-                A task that was ended by `kill` is a failure only if nobody restarts it before
-                all others have ended.
-            ConfigError: a task raised it.
+            TaskFailed: the earliest failure of a task that was not restarted; the others have
+                been stopped. Threads cannot be: those that still wait for something are named
+                in a RuntimeWarning. A task that was ended by `kill` is a failure only if nobody
+                restarts it before all others have ended.
+            ConfigError: a task raised it; or a parameter is wrong.
             RunTimeout: the time was over; the tasks named have been stopped.
         """
+        if restarts and self._backend == "threads":
+            raise ConfigError("restarts", restarts, "a thread cannot be started again; 0")
         deadline = Deadline(timeout)
         if self._has_run and self._backend == "threads":
             # The servers of this process stay at the old ones, with all that they keep.
             self._held.close()
             self._hold_ports()
         self._has_run = True
-        self._start_ps()
-        for task in self.trainers:
-            self._start(task, function)
+        self._restarts = {task.name: restarts for task in self.tasks}
+        self._start_servers()
+        # The ranks first: an evaluator has nothing to do yet.
+        for task in self.tasks:
+            if not self._shape.serves(task):
+                self._start(task, function)
         results: dict[str, Result] = {}
         try:
-            while len(results) < len(self.trainers):
+            while not all(task.name in results for task in self._trains):
                 self._check_killed(done=set(results))
                 ended = self._next_end(deadline)
-                if ended is not None and ended[0].is_trainer:
+                if ended is not None:
                     results[ended[0].name] = ended[1].result  # type: ignore[assignment]
-            self._let_ps_leave()
+            if "evaluator:0" in self._running:
+                self._let_evaluator_end(deadline)
+            self._let_servers_leave()
         except BaseException:
             self._stop()
             raise
-        return [results[task.name] for task in self.trainers]
+        return [results[task.name] for task in self._trains]
 
     def kill(self, name: str) -> None:
         """Ends the task at once, as a crash would: "worker:1". `restart` may start it again."""
@@ -132,7 +152,7 @@ class LocalCluster:
             if name not in self._killed:
                 raise ClusterError(f"{name} was not killed, so it cannot be restarted")
             self._killed.remove(name)
-            task = next(task for task in (*self._ps, *self.trainers) if task.name == name)
+            task = next(task for task in self.tasks if task.name == name)
             self._start(task, self._functions[name])
 
     def close(self) -> None:
@@ -141,29 +161,29 @@ class LocalCluster:
         self._held.close()
 
     def _hold_ports(self) -> None:
-        self._held = HeldPorts(self._num_ps + self._num_workers)
-        addresses = [f"127.0.0.1:{port}" for port in self._held.ports]
-        spec = {"ps": addresses[: self._num_ps], "worker": addresses[self._num_ps :]}
-        tasks = cluster_tasks({key: value for key, value in spec.items() if value})
-        self._ps = [task for task in tasks if not task.is_trainer]
-        self.trainers = tuple(task for task in tasks if task.is_trainer)
+        self._held = HeldPorts(self._shape.num_servers)
+        self.tasks = self._shape.tasks([f"127.0.0.1:{port}" for port in self._held.ports])
+        self.trainers = tuple(task for task in self.tasks if task.is_trainer)
+        self._trains = [task for task in self.trainers if not self._shape.serves(task)]
 
-    def _start_ps(self) -> None:
-        for task in self._ps:
-            if task.name not in self._running:
-                self._start(task, _serve_ps)
+    def _start_servers(self) -> None:
+        for task in self.tasks:
+            if self._shape.serves(task) and task.name not in self._running:
+                self._start(task, self._serve)
 
     def _start(self, task: Task, function: Callable[[Task], object]) -> None:
         with self._lock:
             self._functions[task.name] = function
+            self._attempts[task.name] = self._attempts.get(task.name, 0) + 1
             self._running[task.name] = self._started(task, function)
 
     def _started(self, task: Task, function: Callable[[Task], object]) -> RunningTask:
         if self._backend == "threads":
             from tfdist.cluster.in_process import ThreadTask  # the launcher needs no TensorFlow
 
-            return ThreadTask(task, function, self._note_end)
-        return ProcessTask(task, function, self._note_end, self._surroundings)
+            return ThreadTask(task, function, self._note_end, serves=self._shape.serves(task))
+        attempt = self._attempts[task.name]
+        return ProcessTask(task, function, self._note_end, self._surroundings, attempt)
 
     def _note_end(self, running: RunningTask, outcome: Outcome) -> None:
         self._ended.put((running, outcome))
@@ -184,20 +204,38 @@ class LocalCluster:
             if self._running.get(task.name) is not running:
                 return None
             del self._running[task.name]
+            if self._may_start_again(task, outcome):
+                self._restarts[task.name] -= 1
+                self._start(task, self._functions[task.name])
+                return None
         outcome.raise_for(task)
         return task, outcome
+
+    def _may_start_again(self, task: Task, outcome: Outcome) -> bool:
+        # Bad input stays what it is.
+        is_wrong = isinstance(outcome.error, ConfigError)
+        return outcome.failed and not is_wrong and self._restarts.get(task.name, 0) > 0
 
     def _check_killed(self, done: set[str]) -> None:
         """Raises TaskFailed if nobody is left to wait for but those that were killed."""
         with self._lock:
-            left = [task for task in self.trainers if task.name not in done]
+            left = [task for task in self._trains if task.name not in done]
             if all(task.name in self._killed for task in left):
                 killed = "kill() ended it, and nobody restarted it"
                 raise TaskFailed(left[0].name, -signal.SIGKILL, killed)
 
-    def _let_ps_leave(self) -> None:
+    def _let_evaluator_end(self, deadline: Deadline) -> None:
+        """Waits for the evaluator, which may have a last checkpoint to look at, and ends it."""
+        own = Deadline(min(EVALUATOR_SECS, deadline.remaining))
+        while "evaluator:0" in self._running and not own.expired:
+            with contextlib.suppress(RunTimeout):
+                self._next_end(own)
+
+    def _let_servers_leave(self) -> None:
         """Waits for the ps, and ends those to which no trainer has said that it is done."""
-        deadline = Deadline(_LEAVE_SECS)
+        # tfdist's own keep nothing that is of use now; a script may still have something to do.
+        own = self._serve is _serve
+        deadline = Deadline(0 if self._shape.coordinator else _OWN_SECS if own else _LEAVE_SECS)
         while self._running:
             try:
                 self._next_end(deadline)
@@ -211,7 +249,7 @@ class LocalCluster:
 
     def _stop(self) -> None:
         # Trainers first: they must not see their ps go and report that as the failure.
-        order = [task.name for task in (*self.trainers, *self._ps)]
+        order = [task.name for task in sorted(self.tasks, key=self._shape.serves)]
         failures = []
         with self._lock:
             for name in sorted(self._running, key=order.index):
@@ -227,10 +265,10 @@ class LocalCluster:
             warnings.warn("; ".join(failures), RuntimeWarning, stacklevel=3)
 
 
-def _serve_ps(task: Task, serving: Callable[[], object] | None = None) -> None:
-    from tfdist.cluster.server import serve_ps  # the launcher needs no TensorFlow
+def _serve(task: Task, serving: Callable[[], object] | None = None) -> None:
+    from tfdist.cluster.server import serve  # the launcher needs no TensorFlow
 
-    serve_ps(task, serving=serving)
+    serve(task, serving=serving)
 
 
 def local_cluster(
@@ -238,19 +276,27 @@ def local_cluster(
     num_workers: int = 2,
     *,
     backend: str = "threads",
+    chief: bool = False,
+    evaluator: bool = False,
+    coordinator: bool = False,
     surroundings: Surroundings | None = None,
 ) -> LocalCluster:
     """A cluster on this machine, as a context manager; leaving it ends every task.
 
     Args:
         num_ps: how many parameter servers.
-        num_workers: how many workers, at least 1; worker 0 is the chief.
+        num_workers: how many workers, at least 1.
         backend: "threads" of this process: up at once, but nothing can be killed, and
             TensorFlow keeps the servers' threads and ports until the process ends. "processes":
             one for each task; none outlives this one.
-        surroundings: environment and output of the processes.
+        chief: whether there is a task `chief`; else worker 0 is the chief.
+        evaluator: whether there is one too.
+        coordinator: for a ClusterCoordinator: there is a chief, only that runs your function, and
+            the workers are servers.
+        surroundings: environment and observer of the processes.
 
     Raises:
         ConfigError: a parameter is wrong.
     """
-    return LocalCluster(num_ps, num_workers, backend, surroundings or Surroundings())
+    shape = Shape(num_ps, num_workers, chief or coordinator, evaluator, coordinator)
+    return LocalCluster(shape, backend, surroundings or Surroundings())

@@ -1,4 +1,4 @@
-"""How a task ended, and what the cluster sees of one that runs."""
+"""How a task ended, and what a cluster tells of its tasks while it runs."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import traceback
 from dataclasses import dataclass
 from typing import Protocol
 
+from tfdist.cluster.usage import Usage
 from tfdist.errors import ConfigError, TaskFailed
 from tfdist.task import Task
 
@@ -19,12 +20,16 @@ class Outcome:
         error: what its function raised.
         exit_code: of its process, minus the signal if one killed it; None for a thread.
         details: the traceback as text, or what else is known.
+        usage: what its process has used; None where that is not known.
+        stopped: whether the cluster ended it on purpose.
     """
 
     result: object = None
     error: BaseException | None = None
     exit_code: int | None = None
     details: str = ""
+    usage: Usage | None = None
+    stopped: bool = False
 
     @classmethod
     def of_error(cls, error: BaseException) -> Outcome:
@@ -57,3 +62,22 @@ class RunningTask(Protocol):
 
     def resume(self) -> None:
         """Wakes it."""
+
+
+class Observer(Protocol):
+    """Is told of the tasks, each a process, as things happen; called from several threads.
+
+    An attempt is a life of a task, from 1: a task that is restarted begins another.
+    """
+
+    def folder(self, name: str, attempt: int) -> str:
+        """Where the process may leave files; it exists."""
+
+    def started(self, name: str, attempt: int, pid: int) -> None:
+        """Its process runs."""
+
+    def output(self, name: str, attempt: int, stream: int, data: bytes) -> None:
+        """It has written to its stream 1 or 2."""
+
+    def ended(self, name: str, attempt: int, outcome: Outcome) -> None:
+        """Its process is gone, and so is what that had started in its process group."""

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import faulthandler
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
@@ -26,12 +27,18 @@ from typing import Any
 import psutil
 
 from tfdist.cluster.environment import SERVER_ENVIRONMENT
-from tfdist.cluster.outcome import Outcome
+from tfdist.cluster.outcome import Observer, Outcome
+from tfdist.cluster.usage import Usage
 from tfdist.errors import ClusterError
-from tfdist.task import Task
+from tfdist.task import PROGRESS_VARIABLE, Task
+
+# What a task leaves in its folder. On the signal its stacks, without the help of Python.
+PROGRESS_FILE, STACKS_FILE = "progress.json", "stacks"
+STACKS_SIGNAL = signal.SIGRTMAX
 
 _PR_SET_PDEATHSIG = 1
 _LEAVE_SECS = 5.0
+_SAMPLE_SECS = 0.5
 
 
 @dataclass(frozen=True)
@@ -40,12 +47,12 @@ class Surroundings:
 
     Attributes:
         environment: environment variables for all tasks.
-        output: by stream (1 or 2), called with each task's name and bytes as they come; None
-            leaves the stream as it is.
+        observer: gets their output, and is told what happens to them; without one they write
+            where this process does.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
-    output: Callable[[str, int, bytes], None] | None = None
+    observer: Observer | None = None
 
 
 _context = multiprocessing.get_context("forkserver")
@@ -95,9 +102,11 @@ class ProcessTask:
         function: Callable[[Task], object],
         ended: Callable[[ProcessTask, Outcome], None],
         surroundings: Surroundings,
+        attempt: int = 1,
     ) -> None:
         self.task = task
-        self._ended = ended
+        self._ended, self._attempt = ended, attempt
+        self._observer, self._stopped = surroundings.observer, False
         environment = {
             **SERVER_ENVIRONMENT,
             **surroundings.environment,
@@ -107,27 +116,32 @@ class ProcessTask:
         receiver, sender = _context.Pipe(duplex=False)
         readers: list[threading.Thread] = []
         streams: list[int] = []
-        if surroundings.output is not None:
+        folder = None
+        if self._observer is not None:
+            folder = self._observer.folder(task.name, attempt)
+            environment[PROGRESS_VARIABLE] = os.path.join(folder, PROGRESS_FILE)
             for stream in (1, 2):
                 read_end, write_end = os.pipe()
                 streams.append(write_end)
                 readers.append(
                     threading.Thread(
-                        target=_forward,
-                        args=(read_end, task.name, stream, surroundings.output),
+                        target=self._forward,
+                        args=(read_end, stream, self._observer),
                         name=f"{task.name} output {stream}",
                         daemon=True,
                     )
                 )
         self._process = _context.Process(
             target=_task_main,
-            args=(task, function, environment, sender, _Streams(streams)),
+            args=(task, function, environment, sender, _Streams(streams), folder),
             name=task.name,
         )
         self._process.start()
         sender.close()
         for stream in streams:
             os.close(stream)
+        if self._observer is not None:
+            self._observer.started(task.name, attempt, self.pid)
         for reader in readers:
             reader.start()
         self._watcher = threading.Thread(
@@ -144,6 +158,7 @@ class ProcessTask:
 
     def kill(self) -> None:
         """Ends its whole process group at once; returns when it is gone."""
+        self._stopped = True
         self._signal(signal.SIGKILL)
         self._watcher.join(_LEAVE_SECS)
         if self._watcher.is_alive():
@@ -171,19 +186,26 @@ class ProcessTask:
             os.killpg(self.pid, signal.SIGKILL)
 
     def _watch(self, receiver: Connection, readers: list[threading.Thread]) -> None:
-        outcome = Outcome()
+        usage = None  # until it tells itself, the last that was seen of it
         try:
+            while not receiver.poll(_SAMPLE_SECS):
+                usage = Usage.of(self.pid) or usage
             outcome = receiver.recv()
         except EOFError:
-            outcome = Outcome(details="it ended without a word")
+            outcome = Outcome(details="it ended without a word", usage=usage)
         self._process.join()
         self._sweep()
         for reader in readers:
             reader.join()
-        self._ended(
-            self,
-            Outcome(outcome.result, outcome.error, self._process.exitcode, outcome.details),
-        )
+        outcome = replace(outcome, exit_code=self._process.exitcode, stopped=self._stopped)
+        if self._observer is not None:
+            self._observer.ended(self.task.name, self._attempt, outcome)
+        self._ended(self, outcome)
+
+    def _forward(self, read_end: int, stream: int, observer: Observer) -> None:
+        with os.fdopen(read_end, "rb", buffering=0) as pipe:
+            while data := pipe.read(65536):
+                observer.output(self.task.name, self._attempt, stream, data)
 
 
 class _Streams:
@@ -206,20 +228,13 @@ def _received_streams(duplicates: list[Any]) -> _Streams:
     return _Streams([duplicate.detach() for duplicate in duplicates])
 
 
-def _forward(
-    read_end: int, name: str, stream: int, output: Callable[[str, int, bytes], None]
-) -> None:
-    with os.fdopen(read_end, "rb", buffering=0) as pipe:
-        while data := pipe.read(65536):
-            output(name, stream, data)
-
-
 def _task_main(
     task: Task,
     function: Callable[[Task], object],
     environment: dict[str, str],
     sender: Connection,
     streams: _Streams,
+    folder: str | None,
 ) -> None:
     """The life of a task's process."""
     _die_with_parent()
@@ -228,6 +243,10 @@ def _task_main(
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     streams.redirect()
     os.environ.update(environment)
+    if folder is not None:
+        # Kept open: the signal handler writes to its descriptor, also when Python is stuck.
+        stacks = open(os.path.join(folder, STACKS_FILE), "wb", buffering=0)  # noqa: SIM115
+        faulthandler.register(STACKS_SIGNAL, stacks, all_threads=True)
     try:
         outcome = Outcome(result=function(task))
     except SystemExit as error:
@@ -236,7 +255,7 @@ def _task_main(
         outcome = Outcome.of_error(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    _send(sender, outcome)
+    _send(sender, replace(outcome, usage=Usage.of_this_process()))
     # TensorFlow's servers keep threads that an orderly end would wait for.
     os._exit(outcome.exit_code or int(outcome.failed))
 
@@ -252,7 +271,8 @@ def _send(sender: Connection, outcome: Outcome) -> None:
         sender.send(outcome)
     except Exception as error:  # a result or an error that cannot be pickled
         details = f"{outcome.details}\ncould not be sent to the launcher: {error!r}"
-        sender.send(Outcome(error=ClusterError(details.strip()), details=details.strip()))
+        failure = ClusterError(details.strip())
+        sender.send(replace(outcome, result=None, error=failure, details=details.strip()))
 
 
 def _die_with_parent() -> None:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tfdist.task import PROGRESS_VARIABLE, Task
+from tfdist.task import Task
 
 
 @dataclass(frozen=True)
@@ -18,16 +18,27 @@ class Script:
     Attributes:
         path: of the script.
         arguments: what it finds in ``sys.argv[1:]``.
-        progress_folder: where each task may note its progress, in a file of its name.
+        classic_flags: whether the flags of TensorFlow 1 scripts, which `Task.from_flags` reads,
+            come after them.
     """
 
     path: str
     arguments: Sequence[str]
-    progress_folder: str
+    classic_flags: bool = False
 
     def __call__(self, task: Task) -> None:
         """Runs it; `TF_CONFIG` tells it who it is."""
-        os.environ[PROGRESS_VARIABLE] = os.path.join(self.progress_folder, task.name)
-        sys.argv = [self.path, *self.arguments]
+        flags = _classic_flags(task) if self.classic_flags else []
+        sys.argv = [self.path, *self.arguments, *flags]
         sys.path.insert(0, os.path.dirname(os.path.abspath(self.path)))
         runpy.run_path(self.path, run_name="__main__")
+
+
+def _classic_flags(task: Task) -> list[str]:
+    hosts = {key: ",".join(task.cluster_spec.get(key, [])) for key in ("ps", "worker")}
+    return [
+        f"--ps_hosts={hosts['ps']}",
+        f"--worker_hosts={hosts['worker']}",
+        f"--job_name={task.task_type}",
+        f"--task_index={task.task_index}",
+    ]

@@ -15,17 +15,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
+from tfdist.cluster import mailbox
+from tfdist.cluster.identity import check_identity, show_identity
 from tfdist.cluster.ports import is_listening, is_taken
 from tfdist.deadline import Deadline
 from tfdist.errors import ConfigError, StartTimeout
-from tfdist.mistaken import retry_if_mistaken
-from tfdist.task import Task, session_target
+from tfdist.task import Task
 
 if TYPE_CHECKING:
     # Imported where it is used: a wrong port or address shows before the seconds that it takes.
     import tensorflow as tf
 
-_DONE, _KNOWS, _DISMISS = range(3)
 _GRACE_SECS = 5.0  # for the second messages, after all first ones have come
 _LINGER_SECS = 0.2  # lets the last replies leave; whoever misses his waits _LAST_ANSWER_SECS
 _ANSWER_SECS = 10.0
@@ -79,11 +79,25 @@ def serve_ps(
     """
     if task.task_type != "ps":
         raise ConfigError("task.type", task.task_type, "only a ps serves as one")
+    serve(task, config, serving=serving)
+
+
+def serve(
+    task: Task,
+    config: tf.compat.v1.ConfigProto | None = None,
+    *,
+    serving: Callable[[], object] | None = None,
+) -> None:
+    """The same as `serve_ps` also for a worker that serves a coordinator: until it is dismissed."""
     server = start_server(task, config)
+    show_identity(task, server.target)
     received: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
     # In a thread: inside TensorFlow the main one would not see Ctrl-C.
     threading.Thread(
-        target=_receive, args=(server.target, task, received), name=f"{task.name} done", daemon=True
+        target=mailbox.receive,
+        args=(server.target, task, received),
+        name=f"{task.name} done",
+        daemon=True,
     ).start()
     if serving is not None:
         serving()
@@ -97,9 +111,9 @@ def serve_ps(
             message, rank = received.get(timeout=min(deadline.remaining, threading.TIMEOUT_MAX))
         except queue.Empty:
             return  # somebody died between its two messages
-        if message == _DISMISS:
+        if message == mailbox.DISMISS:
             return
-        (training if message == _DONE else unaware).discard(rank)
+        (training if message == mailbox.DONE else unaware).discard(rank)
     time.sleep(_LINGER_SECS)
 
 
@@ -123,87 +137,52 @@ def trainer_server(
     Raises:
         ConfigError: the task is no trainer, or its port is taken.
         StartTimeout: some ps does not answer.
+        ClusterError: some ps is of another cluster (where TFDIST_CLUSTER_ID is set).
     """
     if not task.is_trainer:
         raise ConfigError("task.type", task.task_type, "only a chief or a worker trains")
     server = start_server(task, config)
     _wait_for_ps(task, timeout)
     yield server.target
-    for index in range(task.num_ps):
-        _say_done(task, index)
+    for ps in _ps_of(task):
+        _say_done(task, ps)
 
 
 def dismiss(task: Task) -> None:
-    """Makes the ps `task` leave, whether or not the trainers are done."""
-    _send(task.address, task.task_index, _DISMISS, 0, timeout=_ANSWER_SECS)
+    """Makes a task that serves leave, whether or not the trainers are done."""
+    mailbox.send(task, mailbox.DISMISS, 0, timeout=_ANSWER_SECS)
 
 
-def _receive(target: str, task: Task, received: queue.SimpleQueue[tuple[int, int]]) -> None:
+def _say_done(task: Task, ps: Task) -> None:
     import tensorflow as tf
 
-    with tf.Graph().as_default() as graph:
-        take = _mailbox(task.task_index).dequeue()
-        config = tf.compat.v1.ConfigProto(device_filters=[f"/job:ps/task:{task.task_index}"])
-        with tf.compat.v1.Session(target, graph=graph, config=config) as session:
-            unaware = set(range(len(task.trainers)))
-            while unaware:
-                message, rank = (int(part) for part in retry_if_mistaken(session.run, take))
-                received.put((message, rank))
-                if message == _DISMISS:
-                    return
-                if message == _KNOWS:
-                    unaware.discard(rank)
-
-
-def _say_done(task: Task, ps_index: int) -> None:
-    import tensorflow as tf
-
-    address = task.cluster_spec["ps"][ps_index]
-    _send(address, ps_index, _DONE, task.rank, timeout=_ANSWER_SECS)
+    mailbox.send(ps, mailbox.DONE, task.rank, timeout=_ANSWER_SECS)
     # The ps may have left already, which it only does once all were done.
     with suppress(tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
-        _send(address, ps_index, _KNOWS, task.rank, timeout=_LAST_ANSWER_SECS)
-
-
-def _send(address: str, ps_index: int, message: int, rank: int, *, timeout: float) -> None:
-    import tensorflow as tf
-
-    config = tf.compat.v1.ConfigProto(
-        device_filters=[f"/job:ps/task:{ps_index}"], operation_timeout_in_ms=int(timeout * 1000)
-    )
-    with tf.Graph().as_default() as graph:
-        send = _mailbox(ps_index).enqueue((message, rank))
-        with tf.compat.v1.Session(session_target(address), graph=graph, config=config) as session:
-            retry_if_mistaken(session.run, send)
-
-
-def _mailbox(ps_index: int) -> Any:
-    import tensorflow as tf
-
-    with tf.compat.v1.device(f"/job:ps/task:{ps_index}/device:CPU:0"):
-        return tf.queue.FIFOQueue(
-            capacity=2**31 - 1,
-            dtypes=[tf.int32, tf.int32],
-            shapes=[[], []],
-            shared_name=f"tfdist/done/{ps_index}",
-        )
+        mailbox.send(ps, mailbox.KNOWS, task.rank, timeout=_LAST_ANSWER_SECS)
 
 
 def _wait_for_ps(task: Task, timeout: float) -> None:
     deadline = Deadline(timeout)
-    missing = list(enumerate(task.cluster_spec.get("ps", [])))
+    missing = _ps_of(task)
     while True:
-        missing = [(index, address) for index, address in missing if not _answers(address)]
+        missing = [ps for ps in missing if not _answers(ps.address)]
         if not missing:
-            return
+            break
         if deadline.expired:
-            addresses = ", ".join(address for _, address in missing)
+            addresses = ", ".join(ps.address for ps in missing)
             raise StartTimeout(
-                [f"ps:{index}" for index, _ in missing],
+                [ps.name for ps in missing],
                 timeout,
                 f"Nobody listens at {addresses}: is it started, and may this host reach it?",
             )
         time.sleep(_POLL_SECS)
+    for ps in _ps_of(task):
+        check_identity(ps, deadline)
+
+
+def _ps_of(task: Task) -> list[Task]:
+    return [Task("ps", index, task.cluster_spec) for index in range(task.num_ps)]
 
 
 def _answers(address: str) -> bool:

@@ -1,0 +1,78 @@
+"""Who is there: the table that names those who are not, when a start takes long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+from rich.box import SIMPLE
+from rich.table import Table
+
+from tfdist.cluster.ports import is_listening
+from tfdist.cluster.run_folder import RunFolder, TaskRecord
+from tfdist.task import Task
+
+_FIRST_TABLE_SECS = 10.0
+_PROBE_SECS = 0.2
+
+
+class StartUp:
+    """Looks who is there, and says it at growing intervals until all are.
+
+    A task with an address is there when somebody listens at it; an evaluator, when it runs.
+
+    Args:
+        run: where the lives of the tasks are noted.
+        tasks: all of the cluster.
+        clock: gives seconds that never go back.
+        listens: whether somebody listens at a host's port.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        tasks: Sequence[Task],
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        listens: Callable[[str, int, float], bool] = is_listening,
+    ) -> None:
+        self._run, self._tasks, self._clock, self._listens = run, tasks, clock, listens
+        self._began = clock()
+        self._next = _FIRST_TABLE_SECS
+        self._there: dict[str, float] = {}
+
+    def look(self) -> Table | None:
+        """Looks once; a table if it is time for one and somebody is not there."""
+        lives = {life.name: life for life in self._run.latest()}
+        seconds = self._clock() - self._began
+        for task in self._tasks:
+            if task.name not in self._there and self._is_there(task, lives.get(task.name)):
+                self._there[task.name] = seconds
+        if len(self._there) == len(self._tasks) or seconds < self._next:
+            return None
+        self._next *= 2
+        return self._table(lives, seconds)
+
+    def _is_there(self, task: Task, life: TaskRecord | None) -> bool:
+        if life is None or life.ended is not None:
+            return life is not None  # it has been there
+        if task.task_type == "evaluator":
+            return True
+        host, _, port = task.address.rpartition(":")
+        return self._listens(host, int(port), _PROBE_SECS)
+
+    def _table(self, lives: dict[str, TaskRecord], seconds: float) -> Table:
+        title = f"tfdist: after {seconds:.0f} s not everybody is there"
+        table = Table("task", "address", "pid", "state", title=title, box=SIMPLE)
+        table.title_justify = "left"
+        for task in self._tasks:
+            life = lives.get(task.name)
+            address = "" if task.task_type == "evaluator" else task.address
+            pid = "" if life is None else str(life.pid)
+            table.add_row(task.name, address, pid, self._state(task, life))
+        return table
+
+    def _state(self, task: Task, life: TaskRecord | None) -> str:
+        if task.name in self._there:
+            return f"there after {self._there[task.name]:.1f} s"
+        return "not started" if life is None else "runs, but its server does not listen"

@@ -1,0 +1,93 @@
+"""Which cluster a server is of: a stale one at the same address looks the same otherwise.
+
+A ps keeps the id of its cluster in a variable. A trainer reads it before it trusts that ps.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from tfdist.cluster.mailbox import own_config
+from tfdist.deadline import Deadline
+from tfdist.errors import ClusterError
+from tfdist.mistaken import retry_if_mistaken
+from tfdist.task import Task, session_target
+
+# Any text that no other run has, the same for all tasks. `tfdist run` sets it; elsewhere you do.
+ID_VARIABLE = "TFDIST_CLUSTER_ID"
+
+_ANSWER_SECS = 5.0
+_POLL_SECS = 0.05
+
+
+def show_identity(own: Task, target: str, environ: Mapping[str, str] = os.environ) -> None:
+    """Keeps the id where `read_identity` finds it; nothing without one."""
+    if identity := environ.get(ID_VARIABLE):
+        import tensorflow as tf
+
+        with tf.Graph().as_default() as graph:
+            write = tf.raw_ops.AssignVariableOp(resource=_variable_on(own), value=identity)
+            config = own_config(own, _ANSWER_SECS)
+            with tf.compat.v1.Session(target, graph=graph, config=config) as session:
+                retry_if_mistaken(session.run, write)
+
+
+def read_identity(of: Task, timeout: float = _ANSWER_SECS) -> str | None:
+    """The id that a server shows; None if it shows none. Blocks for `timeout` seconds at most.
+
+    Raises:
+        tf.errors.UnavailableError: nobody serves there.
+        tf.errors.DeadlineExceededError: it does not answer; or no TensorFlow server is there.
+    """
+    import tensorflow as tf
+
+    with tf.Graph().as_default() as graph:
+        variable = _variable_on(of)
+        is_there = tf.raw_ops.VarIsInitializedOp(resource=variable)
+        read = tf.raw_ops.ReadVariableOp(resource=variable, dtype=tf.string)
+        config = own_config(of, timeout)
+        target = session_target(of.address)
+        with tf.compat.v1.Session(target, graph=graph, config=config) as session:
+            if not retry_if_mistaken(session.run, is_there):
+                return None
+            identity: bytes = retry_if_mistaken(session.run, read)
+            return identity.decode()
+
+
+def check_identity(of: Task, deadline: Deadline, environ: Mapping[str, str] = os.environ) -> None:
+    """Returns once the server shows our id; at once where we have none.
+
+    Raises:
+        ClusterError: it shows another one, or none until the deadline.
+    """
+    identity = environ.get(ID_VARIABLE)
+    if not identity:
+        return
+    # One that has just started listens a moment before it shows its id.
+    while (shown := _shown(of)) is None and not deadline.expired:
+        time.sleep(_POLL_SECS)
+    if shown != identity:
+        what = "no cluster that tfdist knows" if shown is None else f"cluster {shown!r}"
+        raise ClusterError(
+            f"{of.name} at {of.address} is of {what}, and not of {identity!r} ({ID_VARIABLE}): "
+            "probably a server that an earlier run left behind; end it, or take another port"
+        )
+
+
+def _shown(of: Task) -> str | None:
+    import tensorflow as tf
+
+    try:
+        return read_identity(of)
+    except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
+        return None  # it has gone, or whatever it is
+
+
+def _variable_on(task: Task) -> Any:
+    import tensorflow as tf
+
+    with tf.compat.v1.device(f"{task.device}/device:CPU:0"):
+        return tf.raw_ops.VarHandleOp(dtype=tf.string, shape=[], shared_name="tfdist/cluster_id")

@@ -1,0 +1,58 @@
+"""Which tasks a cluster has, and which of them train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from tfdist.errors import ConfigError
+from tfdist.task import ClusterSpec, Task, cluster_tasks
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The tasks of a cluster by type.
+
+    Attributes:
+        num_ps: parameter servers.
+        num_workers: workers, at least 1.
+        chief: whether there is a task of that type; else worker 0 is the chief.
+        evaluator: whether there is one. It is no part of the cluster, and serves nobody.
+        coordinator: whether the chief alone trains, by a ClusterCoordinator, and the workers
+            serve it.
+    """
+
+    num_ps: int = 1
+    num_workers: int = 2
+    chief: bool = False
+    evaluator: bool = False
+    coordinator: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_ps < 0:
+            raise ConfigError("num_ps", self.num_ps, "at least 0")
+        if self.num_workers < 1:
+            raise ConfigError("num_workers", self.num_workers, "at least 1")
+        if self.coordinator and not self.chief:
+            raise ConfigError("chief", self.chief, "the coordinator is the chief, so there is one")
+
+    @property
+    def num_servers(self) -> int:
+        """How many tasks have an address."""
+        return self.num_ps + self.chief + self.num_workers
+
+    def cluster_spec(self, addresses: list[str]) -> ClusterSpec:
+        """The addresses by type, which are as many as there are servers."""
+        counts = {"ps": self.num_ps, "chief": int(self.chief), "worker": self.num_workers}
+        rest = iter(addresses)
+        spec = {name: [next(rest) for _ in range(count)] for name, count in counts.items()}
+        return {name: part for name, part in spec.items() if part}
+
+    def tasks(self, addresses: list[str]) -> list[Task]:
+        """All tasks: the ps, the trainers by rank, the evaluator."""
+        spec = self.cluster_spec(addresses)
+        evaluators = [Task("evaluator", 0, spec)] if self.evaluator else []
+        return [*cluster_tasks(spec), *evaluators]
+
+    def serves(self, task: Task) -> bool:
+        """Whether the task is there for others, until those that train are done."""
+        return task.task_type == "ps" or (self.coordinator and task.task_type == "worker")
