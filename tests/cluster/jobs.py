@@ -3,6 +3,7 @@
 import os
 import pathlib
 import sys
+import threading
 
 import tfdist
 from tfdist.testing import poll_until
@@ -51,3 +52,57 @@ def note_and_wait(task, folder):
         if task.is_chief:
             poll_until(pathlib.Path(folder, "go").exists, "the test says go", timeout=60)
         return barrier.wait()
+
+
+def coordinate(task):
+    """Adds 1 on the workers ten times, into a variable on the ps; returns the sum."""
+    import tensorflow as tf
+
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec(task.cluster_spec), rpc_layer="grpc"
+    )
+    strategy = tf.distribute.ParameterServerStrategy(resolver)
+    coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+    with strategy.scope():
+        total = tf.Variable(0.0)
+
+    @tf.function
+    def add_one():
+        total.assign_add(1.0)
+
+    for _ in range(10):
+        coordinator.schedule(add_one)
+    coordinator.join()
+    return task.name, float(total.numpy())
+
+
+def evaluate_or_train(task, folder):
+    """The evaluator waits until a trainer has written, and says so."""
+    if task.task_type != "evaluator":
+        pathlib.Path(folder, "model").write_text(task.name)
+        return task.name
+    poll_until(pathlib.Path(folder, "model").exists, "there is a model", timeout=60)
+    pathlib.Path(folder, "evaluated").touch()
+    return None
+
+
+def fail_in_the_first_life(task, folder):
+    """Trainer 1 fails once; all meet then."""
+    mark = pathlib.Path(folder, "failed")
+    if task.rank == 1 and not mark.exists():
+        mark.touch()
+        raise_value_error()
+    return meet(task)
+
+
+def evaluator_hangs(task):
+    """The evaluator never ends."""
+    if task.task_type == "evaluator":
+        threading.Event().wait()
+    return task.name
+
+
+def count_lives_and_fail(task, folder):
+    """Fails, and says in which life of the task."""
+    pathlib.Path(folder, str(os.getpid())).touch()
+    raise ValueError(f"life {len(os.listdir(folder))}")

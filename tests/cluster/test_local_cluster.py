@@ -1,6 +1,7 @@
 """Clusters on this machine: they come up, they say what failed, and nothing of them stays."""
 
 import functools
+import multiprocessing
 import os
 import signal
 import threading
@@ -10,6 +11,7 @@ import pytest
 
 import tfdist
 from tests.cluster import jobs
+from tfdist.cluster import local
 from tfdist.testing import poll_until
 
 
@@ -68,6 +70,24 @@ def test_an_exit_code_is_kept(make_cluster):
     assert (caught.value.task_name, caught.value.exit_code) == ("worker:1", 7)
 
 
+def test_an_exit_code_is_kept_whoever_else_asks_for_it(make_cluster):
+    """As `multiprocessing` does of all children when it starts another."""
+    cluster, over = make_cluster(0, 4, backend="processes"), threading.Event()
+
+    def ask():
+        while not over.is_set():
+            multiprocessing.active_children()
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    try:
+        for _ in range(3):
+            assert len(cluster.run(jobs.who, timeout=60)) == 4
+    finally:
+        over.set()
+        asking.join()
+
+
 def test_a_trainer_that_a_signal_ends_is_named_with_it(make_cluster, tmp_path):
     cluster = make_cluster(1, 2, backend="processes")
     run = _in_background(cluster, tmp_path)
@@ -97,6 +117,35 @@ def test_a_run_fails_if_a_killed_trainer_is_all_that_is_left(make_cluster, tmp_p
     run.join()
     assert isinstance(run.caught, tfdist.TaskFailed)
     assert "nobody restarted it" in str(run.caught)
+
+
+def test_a_chief_is_the_trainer_of_rank_0_and_an_evaluator_is_beside_the_cluster(
+    make_cluster, backend, tmp_path
+):
+    cluster = make_cluster(1, 2, backend=backend, chief=True, evaluator=True)
+    job = functools.partial(jobs.evaluate_or_train, folder=str(tmp_path))
+    assert cluster.run(job, timeout=60) == ["chief:0", "worker:0", "worker:1"]
+    assert (tmp_path / "evaluated").exists()
+    assert set(cluster.trainers[0].cluster_spec) == {"ps", "chief", "worker"}
+
+
+def test_an_evaluator_that_does_not_end_is_ended(make_cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(local, "EVALUATOR_SECS", 0.1)
+    cluster = make_cluster(0, 1, backend="processes", evaluator=True)
+    assert cluster.run(jobs.evaluator_hangs, timeout=60) == ["worker:0"]
+
+
+def test_a_task_that_fails_is_started_again(make_cluster, tmp_path):
+    cluster = make_cluster(1, 2, backend="processes")
+    job = functools.partial(jobs.fail_in_the_first_life, folder=str(tmp_path))
+    assert cluster.run(job, timeout=60, restarts=1) == [(0, 2), (1, 2)]
+
+
+def test_a_task_that_fails_too_often_ends_the_run(make_cluster, tmp_path):
+    cluster = make_cluster(0, 1, backend="processes")
+    job = functools.partial(jobs.count_lives_and_fail, folder=str(tmp_path))
+    with pytest.raises(tfdist.TaskFailed, match="life 3"):
+        cluster.run(job, timeout=60, restarts=2)
 
 
 def test_only_a_killed_task_can_be_restarted(make_cluster):

@@ -5,7 +5,9 @@ import socket
 import pytest
 
 import tfdist
+from tfdist.cluster.identity import check_identity
 from tfdist.cluster.ports import HeldPorts, is_taken
+from tfdist.deadline import Deadline
 
 
 def test_a_port_that_another_program_serves_is_refused_by_name():
@@ -39,6 +41,31 @@ def test_a_ps_that_does_not_answer_is_named(monkeypatch):
     assert task.cluster_spec["ps"][0] in str(caught.value)
 
 
+def test_a_ps_of_another_cluster_is_told_by_its_id(make_cluster, monkeypatch):
+    [worker] = make_cluster(1, 1, backend="threads").trainers  # whose ps shows no id
+    monkeypatch.setenv("TFDIST_CLUSTER_ID", "run-2")
+    with pytest.raises(tfdist.ClusterError, match="no cluster that tfdist knows.*'run-2'"):
+        check_identity(ps_of(worker), Deadline(0))
+    monkeypatch.setenv("TFDIST_CLUSTER_ID", "run-1")
+    [worker] = make_cluster(1, 1, backend="threads").trainers
+    check_identity(ps_of(worker), Deadline(10))
+    monkeypatch.setenv("TFDIST_CLUSTER_ID", "run-2")
+    with (
+        pytest.raises(tfdist.ClusterError, match="cluster 'run-1', and not of 'run-2'"),
+        tfdist.trainer_server(worker),
+    ):
+        pass
+
+
+def test_what_is_no_tensorflow_server_has_no_id(monkeypatch):
+    monkeypatch.setenv("TFDIST_CLUSTER_ID", "run-1")
+    with (
+        socket.create_server(("127.0.0.1", 0)) as other,
+        pytest.raises(tfdist.ClusterError, match="no cluster that tfdist knows"),
+    ):
+        check_identity(ps_of(one_worker(ps_port=other.getsockname()[1])), Deadline(0))
+
+
 def test_only_a_ps_serves_as_one_and_only_a_trainer_trains():
     task = one_worker(worker_port=1)
     with pytest.raises(tfdist.ConfigError, match="only a ps"):
@@ -54,3 +81,7 @@ def test_only_a_ps_serves_as_one_and_only_a_trainer_trains():
 def one_worker(ps_port=2, worker_port=1):
     spec = {"ps": [f"127.0.0.1:{ps_port}"], "worker": [f"127.0.0.1:{worker_port}"]}
     return tfdist.Task("worker", 0, spec)
+
+
+def ps_of(worker):
+    return tfdist.Task("ps", 0, worker.cluster_spec)

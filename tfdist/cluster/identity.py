@@ -20,6 +20,7 @@ from tfdist.task import Task, session_target
 ID_VARIABLE = "TFDIST_CLUSTER_ID"
 
 _ANSWER_SECS = 5.0
+_LAST_ANSWER_SECS = 0.5
 _POLL_SECS = 0.05
 
 
@@ -67,7 +68,7 @@ def check_identity(of: Task, deadline: Deadline, environ: Mapping[str, str] = os
     if not identity:
         return
     # One that has just started listens a moment before it shows its id.
-    while (shown := _shown(of)) is None and not deadline.expired:
+    while (shown := _shown(of, deadline)) is None and not deadline.expired:
         time.sleep(_POLL_SECS)
     if shown != identity:
         what = "no cluster that tfdist knows" if shown is None else f"cluster {shown!r}"
@@ -77,11 +78,11 @@ def check_identity(of: Task, deadline: Deadline, environ: Mapping[str, str] = os
         )
 
 
-def _shown(of: Task) -> str | None:
+def _shown(of: Task, deadline: Deadline) -> str | None:
     import tensorflow as tf
 
     try:
-        return read_identity(of)
+        return read_identity(of, min(max(deadline.remaining, _LAST_ANSWER_SECS), _ANSWER_SECS))
     except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
         return None  # it has gone, or whatever it is
 

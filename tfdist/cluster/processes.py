@@ -107,6 +107,7 @@ class ProcessTask:
         self.task = task
         self._ended, self._attempt = ended, attempt
         self._observer, self._stopped = surroundings.observer, False
+        self._is_gone = threading.Event()
         environment = {
             **SERVER_ENVIRONMENT,
             **surroundings.environment,
@@ -137,6 +138,9 @@ class ProcessTask:
             name=task.name,
         )
         self._process.start()
+        # Else `multiprocessing` asks for its exit code when it starts another, at the same time
+        # as our watcher, and one of the two reads 255. (An attribute of CPython 3.10 to 3.13.)
+        multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
         sender.close()
         for stream in streams:
             os.close(stream)
@@ -177,8 +181,9 @@ class ProcessTask:
             os.killpg(self.pid, number)
         except ProcessLookupError:
             # Gone, or not yet the leader of its group.
-            if self._process.is_alive():
-                os.kill(self.pid, number)
+            if not self._is_gone.is_set():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(self.pid, number)
 
     def _sweep(self) -> None:
         """Ends what the task has started and left behind in its process group."""
@@ -194,6 +199,7 @@ class ProcessTask:
         except EOFError:
             outcome = Outcome(details="it ended without a word", usage=usage)
         self._process.join()
+        self._is_gone.set()
         self._sweep()
         for reader in readers:
             reader.join()

@@ -139,9 +139,9 @@ class RunFolder:
 
     def lives(self) -> list[TaskRecord]:
         """All lives of all tasks, the tasks in their order."""
-        order = self.about["tasks"]
         files = self.path.glob(f"attempt-*/*/{TASK_FILE}")
         found = [TaskRecord.parse(json.loads(file.read_text("utf-8"))) for file in files]
+        order = self.about["tasks"] if found else []
         return sorted(found, key=lambda life: (order.index(life.name), life.attempt))
 
     def latest(self) -> list[TaskRecord]:
