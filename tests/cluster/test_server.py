@@ -44,7 +44,7 @@ def test_a_ps_that_does_not_answer_is_named(monkeypatch):
 def test_a_ps_of_another_cluster_is_told_by_its_id(make_cluster, monkeypatch):
     [worker] = make_cluster(1, 1, backend="threads").trainers  # whose ps shows no id
     monkeypatch.setenv("TFDIST_CLUSTER_ID", "run-2")
-    with pytest.raises(tfdist.ClusterError, match="no cluster that tfdist knows.*'run-2'"):
+    with pytest.raises(tfdist.ClusterError, match=r"no cluster that tfdist knows.*'run-2'"):
         check_identity(ps_of(worker), Deadline(0))
     monkeypatch.setenv("TFDIST_CLUSTER_ID", "run-1")
     [worker] = make_cluster(1, 1, backend="threads").trainers

@@ -1,0 +1,87 @@
+"""`tfdist run` whose tasks are killed, one at a time, at any moment."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from tfdist.cluster.run_folder import RunFolder
+from tfdist.testing import poll_until
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+ENDS_SECS = 10.0  # what is promised after a task was killed
+JOB = """
+import os, sys, tfdist
+task = tfdist.Task.from_env()
+with tfdist.trainer_server(task), tfdist.Barrier(task, "step", timeout=60) as step:
+    open(os.path.join(sys.argv[1], f"{task.name} {os.getpid()}"), "w").close()
+    while step.generation <= int(sys.argv[2]):
+        step.wait()
+"""
+FOR_EVER = 10**9
+
+
+@pytest.fixture
+def launch(tmp_path):
+    """Starts a job of so many steps; gives the launcher and the folder of its run."""
+    job = tmp_path / "job.py"
+    job.write_text(JOB)
+    launchers = []
+
+    def start(steps, *options):
+        logs = tmp_path / "logs"
+        command = [sys.executable, "-m", "tfdist", "run", "--ps", 2, "--log-dir", logs, *options]
+        launcher = subprocess.Popen(
+            [*map(str, command), job, tmp_path, str(steps)], stderr=subprocess.PIPE, text=True
+        )
+        launchers.append(launcher)
+        poll_until(lambda: list(logs.glob("*/run.json")), "the run has a folder", timeout=60)
+        return launcher, RunFolder.find(str(logs))
+
+    yield start
+    for launcher in launchers:
+        if launcher.poll() is None:
+            launcher.terminate()
+        launcher.communicate(timeout=ENDS_SECS)
+
+
+def pid_of(run, name, attempt=1):
+    def find():
+        lives = [life for life in run.lives() if (life.name, life.attempt) == (name, attempt)]
+        return lives[0].pid if lives else None
+
+    poll_until(find, f"{name} has begun", timeout=60)
+    return find()
+
+
+@pytest.mark.parametrize("moment", ["as it starts", "as all train"])
+@pytest.mark.parametrize("name", ["ps:0", "ps:1", "worker:0", "worker:1"])
+def test_the_job_ends_and_names_the_task_and_the_signal(launch, tmp_path, name, moment):
+    launcher, run = launch(FOR_EVER)
+    pid = pid_of(run, name)
+    if moment == "as all train":
+        wait_for_trainers(tmp_path, 2)
+    os.kill(pid, signal.SIGKILL)
+    _, errors = launcher.communicate(timeout=ENDS_SECS)
+    assert launcher.returncode == 70
+    assert f"tfdist: {name} was killed by signal 9 (SIGKILL)" in errors
+    assert {life.name: life.stopped for life in run.lives()}.pop(name) is False
+    assert all(life.exit_code is not None for life in run.lives())
+
+
+def test_a_worker_that_is_killed_goes_on_in_another_process(launch, tmp_path):
+    launcher, run = launch(1000, "--restart", 1)
+    wait_for_trainers(tmp_path, 2)
+    os.kill(pid_of(run, "worker:1"), signal.SIGKILL)
+    wait_for_trainers(tmp_path, 3)
+    _, errors = launcher.communicate(timeout=60)
+    assert (launcher.returncode, "killed by SIGKILL" in errors) == (0, True), errors
+    ends = [(life.name, life.exit_code) for life in run.lives() if life.name == "worker:1"]
+    assert ends == [("worker:1", -signal.SIGKILL), ("worker:1", 0)]
+
+
+def wait_for_trainers(folder, lives):
+    poll_until(lambda: len(list(folder.glob("worker:*"))) == lives, "all train", timeout=60)
