@@ -172,7 +172,7 @@ def test_a_server_that_accepts_and_says_nothing():
         (SETTINGS[:8], False),
         (b"", False),
         (bytes([0, 0, 5, 4, 0, 0, 0, 0, 0]), False),
-        (bytes([0, 0, 8, 7, 0, 0, 0, 0, 0]), False),
+        (bytes([0, 0, 12, 7, 0, 0, 0, 0, 0]), False),
         (bytes([0, 0, 6, 4, 0, 0, 0, 0, 1]), False),
         (b"HTTP/1.1 400 Bad Request", False),
     ],

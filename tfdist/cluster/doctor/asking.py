@@ -124,7 +124,9 @@ def _greet(connection: socket.socket, deadline: Deadline) -> tuple[State, str]:
         pass  # it hung up, as one does who does not understand; `heard` tells the rest
     if is_settings(heard):
         return State.SERVES, ""
-    return State.FOREIGN, f"it says {heard[:_READ_BYTES]!r}" if heard else "it hangs up"
+    if not heard:
+        return State.FOREIGN, "it hangs up"
+    return State.FOREIGN, f"it says {heard.splitlines()[0].decode('ascii', 'replace')!r}"
 
 
 def is_settings(data: bytes) -> bool:
