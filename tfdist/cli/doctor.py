@@ -1,0 +1,91 @@
+"""`tfdist doctor`: what will go wrong, before it does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import textwrap
+from collections import Counter
+from dataclasses import asdict
+
+from rich.console import Console
+from rich.text import Text
+
+from tfdist.cluster.doctor import SEVERITIES, Finding, examine, task_name
+
+_ERRORS_FOUND = 1
+_COLOURS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
+_NARROWEST = 20
+
+_DESCRIPTION = """\
+Looks at the environment in which a task of a parameter-server job is about to run: TF_CONFIG, the
+addresses of the other tasks, ports, proxies, GPUs, versions, and the script if you name it. It
+starts and changes nothing. Exit code 1 means that at least one error was found.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds `doctor` to the subcommands."""
+    parser = commands.add_parser(
+        "doctor",
+        help="look for what keeps a job from starting",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on standard output"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=float,
+        default=5.0,
+        metavar="S",
+        help="seconds for calling all tasks (default: 5)",
+    )
+    parser.add_argument("--data", metavar="GLOB", help="the files that the workers share; quote it")
+    parser.add_argument("script", nargs="?", help="the training script: read, not run")
+    parser.set_defaults(command_function=command)
+
+
+def command(parsed: argparse.Namespace) -> int:
+    """Prints the findings and returns the exit code."""
+    findings = examine(script_path=parsed.script, data_pattern=parsed.data, timeout=parsed.timeout)
+    counts = Counter(finding.severity for finding in findings)
+    if parsed.json:
+        report = {
+            "task": task_name(),
+            "findings": [asdict(finding) for finding in findings],
+            "errors": counts["error"],
+            "warnings": counts["warning"],
+        }
+        print(json.dumps(report))
+    else:
+        _print(findings, counts)
+    return _ERRORS_FOUND if counts["error"] else 0
+
+
+def _print(findings: list[Finding], counts: Counter[str]) -> None:
+    console = Console(highlight=False)
+    for finding in findings:
+        console.print(
+            Text.assemble((finding.severity, _COLOURS[finding.severity]), f"  {finding.check}")
+        )
+        for label, text in (("", finding.what), ("why: ", finding.why), ("fix: ", finding.fix)):
+            console.print(Text(_wrapped(label, text, console.width)), soft_wrap=True)
+        console.print()
+    parts = [
+        f"{counts[severity]} {severity}{'' if counts[severity] == 1 else 's'}"
+        for severity in SEVERITIES
+    ]
+    console.print(", ".join(parts), soft_wrap=True)
+
+
+def _wrapped(label: str, text: str, width: int) -> str:
+    return textwrap.fill(
+        text,
+        max(width, _NARROWEST),
+        initial_indent="  " + label,
+        subsequent_indent="  " + " " * len(label),
+        break_on_hyphens=False,
+    )
