@@ -68,13 +68,13 @@ class Task:
             )
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Task:
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> Task:
         """The task that `TF_CONFIG` names.
 
         Raises:
             ConfigError: it is not set, is no JSON, or names no possible task.
         """
-        text = environ.get("TF_CONFIG", "")
+        text = (os.environ if environ is None else environ).get("TF_CONFIG", "")
         if not text.strip():
             raise ConfigError(
                 "TF_CONFIG", text, "not set; start the script with `tfdist run`, which sets it"

@@ -14,13 +14,12 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from tfdist.cli.launch import Launch
+from tfdist.cli.launch import Launch, process_cluster, thread_cluster
 from tfdist.cli.output import Output
 from tfdist.cli.progress import ProgressView
 from tfdist.cli.summary import summary_json, summary_table
 from tfdist.cluster.identity import ID_VARIABLE
-from tfdist.cluster.local import LocalCluster
-from tfdist.cluster.processes import Surroundings, start_fork_server, stop_fork_server
+from tfdist.cluster.local import BACKENDS
 from tfdist.cluster.run_folder import TaskRecord
 from tfdist.cluster.script import Script
 from tfdist.cluster.shape import Shape
@@ -68,6 +67,12 @@ def _add_cluster(group: argparse._ArgumentGroup) -> None:
         action="store_true",
         help="for a ClusterCoordinator: the chief alone runs the script, the workers are servers, "
         "and the job ends when the chief does",
+    )
+    group.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="processes",
+        help="a process for each task, or threads of one process (default: processes)",
     )
     group.add_argument(
         "--builtin-ps",
@@ -166,6 +171,11 @@ def _check(parsed: argparse.Namespace) -> None:
     if parsed.classic_flags and (parsed.chief or parsed.evaluator or parsed.coordinator):
         other = next(name for name in ("chief", "evaluator", "coordinator") if vars(parsed)[name])
         raise ConfigError(f"--{other}", True, "--classic-flags know only ps and workers")
+    if parsed.backend == "threads":
+        for name in ("restart", "classic_flags"):
+            if vars(parsed)[name]:
+                flag = f"--{name.replace('_', '-')}"
+                raise ConfigError(flag, vars(parsed)[name], "needs --backend processes")
     if not os.path.isfile(parsed.script):
         raise ConfigError("script", parsed.script, "no such file")
 
@@ -183,19 +193,14 @@ def _run(parsed: argparse.Namespace, lives: list[TaskRecord]) -> None:
         environment = {"COLUMNS": str(output.columns)}
         if parsed.builtin_ps:
             environment[ID_VARIABLE] = identity
+        cluster_of = thread_cluster if parsed.backend == "threads" else process_cluster
+        serve = None if parsed.builtin_ps else script
         try:
-            start_fork_server()
-            cluster = LocalCluster(
-                _shape(parsed),
-                "processes",
-                Surroundings(environment, launch),
-                serve=None if parsed.builtin_ps else script,
-            )
-            launch.create(cluster.tasks, {"id": identity, "script": parsed.script})
-            with ProgressView(launch, cluster.tasks), cluster:
-                cluster.run(script, timeout=parsed.timeout, restarts=parsed.restart)
+            with cluster_of(_shape(parsed), script, serve, environment, launch) as (cluster, job):
+                launch.create(cluster.tasks, {"id": identity, "script": parsed.script})
+                with ProgressView(launch, cluster.tasks), cluster:
+                    cluster.run(job, timeout=parsed.timeout, restarts=parsed.restart)
         finally:
-            stop_fork_server()
             output.flush()
             lives += launch.lives()
 

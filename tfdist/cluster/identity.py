@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
 from typing import Any
 
 from tfdist.cluster.mailbox import own_config
@@ -24,9 +23,9 @@ _LAST_ANSWER_SECS = 0.5
 _POLL_SECS = 0.05
 
 
-def show_identity(own: Task, target: str, environ: Mapping[str, str] = os.environ) -> None:
+def show_identity(own: Task, target: str) -> None:
     """Keeps the id where `read_identity` finds it; nothing without one."""
-    if identity := environ.get(ID_VARIABLE):
+    if identity := os.environ.get(ID_VARIABLE):
         import tensorflow as tf
 
         with tf.Graph().as_default() as graph:
@@ -58,13 +57,13 @@ def read_identity(of: Task, timeout: float = _ANSWER_SECS) -> str | None:
             return identity.decode()
 
 
-def check_identity(of: Task, deadline: Deadline, environ: Mapping[str, str] = os.environ) -> None:
+def check_identity(of: Task, deadline: Deadline) -> None:
     """Returns once the server shows our id; at once where we have none.
 
     Raises:
         ClusterError: it shows another one, or none until the deadline.
     """
-    identity = environ.get(ID_VARIABLE)
+    identity = os.environ.get(ID_VARIABLE)
     if not identity:
         return
     # One that has just started listens a moment before it shows its id.

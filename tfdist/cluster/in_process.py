@@ -10,13 +10,14 @@ import functools
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 
 import tensorflow as tf
 
 from tfdist.cluster import server
 from tfdist.cluster.dispatch import learn_types
 from tfdist.cluster.environment import SERVER_ENVIRONMENT
-from tfdist.cluster.outcome import Outcome
+from tfdist.cluster.outcome import Observer, Outcome
 from tfdist.errors import ClusterError, StartTimeout
 from tfdist.task import Task
 
@@ -32,10 +33,13 @@ class ThreadTask:
         task: Task,
         function: Callable[..., object],
         ended: Callable[[ThreadTask, Outcome], None],
+        observer: Observer | None,
+        attempt: int,
         *,
         serves: bool,
     ) -> None:
         self.task, self._serves = task, serves
+        self._observer, self._attempt = observer, attempt
         self._function, self._ended = function, ended
         learn_types()
         os.environ.update(SERVER_ENVIRONMENT)  # TensorFlow reads it when a server starts
@@ -44,6 +48,10 @@ class ThreadTask:
             server.start_server(task, server_config(task))
             serving = threading.Event()
             self._function = functools.partial(function, serving=serving.set)
+        self._stopped = False
+        if observer is not None:
+            observer.folder(task.name, attempt)
+            observer.started(task.name, attempt, os.getpid())
         self._thread = threading.Thread(target=self._run, name=task.name, daemon=True)
         self._thread.start()
         if serves and not serving.wait(_START_SECS):
@@ -55,6 +63,7 @@ class ThreadTask:
         Raises:
             ClusterError: it still runs; a thread cannot be killed.
         """
+        self._stopped = True
         if self._serves and self._thread.is_alive():
             server.dismiss(self.task)
         self._thread.join(_LEAVE_SECS)
@@ -72,8 +81,13 @@ class ThreadTask:
     def _run(self) -> None:
         try:
             outcome = Outcome(result=self._function(self.task))
+        except SystemExit as error:
+            outcome = Outcome.of_exit(error)
         except BaseException as error:
             outcome = Outcome.of_error(error)
+        outcome = replace(outcome, stopped=self._stopped)
+        if self._observer is not None:
+            self._observer.ended(self.task.name, self._attempt, outcome)
         self._ended(self, outcome)
 
 

@@ -36,6 +36,13 @@ class Outcome:
         """The outcome of a function that raised."""
         return cls(error=error, details="".join(traceback.format_exception(error)))
 
+    @classmethod
+    def of_exit(cls, error: SystemExit) -> Outcome:
+        """The outcome of a function that called `sys.exit`."""
+        if error.code is None or isinstance(error.code, int):
+            return cls(exit_code=error.code or 0)
+        return cls(exit_code=1, details=str(error.code))
+
     @property
     def failed(self) -> bool:
         """Whether it did not end as it should."""

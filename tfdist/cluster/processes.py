@@ -256,7 +256,7 @@ def _task_main(
     try:
         outcome = Outcome(result=function(task))
     except SystemExit as error:
-        outcome = _outcome_of_exit(error)
+        outcome = Outcome.of_exit(error)
     except BaseException as error:
         outcome = Outcome.of_error(error)
     sys.stdout.flush()
@@ -264,12 +264,6 @@ def _task_main(
     _send(sender, replace(outcome, usage=Usage.of_this_process()))
     # TensorFlow's servers keep threads that an orderly end would wait for.
     os._exit(outcome.exit_code or int(outcome.failed))
-
-
-def _outcome_of_exit(error: SystemExit) -> Outcome:
-    if error.code is None or isinstance(error.code, int):
-        return Outcome(exit_code=error.code or 0)
-    return Outcome(exit_code=1, details=str(error.code))
 
 
 def _send(sender: Connection, outcome: Outcome) -> None:

@@ -178,7 +178,7 @@ class RunFolder:
         life = replace(
             life,
             ended=time.time(),
-            exit_code=outcome.exit_code,
+            exit_code=int(outcome.failed) if outcome.exit_code is None else outcome.exit_code,
             stopped=outcome.stopped,
             usage=outcome.usage,
         )
@@ -188,7 +188,7 @@ class RunFolder:
                 "task": name,
                 "attempt": attempt,
                 "time": life.ended,
-                "exit_code": outcome.exit_code,
+                "exit_code": life.exit_code,
                 "message": message,
                 "traceback": outcome.details,
             }

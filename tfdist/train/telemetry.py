@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -137,9 +137,9 @@ class Progress:
         self._next, self._state = clock(), ""
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] = os.environ) -> Progress:
+    def from_env(cls) -> Progress:
         """For the launcher that started this process, if one did."""
-        return cls(environ.get(PROGRESS_VARIABLE))
+        return cls(os.environ.get(PROGRESS_VARIABLE))
 
     def update(self, state: str, done: int, total: int) -> None:
         """Notes that the trainer is in `state` ("epoch 3 of 10") with `done` of `total` done."""
