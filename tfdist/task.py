@@ -5,8 +5,9 @@
     {"cluster": {"ps": ["host0:2222"], "worker": ["host1:2222", "host2:2222"]},
      "task": {"type": "worker", "index": 1}}
 
-Scripts of TensorFlow 1 have the flags `ps_hosts worker_hosts job_name task_index` instead. Both
-become a `Task`, and a wrong value becomes a ConfigError that names the field.
+Scripts of TensorFlow 1 have the flags `ps_hosts worker_hosts job_name task_index` instead, and
+TensorFlow 2 has cluster resolvers. Each becomes a `Task`, and a wrong value becomes a ConfigError
+that names the field.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 from tfdist.errors import ConfigError
 
@@ -31,11 +33,15 @@ TRAINER_TYPES = ("chief", "worker")
 TASK_TYPES = (*TRAINER_TYPES, "ps", "evaluator")
 _ADDRESS = re.compile(r"(?:[^\s:/\[\]]+|\[[0-9a-fA-F:]+\]):([0-9]{1,5})")
 _HIGHEST_PORT = 65535
+_NOT_SPARSE = (
+    "a sparse cluster does not name every task, and a trainer has to know all others: list them "
+    "(a TFJob does so without enableDynamicWorker)"
+)
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a cluster; plain data, made by `from_env` or `from_flags`.
+    """One task of a cluster; plain data, made by `from_env`, `from_flags` or `from_resolver`.
 
     A *trainer* is a chief or a worker. Where the cluster names no chief, worker 0 is the chief.
 
@@ -85,13 +91,15 @@ class Task:
             raise ConfigError("TF_CONFIG", text, f"not JSON: {error}") from error
         if not isinstance(config, dict):
             raise ConfigError("TF_CONFIG", text, "an object with the keys 'cluster' and 'task'")
+        if "sparseCluster" in config:  # Kubeflow's TFJob writes it instead of 'cluster'
+            raise ConfigError("TF_CONFIG.sparseCluster", config["sparseCluster"], _NOT_SPARSE)
         task, cluster = _member(config, "task"), _member(config, "cluster")
         for key in ("type", "index"):
             if key not in task:
                 raise ConfigError("TF_CONFIG", text, f"'task' has no key {key!r}")
         try:
             return cls(
-                _without_master(task["type"]), _index(task["index"]), _renamed_master(cluster)
+                _without_master(task["type"]), _index(task["index"]), _training_cluster(cluster)
             )
         except ConfigError as error:
             raise ConfigError(f"TF_CONFIG.{error.field}", error.value, error.rule) from None
@@ -130,6 +138,41 @@ class Task:
             }
             field = renamed.get(error.field.split("[")[0], error.field)
             raise ConfigError(field, error.value, error.rule) from None
+
+    @classmethod
+    def from_resolver(cls, resolver: Any) -> Task:
+        """The task that a cluster resolver of TensorFlow names.
+
+        What the resolver itself raises passes through.
+
+        Args:
+            resolver: a `tf.distribute.cluster_resolver.ClusterResolver`: its `cluster_spec()`,
+                `task_type` and `task_id` are read.
+
+        Raises:
+            ConfigError: it is no resolver, does not know which task this is, or names no possible
+                task.
+        """
+        if not callable(getattr(resolver, "cluster_spec", None)):
+            raise ConfigError("resolver", resolver, "a ClusterResolver of tf.distribute")
+        # First, for SlurmClusterResolver knows its task only after this call.
+        cluster = resolver.cluster_spec().as_dict()
+        for name in ("task_type", "task_id"):
+            if getattr(resolver, name) is None:
+                rule = f"this resolver does not know which task this is: set its {name}"
+                raise ConfigError(f"resolver.{name}", None, rule)
+        # For a job without tasks as_dict has an empty dict.
+        cluster = {task_type: tasks or [] for task_type, tasks in cluster.items()}
+        try:
+            return cls(
+                _without_master(resolver.task_type),
+                _index(resolver.task_id),
+                _training_cluster(cluster),
+            )
+        except ConfigError as error:
+            renamed = {"task.type": "task_type", "task.index": "task_id"}
+            field = renamed.get(error.field) or error.field.replace("cluster", "cluster_spec", 1)
+            raise ConfigError(f"resolver.{field}", error.value, error.rule) from None
 
     def to_env(self) -> str:
         """The value of `TF_CONFIG` that names this task."""
@@ -267,13 +310,18 @@ def _without_master(task_type: object) -> str:
     return "chief" if task_type == "master" else task_type  # type: ignore[return-value]
 
 
-def _renamed_master(cluster: dict[str, object]) -> ClusterSpec:
+def _training_cluster(cluster: dict[str, object]) -> ClusterSpec:
+    """`cluster` as `Task` has it: with a chief for a master, and without its evaluators.
+
+    An evaluator is no part of the training; still Kubeflow's TFJob lists it, and TensorFlow
+    takes it.
+    """
     if "master" in cluster:
         if "chief" in cluster:
             raise ConfigError("cluster", sorted(cluster), "has both 'master' and 'chief'")
         warnings.warn("task type 'master' is taken as 'chief'", stacklevel=3)
-    renamed = {_without_master(key): value for key, value in cluster.items()}
-    return renamed  # type: ignore[return-value]  # Task checks it
+    training = {_without_master(key): value for key, value in cluster.items() if key != "evaluator"}
+    return training  # type: ignore[return-value]  # Task checks it
 
 
 def _checked_cluster(cluster: Mapping[str, Sequence[str]]) -> ClusterSpec:
@@ -287,6 +335,8 @@ def _checked_cluster(cluster: Mapping[str, Sequence[str]]) -> ClusterSpec:
             raise ConfigError(field, addresses, "an evaluator stays outside of 'cluster'")
         if task_type not in TASK_TYPES:
             raise ConfigError(field, addresses, f"a task type is one of {', '.join(TASK_TYPES)}")
+        if isinstance(addresses, Mapping):
+            raise ConfigError(field, dict(addresses), _NOT_SPARSE)
         if isinstance(addresses, str) or not isinstance(addresses, Iterable):
             raise ConfigError(field, addresses, "a list of addresses 'host:port'")
         checked[task_type] = list(addresses)

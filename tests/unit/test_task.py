@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -125,8 +126,13 @@ class TestEvaluator:
 
     def test_inside_of_the_cluster_is_refused(self):
         with pytest.raises(ConfigError, match="outside") as caught:
-            from_env({**CLUSTER, "evaluator": ["e0:1"]})
-        assert caught.value.field == "TF_CONFIG.cluster.evaluator"
+            Task("worker", 1, {**CLUSTER, "evaluator": ["e0:1"]})
+        assert caught.value.field == "cluster.evaluator"
+
+    @pytest.mark.parametrize(("task_type", "index"), [("worker", 1), ("evaluator", 0)])
+    def test_that_a_scheduler_lists_in_the_cluster_is_left_out_of_it(self, task_type, index):
+        task = from_env({**CLUSTER, "evaluator": ["e0:1"]}, task_type, index)
+        assert task == Task(task_type, index, CLUSTER)
 
     def test_with_a_negative_index_is_refused(self):
         with pytest.raises(ConfigError) as caught:
@@ -190,6 +196,12 @@ class TestCluster:
             Task("worker", 0, {**CLUSTER, "chief": ["c0:1", "c1:1"]})
         assert caught.value.field == "cluster.chief"
 
+    def test_sparse_addresses_are_refused_with_the_reason(self):
+        with pytest.raises(ConfigError, match="sparse") as caught:
+            from_env({**CLUSTER, "worker": {"1": "w1:1"}})
+        assert caught.value.field == "TF_CONFIG.cluster.worker"
+        assert caught.value.value == {"1": "w1:1"}
+
     @pytest.mark.parametrize("addresses", ["w0:1", None, 3])
     def test_addresses_that_are_no_list_are_named(self, addresses):
         with pytest.raises(ConfigError) as caught:
@@ -213,6 +225,132 @@ class TestCluster:
         mine["worker"].append("w1:1")
         mine["chief"] = ["c0:1"]
         assert task.cluster_spec == {"ps": ["p0:1"], "worker": ["w0:1"]}
+
+
+class TestTFJob:
+    """TF_CONFIG as Kubeflow's training operator writes it (genTFConfigJSONStr, v1)."""
+
+    def host(self, replica, index) -> str:
+        return f"ctr-{replica}-{index}.ads.svc:2222"
+
+    def cluster(self, **counts) -> dict[str, list[str]]:
+        return {name: [self.host(name, i) for i in range(count)] for name, count in counts.items()}
+
+    def config(self, **members) -> Task:
+        return from_text(json.dumps(members))
+
+    @pytest.mark.parametrize(("task_type", "index"), [("chief", 0), ("worker", 2), ("ps", 1)])
+    def test_names_services_and_an_environment(self, task_type, index):
+        cluster = self.cluster(chief=1, ps=2, worker=3)
+        task = {"type": task_type, "index": index}
+        read = self.config(cluster=cluster, task=task, environment="cloud")
+        assert (read, read.address) == (
+            Task(task_type, index, cluster),
+            self.host(task_type, index),
+        )
+        assert read.trainers == ("chief:0", "worker:0", "worker:1", "worker:2")
+
+    def test_names_a_custom_domain(self):
+        cluster = {"worker": ["ctr-worker-0.ads.svc.cluster.local:2222"]}
+        read = self.config(cluster=cluster, task={"type": "worker", "index": 0})
+        assert read.address == "ctr-worker-0.ads.svc.cluster.local:2222"
+
+    def test_lists_its_evaluator(self):
+        cluster = self.cluster(chief=1, ps=1, worker=1)
+        listed = {**cluster, "evaluator": [self.host("evaluator", 0)]}
+        read = self.config(cluster=listed, task={"type": "ps", "index": 0}, environment="cloud")
+        assert read == Task("ps", 0, cluster)
+
+    @pytest.mark.parametrize("task_type", ["worker", "ps"])
+    def test_with_dynamic_workers_is_refused_with_the_way_out(self, task_type):
+        sparse = {"worker": {"1": self.host("worker", 1)}, "ps": [self.host("ps", 0)]}
+        if task_type == "ps":  # a ps knows of itself alone, whatever its index
+            sparse["worker"] = {}
+        with pytest.raises(ConfigError, match="without enableDynamicWorker") as caught:
+            self.config(sparseCluster=sparse, task={"type": task_type, "index": 1})
+        assert (caught.value.field, caught.value.value) == ("TF_CONFIG.sparseCluster", sparse)
+
+
+class Resolver:
+    """What `from_resolver` reads of a resolver; tests/tf has TensorFlow's own."""
+
+    def __init__(self, cluster=CLUSTER, task_type="worker", task_id=1):
+        self.cluster, self.task_type, self.task_id = cluster, task_type, task_id
+
+    def cluster_spec(self):
+        return SimpleNamespace(as_dict=lambda: self.cluster)
+
+
+class Late(Resolver):
+    """Like SlurmClusterResolver it knows its task only once it was asked for the cluster."""
+
+    def __init__(self):
+        super().__init__(task_type=None, task_id=None)
+
+    def cluster_spec(self):
+        self.task_type, self.task_id = "ps", 1
+        return super().cluster_spec()
+
+
+class TestFromResolver:
+    def test_reads_the_cluster_and_the_task(self):
+        assert Task.from_resolver(Resolver()) == Task("worker", 1, CLUSTER)
+
+    def test_asks_for_the_cluster_first(self):
+        assert Task.from_resolver(Late()) == Task("ps", 1, CLUSTER)
+
+    def test_takes_an_id_that_was_set_from_an_environment_variable(self):
+        assert Task.from_resolver(Resolver(task_id="2")).task_index == 2
+
+    def test_takes_a_master_as_the_chief_with_a_warning_that_points_at_the_caller(self):
+        with pytest.warns(UserWarning, match="'master' is taken as 'chief'") as warned:
+            task = Task.from_resolver(Resolver(WITH_MASTER, "master", 0))
+        assert task == Task("chief", 0, WITH_CHIEF)
+        assert warned[0].filename == __file__
+
+    def test_takes_a_job_without_tasks(self):
+        assert Task.from_resolver(Resolver({"worker": ["w0:1"], "ps": {}}, task_id=0)).num_ps == 0
+
+    def test_leaves_an_evaluator_out_of_the_cluster(self):
+        cluster = {**CLUSTER, "evaluator": ["e0:1"]}
+        assert Task.from_resolver(Resolver(cluster)) == Task("worker", 1, CLUSTER)
+
+    @pytest.mark.parametrize(
+        ("resolver", "field", "value", "rule"),
+        [
+            (Resolver(task_type=None), "task_type", None, "set its task_type"),
+            (Resolver(task_id=None), "task_id", None, "set its task_id"),
+            (Resolver(task_type="Worker"), "task_type", "Worker", "one of chief"),
+            (Resolver(task_type=""), "task_type", "", "one of chief"),
+            (Resolver(task_id=3), "task_id", 3, "has 3 worker"),
+            (Resolver(task_id=-1), "task_id", -1, "has 3 worker"),
+            (Resolver({}), "task_id", 1, "has 0 worker"),
+            (
+                Resolver({**CLUSTER, "worker": {1: "w1:1"}}),
+                "cluster_spec.worker",
+                {1: "w1:1"},
+                "sparse",
+            ),
+            (Resolver({"worker": ["w0:1", "w1"]}), "cluster_spec.worker[1]", "w1", "'host:port'"),
+            (Resolver({**CLUSTER, "tpu": ["t:1"]}), "cluster_spec.tpu", ["t:1"], "a task type"),
+            (
+                Resolver({**WITH_MASTER, **WITH_CHIEF}),
+                "cluster_spec",
+                ["chief", "master", "ps", "worker"],
+                "both",
+            ),
+        ],
+    )
+    def test_what_is_wrong_is_named_as_the_resolver_spells_it(self, resolver, field, value, rule):
+        with pytest.raises(ConfigError, match=re.escape(rule)) as caught:
+            Task.from_resolver(resolver)
+        assert (caught.value.field, caught.value.value) == (f"resolver.{field}", value)
+
+    @pytest.mark.parametrize("resolver", [None, CLUSTER, SimpleNamespace(cluster_spec=CLUSTER)])
+    def test_what_is_no_resolver_is_refused(self, resolver):
+        with pytest.raises(ConfigError, match="a ClusterResolver") as caught:
+            Task.from_resolver(resolver)
+        assert caught.value.field == "resolver"
 
 
 def flags(**changes) -> dict[str, object]:
