@@ -3,11 +3,15 @@
 It is active where tfdist is installed; its fixtures do nothing until a test asks for them. For a
 deadline on every test, which shows where all threads stand, use pytest's own options
 `faulthandler_timeout` and `faulthandler_exit_on_timeout`.
+
+With `tfdist_isolate = true` in pytest's configuration the whole of pytest has a network of its own,
+so that nobody outside reaches the servers of its tests.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -18,8 +22,10 @@ from typing import TYPE_CHECKING, TypeVar
 import psutil
 import pytest
 
+from tfdist.cluster.isolation import is_reachable, isolate
 from tfdist.cluster.processes import fork_server_processes
 from tfdist.deadline import Deadline
+from tfdist.errors import ClusterError
 
 if TYPE_CHECKING:
     from tfdist.cluster.local import LocalCluster
@@ -28,6 +34,40 @@ Found = TypeVar("Found")
 
 _POLL_SECS = 0.02
 _LEAVE_SECS = 5.0
+_ISOLATED = pytest.StashKey[str]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Adds the plugin's settings."""
+    parser.addini(
+        "tfdist_isolate",
+        "run in a network of one's own, so that nobody outside reaches the tests' servers",
+        type="bool",
+        default=False,
+    )
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
+    """Isolates this process if the configuration says so: before a conftest may start threads."""
+    if not early_config.getini("tfdist_isolate"):
+        return
+    told = "isolated: in a network of its own"
+    # Already so where pytest's parent is isolated, such as that of a worker of pytest-xdist.
+    if is_reachable():
+        try:
+            isolate()
+        except ClusterError as error:
+            told = f"NOT isolated, so others may reach the servers of the tests: {error}"
+            if os.environ.get("CI"):
+                raise pytest.UsageError(f"tfdist_isolate: {told}") from None
+    early_config.stash[_ISOLATED] = told
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Says whether this process is isolated, if it was asked for."""
+    told = config.stash.get(_ISOLATED, None)
+    return told and f"tfdist: {told}"
 
 
 def poll_until(condition: Callable[[], object], what: str, *, timeout: float = 10.0) -> None:

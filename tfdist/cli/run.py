@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from tfdist.cli.launch import Launch, process_cluster, thread_cluster
+from tfdist.cli.network import isolate_or_tell
 from tfdist.cli.output import Output
 from tfdist.cli.progress import ProgressView
 from tfdist.cli.summary import summary_json, summary_table
@@ -81,6 +82,11 @@ def _add_cluster(group: argparse._ArgumentGroup) -> None:
         help="tfdist runs the servers itself; with --no-builtin-ps they run the script, and are "
         "ended when the others are done (default: yes)",
     )
+    _add_switch(
+        group,
+        "--isolate",
+        "close the run in: nobody outside reaches its ports, and it reaches no network",
+    )
     group.add_argument(
         "--classic-flags",
         action="store_true",
@@ -127,6 +133,7 @@ def _add_switch(
 def command(parsed: argparse.Namespace) -> int:
     """Runs the job that the command line describes and returns the exit code."""
     _check(parsed)
+    isolate_or_tell(parsed.isolate)  # before there are ports, processes or threads
     if os.environ.get("TF_CONFIG"):
         task = Task.from_env()
         print(

@@ -290,7 +290,8 @@ def local_cluster(
         num_workers: how many workers, at least 1.
         backend: "threads" of this process: up at once, but nothing can be killed, and
             TensorFlow keeps the servers' threads and ports until the process ends. "processes":
-            one for each task; none outlives this one.
+            one for each task; none outlives this one. Either way others may reach its ports:
+            a cluster shares the network of this process, and cannot be isolated by itself.
         chief: whether there is a task `chief`; else worker 0 is the chief.
         evaluator: whether there is one too.
         coordinator: for a ClusterCoordinator: there is a chief, only that runs your function, and

@@ -4,7 +4,7 @@ An import of TensorFlow costs seconds for each process; a fork costs millisecond
 is the one of `multiprocessing`; it runs no TensorFlow operation, so forking it is safe.
 
 No task outlives this process: each is told by the kernel to die when the fork server does, and
-that one dies with us.
+that one dies with us. What the tasks have started is ended by a guardian.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 import psutil
 
 from tfdist.cluster.environment import SERVER_ENVIRONMENT
+from tfdist.cluster.guardian import Guardian
 from tfdist.cluster.outcome import Observer, Outcome
 from tfdist.cluster.usage import Usage
 from tfdist.errors import ClusterError
@@ -56,11 +57,14 @@ class Surroundings:
 
 
 _context = multiprocessing.get_context("forkserver")
+_guardians: list[Guardian] = []  # one, while there are tasks
 
 
 def start_fork_server() -> None:
     """Starts importing TensorFlow in the background; the first task waits for it otherwise."""
     _context.set_forkserver_preload(["tfdist.cluster.preload"])
+    if not _guardians:
+        _guardians.append(Guardian())
     # First, for it unblocks SIGINT when it starts.
     resource_tracker.ensure_running()
     # The fork server and all its children inherit the mask: Ctrl-C on the terminal is for this
@@ -73,24 +77,31 @@ def start_fork_server() -> None:
 
 
 def stop_fork_server() -> None:
-    """Ends what `multiprocessing` runs beside the tasks, and returns when it is gone.
+    """Ends what runs beside the tasks, and returns when it is gone.
 
     It would end by itself soon after this process.
     """
-    helpers = fork_server_processes()
+    helpers = _processes_of_multiprocessing()
     for helper in helpers:
         helper.kill()
     psutil.wait_procs(helpers, timeout=_LEAVE_SECS)
+    while _guardians:
+        _guardians.pop().close()
 
 
 def fork_server_processes() -> list[psutil.Process]:
-    """The fork server and the resource tracker of `multiprocessing`, where they run."""
-    helpers = []
+    """What runs beside the tasks: the fork server, its resource tracker, and the guardian."""
+    guardians = [psutil.Process(guardian.pid) for guardian in _guardians]
+    return [*_processes_of_multiprocessing(), *guardians]
+
+
+def _processes_of_multiprocessing() -> list[psutil.Process]:
+    found = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
             if any("from multiprocessing." in argument for argument in child.cmdline()):
-                helpers.append(child)
-    return helpers
+                found.append(child)
+    return found
 
 
 class ProcessTask:
@@ -144,6 +155,8 @@ class ProcessTask:
         sender.close()
         for stream in streams:
             os.close(stream)
+        [self._guardian] = _guardians
+        self._guardian.begins(self.pid)
         if self._observer is not None:
             self._observer.started(task.name, attempt, self.pid)
         for reader in readers:
@@ -201,6 +214,7 @@ class ProcessTask:
         self._process.join()
         self._is_gone.set()
         self._sweep()
+        self._guardian.ended(self.pid)
         for reader in readers:
             reader.join()
         outcome = replace(outcome, exit_code=self._process.exitcode, stopped=self._stopped)

@@ -1,0 +1,257 @@
+"""`isolate` and `--isolate`: nobody outside reaches the servers, or one line says why not."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import psutil
+import pytest
+
+from tests.cluster.test_run import command
+from tfdist.cli.network import isolate_or_tell
+from tfdist.testing import poll_until
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+# Its worker serves until a file says that it may go.
+WAIT_FOR_GO = """
+import os, pathlib, sys, tfdist
+from tfdist.testing import poll_until
+folder = pathlib.Path(sys.argv[1])
+task = tfdist.Task.from_env()
+with tfdist.trainer_server(task):
+    new = folder / f"{task.name}.new"
+    new.write_text(os.environ["TF_CONFIG"])
+    new.rename(folder / task.name)
+    poll_until((folder / "go").exists, "the test has looked", timeout=60)
+"""
+
+# Says what isolate() says, and what this process then is and can do.
+AFTER_ISOLATE = """
+import json, os, socket, subprocess, sys, threading
+from tfdist.cluster.isolation import isolate, is_reachable
+from tfdist.errors import ClusterError
+def state():
+    return [os.getuid(), os.getgid(), os.stat("/proc/self/ns/net").st_ino, is_reachable()]
+before, said = state(), None
+if "thread" in sys.argv:
+    threading.Thread(target=threading.Event().wait, daemon=True).start()
+try:
+    isolate()
+except ClusterError as error:
+    said = str(error)
+here = os.stat("/proc/self/ns/net").st_ino
+child = int(subprocess.check_output(["stat", "-Lc", "%i", "/proc/self/ns/net"]))
+with socket.create_server(("127.0.0.1", 0)) as server:
+    socket.create_connection(server.getsockname(), 10).close()
+print(json.dumps([said, before, state(), child == here]))
+"""
+
+# Puts a network card, as a container gets it, into a network namespace of its own.
+WITH_CARD = """
+ip link set lo up && ip link add card0 type veth peer name card1
+ip link set card0 up && ip link set card1 up
+"""
+TEST_THAT_TELLS = "import psutil\ndef test_it(): print('has', *sorted(psutil.net_if_stats()))\n"
+NO_MORE = "echo 0 >/proc/sys/user/max_net_namespaces"
+
+
+@pytest.fixture
+def as_root_of_a_namespace():
+    """In front of a command: makes it root of a user namespace, which it may then restrict."""
+    shell = ["unshare", "--user", "--map-root-user", "sh", "-ec"]
+    needs([*shell, "true"], "user namespaces")
+    return lambda prepare, *command: [*shell, f'{prepare} "$@"', "sh", *command]
+
+
+@pytest.fixture
+def beside_a_card():
+    """The same, in a network namespace that has a network card."""
+    shell = ["unshare", "--user", "--map-root-user", "--net", "sh", "-ec"]
+    needs([*shell, WITH_CARD], "network namespaces, iproute2, and its devices veth")
+    return lambda prepare, *command: [*shell, f'{WITH_CARD}\n{prepare} "$@"', "sh", *command]
+
+
+def needs(command, what):
+    """Skips a test that can say nothing on this machine; fails it in CI, where nobody would see."""
+    tried = subprocess.run(command, capture_output=True, text=True, check=False)
+    if tried.returncode != 0:
+        because = f"this machine has no {what}: {tried.stderr.strip()}"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(because)
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        pytest.param("exec", id="root"),
+        pytest.param("exec setpriv --bounding-set=-sys_admin", id="no network namespace alone"),
+        # The network namespace is there, but its loopback may not be raised.
+        pytest.param("exec setpriv --bounding-set=-net_admin", id="no rights inside it"),
+    ],
+)
+def test_a_process_isolates_itself_and_what_it_starts(as_root_of_a_namespace, prepare):
+    said, before, after, inherited = ended_as_json(as_root_of_a_namespace, prepare)
+    assert said is None
+    assert after[:2] == before[:2]
+    assert after[2] != before[2]
+    assert not after[3]
+    assert inherited
+
+
+@pytest.mark.parametrize(
+    ("prepare", "argument", "why"),
+    [
+        pytest.param(f"{NO_MORE}; exec", "", "No space left on device", id="no more namespaces"),
+        # The user namespace is there, but nobody may be mapped into it: too late to turn back.
+        pytest.param(
+            "exec setpriv --bounding-set=-sys_admin,-setfcap",
+            "",
+            "Operation not permitted",
+            id="no rights",
+        ),
+        pytest.param("exec", "thread", "2 threads", id="threads"),
+    ],
+)
+def test_a_refusal_says_why_and_changes_nothing(as_root_of_a_namespace, prepare, argument, why):
+    said, before, after, inherited = ended_as_json(as_root_of_a_namespace, prepare, argument)
+    assert why in said
+    assert "\n" not in said
+    assert after == before
+    assert inherited
+
+
+def ended_as_json(wrapped, prepare, *arguments):
+    ended = subprocess.run(
+        wrapped(prepare, sys.executable, "-c", AFTER_ISOLATE, *arguments),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        cwd=ROOT,
+    )
+    assert ended.returncode == 0, ended.stderr
+    return json.loads(ended.stdout)
+
+
+@pytest.mark.parametrize("option", ["--isolate", "--no-isolate"])
+def test_only_an_isolated_run_has_no_port_that_others_see(tmp_path, option):
+    needs(["unshare", "--user", "--map-root-user", "--net", "true"], "network namespaces")
+    (tmp_path / "job.py").write_text(WAIT_FOR_GO)
+    launcher = subprocess.Popen(
+        command(option, "--workers", 1, tmp_path / "job.py", tmp_path),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        poll_until((tmp_path / "worker:0").exists, "the worker serves", timeout=60)
+        cluster = json.loads((tmp_path / "worker:0").read_text())["cluster"]
+        ports = {int(address.split(":")[1]) for address in [*cluster["ps"], *cluster["worker"]]}
+        seen = ports & listening_ports()
+        tasks = psutil.Process(launcher.pid).children(recursive=True)
+        namespaces = {namespace(pid) for pid in (launcher.pid, *(task.pid for task in tasks))}
+    finally:
+        (tmp_path / "go").touch()
+        output, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0, errors
+    assert output == ""
+    ours = namespace("self")
+    if option == "--isolate":
+        assert "isolate" not in errors, errors
+        assert seen == set()
+        assert len(namespaces) == 1
+        assert ours not in namespaces
+        assert not namespaces & all_namespaces()
+    else:
+        assert len(ports) == 2
+        assert seen == ports
+        assert namespaces == {ours}
+
+
+def test_a_refused_run_says_so_in_one_line_and_goes_on(as_root_of_a_namespace, tmp_path):
+    (tmp_path / "job.py").write_text("print('ran')")
+    job = command("--isolate", "--no-prefix", "--ps", 0, "--workers", 1, tmp_path / "job.py")
+    ended = subprocess.run(
+        as_root_of_a_namespace(f"{NO_MORE}; exec", *job),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "ran\n")
+    assert ended.stderr.startswith(
+        "tfdist: --isolate was refused, so TensorFlow's ports are open: "
+    )
+    assert ended.stderr.count("tfdist: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "isup", "reachable"),
+    [
+        ("up,broadcast,running,multicast", True, True),
+        ("broadcast,multicast", False, False),
+        ("up,loopback,running", True, False),
+    ],
+)
+def test_open_ports_are_told_where_there_is_a_network(monkeypatch, capsys, flags, isup, reachable):
+    loopback = SimpleNamespace(isup=True, flags="up,loopback,running")
+    card = SimpleNamespace(isup=isup, flags=flags)
+    monkeypatch.setattr(psutil, "net_if_stats", lambda: {"lo": loopback, "card": card})
+    isolate_or_tell(wanted=False)
+    told = capsys.readouterr()
+    line = "tfdist: TensorFlow's ports are open to the network; --isolate or a firewall closes them"
+    assert (told.out, told.err) == ("", f"{line}\n" if reachable else "")
+
+
+@pytest.mark.parametrize(
+    ("prepare", "setting", "ci", "code", "told", "has"),
+    [
+        ("exec", "true", "", 0, "tfdist: isolated: in a network of its own", "has lo\n"),
+        (f"{NO_MORE}; exec", "true", "", 0, "tfdist: NOT isolated, so others", "has card0 "),
+        (f"{NO_MORE}; exec", "true", "1", 4, "ERROR: tfdist_isolate: NOT isolated, ", ""),
+        ("exec", "false", "1", 0, "", "has card0 "),
+    ],
+)
+def test_pytest_isolates_itself(beside_a_card, tmp_path, prepare, setting, ci, code, told, has):
+    (tmp_path / "test_it.py").write_text(TEST_THAT_TELLS)
+    options = ["-rP", "-c", os.devnull, "-o", f"tfdist_isolate={setting}", "--rootdir", tmp_path]
+    ended = subprocess.run(
+        beside_a_card(prepare, sys.executable, "-m", "pytest", *options, tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        env={**os.environ, "CI": ci},
+    )
+    output = ended.stdout + ended.stderr
+    assert ended.returncode == code, output
+    assert told in output
+    assert ("solated" in output) == bool(told)
+    assert has in output
+
+
+def listening_ports():
+    """Of this process's network namespace, whoever listens."""
+    return {
+        connection.laddr.port
+        for connection in psutil.net_connections("tcp")
+        if connection.status == psutil.CONN_LISTEN
+    }
+
+
+def namespace(pid):
+    return os.stat(f"/proc/{pid}/ns/net").st_ino
+
+
+def all_namespaces():
+    found = set()
+    for pid in psutil.pids():
+        try:
+            found.add(namespace(pid))
+        except (FileNotFoundError, PermissionError):
+            continue  # gone meanwhile, or another user's
+    return found

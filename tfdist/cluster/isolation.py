@@ -1,0 +1,108 @@
+"""A network of its own for this process, since a TensorFlow server obeys anyone who reaches it.
+
+TensorFlow's servers listen on every interface and have no option against it (TensorFlow 2.21). In
+a network namespace of its own a process has one interface, loopback, which nobody else shares.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import fcntl
+import os
+import socket
+import struct
+
+import psutil
+
+from tfdist.errors import ClusterError
+
+_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
+_SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914  # linux/sockios.h
+_IFF_UP = 1
+_IFREQ = "16sh22x"  # a name and its flags, in a struct ifreq of 40 bytes
+
+
+def is_reachable() -> bool:
+    """Whether this machine, or this network namespace, has a network beside loopback."""
+    return any(
+        interface.isup and "loopback" not in interface.flags.split(",")
+        for interface in psutil.net_if_stats().values()
+    )
+
+
+def isolate() -> None:
+    """Puts this process, and all that it starts from now on, into a network of its own.
+
+    Nobody outside reaches the ports that they open, and they reach nobody outside. It cannot be
+    undone. What it needs is a privileged process, or a kernel that lets everybody have user
+    namespaces; user and files stay the same.
+
+    Raises:
+        ClusterError: the kernel refused, or this process has several threads, of which only one
+            would move. Nothing has changed then.
+    """
+    threads = len(os.listdir("/proc/self/task"))
+    if threads > 1:
+        raise ClusterError(
+            f"this process has {threads} threads; it can be isolated while it has one"
+        )
+    # First alone, which a privileged process may: inside a user namespace it would lose rights.
+    for flags in (_CLONE_NEWNET, _CLONE_NEWUSER | _CLONE_NEWNET):
+        refusal = _rehearse(flags)
+        if not refusal:
+            _enter(flags)
+            return
+    raise ClusterError(
+        f"the kernel refused a network namespace: {refusal}. An administrator may allow it: sysctl "
+        "user.max_user_namespaces, user.max_net_namespaces, kernel.unprivileged_userns_clone; "
+        "AppArmor; in a container, its seccomp profile"
+    )
+
+
+def _rehearse(flags: int) -> str:
+    """Why this process cannot `_enter`, or an empty text; found out by a child.
+
+    The kernel may refuse in the middle, from where there is no way back.
+    """
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        refusal = b"the process that tried it failed"
+        try:
+            _enter(flags)
+            refusal = b""
+        except OSError as error:
+            refusal = str(error).encode()
+        finally:
+            os.write(write_end, refusal)
+            os._exit(0)
+    os.close(write_end)
+    with os.fdopen(read_end, encoding="utf-8") as pipe:
+        refusal_text = pipe.read()
+    with contextlib.suppress(ChildProcessError):  # nobody to reap where SIGCHLD is ignored
+        os.waitpid(child, 0)
+    return refusal_text
+
+
+def _enter(flags: int) -> None:
+    """Enters new namespaces; OSError if the kernel refuses, which may be too late to go back."""
+    uid, gid = os.geteuid(), os.getegid()
+    libc = ctypes.CDLL(None, use_errno=True)  # os.unshare is new in Python 3.12
+    if libc.unshare(flags) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), "unshare")
+    if flags & _CLONE_NEWUSER:
+        _write("setgroups", "deny")  # without it nobody may map a group
+        _write("uid_map", f"{uid} {uid} 1")
+        _write("gid_map", f"{gid} {gid} 1")
+    # Until the next exec this process has all rights over what it has made.
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+        request = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, struct.pack(_IFREQ, b"lo", 0))
+        name, now = struct.unpack(_IFREQ, request)
+        fcntl.ioctl(any_socket, _SIOCSIFFLAGS, struct.pack(_IFREQ, name, now | _IFF_UP))
+
+
+def _write(file: str, text: str) -> None:
+    with open(f"/proc/self/{file}", "w", encoding="ascii") as proc:
+        proc.write(text)
