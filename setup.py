@@ -20,9 +20,10 @@ EXTRAS = {
         "types-psutil>=7.0",
         *DOCS,
     ],
-    # Gloo, the peer in the barrier's benchmark, comes only inside torch. One release, because a
-    # ratio to a peer that changes by itself says nothing; over 1 GB, so never part of "test".
-    "bench": ["torch==2.13.0"],
+    # The peers of the benchmarks. Gloo, the barrier's, comes only inside torch; dask's workers are
+    # a peer of startup. One release of each, because a ratio to a peer that changes says
+    # nothing; torch has over 1 GB, so never part of "test".
+    "bench": ["torch==2.13.0", "distributed==2026.8.0"],
     # Shows where a stalled task stands, down to the native frames: py-spy dump --native --pid PID.
     "debug": ["py-spy>=0.4"],
     "docs": DOCS,

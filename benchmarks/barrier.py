@@ -18,22 +18,27 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import random
 import statistics
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks._barrier_peers import GLOO, LIMIT, PEERS, QUEUE, Measured, Plan, Stamps, measure
 from benchmarks._barrier_stress import LATE_SECS, SLOW_SECS, run_stress
+from benchmarks._report import (
+    describe_machine,
+    log,
+    machine,
+    make_console,
+    make_table,
+    print_targets,
+    shown_range,
+    spread,
+    target,
+)
 from tfdist.errors import TfdistError
 
 SIZES = {"processes": [2, 4, 8], "threads": [16, 64, 256]}
@@ -107,7 +112,7 @@ def _measure_all(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
     means: RoundMeans = {}
     failed = False
     for backend, parties in arguments.sizes:
-        _log(f"{parties} {backend} ...")
+        log(f"{parties} {backend} ...")
         plan = Plan(
             backend=backend,
             parties=parties,
@@ -120,7 +125,7 @@ def _measure_all(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
         try:
             measured, left_out = measure(plan)
         except TfdistError as error:
-            _log(f"{parties} {backend} failed: {error}")
+            log(f"{parties} {backend} failed: {error}")
             measured, left_out = {}, dict.fromkeys(PEERS[backend], f"failed: {error}")
             failed = True
         for peer in PEERS[backend]:
@@ -130,7 +135,7 @@ def _measure_all(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
                 row |= _figures(peer, measured)
             rows.append(row | {"note": left_out.get(peer)})
     report = {
-        "machine": _machine(),
+        "machine": machine(),
         "seed": arguments.seed,
         "rows": rows,
         "targets": _targets(means),
@@ -156,24 +161,19 @@ def _figures(peer: str, measured: Measured) -> dict[str, Any]:
         if other in by_round:
             values[name] = _ratios(by_round[peer], by_round[other])
     cycles = np.concatenate([_cycles_ms(block) for block in measured[peer]])
-    spread = {name: _spread(rounds) for name, rounds in values.items()}
+    spreads = {name: spread(rounds) for name, rounds in values.items()}
     return {
-        "cycle_ms": spread["cycle_ms"]["median"],
+        "cycle_ms": spreads["cycle_ms"]["median"],
         "p50_ms": float(np.percentile(cycles, 50)),
         "p99_ms": float(np.percentile(cycles, 99)),
-        "ratio_to_noops": spread["ratio_to_noops"]["median"],
-        "ratio_to_gloo": spread["ratio_to_gloo"]["median"] if GLOO in by_round else None,
-        "spread": spread,
+        "ratio_to_noops": spreads["ratio_to_noops"]["median"],
+        "ratio_to_gloo": spreads["ratio_to_gloo"]["median"] if GLOO in by_round else None,
+        "spread": spreads,
     }
 
 
 def _ratios(ours: list[float], theirs: list[float]) -> list[float]:
     return [one / other for one, other in zip(ours, theirs, strict=True)]
-
-
-def _spread(values: list[float]) -> dict[str, float]:
-    quartiles = np.percentile(values, [0, 25, 50, 75, 100]).tolist()
-    return dict(zip(("min", "q1", "median", "q3", "max"), quartiles, strict=True))
 
 
 def _targets(means: RoundMeans) -> list[dict[str, Any]]:
@@ -186,7 +186,7 @@ def _targets(means: RoundMeans) -> list[dict[str, Any]]:
     value = None
     if few and many:
         value = (statistics.median(many) / 256) / (statistics.median(few) / 16)
-    targets.append(_target("an arrival at 256 threads / at 16", value, 1.2))
+    targets.append(target("an arrival at 256 threads / at 16", value, 1.2))
     return targets
 
 
@@ -195,27 +195,7 @@ def _against(
 ) -> dict[str, Any]:
     ours, theirs = means.get((backend, parties, QUEUE)), means.get((backend, parties, peer))
     value = statistics.median(_ratios(ours, theirs)) if ours and theirs else None
-    return _target(f"queue / {name}, {parties} {backend}", value, bound)
-
-
-def _target(name: str, value: float | None, bound: float) -> dict[str, Any]:
-    """One that was not measured is neither held nor missed."""
-    held = None if value is None else value <= bound
-    return {"name": name, "value": value, "bound": bound, "held": held}
-
-
-def _machine() -> dict[str, Any]:
-    models = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    ]
-    return {
-        "cpu": models[0] if models else platform.machine(),
-        "cores": len(os.sched_getaffinity(0)),
-        "python": platform.python_version(),
-        "tensorflow": version("tensorflow"),
-    }
+    return target(f"queue / {name}, {parties} {backend}", value, bound)
 
 
 # Stress.
@@ -224,14 +204,14 @@ def _machine() -> dict[str, Any]:
 def _stress(arguments: argparse.Namespace) -> int:
     rows = []
     for backend, parties in arguments.sizes:
-        _log(f"{parties} {backend}, seed {arguments.seed} ...")
+        log(f"{parties} {backend}, seed {arguments.seed} ...")
         row = run_stress(backend, parties, arguments.stress, arguments.seed)
         rows.append(row)
         for note in [*row["notes"], *filter(None, [row["error"]])]:
-            _log(note)
+            log(note)
     sums = {name: sum(row[name] for row in rows) for name in ("early_releases", "overdue_waits")}
     if arguments.json:
-        report = {"machine": _machine(), "seed": arguments.seed, "seconds": arguments.stress}
+        report = {"machine": machine(), "seed": arguments.seed, "seconds": arguments.stress}
         print(json.dumps(report | sums | {"rows": rows}, indent=2))
     else:
         _print_stress(rows)
@@ -242,15 +222,11 @@ def _stress(arguments: argparse.Namespace) -> int:
 
 
 def _print_report(report: dict[str, Any]) -> None:
-    console = _console()
-    machine = report["machine"]
-    console.print(
-        f"{machine['cpu']}, {machine['cores']} cores, Python {machine['python']}, "
-        f"TensorFlow {machine['tensorflow']}, seed {report['seed']}"
-    )
+    console = make_console()
+    console.print(f"{describe_machine(report['machine'])}, seed {report['seed']}")
     console.print("A cycle in ms, and its ratios: median (min .. max) over the rounds.")
     columns = ["p50", "p99", "cycle", "to the no-ops", "to gloo"]
-    table = _table(["parties", "barrier"], columns)
+    table = make_table(["parties", "barrier"], columns)
     before = None
     for row in report["rows"]:
         size = f"{row['n']} {row['backend']}"
@@ -262,16 +238,10 @@ def _print_report(report: dict[str, Any]) -> None:
             cells += ["", "", row["note"].splitlines()[0]]
         else:
             cells += [f"{row['p50_ms']:.2f}", f"{row['p99_ms']:.2f}"]
-            cells += [_range(spread) for spread in row["spread"].values()]
+            cells += [shown_range(each) for each in row["spread"].values()]
         table.add_row(*cells)
     console.print(table)
-    table = _table(["target"], ["measured", "at most", "held"])
-    for target in report["targets"]:
-        value, held = target["value"], target["held"]
-        measured = "not measured" if value is None else f"{value:.2f}"
-        answer = {None: "", True: "yes", False: "NO"}[held]
-        table.add_row(target["name"], measured, f"{target['bound']:.2f}", answer)
-    console.print(table)
+    print_targets(report["targets"])
 
 
 def _print_stress(rows: list[dict[str, Any]]) -> None:
@@ -288,33 +258,11 @@ def _print_stress(rows: list[dict[str, Any]]) -> None:
         "seed": lambda row: str(row["seed"]),
         "error": lambda row: (row["error"] or "none").splitlines()[0],
     }
-    table = _table(["parties"], list(columns))
+    table = make_table(["parties"], list(columns))
     for row in rows:
         cells = [cell(row) for cell in columns.values()]
         table.add_row(f"{row['parties']} {row['backend']}", *cells)
-    _console().print(table)
-
-
-def _table(left: list[str], right: list[str]) -> Table:
-    table = Table()
-    for name in left:
-        table.add_column(name)
-    for name in right:
-        table.add_column(name, justify="right")
-    return table
-
-
-def _console() -> Console:
-    # Into a file, or a log, rich would fold it at 80 columns.
-    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
-
-
-def _range(spread: dict[str, float]) -> str:
-    return f"{spread['median']:.2f} ({spread['min']:.2f} .. {spread['max']:.2f})"
-
-
-def _log(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    make_console().print(table)
 
 
 if __name__ == "__main__":

@@ -74,7 +74,7 @@ def test_what_is_no_configuration_at_all(text, told):
         (CLUSTER | {"master": ["c0:1"]}, ["master"]),
         (CLUSTER | {"wroker": ["a:1"]}, ["cluster"]),
         (CLUSTER | {"ps": "p0:1"}, ["cluster"]),
-        (CLUSTER | {"ps": {"1": "p1:1"}}, ["address"]),
+        (CLUSTER | {"ps": {"1": "p1:1"}}, ["cluster"]),
         (
             {"evaluator": ["e:1"], "x": [], "chief": ["c", "d:1"]},
             ["evaluator", "cluster", "address", "chief"],
@@ -104,7 +104,7 @@ def test_a_mistake_in_the_task(task, told):
 
 def test_all_at_once():
     cluster = {"ps": ["p0"], "worker": ["w0:1", "w0:1"], "evaluator": ["e:1"]}
-    assert checks(of(cluster, "ps", 4)) == ["address", "evaluator", "same_address", "index"]
+    assert checks(of(cluster, "ps", 4)) == ["evaluator", "address", "same_address", "index"]
 
 
 def test_a_mistake_elsewhere_leaves_the_task_and_the_other_addresses():

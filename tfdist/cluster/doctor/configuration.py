@@ -43,7 +43,7 @@ _ADVICE = {
         'Give it lists of addresses: "cluster": {"ps": ["host:2222"], "worker": ["host:2223"]}.',
     ),
     "tf_config.evaluator": (
-        "The others would wait for an evaluator, which has no server.",
+        "TensorFlow's own tasks take it for one that serves, and may wait for it.",
         "Take it out of 'cluster'; only its own 'task' says that it is one.",
     ),
     "tf_config.chief": (
@@ -101,6 +101,7 @@ def read(environ: Mapping[str, str]) -> Configuration:
     ]
     if isinstance(config, dict):
         findings += _rename_master(config)
+        findings += _leave_out_evaluator(config)
         text = json.dumps(config)
     stated = json.dumps(config["task"]) if isinstance(config, dict) and "task" in config else ""
     placeholders: set[str] = set()
@@ -168,6 +169,15 @@ def _rename_master(config: dict[str, Any]) -> list[Finding]:
     return [_advise("tf_config.master", what, "note")]
 
 
+def _leave_out_evaluator(config: dict[str, Any]) -> list[Finding]:
+    """Takes it out of the cluster, as `Task` does."""
+    cluster = config.get("cluster")
+    if not isinstance(cluster, dict) or "evaluator" not in cluster:
+        return []
+    what = f"TF_CONFIG.cluster.evaluator is {cluster.pop('evaluator')!r}; tfdist leaves it out"
+    return [_advise("tf_config.evaluator", what, "warning")]
+
+
 def _mistake(error: ConfigError, config: object) -> Finding:
     value = repr(error.value)
     if len(value) > _LONGEST_VALUE:
@@ -187,8 +197,6 @@ def _check(error: ConfigError, config: object) -> str:
             # Where it is an object, it has a chief and a master.
             both = isinstance(config, dict) and isinstance(config.get("cluster"), dict)
             return "tf_config.chief" if both else "tf_config.cluster"
-        case [_, "evaluator"]:
-            return "tf_config.evaluator"
         case [_, "chief"] if isinstance(error.value, list):
             return "tf_config.chief"
         case [_, part] if _PLACE.fullmatch(part):
@@ -238,8 +246,7 @@ def _mend(config: dict[str, Any], field: str, placeholder: str) -> None:
                 _forget_place(task)
         case [_, part] if part in cluster:
             del cluster[part]
-            if part != "evaluator":
-                _forget_place(task)
+            _forget_place(task)
         case [_, part]:
             place = _PLACE.fullmatch(part)
             assert place is not None

@@ -1,0 +1,78 @@
+"""What every benchmark reports: the machine, the spread over its rounds, its targets."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+
+def machine() -> dict[str, Any]:
+    models = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    ]
+    return {
+        "cpu": models[0] if models else platform.machine(),
+        "cores": len(os.sched_getaffinity(0)),
+        "python": platform.python_version(),
+        "tensorflow": version("tensorflow"),
+    }
+
+
+def describe_machine(figures: dict[str, Any]) -> str:
+    return (
+        f"{figures['cpu']}, {figures['cores']} cores, Python {figures['python']}, "
+        f"TensorFlow {figures['tensorflow']}"
+    )
+
+
+def spread(values: Sequence[float]) -> dict[str, float]:
+    quartiles = np.percentile(values, [0, 25, 50, 75, 100]).tolist()
+    return dict(zip(("min", "q1", "median", "q3", "max"), quartiles, strict=True))
+
+
+def target(name: str, value: float | None, bound: float) -> dict[str, Any]:
+    """One that was not measured is neither held nor missed."""
+    held = None if value is None else value <= bound
+    return {"name": name, "value": value, "bound": bound, "held": held}
+
+
+def print_targets(targets: list[dict[str, Any]]) -> None:
+    table = make_table(["target"], ["measured", "at most", "held"])
+    for each in targets:
+        measured = "not measured" if each["value"] is None else f"{each['value']:.2f}"
+        answer = {None: "", True: "yes", False: "NO"}[each["held"]]
+        table.add_row(each["name"], measured, f"{each['bound']:.2f}", answer)
+    make_console().print(table)
+
+
+def make_table(left: list[str], right: list[str]) -> Table:
+    table = Table()
+    for name in left:
+        table.add_column(name)
+    for name in right:
+        table.add_column(name, justify="right")
+    return table
+
+
+def make_console() -> Console:
+    # Into a file, or a log, rich would fold it at 80 columns.
+    return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
+
+
+def shown_range(figures: dict[str, float]) -> str:
+    return f"{figures['median']:.2f} ({figures['min']:.2f} .. {figures['max']:.2f})"
+
+
+def log(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
