@@ -1,5 +1,6 @@
 """Marks each test by its folder, and lets no test file stand outside of a folder with a budget."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ FOLDERS = {
     "unit": "needs no TensorFlow",
     "tf": "TensorFlow in one process, no server",
     "cluster": "a cluster of threads or of forkserver processes",
-    "chaos": "signals and seeded faults against process groups",
+    "chaos": "signals and seeded faults against process groups, and whole launches",
     "multinode": "network namespaces, or docker compose",
 }
 
@@ -48,3 +49,15 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 def _no_leaks_of_clusters(request: pytest.FixtureRequest) -> None:
     if request.node.get_closest_marker("cluster"):
         request.getfixturevalue("no_leaks")
+
+
+@pytest.fixture
+def script(tmp_path: Path) -> Callable[[str], Path]:
+    """Writes a job's script and gives its path."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "job.py"
+        path.write_text(text)
+        return path
+
+    return write

@@ -7,6 +7,7 @@ that are left when the pipe to it is closed, as it is by whatever end this proce
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import subprocess
@@ -47,6 +48,7 @@ class Guardian:
             start_new_session=True,
         )
         os.close(read_end)
+        atexit.register(self.close)
         self.pid = self._process.pid
 
     def begins(self, group: int) -> None:
@@ -59,6 +61,7 @@ class Guardian:
 
     def close(self) -> None:
         """Makes it leave, and returns when it is gone."""
+        atexit.unregister(self.close)
         os.close(self._pipe)
         self._process.wait(_LEAVE_SECS)
 

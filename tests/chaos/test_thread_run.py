@@ -6,17 +6,6 @@ import pytest
 
 from tests.cluster.test_run import FAILS_ONCE, MEET, run
 
-
-@pytest.fixture
-def script(tmp_path):
-    def write(text):
-        path = tmp_path / "job.py"
-        path.write_text(text)
-        return path
-
-    return write
-
-
 TELLS = """
 import os, sys, tfdist
 task = tfdist.Task.from_env()
