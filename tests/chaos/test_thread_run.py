@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.cluster.test_run import FAILS_ONCE, MEET, run
+from tests.cluster.test_run import MEET, run
 
 TELLS = """
 import os, sys, tfdist
@@ -37,7 +37,7 @@ def test_a_failure_is_named_and_the_exit_code_of_the_script_is_passed_on(script)
 
 @pytest.mark.parametrize("option", [["--restart", "1"], ["--classic-flags"]])
 def test_what_threads_cannot_do_is_refused(script, option):
-    ended = run("--backend", "threads", *option, script(FAILS_ONCE))
+    ended = run("--backend", "threads", *option, script(MEET))
     assert ended.returncode == 2
     assert ended.stderr.startswith(f"tfdist: {option[0]}: got ")
     assert ended.stderr.endswith("; needs --backend processes\n")
