@@ -95,6 +95,10 @@ def test_bad_input_found_by_the_script_is_one_line_and_2(script):
         (["--workers", "0", __file__], "tfdist: --workers: got 0; at least 1\n"),
         (["--ps", "-1", __file__], "tfdist: --ps: got -1; at least 0\n"),
         (["nowhere.py"], "tfdist: script: got 'nowhere.py'; no such file\n"),
+        (
+            ["--log-dir", "/dev/null", __file__],
+            "tfdist: --log-dir: got '/dev/null'; a folder; [Errno 17] File exists: '/dev/null'\n",
+        ),
         (["--restart", "-1", __file__], "tfdist: --restart: got -1; at least 0\n"),
         (["--timeout", "0", __file__], "tfdist: --timeout: got 0.0; more than 0 seconds\n"),
         (

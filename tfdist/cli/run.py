@@ -133,13 +133,13 @@ def _add_switch(
 def command(parsed: argparse.Namespace) -> int:
     """Runs the job that the command line describes and returns the exit code."""
     _check(parsed)
-    isolate_or_tell(parsed.isolate)  # before there are ports, processes or threads
     if os.environ.get("TF_CONFIG"):
         task = Task.from_env()
         print(
             f"tfdist: TF_CONFIG makes this process {task.name} of another cluster; ignored here",
             file=sys.stderr,
         )
+    isolate_or_tell(parsed.isolate)  # before there are ports, processes or threads
     start = time.monotonic()
     code, failure = 0, None
     lives: list[TaskRecord] = []
@@ -185,6 +185,11 @@ def _check(parsed: argparse.Namespace) -> None:
                 raise ConfigError(flag, vars(parsed)[name], "needs --backend processes")
     if not os.path.isfile(parsed.script):
         raise ConfigError("script", parsed.script, "no such file")
+    if parsed.log_dir is not None and not os.path.isdir(parsed.log_dir):
+        try:
+            os.makedirs(parsed.log_dir)
+        except OSError as error:
+            raise ConfigError("--log-dir", parsed.log_dir, f"a folder; {error}") from error
 
 
 def _run(parsed: argparse.Namespace, lives: list[TaskRecord]) -> None:
@@ -224,7 +229,6 @@ def _folder(log_dir: str | None) -> Iterator[str]:
         with tempfile.TemporaryDirectory(prefix="tfdist-") as folder:
             yield folder
     else:
-        os.makedirs(log_dir, exist_ok=True)
         folder = tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=log_dir)
         print(f"tfdist: the logs are in {folder}", file=sys.stderr)
         yield folder
