@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tfdist import Barrier, BarrierBroken, BarrierTimeout
+from tfdist.cluster.ports import is_listening
 from tfdist.testing import poll_until
 
 TIMEOUT = 60.0
@@ -112,7 +113,11 @@ def ends_late(barrier, timeout, error):
 def cut_off(make_cluster, kind):
     """A barrier of two, and their link to the ps."""
     cluster = make_cluster(1, 2, backend="processes")
-    link = Link(cluster.trainers[0].cluster_spec["ps"][0])
+    address = cluster.trainers[0].cluster_spec["ps"][0]
+    host, _, port = address.rpartition(":")
+    # Else the link's own call is refused, which is not what is to be seen here.
+    poll_until(lambda: is_listening(host, int(port)), "the ps serves", timeout=60)
+    link = Link(address)
     tasks = [
         dataclasses.replace(task, cluster_spec={**task.cluster_spec, "ps": [link.address]})
         for task in cluster.trainers
