@@ -98,7 +98,7 @@ def stopped(pid):
 
 def in_dequeue(tasks):
     stack = tasks["worker:0"]["stacks"][0]
-    return stack["current"] and functions(stack)[0] == "_call_tf_sessionrun"
+    return stack["main"] and functions(stack)[0] == "_call_tf_sessionrun"
 
 
 def test_a_job_that_stands_still_and_then_is_over(launch, tmp_path):
@@ -123,7 +123,7 @@ def test_a_job_that_stands_still_and_then_is_over(launch, tmp_path):
     assert "take_from_empty_queue" in functions(in_tensorflow)
     waits = tasks["worker:2"]["stacks"][0]
     assert functions(waits)[:3] == ["wait", "wait", "wait_in_python"]
-    assert waits["current"]
+    assert waits["main"]
     assert waits["frames"][2]["file"].endswith("job.py")
     assert (
         waits["frames"][2]["line"] == STUCK.splitlines().index("    threading.Event().wait()") + 1
@@ -231,30 +231,40 @@ def test_a_task_that_is_not_there_is_one_line_and_2(folder, capsys):
 
 
 @pytest.fixture
-def sleeper():
-    """A Python of its own that knows nothing of tfdist; gives its process."""
-    code = "import time; print('here', flush=True); time.sleep(600)"
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
-        assert process.stdout.readline() == b"here\n"
-        yield psutil.Process(process.pid)
+def stranger():
+    """A Python that knows nothing of tfdist and waits for a line, which it gives back."""
+    code = "print('here', flush=True); print(input(), flush=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "here\n"
+        asleep = psutil.STATUS_SLEEPING
+        poll_until(lambda: psutil.Process(process.pid).status() == asleep, "it waits")
+        yield process
         process.kill()
 
 
+def is_alive(stranger):
+    stranger.stdin.write("alive\n")
+    stranger.stdin.flush()
+    return stranger.stdout.readline() == "alive\n"
+
+
 @pytest.mark.parametrize("native", [[], ["--native"]])
-def test_any_process_survives_to_be_looked_at(sleeper, native):
-    ended = tfdist("stacks", "--pid", sleeper.pid, "--json", *native)
+def test_any_process_survives_to_be_looked_at(stranger, native):
+    ended = tfdist("stacks", "--pid", stranger.pid, "--json", *native)
     about = json.loads(ended.stdout)
     assert about["kernel"]["main"]["state"] == "sleeping"
     assert (about["native"] is None) == (about["complaint"] is not None)
     assert ended.returncode == (1 if about["complaint"] and native else 0)
-    assert sleeper.status() == psutil.STATUS_SLEEPING
+    assert is_alive(stranger)
 
 
-def test_a_process_without_a_handler_gets_no_signal(sleeper, tmp_path):
+def test_a_process_without_a_handler_gets_no_signal(stranger, tmp_path):
     stacks = tmp_path / "stacks"
     stacks.touch()
-    assert ask(sleeper, stacks).state == "deaf"
-    assert sleeper.status() == psutil.STATUS_SLEEPING
+    assert ask(psutil.Process(stranger.pid), stacks).state == "deaf"
+    assert is_alive(stranger)
 
 
 def test_a_pid_that_is_not_there_is_one_line_and_2(capsys):
@@ -303,11 +313,16 @@ DUMP = (
 )
 
 
-def test_equal_stacks_are_one_and_the_current_is_first():
+def test_equal_stacks_are_one_and_the_main_thread_is_first():
     assert parse(DUMP) == (
-        Stack((Frame("/a, line 3/job.py", 6, "<module>"),), current=True),
+        Stack((Frame("/a, line 3/job.py", 6, "<module>"),), main=True),
         Stack((Frame("/lib/threading.py", 629, "wait"),), count=2),
     )
+
+
+def test_of_half_an_answer_no_thread_is_taken_for_the_main_one():
+    half = DUMP[: DUMP.index("Current")]
+    assert parse(half) == (Stack((Frame("/lib/threading.py", 629, "wait"),), count=2),)
 
 
 def test_two_answers_count_each_thread_once():
@@ -320,4 +335,6 @@ def test_a_dump_is_complete_at_its_end_only():
 
 
 def test_more_threads_than_faulthandler_shows_are_complete_too():
-    assert is_complete(f"Thread 0x0a (most recent call first):\n{WAITS}\n...\n")
+    dump = f"Thread 0x0a (most recent call first):\n{WAITS}\n...\n"
+    assert is_complete(dump)
+    assert not parse(dump)[0].main

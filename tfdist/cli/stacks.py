@@ -184,8 +184,8 @@ def _print(console: Console, view: _View) -> None:
     if view.kernel is not None:
         _print_kernel(console, view.kernel)
     for stack in view.answer.stacks if view.answer else ():
-        others = stack.count - stack.current
-        parts = ["main thread"] if stack.current else []
+        others = stack.count - stack.main
+        parts = ["main thread"] if stack.main else []
         parts += [f"{others} thread{'' if others == 1 else 's'}"] if others else []
         _line(console, f"  {' and '.join(parts)}")
         for frame in stack.frames:

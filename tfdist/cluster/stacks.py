@@ -33,7 +33,7 @@ MEANINGS = {
 _POLL_SECS = 0.02
 _STOPPED_STATES = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 _GONE_ERRORS = (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError)
-_THREAD = re.compile(r"(Current thread|Thread) 0x([0-9a-f]+).*:$")
+_THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+).*:$")
 _FRAME = re.compile(r"  File (.*), line (\d+|\?+) in (.*)$")
 _MORE = "..."  # faulthandler writes 100 threads and 100 frames of each at most
 
@@ -54,13 +54,13 @@ class Stack:
     Attributes:
         frames: none where a thread runs no Python.
         count: threads with the same frames.
-        current: whether one of them took the signal, which is the main thread if it can be.
+        main: whether one of them is the main thread.
         cut: whether there are older calls, which faulthandler leaves out.
     """
 
     frames: tuple[Frame, ...]
     count: int = 1
-    current: bool = False
+    main: bool = False
     cut: bool = False
 
 
@@ -70,7 +70,7 @@ class Answer:
 
     Attributes:
         state: one of MEANINGS.
-        stacks: that of the current thread first; of a SILENT task those it had written.
+        stacks: that of the main thread first; of a SILENT task those it had written.
         more_threads: whether there are threads that faulthandler left out.
     """
 
@@ -139,9 +139,9 @@ def _has(process: psutil.Process, field: str) -> bool:
 def is_complete(dump: str) -> bool:
     """Whether faulthandler may have ended here: the current thread is in it, and its frames.
 
-    The current thread is the last one, unless another than the main thread took the signal or
-    there are more than 100; so a dump that has it and is still being written looks complete
-    too. It is known to be over when it does not grow.
+    The current thread is the one that took the signal: the main thread, which is the last one,
+    if it can be. If it cannot, a dump that is still being written may look complete; that it is
+    over then shows when it does not grow.
     """
     lines = dump.splitlines()
     if not dump.endswith("\n") or not lines or _THREAD.match(lines[-1]):
@@ -154,28 +154,29 @@ def _leaves_out_threads(dump: str) -> bool:
 
 
 def parse(dump: str) -> tuple[Stack, ...]:
-    """The stacks in what faulthandler wrote; equal ones are one, and the current one is first.
+    """The stacks in what faulthandler wrote; equal ones are one, and the main thread's is first.
 
-    If it was asked more than once, each thread counts once, as it stood last.
+    If it was asked more than once, each thread counts once, as it stood last. The main thread is
+    the oldest, and so the last one, unless it was left out.
     """
     frames: dict[str, list[Frame]] = {}
     cut: set[str] = set()
-    current = thread = None
+    thread = None
     for line in dump.splitlines():
         if header := _THREAD.match(line):
-            thread = header[2]
+            thread = header[1]
             frames[thread] = []
             cut.discard(thread)
-            if header[1].startswith("Current"):
-                current = thread
         elif thread is not None and (frame := _FRAME.match(line)):
             number = int(frame[2]) if frame[2].isdigit() else None
             frames[thread].append(Frame(frame[1].strip('"'), number, frame[3]))
         elif thread is not None and line.strip() == _MORE and line != _MORE:
             cut.add(thread)
+    is_whole = is_complete(dump) and not _leaves_out_threads(dump)
+    main = frames[thread] if thread is not None and is_whole else None
     alike = Counter((tuple(calls), thread in cut) for thread, calls in frames.items())
     stacks = [
-        Stack(calls, count, current is not None and tuple(frames[current]) == calls, is_cut)
+        Stack(calls, count, main is not None and tuple(main) == calls, is_cut)
         for (calls, is_cut), count in alike.items()
     ]
-    return tuple(sorted(stacks, key=lambda stack: (not stack.current, -stack.count)))
+    return tuple(sorted(stacks, key=lambda stack: (not stack.main, -stack.count)))
