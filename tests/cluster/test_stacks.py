@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,8 +12,12 @@ import psutil
 import pytest
 
 from tfdist.cli import main
+from tfdist.cluster.live_runs import while_it_lasts
+from tfdist.cluster.processes import STACKS_SIGNAL
 from tfdist.cluster.run_folder import RunFolder
 from tfdist.cluster.stacks import Frame, Stack, ask, is_complete, parse
+from tfdist.errors import ConfigError
+from tfdist.task import Task
 from tfdist.testing import poll_until
 
 # Worker 0 waits in TensorFlow for a queue on the ps that stays empty; the others in Python.
@@ -194,7 +199,6 @@ def test_a_file_of_somebody_else_is_one_line_and_2(text, tmp_path, capsys):
 def folder(tmp_path, monkeypatch):
     """Makes the folder of a run whose launcher is this process."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    from tfdist.task import Task
 
     def make(name):
         path = tmp_path / name
@@ -222,6 +226,13 @@ def test_a_job_whose_launcher_is_gone_is_not_meant(folder, capsys):
     live = folder("tfdist-b")
     main(["status", "--json"])
     assert json.loads(capsys.readouterr().out)["run"] == str(live.path)
+
+
+def test_a_job_that_ends_while_it_is_read_is_told(folder):
+    run = folder("tfdist-a")
+    shutil.rmtree(run.path)
+    with pytest.raises(ConfigError, match="ended in the meantime"), while_it_lasts(run):
+        _ = run.about
 
 
 def test_a_task_that_is_not_there_is_one_line_and_2(folder, capsys):
@@ -274,8 +285,6 @@ def test_a_pid_that_is_not_there_is_one_line_and_2(capsys):
 
 def test_one_that_never_answers_is_told(tmp_path):
     """Its handler takes the signal and writes nothing."""
-    from tfdist.cluster.processes import STACKS_SIGNAL
-
     before = signal.signal(STACKS_SIGNAL, lambda number, frame: None)
     try:
         (tmp_path / "stacks").touch()

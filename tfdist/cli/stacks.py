@@ -14,7 +14,7 @@ from rich.console import Console
 from tfdist.cli.summary import describe_end
 from tfdist.cluster import py_spy
 from tfdist.cluster.kernel_threads import KernelThread, KernelThreads, kernel_threads
-from tfdist.cluster.live_runs import chosen_run
+from tfdist.cluster.live_runs import chosen_run, while_it_lasts
 from tfdist.cluster.processes import STACKS_FILE
 from tfdist.cluster.run_folder import RunFolder, TaskRecord
 from tfdist.cluster.stacks import ANSWERED, GONE, MEANINGS, Answer, Frame, ask
@@ -104,6 +104,11 @@ def command(parsed: argparse.Namespace) -> int:
     if parsed.pid is not None:
         return _command_of_pid(parsed, console)
     run = chosen_run(parsed.run)
+    with while_it_lasts(run):
+        return _command_of_run(parsed, console, run)
+
+
+def _command_of_run(parsed: argparse.Namespace, console: Console, run: RunFolder) -> int:
     names = run.about["tasks"]
     if parsed.task is not None:
         if parsed.task not in names:

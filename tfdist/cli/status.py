@@ -16,7 +16,7 @@ from rich.table import Table
 
 from tfdist.cli.summary import describe_end
 from tfdist.cluster.listeners import listening_ports
-from tfdist.cluster.live_runs import chosen_run
+from tfdist.cluster.live_runs import chosen_run, while_it_lasts
 from tfdist.cluster.ports import is_listening
 from tfdist.cluster.processes import PROGRESS_FILE
 from tfdist.cluster.run_folder import RunFolder, TaskRecord
@@ -81,6 +81,11 @@ def command(parsed: argparse.Namespace) -> int:
     if parsed.local:
         return _local(parsed)
     run = chosen_run(parsed.run)
+    with while_it_lasts(run):
+        return _status(parsed, run)
+
+
+def _status(parsed: argparse.Namespace, run: RunFolder) -> int:
     about = run.about
     runs = run.runs
     lives = {life.name: life for life in run.latest()}

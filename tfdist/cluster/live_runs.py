@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tfdist.cluster.run_folder import RUN_FILE, RunFolder
@@ -21,6 +23,22 @@ def live_runs() -> list[RunFolder]:
         except FileNotFoundError:
             continue  # it has ended in the meantime, and its folder with it
     return found
+
+
+@contextmanager
+def while_it_lasts(run: RunFolder) -> Iterator[None]:
+    """For reading a run that may end, and take its folder with it.
+
+    Raises:
+        ConfigError: it has.
+    """
+    try:
+        yield
+    except FileNotFoundError:
+        if (run.path / RUN_FILE).exists():
+            raise
+        rule = "it has ended in the meantime, and its folder is gone"
+        raise ConfigError("RUN", str(run.path), rule) from None
 
 
 def chosen_run(path: str | None) -> RunFolder:
