@@ -24,7 +24,7 @@ DEAF, SILENT, DENIED = "deaf", "silent", "denied"
 MEANINGS = {
     ANSWERED: "answers",
     STOPPED: "is stopped, by SIGSTOP or a debugger",
-    GONE: "is gone",
+    GONE: "is gone, and nobody noted how",
     DEAF: "cannot be asked: it starts, or is a thread",
     SILENT: "does not answer to the signal",
     DENIED: "may not be asked: another user's",
