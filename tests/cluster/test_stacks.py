@@ -271,6 +271,29 @@ def test_any_process_survives_to_be_looked_at(stranger, native):
     assert is_alive(stranger)
 
 
+@pytest.mark.parametrize(
+    ("program", "complaint"),
+    [
+        ("echo 'Error: no way' >&2; echo 'Reason: none' >&2; exit 1", "Error: no way Reason: none"),
+        ("printf 'Error: odd\\nStack backtrace:\\n 0: main' >&2; exit 1", "Error: odd"),
+    ],
+)
+def test_py_spy_that_fails_is_told(program, complaint, stranger, tmp_path, monkeypatch, capsys):
+    fake = tmp_path / "py-spy"
+    fake.write_text(f"#!/bin/sh\n{program}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert main(["stacks", "--pid", str(stranger.pid)]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == f"  py-spy failed: {complaint}"
+
+
+def test_without_py_spy_one_line_says_how_to_get_it(stranger, monkeypatch, capsys):
+    monkeypatch.setattr("tfdist.cluster.py_spy.find_py_spy", lambda: None)
+    line = "  py-spy is not installed: pip install 'tfdist[debug]'"
+    assert main(["stacks", "--pid", str(stranger.pid), "--native"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == line
+
+
 def test_a_process_without_a_handler_gets_no_signal(stranger, tmp_path):
     stacks = tmp_path / "stacks"
     stacks.touch()

@@ -177,7 +177,7 @@ def _command_of_pid(parsed: argparse.Namespace, console: Console) -> int:
         return code
     _line(console, f"pid {parsed.pid}")
     _print_kernel(console, kernel)
-    _print_native(console, text, complaint, "the Python stacks of any process")
+    _print_native(console, text, complaint)
     return code
 
 
@@ -201,16 +201,16 @@ def _print(console: Console, view: _View) -> None:
             _line(console, "    ... older calls")
     if view.answer is not None and view.answer.more_threads:
         _line(console, "  ... more threads; only 100 are shown, perhaps not the main one")
-    _print_native(console, view.native, view.complaint, "--native")
+    _print_native(console, view.native, view.complaint)
 
 
-def _print_native(console: Console, text: str | None, complaint: str | None, what: str) -> None:
+def _print_native(console: Console, text: str | None, complaint: str | None) -> None:
     if text is not None:
         _line(console, "  py-spy")
         for line in text.rstrip().splitlines():
             _line(console, f"    {line}")
     elif complaint is not None:
-        _line(console, f"  {what}: {complaint}")
+        _line(console, f"  {complaint}")
 
 
 def _print_kernel(console: Console, kernel: KernelThreads) -> None:

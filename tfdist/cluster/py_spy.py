@@ -9,7 +9,7 @@ import sys
 
 from tfdist.errors import ClusterError
 
-INSTALL = "needs py-spy: pip install 'tfdist[debug]'"
+INSTALL = "py-spy is not installed: pip install 'tfdist[debug]'"
 
 
 def find_py_spy() -> str | None:
@@ -34,6 +34,7 @@ def dump(pid: int, *, native: bool, timeout: float = 30.0) -> str:
     except subprocess.TimeoutExpired:
         raise ClusterError(f"py-spy has not ended after {timeout:.0f} s") from None
     if ended.returncode != 0:
-        reason = ended.stderr.strip().splitlines() or ["it does not say why"]
-        raise ClusterError(f"py-spy failed: {reason[-1].strip()}")
+        # Without the backtrace of py-spy itself, which follows.
+        reason = ended.stderr.partition("Stack backtrace")[0].split()
+        raise ClusterError(f"py-spy failed: {' '.join(reason) or 'it does not say why'}")
     return ended.stdout
