@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tfdist.cli import doctor, run
+from tfdist.cli import doctor, run, stacks, status
 from tfdist.errors import ConfigError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -22,6 +22,8 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     run.add_parser(commands)
     doctor.add_parser(commands)
+    stacks.add_parser(commands)
+    status.add_parser(commands)
     return parser
 
 

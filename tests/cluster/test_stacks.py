@@ -1,0 +1,372 @@
+"""`tfdist stacks` and `tfdist status`, of a job that stands still in three ways."""
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from tfdist.cli import main
+from tfdist.cluster.live_runs import while_it_lasts
+from tfdist.cluster.processes import STACKS_SIGNAL
+from tfdist.cluster.run_folder import RunFolder
+from tfdist.cluster.stacks import Frame, Stack, ask, is_complete, parse
+from tfdist.errors import ConfigError
+from tfdist.task import Task
+from tfdist.testing import poll_until
+
+# Worker 0 waits in TensorFlow for a queue on the ps that stays empty; the others in Python.
+STUCK = """
+import os, sys, threading
+import tfdist
+import tensorflow as tf
+
+
+def say(word):
+    open(os.path.join(sys.argv[1], f"{task.name} {word}"), "w").close()
+
+
+def take_from_empty_queue():
+    with tf.Graph().as_default(), tf.device("/job:ps/task:0/device:CPU:0"):
+        take = tf.queue.FIFOQueue(1, [tf.int32], shapes=[[]], shared_name="empty").dequeue()
+        with tf.compat.v1.Session(target) as session:
+            say("waits")
+            session.run(take)
+
+
+def wait_in_python():
+    say("waits")
+    threading.Event().wait()
+
+
+task = tfdist.Task.from_env()
+with tfdist.trainer_server(task) as target:
+    take_from_empty_queue() if task.is_chief else wait_in_python()
+"""
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+@pytest.fixture
+def launch(script, tmp_path, monkeypatch):
+    """Starts a job of a ps and 3 workers; gives the launcher, once all workers wait."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    launchers = []
+
+    def start(*options):
+        command = [sys.executable, "-m", "tfdist", "run", "--ps", "1", "--workers", "3"]
+        marks = tmp_path / "marks"
+        marks.mkdir()
+        launcher = subprocess.Popen([*command, *options, script(STUCK), marks])
+        launchers.append(launcher)
+        poll_until(lambda: len(list(marks.iterdir())) == 3, "all workers wait", timeout=60)
+        return launcher
+
+    yield start
+    for launcher in launchers:
+        launcher.terminate()
+        launcher.wait(30)
+
+
+def tfdist(*arguments):
+    """The command in a process of its own, in a pipe."""
+    return subprocess.run(
+        [sys.executable, "-m", "tfdist", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def report(*arguments):
+    """Its exit code, and its tasks by name."""
+    ended = tfdist(*arguments, "--json")
+    assert ended.stdout.count("\n") == 1, ended.stderr
+    tasks = json.loads(ended.stdout)["tasks"]
+    return ended.returncode, {task["task"]: task for task in tasks}
+
+
+def functions(stack):
+    return [frame["function"] for frame in stack["frames"]]
+
+
+def stopped(pid):
+    os.kill(pid, signal.SIGSTOP)
+    poll_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, "it is stopped")
+
+
+def in_dequeue(tasks):
+    stack = tasks["worker:0"]["stacks"][0]
+    return stack["main"] and functions(stack)[0] == "_call_tf_sessionrun"
+
+
+def test_a_job_that_stands_still_and_then_is_over(launch, tmp_path):
+    launcher = launch("--log-dir", str(tmp_path / "logs"))
+    logs = tmp_path / "logs"
+    run = RunFolder.find(str(logs))
+    pids = {life.name: life.pid for life in run.latest()}
+
+    # Until it is inside of TensorFlow, which it can tell to nobody.
+    poll_until(lambda: in_dequeue(report("stacks", logs)[1]), "worker 0 is in TensorFlow")
+    stopped(pids["worker:1"])
+
+    code, tasks = report("stacks", logs)
+    assert code == 1
+    assert {name: task["answer"] for name, task in tasks.items()} == {
+        "ps:0": "answered",
+        "worker:0": "answered",
+        "worker:1": "stopped",
+        "worker:2": "answered",
+    }
+    in_tensorflow = tasks["worker:0"]["stacks"][0]
+    assert "take_from_empty_queue" in functions(in_tensorflow)
+    waits = tasks["worker:2"]["stacks"][0]
+    assert functions(waits)[:3] == ["wait", "wait", "wait_in_python"]
+    assert waits["main"]
+    assert waits["frames"][2]["file"].endswith("job.py")
+    assert (
+        waits["frames"][2]["line"] == STUCK.splitlines().index("    threading.Event().wait()") + 1
+    )
+    assert tasks["worker:1"]["kernel"]["main"]["state"] == "stopped"
+    assert sum(other["count"] for other in tasks["worker:0"]["kernel"]["others"]) > 1
+
+    text = tfdist("stacks", logs, "--task", "worker:2").stdout
+    assert f"worker:2  attempt 1  pid {pids['worker:2']}  answers" in text
+    assert "wait_in_python" in text
+    assert "worker:0" not in text
+    assert max(len(line) for line in text.splitlines()[1:]) <= 80
+
+    code, tasks = report("status", logs)
+    assert code == 1
+    assert {name: task["state"] for name, task in tasks.items()} == {
+        "ps:0": "runs",
+        "worker:0": "runs",
+        "worker:1": "stopped",
+        "worker:2": "runs",
+    }
+    assert all(task["listens"] and task["memory_bytes"] for task in tasks.values())
+    rows = [line.split() for line in tfdist("status", logs).stdout.splitlines()]
+    assert ["worker:1", str(pids["worker:1"]), "stopped"] in [row[:3] for row in rows]
+
+    # No question has harmed anybody.
+    assert {life.name: life.pid for life in run.latest() if life.process} == pids
+
+    os.kill(pids["worker:2"], signal.SIGKILL)
+    launcher.wait(30)
+    code, tasks = report("stacks", logs)
+    ends = {name: task["state"] for name, task in tasks.items()}
+    assert ends["worker:2"] == "killed by SIGKILL"
+    assert {ends[name] for name in ("ps:0", "worker:0", "worker:1")} == {"ended by tfdist"}
+    assert (code, tasks["worker:2"]["stacks"]) == (1, [])
+    assert "this job is over" in tfdist("stacks", logs).stdout
+    code, tasks = report("status", logs)
+    assert (code, {name: task["state"] for name, task in tasks.items()}) == (1, ends)
+    assert "this job is over" in tfdist("status", logs).stdout
+
+
+def test_the_only_job_that_runs_needs_no_name(launch):
+    launch()
+    code, tasks = report("stacks")
+    assert (code, list(tasks)) == (0, ["ps:0", "worker:0", "worker:1", "worker:2"])
+    code, tasks = report("status")
+    assert (code, {task["state"] for task in tasks.values()}) == (0, {"runs"})
+
+
+@pytest.mark.parametrize("command", ["stacks", "status"])
+def test_no_job_is_one_line_and_2(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    ended = tfdist(command, "--json")
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert f"no job of yours runs in {tmp_path}" in ended.stderr
+    ended = tfdist(command, tmp_path)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
+
+
+@pytest.mark.parametrize("text", ["{oops", "[]", "{}"])
+def test_a_file_of_somebody_else_is_one_line_and_2(text, tmp_path, capsys):
+    (tmp_path / "run.json").write_text(text)
+    assert main(["status", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """Makes the folder of a run whose launcher is this process."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def make(name):
+        path = tmp_path / name
+        path.mkdir()
+        run = RunFolder(path)
+        run.create([Task("worker", 0, {"worker": ["localhost:1"]})], {})
+        return run
+
+    return make
+
+
+def test_several_jobs_are_listed(folder, capsys):
+    runs = [folder("tfdist-a"), folder("tfdist-b")]
+    assert main(["stacks"]) == 2
+    errors = capsys.readouterr().err
+    assert all(str(run.path) in errors for run in runs)
+    assert "several jobs run" in errors
+
+
+def test_a_job_whose_launcher_is_gone_is_not_meant(folder, capsys):
+    over = folder("tfdist-a")
+    about = over.about
+    about["launcher"]["created"] -= 1
+    (over.path / "run.json").write_text(json.dumps(about))
+    live = folder("tfdist-b")
+    main(["status", "--json"])
+    assert json.loads(capsys.readouterr().out)["run"] == str(live.path)
+
+
+def test_a_job_that_ends_while_it_is_read_is_told(folder):
+    run = folder("tfdist-a")
+    shutil.rmtree(run.path)
+    with pytest.raises(ConfigError, match="ended in the meantime"), while_it_lasts(run):
+        _ = run.about
+
+
+def test_a_task_that_is_not_there_is_one_line_and_2(folder, capsys):
+    run = folder("tfdist-a")
+    assert main(["stacks", str(run.path), "--task", "worker:7"]) == 2
+    assert capsys.readouterr().err == "tfdist: --task: got 'worker:7'; one of worker:0\n"
+
+
+@pytest.fixture
+def stranger():
+    """A Python that knows nothing of tfdist and waits for a line, which it gives back."""
+    code = "print('here', flush=True); print(input(), flush=True)"
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout.readline() == "here\n"
+        asleep = psutil.STATUS_SLEEPING
+        poll_until(lambda: psutil.Process(process.pid).status() == asleep, "it waits")
+        yield process
+        process.kill()
+
+
+def is_alive(stranger):
+    stranger.stdin.write("alive\n")
+    stranger.stdin.flush()
+    return stranger.stdout.readline() == "alive\n"
+
+
+@pytest.mark.parametrize("native", [[], ["--native"]])
+def test_any_process_survives_to_be_looked_at(stranger, native):
+    ended = tfdist("stacks", "--pid", stranger.pid, "--json", *native)
+    about = json.loads(ended.stdout)
+    assert about["kernel"]["main"]["state"] == "sleeping"
+    assert (about["native"] is None) == (about["complaint"] is not None)
+    assert ended.returncode == (1 if about["complaint"] and native else 0)
+    assert is_alive(stranger)
+
+
+@pytest.mark.parametrize(
+    ("program", "complaint"),
+    [
+        ("echo 'Error: no way' >&2; echo 'Reason: none' >&2; exit 1", "Error: no way Reason: none"),
+        ("printf 'Error: odd\\nStack backtrace:\\n 0: main' >&2; exit 1", "Error: odd"),
+    ],
+)
+def test_py_spy_that_fails_is_told(program, complaint, stranger, tmp_path, monkeypatch, capsys):
+    fake = tmp_path / "py-spy"
+    fake.write_text(f"#!/bin/sh\n{program}\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert main(["stacks", "--pid", str(stranger.pid)]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == f"  py-spy failed: {complaint}"
+
+
+def test_without_py_spy_one_line_says_how_to_get_it(stranger, monkeypatch, capsys):
+    monkeypatch.setattr("tfdist.cluster.py_spy.find_py_spy", lambda: None)
+    line = "  py-spy is not installed: pip install 'tfdist[debug]'"
+    assert main(["stacks", "--pid", str(stranger.pid), "--native"]) == 1
+    assert capsys.readouterr().out.splitlines()[-1] == line
+
+
+def test_a_process_without_a_handler_gets_no_signal(stranger, tmp_path):
+    stacks = tmp_path / "stacks"
+    stacks.touch()
+    assert ask(psutil.Process(stranger.pid), stacks).state == "deaf"
+    assert is_alive(stranger)
+
+
+def test_a_pid_that_is_not_there_is_one_line_and_2(capsys):
+    assert main(["stacks", "--pid", "0"]) == 2
+    assert capsys.readouterr().err == "tfdist: --pid: got 0; no such process\n"
+
+
+def test_one_that_never_answers_is_told(tmp_path):
+    """Its handler takes the signal and writes nothing."""
+    before = signal.signal(STACKS_SIGNAL, lambda number, frame: None)
+    try:
+        (tmp_path / "stacks").touch()
+        answer = ask(psutil.Process(), tmp_path / "stacks", timeout=0.1)
+    finally:
+        signal.signal(STACKS_SIGNAL, before)
+    assert (answer.state, answer.stacks) == ("silent", ())
+
+
+@pytest.mark.parametrize("listens", [True, False])
+def test_the_local_server_listens_or_not(listens, monkeypatch, capsys):
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        if listens:
+            server.listen()
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        config = {"cluster": {"ps": [address]}, "task": {"type": "ps", "index": 0}}
+        config["cluster"]["worker"] = ["127.0.0.1:1"]
+        monkeypatch.setenv("TF_CONFIG", json.dumps(config))
+        assert main(["status", "--local"]) == (0 if listens else 1)
+    assert address in capsys.readouterr().out
+
+
+def test_the_local_server_of_nobody_is_2(monkeypatch):
+    monkeypatch.delenv("TF_CONFIG", raising=False)
+    assert main(["status", "--local"]) == 2
+
+
+WAITS = '  File "/lib/threading.py", line 629 in wait\n'
+DUMP = (
+    f"Thread 0x0a (most recent call first):\n{WAITS}\n"
+    f"Thread 0x0b (most recent call first):\n{WAITS}\n"
+    "Current thread 0x0c (most recent call first):\n"
+    '  File "/a, line 3/job.py", line 6 in <module>\n'
+)
+
+
+def test_equal_stacks_are_one_and_the_main_thread_is_first():
+    assert parse(DUMP) == (
+        Stack((Frame("/a, line 3/job.py", 6, "<module>"),), main=True),
+        Stack((Frame("/lib/threading.py", 629, "wait"),), count=2),
+    )
+
+
+def test_of_half_an_answer_no_thread_is_taken_for_the_main_one():
+    half = DUMP[: DUMP.index("Current")]
+    assert parse(half) == (Stack((Frame("/lib/threading.py", 629, "wait"),), count=2),)
+
+
+def test_two_answers_count_each_thread_once():
+    assert parse(DUMP + DUMP) == parse(DUMP)
+
+
+def test_a_dump_is_complete_at_its_end_only():
+    cuts = [size for size in range(len(DUMP)) if is_complete(DUMP[:size])]
+    assert (cuts, is_complete(DUMP)) == ([], True)
+
+
+def test_more_threads_than_faulthandler_shows_are_complete_too():
+    dump = f"Thread 0x0a (most recent call first):\n{WAITS}\n...\n"
+    assert is_complete(dump)
+    assert not parse(dump)[0].main

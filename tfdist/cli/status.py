@@ -1,0 +1,225 @@
+"""`tfdist status`: how the tasks of a job are, in one table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.table import Table
+
+from tfdist.cli.summary import describe_end
+from tfdist.cluster.listeners import listening_ports
+from tfdist.cluster.live_runs import chosen_run, while_it_lasts
+from tfdist.cluster.ports import is_listening
+from tfdist.cluster.processes import PROGRESS_FILE
+from tfdist.cluster.run_folder import RunFolder, TaskRecord
+from tfdist.errors import ConfigError
+from tfdist.task import Task
+
+_NOT_WELL = 1
+_STATES = {psutil.STATUS_STOPPED: "stopped", psutil.STATUS_TRACING_STOP: "traced"}
+
+_DESCRIPTION = """\
+Shows how each task of a job of `tfdist run` is: whether it runs, what it uses, how far it is, and
+whether its server listens. Of a job that is over it says how each task ended.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds `status` to the subcommands."""
+    parser = commands.add_parser(
+        "status",
+        help="show how the tasks of a job are",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "run",
+        nargs="?",
+        metavar="RUN",
+        help="the folder of a run, or of runs (default: the only job of yours that runs)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object on standard output"
+    )
+    parser.add_argument(
+        "--local",
+        action="store_true",
+        help="no job: exit code 0 if the server of the task that TF_CONFIG names listens, 1 if not",
+    )
+    parser.set_defaults(command_function=command)
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A task; what is not known of it is None."""
+
+    task: str
+    attempt: int | None = None
+    pid: int | None = None
+    state: str = "not started"
+    is_well: bool = True
+    exit_code: int | None = None
+    seconds: float | None = None
+    cpu_secs: float | None = None
+    memory_bytes: int | None = None
+    progress: dict[str, Any] | None = None
+    progress_age_secs: float | None = None
+    listens: bool | None = None
+
+
+def command(parsed: argparse.Namespace) -> int:
+    """Prints the table and returns the exit code: 1 if a task is stopped, gone or has failed."""
+    if parsed.local:
+        return _local(parsed)
+    run = chosen_run(parsed.run)
+    with while_it_lasts(run):
+        return _status(parsed, run)
+
+
+def _status(parsed: argparse.Namespace, run: RunFolder) -> int:
+    about = run.about
+    runs = run.runs
+    lives = {life.name: life for life in run.latest()}
+    rows = [_row(run, name, lives.get(name), about["cluster"]) for name in about["tasks"]]
+    code = 0 if all(row.is_well for row in rows) else _NOT_WELL
+    if parsed.json:
+        report = {
+            "run": str(run.path),
+            "runs": runs,
+            "seconds": round(time.time() - about["began"], 3) if runs else None,
+            "exit_code": code,
+            "tasks": [asdict(row) for row in rows],
+        }
+        print(json.dumps(report))
+        return code
+    console = Console(highlight=False, markup=False, emoji=False)
+    console.print(
+        f"{run.path}: "
+        + (f"runs for {time.time() - about['began']:.0f} s" if runs else "this job is over"),
+        soft_wrap=True,
+    )
+    console.print(_table(rows))
+    return code
+
+
+def _local(parsed: argparse.Namespace) -> int:
+    if parsed.run is not None:
+        raise ConfigError("RUN", parsed.run, "does not go with --local")
+    if not os.environ.get("TF_CONFIG"):
+        raise ConfigError("TF_CONFIG", None, "--local needs it, to know which task it is")
+    task = Task.from_env()
+    if task.task_type == "evaluator":
+        raise ConfigError("TF_CONFIG.task.type", task.task_type, "an evaluator has no server")
+    host, _, port = task.address.rpartition(":")
+    listens = is_listening(host.strip("[]"), int(port))
+    if parsed.json:
+        print(json.dumps({"task": task.name, "address": task.address, "listens": listens}))
+    else:
+        print(f"{task.name}: {'listens' if listens else 'nobody listens'} at {task.address}")
+    return 0 if listens else _NOT_WELL
+
+
+def _row(run: RunFolder, name: str, life: TaskRecord | None, cluster: dict[str, list[str]]) -> _Row:
+    if life is None:
+        return _Row(name)
+    progress, age = _progress(run.folder_of(name, life.attempt) / PROGRESS_FILE)
+    common: dict[str, Any] = {
+        "task": name,
+        "attempt": life.attempt,
+        "pid": life.pid,
+        "progress": progress,
+        "progress_age_secs": age,
+    }
+    if life.ended is not None:
+        return _Row(
+            **common,
+            state=describe_end(life),
+            is_well=life.stopped or life.exit_code == 0,
+            exit_code=life.exit_code,
+            seconds=round(life.seconds, 3),
+            cpu_secs=life.usage.cpu_secs if life.usage else None,
+        )
+    process = life.process
+    try:
+        if process is None:
+            raise psutil.NoSuchProcess(life.pid)
+        with process.oneshot():
+            status, times = process.status(), process.cpu_times()
+            memory = process.memory_info().rss
+    except psutil.NoSuchProcess:
+        return _Row(**common, state="gone", is_well=False)
+    if status == psutil.STATUS_ZOMBIE:
+        return _Row(**common, state="gone", is_well=False)
+    return _Row(
+        **common,
+        state=_STATES.get(status, "runs"),
+        is_well=status not in _STATES,
+        seconds=round(life.seconds, 3),
+        cpu_secs=times.user + times.system + times.children_user + times.children_system,
+        memory_bytes=memory,
+        listens=_listens(name, life.pid, cluster),
+    )
+
+
+def _progress(path: Path) -> tuple[dict[str, Any] | None, float | None]:
+    """What a trainer noted last, and how many seconds ago."""
+    try:
+        note: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return note, round(time.time() - path.stat().st_mtime, 3)
+    except FileNotFoundError:  # not a trainer, or one that does not note any
+        return None, None
+
+
+def _listens(name: str, pid: int, cluster: dict[str, list[str]]) -> bool | None:
+    """Whether the task's port is listened on; None if it has none."""
+    kind, _, index = name.partition(":")
+    if kind == "evaluator" or kind not in cluster:
+        return None
+    return int(cluster[kind][int(index)].rpartition(":")[2]) in listening_ports(pid)
+
+
+def _table(rows: list[_Row]) -> Table:
+    again = any((row.attempt or 1) > 1 for row in rows)
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    table.add_column("task", no_wrap=True)
+    if again:
+        table.add_column("attempt", justify="right")
+    table.add_column("pid", justify="right", no_wrap=True)
+    table.add_column("state")
+    for title in ("seconds", "CPU s", "MB"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("progress")
+    table.add_column("listens")
+    for row in rows:
+        table.add_row(
+            row.task,
+            *([str(row.attempt or "")] if again else []),
+            str(row.pid or ""),
+            row.state,
+            _number(row.seconds, 1),
+            _number(row.cpu_secs, 1),
+            _number(row.memory_bytes and row.memory_bytes / 1e6, 0),
+            _progress_text(row),
+            {None: "", True: "yes", False: "no"}[row.listens],
+        )
+    return table
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def _progress_text(row: _Row) -> str:
+    note = row.progress
+    if note is None:
+        return ""
+    return f"{note['state']}: {note['done']} of {note['total']}, {row.progress_age_secs:.0f} s ago"

@@ -1,0 +1,80 @@
+"""What the kernel knows of the threads of any process: their states, and where they wait in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+# As in proc(5).
+STATES = {
+    "R": "running",
+    "S": "sleeping",
+    "D": "waiting for a device",
+    "T": "stopped",
+    "t": "traced",
+    "Z": "zombie",
+    "X": "dead",
+    "I": "idle",
+}
+
+
+@dataclass(frozen=True)
+class KernelThread:
+    """A thread as the kernel sees it.
+
+    Attributes:
+        state: a word of STATES.
+        wchan: the function of the kernel in which it waits; "" if it does not wait, None if the
+            kernel does not tell us.
+    """
+
+    state: str
+    wchan: str | None
+
+
+@dataclass(frozen=True)
+class KernelThreads:
+    """All threads of a process.
+
+    Attributes:
+        main: the first one; None if it is gone or may not be read.
+        others: how many of the others are alike.
+        unreadable: how many could not be read.
+    """
+
+    main: KernelThread | None
+    others: Counter[KernelThread]
+    unreadable: int
+
+
+def kernel_threads(pid: int) -> KernelThreads:
+    """Those of the process at this moment; nothing at all if it is gone. Does not block."""
+    main, others, unreadable = None, Counter[KernelThread](), 0
+    try:
+        folders = list(Path(f"/proc/{pid}/task").iterdir())
+    except (FileNotFoundError, ProcessLookupError):
+        folders = []
+    for folder in folders:
+        try:
+            thread = _thread(folder)
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended in the meantime
+        except PermissionError:
+            unreadable += 1
+            continue
+        if folder.name == str(pid):
+            main = thread
+        else:
+            others[thread] += 1
+    return KernelThreads(main, others, unreadable)
+
+
+def _thread(folder: Path) -> KernelThread:
+    # The name before it may have spaces and brackets.
+    letter = (folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0]
+    try:
+        wchan: str | None = (folder / "wchan").read_text("ascii").strip()
+    except PermissionError:
+        wchan = None
+    return KernelThread(STATES.get(letter, letter), "" if wchan == "0" else wchan)

@@ -1,0 +1,182 @@
+"""Where the Python threads of a task stand, by its own word, also when Python is stuck in it.
+
+Each process of a task has `faulthandler` registered for a signal: a handler in C that writes the
+stacks of all threads to a file in the task's folder. It needs neither the GIL nor the main thread
+to come back from TensorFlow.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tfdist.cluster.processes import STACKS_SIGNAL
+from tfdist.deadline import Deadline
+
+# What may come of asking.
+ANSWERED, STOPPED, GONE = "answered", "stopped", "gone"
+DEAF, SILENT, DENIED = "deaf", "silent", "denied"
+MEANINGS = {
+    ANSWERED: "answers",
+    STOPPED: "is stopped, by SIGSTOP or a debugger",
+    GONE: "is gone, and nobody noted how",
+    DEAF: "cannot be asked: it starts, or is a thread",
+    SILENT: "does not answer to the signal",
+    DENIED: "may not be asked: another user's",
+}
+
+_POLL_SECS = 0.02
+_STOPPED_STATES = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+_GONE_ERRORS = (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError)
+_THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+).*:$")
+_FRAME = re.compile(r"  File (.*), line (\d+|\?+) in (.*)$")
+_MORE = "..."  # faulthandler writes 100 threads and 100 frames of each at most
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A call of a Python function; `line` is None where Python does not know it."""
+
+    file: str
+    line: int | None
+    function: str
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Where `count` threads stand, the most recent call first.
+
+    Attributes:
+        frames: none where a thread runs no Python.
+        count: threads with the same frames.
+        main: whether one of them is the main thread.
+        cut: whether there are older calls, which faulthandler leaves out.
+    """
+
+    frames: tuple[Frame, ...]
+    count: int = 1
+    main: bool = False
+    cut: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of asking a task.
+
+    Attributes:
+        state: one of MEANINGS.
+        stacks: that of the main thread first; of a SILENT task those it had written.
+        more_threads: whether there are threads that faulthandler left out.
+    """
+
+    state: str
+    stacks: tuple[Stack, ...] = ()
+    more_threads: bool = False
+
+
+def ask(process: psutil.Process, path: Path, timeout: float = 5.0) -> Answer:
+    """Asks a process for its stacks by the signal, and blocks until they are in `path`.
+
+    Never harms the process: it is not sent the signal unless it has a handler for it.
+
+    Args:
+        process: of a task that tfdist has started.
+        path: the file that its handler appends to.
+        timeout: seconds to wait for the answer.
+    """
+    try:
+        return _ask(process, path, Deadline(timeout))
+    except _GONE_ERRORS:
+        return Answer(GONE)
+    except psutil.AccessDenied:
+        return Answer(DENIED)
+
+
+def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
+    if process.status() == psutil.STATUS_ZOMBIE:
+        return Answer(GONE)
+    if process.status() in _STOPPED_STATES:
+        return Answer(STOPPED)
+    # Without a handler the signal would end it.
+    if not path.exists() or not _has(process, "SigCgt"):
+        return Answer(DEAF)
+    start = seen = path.stat().st_size
+    was_blocked = _has(process, "SigBlk")
+    process.send_signal(STACKS_SIGNAL)
+    while True:
+        # While the main thread is in the handler, it has the signal blocked.
+        in_handler = _has(process, "SigBlk") and not was_blocked
+        dump = _text(path, start)
+        size = path.stat().st_size
+        if not in_handler and size == seen and is_complete(dump):
+            return Answer(ANSWERED, parse(dump), _leaves_out_threads(dump))
+        seen = size
+        if process.status() in (*_STOPPED_STATES, psutil.STATUS_ZOMBIE) or deadline.expired:
+            gone = process.status() == psutil.STATUS_ZOMBIE
+            stopped = process.status() in _STOPPED_STATES
+            return Answer(GONE if gone else STOPPED if stopped else SILENT, parse(dump))
+        time.sleep(min(_POLL_SECS, deadline.remaining))
+
+
+def _text(path: Path, start: int) -> str:
+    with open(path, "rb") as file:
+        file.seek(start)
+        return file.read().decode("ascii", "replace")
+
+
+def _has(process: psutil.Process, field: str) -> bool:
+    """Whether a mask of signals of the process's main thread has that for the stacks."""
+    with open(f"/proc/{process.pid}/status", encoding="utf-8", errors="replace") as file:
+        status = dict(line.split(":", 1) for line in file if ":" in line)
+    return bool(int(status[field], 16) >> (STACKS_SIGNAL - 1) & 1)
+
+
+def is_complete(dump: str) -> bool:
+    """Whether faulthandler may have ended here: the current thread is in it, and its frames.
+
+    The current thread is the one that took the signal: the main thread, which is the last one,
+    if it can be. If it cannot, a dump that is still being written may look complete; that it is
+    over then shows when it does not grow.
+    """
+    lines = dump.splitlines()
+    if not dump.endswith("\n") or not lines or _THREAD.match(lines[-1]):
+        return False
+    return lines[-1] == _MORE or any(line.startswith("Current thread") for line in lines)
+
+
+def _leaves_out_threads(dump: str) -> bool:
+    return _MORE in dump.splitlines()
+
+
+def parse(dump: str) -> tuple[Stack, ...]:
+    """The stacks in what faulthandler wrote; equal ones are one, and the main thread's is first.
+
+    If it was asked more than once, each thread counts once, as it stood last. The main thread is
+    the oldest, and so the last one, unless it was left out.
+    """
+    frames: dict[str, list[Frame]] = {}
+    cut: set[str] = set()
+    thread = None
+    for line in dump.splitlines():
+        if header := _THREAD.match(line):
+            thread = header[1]
+            frames[thread] = []
+            cut.discard(thread)
+        elif thread is not None and (frame := _FRAME.match(line)):
+            number = int(frame[2]) if frame[2].isdigit() else None
+            frames[thread].append(Frame(frame[1].strip('"'), number, frame[3]))
+        elif thread is not None and line.strip() == _MORE and line != _MORE:
+            cut.add(thread)
+    is_whole = is_complete(dump) and not _leaves_out_threads(dump)
+    main = frames[thread] if thread is not None and is_whole else None
+    alike = Counter((tuple(calls), thread in cut) for thread, calls in frames.items())
+    stacks = [
+        Stack(calls, count, main is not None and tuple(main) == calls, is_cut)
+        for (calls, is_cut), count in alike.items()
+    ]
+    return tuple(sorted(stacks, key=lambda stack: (not stack.main, -stack.count)))
