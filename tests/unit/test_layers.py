@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 LAYERS = {
     # 0: decisions, pure
     "arrivals": 0,
+    "barrier_notes": 0,
     "deadline": 0,
     "errors": 0,
     "ledger": 0,

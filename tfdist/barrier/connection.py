@@ -168,6 +168,10 @@ class Connection:
             now_us=int(1e6 * now),
         )
 
+    def look_if_made(self, deadline: Deadline) -> Snapshot | None:
+        """The same, for somebody who has not entered; None if nobody has made the barrier."""
+        return self.look(deadline) if self._fetch(self.graph.exists, deadline) else None
+
     def _fetch(self, fetches: Any, deadline: Deadline) -> Any:
         while True:
             try:

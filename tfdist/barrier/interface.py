@@ -16,6 +16,7 @@ from tfdist import arrivals
 from tfdist.arrivals import RESIGNED, Decision
 from tfdist.barrier.connection import ANSWER_SECS, PS_LOST, Connection, Snapshot
 from tfdist.barrier.state import StateOnPs
+from tfdist.barrier_notes import BarrierNote, note_barrier
 from tfdist.deadline import Deadline
 from tfdist.errors import BarrierBroken, BarrierError, BarrierTimeout, ConfigError, StartTimeout
 from tfdist.task import Task
@@ -74,6 +75,7 @@ class SharedBarrier(ABC):
         self._task, self._rank, self._address = task, task.rank, task.cluster_spec["ps"][0]
         self._action = action if self._rank == 0 else None
         self._timeout, self._break_on_timeout = timeout, break_on_timeout
+        note_barrier(BarrierNote(name, parties))  # also of one that never gets an answer
         self._begin()
 
     # The interface of threading.Barrier.

@@ -1,0 +1,86 @@
+"""What somebody who is not one of its trainers reads of a barrier, without changing it."""
+
+import threading
+
+import pytest
+
+import tfdist
+from tfdist.barrier.reading import Place, read_barrier
+from tfdist.barrier_notes import BarrierNote
+from tfdist.testing import poll_until
+
+SECONDS = 20
+
+
+@pytest.fixture
+def cluster(make_cluster):
+    return make_cluster(1, 3)
+
+
+def read(cluster, name, parties=3):
+    task = cluster.trainers[0]
+    return read_barrier(
+        task.cluster_spec["ps"][0], task.trainers, BarrierNote(name, parties), timeout=SECONDS
+    )
+
+
+def places(report):
+    return {place.trainer: place.state for place in report.places}
+
+
+def test_who_has_arrived_and_who_is_missing(cluster):
+    barriers = [tfdist.Barrier(task, "end", timeout=SECONDS) for task in cluster.trainers]
+    before = read(cluster, "end")
+    never = tuple(Place(f"worker:{rank}", "missing", None) for rank in range(3))
+    assert (before.generation, before.places) == (1, never)
+    waiting = threading.Thread(target=barriers[1].wait)
+    waiting.start()
+    poll_until(lambda: barriers[0].n_waiting == 1, "worker:1 waits")
+    barriers[2].resign()
+    report = read(cluster, "end")
+    assert read(cluster, "end").generation == report.generation == 1  # it reads, and no more
+    assert places(report) == {"worker:0": "missing", "worker:1": "arrived", "worker:2": "resigned"}
+    assert 0 <= report.places[1].seconds < SECONDS
+    assert (report.acts, report.broken, report.problem) == (False, None, None)
+    barriers[0].wait()
+    waiting.join()
+    after = read(cluster, "end")
+    assert (after.generation, places(after)["worker:1"]) == (2, "missing")
+    assert after.places[1].seconds is not None  # it was there in the generation before
+
+
+def test_a_broken_one_says_why_and_an_action_that_it_runs(cluster):
+    begun, go = threading.Event(), threading.Event()
+
+    def action():
+        begun.set()
+        go.wait(SECONDS)
+
+    barriers = [
+        tfdist.Barrier(task, "act", parties=2, action=action, timeout=SECONDS)
+        for task in cluster.trainers[:2]
+    ]
+    threads = [threading.Thread(target=barrier.wait) for barrier in barriers]
+    for thread in threads:
+        thread.start()
+    assert begun.wait(SECONDS)
+    report = read(cluster, "act", parties=2)
+    assert (report.acts, list(places(report).values())) == (True, ["arrived"] * 2)
+    go.set()
+    for thread in threads:
+        thread.join()
+    barriers[1].abort()
+    report = read(cluster, "act", parties=2)
+    assert (report.acts, report.broken) == (False, "worker:1 called abort()")
+
+
+def test_one_that_nobody_has_made_is_not_made_by_looking(cluster):
+    for _ in range(2):
+        report = read(cluster, "none")
+        assert (report.generation, report.places, report.problem) == (None, (), None)
+
+
+def test_a_note_of_other_parties_is_told(cluster):
+    tfdist.Barrier(cluster.trainers[0], "end")
+    report = read(cluster, "end", parties=2)
+    assert "others made barrier 'end' with 3" in report.problem

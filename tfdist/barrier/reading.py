@@ -1,0 +1,93 @@
+"""What a barrier tells somebody who is not one of its trainers; reading it changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tfdist.barrier.connection import Connection, Snapshot
+from tfdist.barrier_notes import BarrierNote
+from tfdist.deadline import Deadline
+from tfdist.errors import ConfigError
+
+ARRIVED, MISSING, RESIGNED = "arrived", "missing", "resigned"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A trainer's place at a barrier.
+
+    Attributes:
+        trainer: its name.
+        state: ARRIVED in the present generation, MISSING there, or RESIGNED.
+        seconds: since it last arrived, in whichever generation; None if it never has.
+    """
+
+    trainer: str
+    state: str
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class BarrierReport:
+    """How a barrier stands.
+
+    Attributes:
+        name: of the barrier.
+        generation: that is being waited for; None if the ps knows no such barrier (yet).
+        places: of its parties by rank.
+        acts: whether its action runs, on the trainer of rank 0.
+        broken: why it is broken; None if it is not.
+        problem: why nothing else is known of it; None if something is.
+    """
+
+    name: str
+    generation: int | None = None
+    places: tuple[Place, ...] = ()
+    acts: bool = False
+    broken: str | None = None
+    problem: str | None = None
+
+
+def read_barrier(
+    address: str, trainers: Sequence[str], note: BarrierNote, timeout: float
+) -> BarrierReport:
+    """Asks the ps at `address`, without entering the barrier; blocks for `timeout` seconds at most.
+
+    Closing the connection may take RECHECK_SECS more.
+
+    Args:
+        address: of ps 0.
+        trainers: names of all of the cluster, by rank.
+        note: the barrier that is meant.
+        timeout: in seconds.
+
+    Raises:
+        tf.errors.UnavailableError: the ps is not there.
+        tf.errors.DeadlineExceededError: it does not answer.
+    """
+    names = trainers[: note.parties]
+    connection = Connection(address, note.name, names, 0, held=False)
+    try:
+        snapshot = connection.look_if_made(Deadline(timeout))
+    except ConfigError as error:
+        return BarrierReport(note.name, problem=str(error))
+    finally:
+        connection.close()
+    return BarrierReport(note.name) if snapshot is None else _report(note.name, names, snapshot)
+
+
+def _report(name: str, names: Sequence[str], snapshot: Snapshot) -> BarrierReport:
+    rules = snapshot.arrivals
+    states = dict.fromkeys(range(len(names)), RESIGNED)
+    states |= dict.fromkeys(rules.waiting, ARRIVED) | dict.fromkeys(rules.missing, MISSING)
+    times = snapshot.arrived_at_us
+    # The clock is read before the lock is taken, so it may be early by some us.
+    ages = [max(0.0, (snapshot.now_us - at) / 1e6) if at else None for at in times]
+    return BarrierReport(
+        name,
+        rules.generation,
+        tuple(Place(names[rank], state, ages[rank]) for rank, state in states.items()),
+        acts=rules.acting,
+        broken=snapshot.reason if rules.broken else None,
+    )
