@@ -15,7 +15,7 @@ from tfdist.cli import main
 from tfdist.cluster.live_runs import while_it_lasts
 from tfdist.cluster.processes import STACKS_SIGNAL
 from tfdist.cluster.run_folder import RunFolder
-from tfdist.cluster.stacks import Frame, Stack, ask, is_complete, parse
+from tfdist.cluster.stacks import Frame, Stack, ask, parse
 from tfdist.errors import ConfigError
 from tfdist.task import Task
 from tfdist.testing import poll_until
@@ -306,6 +306,70 @@ def test_a_pid_that_is_not_there_is_one_line_and_2(capsys):
     assert capsys.readouterr().err == "tfdist: --pid: got 0; no such process\n"
 
 
+# Has some threads more, and perhaps a main thread that leaves the signal to one of them, or to a
+# thread that knows nothing of Python.
+ANSWERS = """
+import ctypes, faulthandler, signal, sys, threading
+path, number, threads, blocked = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+faulthandler.register(number, open(path, "wb", buffering=0), all_threads=True)
+def wait_in_a_thread():
+    threading.Event().wait()
+def wait_in_main():
+    print("here", flush=True)
+    threading.Event().wait()
+if blocked == "by all of Python":
+    libc, semaphore = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    number_of_thread = ctypes.byref(ctypes.c_ulong())
+    assert libc.pthread_create(number_of_thread, None, libc.sem_wait, semaphore) == 0
+    signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+for _ in range(threads):
+    threading.Thread(target=wait_in_a_thread, daemon=True).start()
+if blocked == "by main":
+    signal.pthread_sigmask(signal.SIG_BLOCK, [number])
+wait_in_main()
+"""
+
+
+@pytest.fixture
+def answering(tmp_path):
+    """Starts ANSWERS; gives its process and its file."""
+    started = []
+
+    def start(threads, blocked="by nobody"):
+        path = tmp_path / "stacks"
+        options = [str(path), str(int(STACKS_SIGNAL)), str(threads), blocked]
+        command = [sys.executable, "-c", ANSWERS, *options]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "here\n"
+        return psutil.Process(process.pid), path
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("blocked", ["by nobody", "by main", "by all of Python"])
+def test_whichever_thread_takes_the_signal_the_answer_is_whole(answering, blocked):
+    process, path = answering(2, blocked)
+    for _ in range(3):
+        answer = ask(process, path, timeout=30)
+        assert answer.state == "answered"
+        names = [{frame.function for frame in stack.frames} for stack in answer.stacks]
+        assert [("wait_in_main" in name, "wait_in_a_thread" in name) for name in names] == [
+            (True, False),
+            (False, True),
+        ]
+        assert [(stack.main, stack.count) for stack in answer.stacks] == [(True, 1), (False, 2)]
+
+
+def test_of_very_many_threads_a_hundred_are_shown_and_none_taken_for_the_main_one(answering):
+    answer = ask(*answering(150), timeout=30)
+    assert (answer.state, answer.more_threads) == ("answered", True)
+    assert [(stack.main, stack.count) for stack in answer.stacks] == [(False, 100)]
+
+
 def test_one_that_never_answers_is_told(tmp_path):
     """Its handler takes the signal and writes nothing."""
     before = signal.signal(STACKS_SIGNAL, lambda number, frame: None)
@@ -346,7 +410,7 @@ DUMP = (
 
 
 def test_equal_stacks_are_one_and_the_main_thread_is_first():
-    assert parse(DUMP) == (
+    assert parse(DUMP, whole=True) == (
         Stack((Frame("/a, line 3/job.py", 6, "<module>"),), main=True),
         Stack((Frame("/lib/threading.py", 629, "wait"),), count=2),
     )
@@ -354,19 +418,15 @@ def test_equal_stacks_are_one_and_the_main_thread_is_first():
 
 def test_of_half_an_answer_no_thread_is_taken_for_the_main_one():
     half = DUMP[: DUMP.index("Current")]
-    assert parse(half) == (Stack((Frame("/lib/threading.py", 629, "wait"),), count=2),)
+    assert parse(half, whole=False) == (
+        Stack((Frame("/lib/threading.py", 629, "wait"),), count=2),
+    )
 
 
 def test_two_answers_count_each_thread_once():
-    assert parse(DUMP + DUMP) == parse(DUMP)
+    assert parse(DUMP + DUMP, whole=True) == parse(DUMP, whole=True)
 
 
-def test_a_dump_is_complete_at_its_end_only():
-    cuts = [size for size in range(len(DUMP)) if is_complete(DUMP[:size])]
-    assert (cuts, is_complete(DUMP)) == ([], True)
-
-
-def test_more_threads_than_faulthandler_shows_are_complete_too():
+def test_of_more_threads_than_faulthandler_shows_the_last_is_not_the_main_one():
     dump = f"Thread 0x0a (most recent call first):\n{WAITS}\n...\n"
-    assert is_complete(dump)
-    assert not parse(dump)[0].main
+    assert not parse(dump, whole=True)[0].main

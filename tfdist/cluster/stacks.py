@@ -102,24 +102,26 @@ def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
         return Answer(GONE)
     if process.status() in _STOPPED_STATES:
         return Answer(STOPPED)
+    masks = _masks(process.pid)
     # Without a handler the signal would end it.
-    if not path.exists() or not _has(process, "SigCgt"):
+    if not path.exists() or process.pid not in masks or not masks[process.pid].caught:
         return Answer(DEAF)
-    start = seen = path.stat().st_size
-    was_blocked = _has(process, "SigBlk")
+    start = path.stat().st_size
     process.send_signal(STACKS_SIGNAL)
+    seen = None  # what was written when nobody was about to write more
     while True:
-        # While the main thread is in the handler, it has the signal blocked.
-        in_handler = _has(process, "SigBlk") and not was_blocked
+        # Before the file is read, which then has all that the handler wrote.
+        over = _is_over(masks, _masks(process.pid))
         dump = _text(path, start)
-        size = path.stat().st_size
-        if not in_handler and size == seen and is_complete(dump):
-            return Answer(ANSWERED, parse(dump), _leaves_out_threads(dump))
-        seen = size
+        # Twice: a thread may have taken the signal, and not be in its handler yet.
+        if over and dump and dump == seen:
+            return Answer(ANSWERED, parse(dump, whole=True), _leaves_out_threads(dump))
+        seen = dump if over else None
         if process.status() in (*_STOPPED_STATES, psutil.STATUS_ZOMBIE) or deadline.expired:
             gone = process.status() == psutil.STATUS_ZOMBIE
             stopped = process.status() in _STOPPED_STATES
-            return Answer(GONE if gone else STOPPED if stopped else SILENT, parse(dump))
+            state = GONE if gone else STOPPED if stopped else SILENT
+            return Answer(state, parse(dump, whole=False))
         time.sleep(min(_POLL_SECS, deadline.remaining))
 
 
@@ -129,35 +131,64 @@ def _text(path: Path, start: int) -> str:
         return file.read().decode("ascii", "replace")
 
 
-def _has(process: psutil.Process, field: str) -> bool:
-    """Whether a mask of signals of the process's main thread has that for the stacks."""
-    with open(f"/proc/{process.pid}/status", encoding="utf-8", errors="replace") as file:
-        status = dict(line.split(":", 1) for line in file if ":" in line)
-    return bool(int(status[field], 16) >> (STACKS_SIGNAL - 1) & 1)
+@dataclass(frozen=True)
+class _Masks:
+    """What the kernel notes of the signal for the stacks, by thread.
 
-
-def is_complete(dump: str) -> bool:
-    """Whether faulthandler may have ended here: the current thread is in it, and its frames.
-
-    The current thread is the one that took the signal: the main thread, which is the last one,
-    if it can be. If it cannot, a dump that is still being written may look complete; that it is
-    over then shows when it does not grow.
+    Attributes:
+        pending: it was sent, and nobody has taken it.
+        blocked: the thread does not take it; so it is within the handler.
+        caught: there is a handler.
     """
-    lines = dump.splitlines()
-    if not dump.endswith("\n") or not lines or _THREAD.match(lines[-1]):
-        return False
-    return lines[-1] == _MORE or any(line.startswith("Current thread") for line in lines)
+
+    pending: bool
+    blocked: bool
+    caught: bool
+
+
+def _masks(pid: int) -> dict[int, _Masks]:
+    """Of each thread of a process."""
+    found = {}
+    for folder in Path(f"/proc/{pid}/task").iterdir():
+        try:
+            text = (folder / "status").read_text("utf-8", "replace")
+        except _GONE_ERRORS:
+            continue  # the thread has ended in the meantime
+        fields = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
+        has = {
+            name: bool(int(fields[name], 16) >> (STACKS_SIGNAL - 1) & 1)
+            for name in ("SigPnd", "ShdPnd", "SigBlk", "SigCgt")
+        }
+        pending = has["SigPnd"] or has["ShdPnd"]
+        found[int(folder.name)] = _Masks(pending, has["SigBlk"], has["SigCgt"])
+    return found
+
+
+def _is_over(before: dict[int, _Masks], now: dict[int, _Masks]) -> bool:
+    """Whether the signal was taken, and no thread is within its handler.
+
+    Not told by what is written: only if a thread of Python took the signal does faulthandler mark
+    one as the current thread, and which one that is is not for us to choose.
+    """
+    return not any(
+        masks.pending or (masks.blocked and thread in before and not before[thread].blocked)
+        for thread, masks in now.items()
+    )
 
 
 def _leaves_out_threads(dump: str) -> bool:
     return _MORE in dump.splitlines()
 
 
-def parse(dump: str) -> tuple[Stack, ...]:
+def parse(dump: str, *, whole: bool) -> tuple[Stack, ...]:
     """The stacks in what faulthandler wrote; equal ones are one, and the main thread's is first.
 
     If it was asked more than once, each thread counts once, as it stood last. The main thread is
     the oldest, and so the last one, unless it was left out.
+
+    Args:
+        dump: what it wrote.
+        whole: whether it has written all.
     """
     frames: dict[str, list[Frame]] = {}
     cut: set[str] = set()
@@ -172,8 +203,8 @@ def parse(dump: str) -> tuple[Stack, ...]:
             frames[thread].append(Frame(frame[1].strip('"'), number, frame[3]))
         elif thread is not None and line.strip() == _MORE and line != _MORE:
             cut.add(thread)
-    is_whole = is_complete(dump) and not _leaves_out_threads(dump)
-    main = frames[thread] if thread is not None and is_whole else None
+    has_main = whole and thread is not None and not _leaves_out_threads(dump)
+    main = frames[thread] if thread is not None and has_main else None
     alike = Counter((tuple(calls), thread in cut) for thread, calls in frames.items())
     stacks = [
         Stack(calls, count, main is not None and tuple(main) == calls, is_cut)
