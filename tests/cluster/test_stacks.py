@@ -1,12 +1,14 @@
-"""`tfdist stacks` and `tfdist status`, of a job that stands still in three ways."""
+"""`tfdist stacks` and `tfdist status`, of a job that stands still in four ways."""
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -20,11 +22,13 @@ from tfdist.errors import ConfigError
 from tfdist.task import Task
 from tfdist.testing import poll_until
 
-# Worker 0 waits in TensorFlow for a queue on the ps that stays empty; the others in Python.
+# Worker 0 waits in TensorFlow for a queue on the ps that stays empty, worker 1 at a barrier for
+# worker 0, the others in Python.
 STUCK = """
 import os, sys, threading
 import tfdist
 import tensorflow as tf
+from tfdist.train.telemetry import Progress
 
 
 def say(word):
@@ -39,6 +43,11 @@ def take_from_empty_queue():
             session.run(take)
 
 
+def wait_at_barrier():
+    say("waits")
+    meeting.wait()
+
+
 def wait_in_python():
     say("waits")
     threading.Event().wait()
@@ -46,7 +55,11 @@ def wait_in_python():
 
 task = tfdist.Task.from_env()
 with tfdist.trainer_server(task) as target:
-    take_from_empty_queue() if task.is_chief else wait_in_python()
+    Progress.from_env().update("epoch 1 of 3", task.rank, 100)
+    if task.rank < 2:
+        meeting = tfdist.Barrier(task, "meeting", parties=2)
+        meeting.wait()
+    [take_from_empty_queue, wait_at_barrier, wait_in_python, wait_in_python][task.rank]()
 """
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -54,17 +67,17 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 @pytest.fixture
 def launch(script, tmp_path, monkeypatch):
-    """Starts a job of a ps and 3 workers; gives the launcher, once all workers wait."""
+    """Starts a job of a ps and 4 workers; gives the launcher, once all workers wait."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     launchers = []
 
     def start(*options):
-        command = [sys.executable, "-m", "tfdist", "run", "--ps", "1", "--workers", "3"]
+        command = [sys.executable, "-m", "tfdist", "run", "--ps", "1", "--workers", "4"]
         marks = tmp_path / "marks"
         marks.mkdir()
         launcher = subprocess.Popen([*command, *options, script(STUCK), marks])
         launchers.append(launcher)
-        poll_until(lambda: len(list(marks.iterdir())) == 3, "all workers wait", timeout=60)
+        poll_until(lambda: len(list(marks.iterdir())) == 4, "all workers wait", timeout=60)
         return launcher
 
     yield start
@@ -85,11 +98,12 @@ def tfdist(*arguments):
 
 
 def report(*arguments):
-    """Its exit code, and its tasks by name."""
+    """Its exit code, its tasks by name, and the whole of what it says."""
     ended = tfdist(*arguments, "--json")
     assert ended.stdout.count("\n") == 1, ended.stderr
-    tasks = json.loads(ended.stdout)["tasks"]
-    return ended.returncode, {task["task"]: task for task in tasks}
+    about = json.loads(ended.stdout)
+    assert about["exit_code"] == ended.returncode
+    return ended.returncode, {task["task"]: task for task in about["tasks"]}, about
 
 
 def functions(stack):
@@ -101,9 +115,14 @@ def stopped(pid):
     poll_until(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED, "it is stopped")
 
 
-def in_dequeue(tasks):
-    stack = tasks["worker:0"]["stacks"][0]
-    return stack["main"] and functions(stack)[0] == "_call_tf_sessionrun"
+def main_stack(tasks, name):
+    stack = tasks[name]["stacks"][0]
+    return functions(stack) if stack["main"] else []
+
+
+def all_wait(tasks):
+    in_tensorflow = [main_stack(tasks, name)[:1] for name in ("worker:0", "worker:1")]
+    return in_tensorflow == [["_call_tf_sessionrun"]] * 2
 
 
 def test_a_job_that_stands_still_and_then_is_over(launch, tmp_path):
@@ -112,20 +131,21 @@ def test_a_job_that_stands_still_and_then_is_over(launch, tmp_path):
     run = RunFolder.find(str(logs))
     pids = {life.name: life.pid for life in run.latest()}
 
-    # Until it is inside of TensorFlow, which it can tell to nobody.
-    poll_until(lambda: in_dequeue(report("stacks", logs)[1]), "worker 0 is in TensorFlow")
-    stopped(pids["worker:1"])
+    # Until they are inside of TensorFlow, which they can tell to nobody.
+    poll_until(lambda: all_wait(report("stacks", logs)[1]), "workers 0 and 1 are in TensorFlow")
+    stopped(pids["worker:3"])
 
-    code, tasks = report("stacks", logs)
+    code, tasks, _ = report("stacks", logs)
     assert code == 1
     assert {name: task["answer"] for name, task in tasks.items()} == {
         "ps:0": "answered",
         "worker:0": "answered",
-        "worker:1": "stopped",
+        "worker:1": "answered",
         "worker:2": "answered",
+        "worker:3": "stopped",
     }
-    in_tensorflow = tasks["worker:0"]["stacks"][0]
-    assert "take_from_empty_queue" in functions(in_tensorflow)
+    assert "take_from_empty_queue" in main_stack(tasks, "worker:0")
+    assert "wait_at_barrier" in main_stack(tasks, "worker:1")
     waits = tasks["worker:2"]["stacks"][0]
     assert functions(waits)[:3] == ["wait", "wait", "wait_in_python"]
     assert waits["main"]
@@ -133,8 +153,11 @@ def test_a_job_that_stands_still_and_then_is_over(launch, tmp_path):
     assert (
         waits["frames"][2]["line"] == STUCK.splitlines().index("    threading.Event().wait()") + 1
     )
-    assert tasks["worker:1"]["kernel"]["main"]["state"] == "stopped"
-    assert sum(other["count"] for other in tasks["worker:0"]["kernel"]["others"]) > 1
+    kernel = tasks["worker:3"]["kernel"]
+    assert (kernel["main"]["state"], kernel["main"]["denied"]) == ("stopped", False)
+    others = tasks["worker:0"]["kernel"]["others"]
+    assert sum(other["count"] for other in others) > 1
+    assert any(other["name"] == "event_engine" for other in others)  # gRPC's
 
     text = tfdist("stacks", logs, "--task", "worker:2").stdout
     assert f"worker:2  attempt 1  pid {pids['worker:2']}  answers" in text
@@ -142,39 +165,62 @@ def test_a_job_that_stands_still_and_then_is_over(launch, tmp_path):
     assert "worker:0" not in text
     assert max(len(line) for line in text.splitlines()[1:]) <= 80
 
-    code, tasks = report("status", logs)
+    code, tasks, about = report("status", logs)
     assert code == 1
     assert {name: task["state"] for name, task in tasks.items()} == {
         "ps:0": "runs",
         "worker:0": "runs",
-        "worker:1": "stopped",
+        "worker:1": "runs",
         "worker:2": "runs",
+        "worker:3": "stopped",
     }
     assert all(task["listens"] and task["memory_bytes"] for task in tasks.values())
+    assert tasks["ps:0"]["progress"] is None
+    noted = {"state": "epoch 1 of 3", "done": 3, "total": 100}
+    assert tasks["worker:3"]["progress"] == noted
+    assert tasks["worker:3"]["progress_age_secs"] >= 0
+    [barrier] = about["barriers"]
+    assert about["barriers_failure"] is None
+    assert (barrier["name"], barrier["generation"], barrier["broken"]) == ("meeting", 2, None)
+    places = {place["trainer"]: place["state"] for place in barrier["places"]}
+    assert places == {"worker:0": "missing", "worker:1": "arrived"}
+
     rows = [line.split() for line in tfdist("status", logs).stdout.splitlines()]
-    assert ["worker:1", str(pids["worker:1"]), "stopped"] in [row[:3] for row in rows]
+    assert ["worker:3", str(pids["worker:3"]), "stopped"] in [row[:3] for row in rows]
+    [row] = [" ".join(row) for row in rows if row[:1] == ["meeting"]]
+    expected = r"meeting 2 worker:1 \d+ s ago worker:0 \d+ s ago 1 waits for \d+ s"
+    assert re.fullmatch(expected, row)
 
     # No question has harmed anybody.
     assert {life.name: life.pid for life in run.latest() if life.process} == pids
 
+    # Where the barriers are nobody answers any more.
+    stopped(pids["ps:0"])
+    code, _, about = report("status", logs)
+    assert (code, about["barriers"]) == (1, [])
+    assert about["barriers_failure"] == "ps:0, which keeps them, does not answer: stopped"
+    assert about["barriers_failure"] in tfdist("status", logs).stdout
+
     os.kill(pids["worker:2"], signal.SIGKILL)
     launcher.wait(30)
-    code, tasks = report("stacks", logs)
+    code, tasks, _ = report("stacks", logs)
     ends = {name: task["state"] for name, task in tasks.items()}
-    assert ends["worker:2"] == "killed by SIGKILL"
-    assert {ends[name] for name in ("ps:0", "worker:0", "worker:1")} == {"ended by tfdist"}
+    assert ends.pop("worker:2") == "killed by SIGKILL"
+    assert set(ends.values()) == {"ended by tfdist"}
     assert (code, tasks["worker:2"]["stacks"]) == (1, [])
     assert "this job is over" in tfdist("stacks", logs).stdout
-    code, tasks = report("status", logs)
-    assert (code, {name: task["state"] for name, task in tasks.items()}) == (1, ends)
+    code, tasks, about = report("status", logs)
+    states = {name: task["state"] for name, task in tasks.items()}
+    assert (code, states) == (1, ends | {"worker:2": "killed by SIGKILL"})
+    assert (about["barriers"], about["barriers_failure"]) == ([], None)
     assert "this job is over" in tfdist("status", logs).stdout
 
 
 def test_the_only_job_that_runs_needs_no_name(launch):
     launch()
-    code, tasks = report("stacks")
-    assert (code, list(tasks)) == (0, ["ps:0", "worker:0", "worker:1", "worker:2"])
-    code, tasks = report("status")
+    code, tasks, _ = report("stacks")
+    assert (code, list(tasks)) == (0, ["ps:0", *(f"worker:{index}" for index in range(4))])
+    code, tasks, _ = report("status")
     assert (code, {task["state"] for task in tasks.values()}) == (0, {"runs"})
 
 
@@ -262,13 +308,21 @@ def is_alive(stranger):
 
 
 @pytest.mark.parametrize("native", [[], ["--native"]])
-def test_any_process_survives_to_be_looked_at(stranger, native):
-    ended = tfdist("stacks", "--pid", stranger.pid, "--json", *native)
+def test_any_processes_survive_to_be_looked_at(stranger, native):
+    ended = tfdist("stacks", "--pid", stranger.pid, os.getpid(), "--json", *native)
     about = json.loads(ended.stdout)
-    assert about["kernel"]["main"]["state"] == "sleeping"
-    assert (about["native"] is None) == (about["complaint"] is not None)
-    assert ended.returncode == (1 if about["complaint"] and native else 0)
+    process, own = about["processes"]
+    assert (process["pid"], own["pid"]) == (stranger.pid, os.getpid())
+    assert process["kernel"]["main"]["state"] == "sleeping"
+    assert process["kernel"]["main"]["syscall"] is not None
+    assert (process["native"] is None) == (process["complaint"] is not None)
+    assert ended.returncode == (1 if process["complaint"] and native else 0)
     assert is_alive(stranger)
+
+
+def test_it_is_said_that_no_signal_is_sent(stranger, capsys):
+    main(["stacks", "--pid", str(stranger.pid)])
+    assert capsys.readouterr().out.startswith("no signal is sent to a process by its pid;")
 
 
 @pytest.mark.parametrize(
@@ -287,11 +341,56 @@ def test_py_spy_that_fails_is_told(program, complaint, stranger, tmp_path, monke
     assert capsys.readouterr().out.splitlines()[-1] == f"  py-spy failed: {complaint}"
 
 
-def test_without_py_spy_one_line_says_how_to_get_it(stranger, monkeypatch, capsys):
+def test_without_py_spy_one_line_for_all_says_how_to_get_it(stranger, monkeypatch, capsys):
     monkeypatch.setattr("tfdist.cluster.py_spy.find_py_spy", lambda: None)
-    line = "  py-spy is not installed: pip install 'tfdist[debug]'"
-    assert main(["stacks", "--pid", str(stranger.pid), "--native"]) == 1
-    assert capsys.readouterr().out.splitlines()[-1] == line
+    line = "py-spy is not installed: pip install 'tfdist[debug]'"
+    assert main(["stacks", "--native", "--pid", str(stranger.pid), str(os.getpid())]) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert (lines[-1], lines.count(line)) == (line, 1)
+
+
+def test_what_the_kernel_does_not_tell_us_is_said(monkeypatch, capsys):
+    """As of another user's process: `wchan` is 0 then, as of a thread that does not wait."""
+    read_text = Path.read_text
+
+    def refuse(path, *arguments):
+        if path.name == "syscall":
+            raise PermissionError(1, "Operation not permitted", str(path))
+        return "0" if path.name == "wchan" else read_text(path, *arguments)
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    main(["stacks", "--pid", str(os.getppid())])
+    text = capsys.readouterr().out
+    assert "  kernel: main thread: sleeping (where: permission denied)\n" in text
+
+
+@pytest.mark.parametrize("command", ["stacks", "status"])
+@pytest.mark.parametrize("as_json", [[], ["--json"]])
+def test_a_reader_that_leaves_is_no_error(command, as_json, folder):
+    run = folder("tfdist-a")
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    ended = subprocess.run(
+        [sys.executable, "-m", "tfdist", command, str(run.path), *as_json],
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    os.close(write_end)
+    assert ended.stderr == b""
+
+
+def test_a_task_that_was_started_again_is_shown_with_its_attempt(folder, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    run = folder("tfdist-a")
+    for attempt in (1, 2):
+        run.folder("worker:0", attempt)
+        run.started("worker:0", attempt, os.getpid())
+    assert main(["status", str(run.path)]) == 0
+    header, row = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
+    assert header[:4] == ["task", "attempt", "pid", "state"]
+    assert row[:4] == ["worker:0", "2", str(os.getpid()), "runs"]
 
 
 def test_a_process_without_a_handler_gets_no_signal(stranger, tmp_path):
@@ -418,9 +517,7 @@ def test_equal_stacks_are_one_and_the_main_thread_is_first():
 
 def test_of_half_an_answer_no_thread_is_taken_for_the_main_one():
     half = DUMP[: DUMP.index("Current")]
-    assert parse(half, whole=False) == (
-        Stack((Frame("/lib/threading.py", 629, "wait"),), count=2),
-    )
+    assert parse(half, whole=False) == (Stack((Frame("/lib/threading.py", 629, "wait"),), count=2),)
 
 
 def test_two_answers_count_each_thread_once():

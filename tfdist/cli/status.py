@@ -1,4 +1,4 @@
-"""`tfdist status`: how the tasks of a job are, in one table."""
+"""`tfdist status`: how the tasks of a job are, and who waits for whom at its barriers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from tfdist.cli.barriers import Barriers, ask, barrier_table, noted
+from tfdist.cli.pipe import reader_may_leave
 from tfdist.cli.summary import describe_end
 from tfdist.cluster.listeners import listening_ports
 from tfdist.cluster.live_runs import chosen_run, while_it_lasts
@@ -28,7 +30,8 @@ _STATES = {psutil.STATUS_STOPPED: "stopped", psutil.STATUS_TRACING_STOP: "traced
 
 _DESCRIPTION = """\
 Shows how each task of a job of `tfdist run` is: whether it runs, what it uses, how far it is, and
-whether its server listens. Of a job that is over it says how each task ended.
+whether its server listens; and who has arrived at each of its barriers, and who is missing. Of a
+job that is over it says how each task ended.
 """
 
 
@@ -77,12 +80,16 @@ class _Row:
 
 
 def command(parsed: argparse.Namespace) -> int:
-    """Prints the table and returns the exit code: 1 if a task is stopped, gone or has failed."""
-    if parsed.local:
-        return _local(parsed)
-    run = chosen_run(parsed.run)
-    with while_it_lasts(run):
-        return _status(parsed, run)
+    """Prints the tables and returns the exit code.
+
+    It is 1 if a task is stopped, gone or has failed, or if the ps does not tell of the barriers.
+    """
+    with reader_may_leave():
+        if parsed.local:
+            return _local(parsed)
+        run = chosen_run(parsed.run)
+        with while_it_lasts(run):
+            return _status(parsed, run)
 
 
 def _status(parsed: argparse.Namespace, run: RunFolder) -> int:
@@ -90,14 +97,18 @@ def _status(parsed: argparse.Namespace, run: RunFolder) -> int:
     runs = run.runs
     lives = {life.name: life for life in run.latest()}
     rows = [_row(run, name, lives.get(name), about["cluster"]) for name in about["tasks"]]
-    code = 0 if all(row.is_well for row in rows) else _NOT_WELL
+    is_well = all(row.is_well for row in rows)
     if parsed.json:
+        barriers = _barriers(run, rows, about["cluster"]) if runs else Barriers()
+        code = 0 if is_well and barriers.failure is None else _NOT_WELL
         report = {
             "run": str(run.path),
             "runs": runs,
             "seconds": round(time.time() - about["began"], 3) if runs else None,
             "exit_code": code,
             "tasks": [asdict(row) for row in rows],
+            "barriers": barriers.reports,
+            "barriers_failure": barriers.failure,
         }
         print(json.dumps(report))
         return code
@@ -108,7 +119,25 @@ def _status(parsed: argparse.Namespace, run: RunFolder) -> int:
         soft_wrap=True,
     )
     console.print(_table(rows))
-    return code
+    # The first table does not wait for TensorFlow, which the second one needs.
+    barriers = _barriers(run, rows, about["cluster"]) if runs else Barriers()
+    if barriers.reports:
+        console.print()
+        console.print(barrier_table(barriers))
+    if barriers.failure is not None:
+        console.print(f"\nbarriers: {barriers.failure}", soft_wrap=True)
+    return 0 if is_well and barriers.failure is None else _NOT_WELL
+
+
+def _barriers(run: RunFolder, rows: list[_Row], cluster: dict[str, list[str]]) -> Barriers:
+    """How the barriers of a run stand that goes on."""
+    notes = noted(run)
+    if not notes:
+        return Barriers()
+    ps = next(row for row in rows if row.task == "ps:0")  # who made a barrier has seen it
+    if ps.state != "runs" or ps.pid is None:
+        return Barriers(failure=f"{ps.task}, which keeps them, does not answer: {ps.state}")
+    return ask(ps.pid, cluster, notes)
 
 
 def _local(parsed: argparse.Namespace) -> int:

@@ -60,6 +60,38 @@ def isolate() -> None:
     )
 
 
+def enter_network(pid: int) -> None:
+    """Puts this process into the network of another one; if it is there already, does nothing.
+
+    Raises:
+        ClusterError: the other one is gone, the kernel refused, or this process has several
+            threads, of which only one would move.
+    """
+    namespaces: list[int] = []
+    try:
+        if _is_own(pid, "net"):
+            return
+        # All are opened before the first is entered: from inside it they may not be seen. The
+        # network is of the user namespace, which gives the right to enter it.
+        for kind in ("user", "net"):
+            if not _is_own(pid, kind):
+                namespaces.append(os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC))
+        libc = ctypes.CDLL(None, use_errno=True)  # os.setns is new in Python 3.12
+        for namespace in namespaces:
+            if libc.setns(namespace, 0) != 0:
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number), "setns")
+    except OSError as error:
+        raise ClusterError(f"cannot enter the network of process {pid}: {error}") from error
+    finally:
+        for namespace in namespaces:
+            os.close(namespace)
+
+
+def _is_own(pid: int, kind: str) -> bool:
+    return os.stat(f"/proc/{pid}/ns/{kind}").st_ino == os.stat(f"/proc/self/ns/{kind}").st_ino
+
+
 def _rehearse(flags: int) -> str:
     """Why this process cannot `_enter`, or an empty text; found out by a child.
 

@@ -6,6 +6,8 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+_GONE_ERRORS = (FileNotFoundError, ProcessLookupError)
+
 # As in proc(5).
 STATES = {
     "R": "running",
@@ -24,13 +26,19 @@ class KernelThread:
     """A thread as the kernel sees it.
 
     Attributes:
+        name: as the kernel has it, 15 characters at most; most libraries name their threads.
         state: a word of STATES.
-        wchan: the function of the kernel in which it waits; "" if it does not wait, None if the
-            kernel does not tell us.
+        wchan: the function of the kernel in which it waits; "" if it does not wait, or the kernel
+            does not know.
+        syscall: the number of the system call that it is in; None if it is in none.
+        denied: whether we may not know `wchan` and `syscall`, as of another user's process.
     """
 
+    name: str
     state: str
-    wchan: str | None
+    wchan: str
+    syscall: int | None
+    denied: bool
 
 
 @dataclass(frozen=True)
@@ -53,12 +61,12 @@ def kernel_threads(pid: int) -> KernelThreads:
     main, others, unreadable = None, Counter[KernelThread](), 0
     try:
         folders = list(Path(f"/proc/{pid}/task").iterdir())
-    except (FileNotFoundError, ProcessLookupError):
+    except _GONE_ERRORS:
         folders = []
     for folder in folders:
         try:
             thread = _thread(folder)
-        except (FileNotFoundError, ProcessLookupError):
+        except _GONE_ERRORS:
             continue  # it has ended in the meantime
         except PermissionError:
             unreadable += 1
@@ -73,8 +81,16 @@ def kernel_threads(pid: int) -> KernelThreads:
 def _thread(folder: Path) -> KernelThread:
     # The name before it may have spaces and brackets.
     letter = (folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0]
+    name = (folder / "comm").read_text("utf-8", "replace").strip()
+    # It is "0" for a thread that does not wait, and for whoever may not know. `syscall` says which.
+    wchan = (folder / "wchan").read_text("ascii").strip()
+    syscall, denied = None, False
     try:
-        wchan: str | None = (folder / "wchan").read_text("ascii").strip()
+        # "running", -1 outside of a call, or the number and its arguments.
+        first = (folder / "syscall").read_text("ascii").split()[0]
+        syscall = int(first) if first.isdigit() else None
     except PermissionError:
-        wchan = None
-    return KernelThread(STATES.get(letter, letter), "" if wchan == "0" else wchan)
+        denied = True
+    return KernelThread(
+        name, STATES.get(letter, letter), "" if wchan == "0" else wchan, syscall, denied
+    )
