@@ -29,6 +29,15 @@ with tfdist.trainer_server(task):
     poll_until((folder / "go").exists, "the test has looked", timeout=60)
 """
 
+# Its worker 1 waits at a barrier until a file says that worker 0 may come.
+MEET_LATE = (
+    WAIT_FOR_GO.replace(
+        "with tfdist.trainer_server(task):",
+        "with tfdist.trainer_server(task), tfdist.Barrier(task, 'meeting') as barrier:",
+    ).replace("    poll_until", "    if task.is_chief: poll_until")
+    + "    barrier.wait()\n"
+)
+
 # Says what isolate() says, and what this process then is and can do.
 AFTER_ISOLATE = """
 import json, os, socket, subprocess, sys, threading
@@ -170,6 +179,46 @@ def test_only_an_isolated_run_has_no_port_that_others_see(tmp_path, option):
         assert len(ports) == 2
         assert seen == ports
         assert namespaces == {ours}
+
+
+@pytest.mark.parametrize(
+    "prepare",
+    [
+        pytest.param("exec", id="a network namespace"),
+        # As of somebody who is not root: the network is of a user namespace of its own.
+        pytest.param("exec setpriv --bounding-set=-sys_admin", id="a user namespace too"),
+    ],
+)
+def test_the_barriers_of_an_isolated_run_are_read(as_root_of_a_namespace, tmp_path, prepare):
+    (tmp_path / "job.py").write_text(MEET_LATE)
+    logs = tmp_path / "logs"
+    job = command("--isolate", "--log-dir", logs, tmp_path / "job.py", tmp_path)
+    launcher = subprocess.Popen(
+        as_root_of_a_namespace(prepare, *job), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+
+    def barriers():
+        ended = subprocess.run(
+            [sys.executable, "-m", "tfdist", "status", logs, "--json"],
+            capture_output=True,
+            timeout=90,
+            check=False,
+        )
+        report = json.loads(ended.stdout)
+        assert report["barriers_failure"] is None
+        found.append({tuple(place.values())[:2] for place in report["barriers"][0]["places"]})
+        return found[-1]
+
+    found = []
+    try:
+        poll_until((tmp_path / "worker:1").exists, "worker 1 is at the barrier", timeout=60)
+        poll_until(lambda: ("worker:1", "arrived") in barriers(), "it has arrived", timeout=60)
+        assert namespace("self") != namespace(psutil.Process(launcher.pid).children()[0].pid)
+    finally:
+        (tmp_path / "go").touch()
+        _, errors = launcher.communicate(timeout=60)
+    assert launcher.returncode == 0, errors
+    assert found[-1] == {("worker:0", "missing"), ("worker:1", "arrived")}
 
 
 def test_a_refused_run_says_so_in_one_line_and_goes_on(as_root_of_a_namespace, tmp_path):
