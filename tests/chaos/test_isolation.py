@@ -12,6 +12,7 @@ import pytest
 
 from tests.cluster.test_run import command
 from tfdist.cli.network import isolate_or_tell
+from tfdist.cluster.run_folder import RunFolder
 from tfdist.testing import poll_until
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -182,43 +183,45 @@ def test_only_an_isolated_run_has_no_port_that_others_see(tmp_path, option):
 
 
 @pytest.mark.parametrize(
-    "prepare",
+    "restrict",
     [
-        pytest.param("exec", id="a network namespace"),
+        pytest.param([], id="a network namespace"),
         # As of somebody who is not root: the network is of a user namespace of its own.
-        pytest.param("exec setpriv --bounding-set=-sys_admin", id="a user namespace too"),
+        pytest.param(["setpriv", "--bounding-set=-sys_admin"], id="a user namespace too"),
     ],
 )
-def test_the_barriers_of_an_isolated_run_are_read(as_root_of_a_namespace, tmp_path, prepare):
+def test_the_barriers_of_an_isolated_run_are_read(tmp_path, restrict):
+    shell = ["unshare", "--user", "--map-root-user", "sh", "-ec", '"$@"; exit', "sh", *restrict]
+    needs([*shell, "true"], "user namespaces")
     (tmp_path / "job.py").write_text(MEET_LATE)
     logs = tmp_path / "logs"
     job = command("--isolate", "--log-dir", logs, tmp_path / "job.py", tmp_path)
-    launcher = subprocess.Popen(
-        as_root_of_a_namespace(prepare, *job), stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
-    )
+    launcher = subprocess.Popen([*shell, *job], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    # Where the shell is, which is not where the launcher is then.
+    there = ["nsenter", "--preserve-credentials", "--user", "--target", str(launcher.pid)]
 
     def barriers():
         ended = subprocess.run(
-            [sys.executable, "-m", "tfdist", "status", logs, "--json"],
+            [*there, *restrict, sys.executable, "-m", "tfdist", "status", logs, "--json"],
             capture_output=True,
             timeout=90,
             check=False,
         )
         report = json.loads(ended.stdout)
         assert report["barriers_failure"] is None
-        found.append({tuple(place.values())[:2] for place in report["barriers"][0]["places"]})
-        return found[-1]
+        [barrier] = report["barriers"]
+        return {place["trainer"]: place["state"] for place in barrier["places"]}
 
-    found = []
     try:
         poll_until((tmp_path / "worker:1").exists, "worker 1 is at the barrier", timeout=60)
-        poll_until(lambda: ("worker:1", "arrived") in barriers(), "it has arrived", timeout=60)
-        assert namespace("self") != namespace(psutil.Process(launcher.pid).children()[0].pid)
+        waits = {"worker:0": "missing", "worker:1": "arrived"}
+        poll_until(lambda: barriers() == waits, "it has arrived", timeout=60)
+        run = RunFolder.find(str(logs))
+        assert namespace("self") != namespace(run.about["launcher"]["pid"])
     finally:
         (tmp_path / "go").touch()
         _, errors = launcher.communicate(timeout=60)
     assert launcher.returncode == 0, errors
-    assert found[-1] == {("worker:0", "missing"), ("worker:1", "arrived")}
 
 
 def test_a_refused_run_says_so_in_one_line_and_goes_on(as_root_of_a_namespace, tmp_path):

@@ -8,18 +8,21 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tfdist.barrier_notes import BarrierNote, note_barrier
 from tfdist.cli import main
+from tfdist.cli.barriers import Barriers
 from tfdist.cluster.live_runs import while_it_lasts
 from tfdist.cluster.processes import STACKS_SIGNAL
 from tfdist.cluster.run_folder import RunFolder
-from tfdist.cluster.stacks import Frame, Stack, ask, parse
+from tfdist.cluster.stacks import Frame, Masks, Stack, ask, is_over, parse
 from tfdist.errors import ConfigError
-from tfdist.task import Task
+from tfdist.task import PROGRESS_VARIABLE, Task
 from tfdist.testing import poll_until
 
 # Worker 0 waits in TensorFlow for a queue on the ps that stays empty, worker 1 at a barrier for
@@ -246,14 +249,28 @@ def folder(tmp_path, monkeypatch):
     """Makes the folder of a run whose launcher is this process."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
-    def make(name):
+    def make(name, task=Task("worker", 0, {"worker": ["localhost:1"]})):  # noqa: B008  # frozen
         path = tmp_path / name
         path.mkdir()
         run = RunFolder(path)
-        run.create([Task("worker", 0, {"worker": ["localhost:1"]})], {})
+        run.create([task], {})
         return run
 
     return make
+
+
+def test_a_ps_that_does_not_tell_of_its_barriers_is_1(folder, capsys, monkeypatch):
+    run = folder("tfdist-a", Task("ps", 0, {"ps": ["localhost:1"], "worker": ["localhost:2"]}))
+    task_folder = Path(run.folder("ps:0", 1))
+    run.started("ps:0", 1, os.getpid())
+    assert main(["status", str(run.path)]) == 0  # there is nothing to ask
+    note_barrier(BarrierNote("end", 1), {PROGRESS_VARIABLE: str(task_folder / "progress.json")})
+    monkeypatch.setattr("tfdist.cli.status.ask", lambda *_: Barriers(failure="it is silent"))
+    capsys.readouterr()
+    assert main(["status", str(run.path)]) == 1
+    assert capsys.readouterr().out.endswith("\nbarriers: it is silent\n")
+    assert main(["status", str(run.path), "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["barriers_failure"] == "it is silent"
 
 
 def test_several_jobs_are_listed(folder, capsys):
@@ -345,8 +362,8 @@ def test_without_py_spy_one_line_for_all_says_how_to_get_it(stranger, monkeypatc
     monkeypatch.setattr("tfdist.cluster.py_spy.find_py_spy", lambda: None)
     line = "py-spy is not installed: pip install 'tfdist[debug]'"
     assert main(["stacks", "--native", "--pid", str(stranger.pid), str(os.getpid())]) == 1
-    lines = capsys.readouterr().out.splitlines()
-    assert (lines[-1], lines.count(line)) == (line, 1)
+    text = capsys.readouterr().out
+    assert (text.splitlines()[-1], text.count("not installed")) == (line, 1)
 
 
 def test_what_the_kernel_does_not_tell_us_is_said(monkeypatch, capsys):
@@ -506,6 +523,23 @@ DUMP = (
     "Current thread 0x0c (most recent call first):\n"
     '  File "/a, line 3/job.py", line 6 in <module>\n'
 )
+
+
+FREE = Masks(pending=False, blocked=False, caught=True)
+BLOCKED = replace(FREE, blocked=True)
+
+
+@pytest.mark.parametrize(
+    ("now", "over"),
+    [
+        ({1: FREE, 2: BLOCKED}, True),
+        ({1: replace(FREE, pending=True), 2: BLOCKED}, False),  # nobody has taken it
+        ({1: BLOCKED, 2: BLOCKED}, False),  # thread 1 is in the handler
+        ({1: FREE, 2: BLOCKED, 3: BLOCKED}, True),  # a new thread has its own mind
+    ],
+)
+def test_an_answer_is_over_when_no_thread_is_in_the_handler(now, over):
+    assert is_over({1: FREE, 2: BLOCKED}, now) == over
 
 
 def test_equal_stacks_are_one_and_the_main_thread_is_first():

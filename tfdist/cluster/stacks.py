@@ -111,7 +111,7 @@ def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
     seen = None  # what was written when nobody was about to write more
     while True:
         # Before the file is read, which then has all that the handler wrote.
-        over = _is_over(masks, _masks(process.pid))
+        over = is_over(masks, _masks(process.pid))
         dump = _text(path, start)
         # Twice: a thread may have taken the signal, and not be in its handler yet.
         if over and dump and dump == seen:
@@ -132,7 +132,7 @@ def _text(path: Path, start: int) -> str:
 
 
 @dataclass(frozen=True)
-class _Masks:
+class Masks:
     """What the kernel notes of the signal for the stacks, by thread.
 
     Attributes:
@@ -146,7 +146,7 @@ class _Masks:
     caught: bool
 
 
-def _masks(pid: int) -> dict[int, _Masks]:
+def _masks(pid: int) -> dict[int, Masks]:
     """Of each thread of a process."""
     found = {}
     for folder in Path(f"/proc/{pid}/task").iterdir():
@@ -160,11 +160,11 @@ def _masks(pid: int) -> dict[int, _Masks]:
             for name in ("SigPnd", "ShdPnd", "SigBlk", "SigCgt")
         }
         pending = has["SigPnd"] or has["ShdPnd"]
-        found[int(folder.name)] = _Masks(pending, has["SigBlk"], has["SigCgt"])
+        found[int(folder.name)] = Masks(pending, has["SigBlk"], has["SigCgt"])
     return found
 
 
-def _is_over(before: dict[int, _Masks], now: dict[int, _Masks]) -> bool:
+def is_over(before: dict[int, Masks], now: dict[int, Masks]) -> bool:
     """Whether the signal was taken, and no thread is within its handler.
 
     Not told by what is written: only if a thread of Python took the signal does faulthandler mark
