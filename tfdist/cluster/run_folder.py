@@ -7,6 +7,7 @@
                            stdout, stderr   what it has written
                            progress.json    how far it is, by its own word
                            stacks           where its threads stood when it was last asked
+                           barriers         those that it has made: see tfdist.barrier_notes
                            error.json       why it failed, if it did
 
 `tfdist run` writes it; `tfdist status` and `tfdist stacks` read it, while it runs and afterwards.
