@@ -109,8 +109,16 @@ class TaskFailed(ClusterError):
 
 def _how_it_ended(exit_code: int) -> str:
     if exit_code < 0:
-        return f"was killed by signal {-exit_code} ({signal.Signals(-exit_code).name})"
+        return f"was killed by signal {-exit_code} ({signal_name(-exit_code)})"
     return f"ended with exit code {exit_code}"
+
+
+def signal_name(number: int) -> str:
+    """Such as "SIGKILL", or "SIGRTMIN+6" for one that has no name of its own."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIGRTMIN{number - signal.SIGRTMIN:+d}"
 
 
 class BarrierError(TfdistError):

@@ -122,6 +122,7 @@ def test_a_run_timeout_tells_who_still_runs_and_how_long_it_waited():
     [
         (None, "worker:1 raised an error\nlast words"),
         (3, "worker:1 ended with exit code 3\nlast words"),
+        (-40, "worker:1 was killed by signal 40 (SIGRTMIN+6)\nlast words"),
         (-9, "worker:1 was killed by signal 9 (SIGKILL)\nlast words"),
         (0, "worker:1 ended with exit code 0\nlast words"),
     ],

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +9,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from tfdist.cluster.run_folder import TaskRecord
+from tfdist.errors import signal_name
 
 
 def summary_table(lives: Sequence[TaskRecord]) -> Table:
@@ -57,5 +57,5 @@ def describe_end(life: TaskRecord) -> str:
     if life.stopped:
         return "ended by tfdist"
     if life.exit_code < 0:
-        return f"killed by {signal.Signals(-life.exit_code).name}"
+        return f"killed by {signal_name(-life.exit_code)}"
     return f"exit code {life.exit_code}"
