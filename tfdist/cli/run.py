@@ -218,8 +218,7 @@ def _run(parsed: argparse.Namespace, lives: list[TaskRecord]) -> None:
 
 
 def _shape(parsed: argparse.Namespace) -> Shape:
-    chief = parsed.chief or parsed.coordinator
-    return Shape(parsed.ps, parsed.workers, chief, parsed.evaluator, parsed.coordinator)
+    return Shape(parsed.ps, parsed.workers, parsed.chief, parsed.evaluator, parsed.coordinator)
 
 
 @contextmanager

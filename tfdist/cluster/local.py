@@ -179,7 +179,6 @@ class LocalCluster:
 
     def _started(self, task: Task, function: Callable[[Task], object]) -> RunningTask:
         attempt = self._attempts[task.name]
-        attempt = self._attempts[task.name]
         if self._backend == "threads":
             from tfdist.cluster.in_process import ThreadTask  # the launcher needs no TensorFlow
 
@@ -301,5 +300,5 @@ def local_cluster(
     Raises:
         ConfigError: a parameter is wrong.
     """
-    shape = Shape(num_ps, num_workers, chief or coordinator, evaluator, coordinator)
+    shape = Shape(num_ps, num_workers, chief, evaluator, coordinator)
     return LocalCluster(shape, backend, surroundings or Surroundings())

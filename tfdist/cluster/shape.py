@@ -17,7 +17,7 @@ class Shape:
         num_workers: workers, at least 1.
         chief: whether there is a task of that type; else worker 0 is the chief.
         evaluator: whether there is one. It is no part of the cluster, and serves nobody.
-        coordinator: whether the chief alone trains, by a ClusterCoordinator, and the workers
+        coordinator: whether a chief alone trains, by a ClusterCoordinator, and the workers
             serve it.
     """
 
@@ -32,17 +32,19 @@ class Shape:
             raise ConfigError("num_ps", self.num_ps, "at least 0")
         if self.num_workers < 1:
             raise ConfigError("num_workers", self.num_workers, "at least 1")
-        if self.coordinator and not self.chief:
-            raise ConfigError("chief", self.chief, "the coordinator is the chief, so there is one")
 
     @property
     def num_servers(self) -> int:
         """How many tasks have an address."""
-        return self.num_ps + self.chief + self.num_workers
+        return self.num_ps + self._num_chiefs + self.num_workers
+
+    @property
+    def _num_chiefs(self) -> int:
+        return int(self.chief or self.coordinator)
 
     def cluster_spec(self, addresses: list[str]) -> ClusterSpec:
         """The addresses by type, which are as many as there are servers."""
-        counts = {"ps": self.num_ps, "chief": int(self.chief), "worker": self.num_workers}
+        counts = {"ps": self.num_ps, "chief": self._num_chiefs, "worker": self.num_workers}
         rest = iter(addresses)
         spec = {name: [next(rest) for _ in range(count)] for name, count in counts.items()}
         return {name: part for name, part in spec.items() if part}
