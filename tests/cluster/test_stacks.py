@@ -284,7 +284,7 @@ def test_several_jobs_are_listed(folder, capsys):
 def test_a_job_whose_launcher_is_gone_is_not_meant(folder, capsys):
     over = folder("tfdist-a")
     about = over.about
-    about["launcher"]["created"] -= 1
+    about["launcher"]["ticks"] -= 1
     (over.path / "run.json").write_text(json.dumps(about))
     live = folder("tfdist-b")
     main(["status", "--json"])

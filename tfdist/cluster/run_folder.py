@@ -36,6 +36,19 @@ RUN_FILE, TASK_FILE, ERROR_FILE = "run.json", "task.json", "error.json"
 STREAMS = {1: "stdout", 2: "stderr"}
 
 
+def start_ticks(pid: int) -> int | None:
+    """When a process was started, in the kernel's clock ticks since boot; None if it is gone.
+
+    Unlike the same in seconds since 1970, it stays what it is when the clock is set.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # Field 22; field 2, in parentheses, may hold anything. See proc_pid_stat(5).
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
 @dataclass(frozen=True)
 class TaskRecord:
     """A life of a task, as `task.json` has it.
@@ -44,8 +57,8 @@ class TaskRecord:
         name: such as "worker:1".
         attempt: which life it is, from 1.
         pid: of its process, which leads a process group of the same number.
-        created: when that process was started, in seconds since 1970, by which another one of
-            the same pid is told.
+        ticks: see start_ticks; by it another process of the same pid is told.
+        began: when that process was started, in seconds since 1970.
         ended: when it was gone; None while it runs.
         exit_code: minus the signal if one killed it; None while it runs.
         stopped: whether tfdist ended it on purpose.
@@ -55,7 +68,8 @@ class TaskRecord:
     name: str
     attempt: int
     pid: int
-    created: float
+    ticks: int
+    began: float
     ended: float | None = None
     exit_code: int | None = None
     stopped: bool = False
@@ -66,14 +80,14 @@ class TaskRecord:
         """Its process; None if that is gone."""
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(self.pid)
-            if self.ended is None and process.create_time() == self.created:
+            if self.ended is None and start_ticks(self.pid) == self.ticks:
                 return process
         return None
 
     @property
     def seconds(self) -> float:
         """How long it has run."""
-        return (self.ended or time.time()) - self.created
+        return (self.ended or time.time()) - self.began
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> TaskRecord:
@@ -108,12 +122,12 @@ class RunFolder:
 
     def create(self, tasks: Sequence[Task], about: Mapping[str, Any]) -> None:
         """Writes `run.json`: when it began, the launcher, the cluster, and what else is given."""
-        launcher = psutil.Process()
+        pid = os.getpid()
         self._write(
             self.path / RUN_FILE,
             {
                 "began": time.time(),
-                "launcher": {"pid": launcher.pid, "created": launcher.create_time()},
+                "launcher": {"pid": pid, "ticks": start_ticks(pid)},
                 "tasks": [task.name for task in tasks],
                 "cluster": tasks[0].cluster_spec,
                 **about,
@@ -130,9 +144,7 @@ class RunFolder:
     def runs(self) -> bool:
         """Whether its launcher still does."""
         launcher = self.about["launcher"]
-        with suppress(psutil.NoSuchProcess):
-            return bool(psutil.Process(launcher["pid"]).create_time() == launcher["created"])
-        return False
+        return bool(start_ticks(launcher["pid"]) == launcher["ticks"])
 
     def folder_of(self, name: str, attempt: int) -> Path:
         """What that life of the task leaves."""
@@ -161,11 +173,8 @@ class RunFolder:
 
     def started(self, name: str, attempt: int, pid: int) -> None:
         """Writes its `task.json`."""
-        try:
-            created = psutil.Process(pid).create_time()
-        except psutil.NoSuchProcess:  # gone already
-            created = time.time()
-        self._write_task(TaskRecord(name, attempt, pid, created))
+        # A moment after its start; of one that is gone already there is no process to mistake.
+        self._write_task(TaskRecord(name, attempt, pid, start_ticks(pid) or 0, time.time()))
 
     def output(self, name: str, attempt: int, stream: int, data: bytes) -> None:
         """Appends to its file for the stream."""
