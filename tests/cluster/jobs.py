@@ -106,3 +106,27 @@ def count_lives_and_fail(task, folder):
     """Fails, and says in which life of the task."""
     pathlib.Path(folder, str(os.getpid())).touch()
     raise ValueError(f"life {len(os.listdir(folder))}")
+
+
+def leave_pid(task, folder):
+    """Leaves its pid in `folder`."""
+    pathlib.Path(folder, task.name).write_text(str(os.getpid()))
+
+
+def return_unreadable(task):
+    """Returns what can be pickled and not be read."""
+    return _Unreadable()
+
+
+class _Unreadable:
+    def __reduce__(self):
+        return _refuse, ()
+
+
+def _refuse():
+    raise ValueError("not for the launcher")
+
+
+def speak(task):
+    """Prints more than a pipe holds."""
+    print("x" * 2**20, flush=True)

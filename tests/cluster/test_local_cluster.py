@@ -12,6 +12,9 @@ import pytest
 import tfdist
 from tests.cluster import jobs
 from tfdist.cluster import local
+from tfdist.cluster.guardian import Guardian
+from tfdist.cluster.processes import Surroundings
+from tfdist.cluster.run_folder import RunFolder
 from tfdist.testing import poll_until
 
 
@@ -146,6 +149,34 @@ def test_a_task_that_fails_too_often_ends_the_run(make_cluster, tmp_path):
     job = functools.partial(jobs.count_lives_and_fail, folder=str(tmp_path))
     with pytest.raises(tfdist.TaskFailed, match="life 3"):
         cluster.run(job, timeout=60, restarts=2)
+
+
+def test_a_task_does_nothing_before_the_guardian_knows_of_it(make_cluster, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError("the guardian was told nothing")
+
+    monkeypatch.setattr(Guardian, "note_group", fail)
+    cluster = make_cluster(0, 1, backend="processes")
+    with pytest.raises(tfdist.TaskFailed, match="was told nothing"):
+        cluster.run(functools.partial(jobs.leave_pid, folder=str(tmp_path)), timeout=60)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_result_that_cannot_be_read_is_a_failure(make_cluster):
+    with pytest.raises(tfdist.TaskFailed, match="not for the launcher"):
+        make_cluster(0, 1, backend="processes").run(jobs.return_unreadable, timeout=10)
+
+
+@pytest.mark.parametrize("what", ["started", "output", "ended"])
+def test_an_observer_that_fails_is_a_failure(make_cluster, tmp_path, what):
+    class Full(RunFolder):
+        def fail(self, *_):
+            raise OSError("the disk is full")
+
+    setattr(Full, what, Full.fail)
+    cluster = make_cluster(0, 1, backend="processes", surroundings=Surroundings({}, Full(tmp_path)))
+    with pytest.raises(tfdist.TaskFailed, match="the disk is full"):
+        cluster.run(jobs.speak, timeout=10)
 
 
 def test_only_a_killed_task_can_be_restarted(make_cluster):

@@ -86,8 +86,11 @@ class ThreadTask:
         except BaseException as error:
             outcome = Outcome.of_error(error)
         outcome = replace(outcome, stopped=self._stopped)
-        if self._observer is not None:
-            self._observer.ended(self.task.name, self._attempt, outcome)
+        try:
+            if self._observer is not None:
+                self._observer.ended(self.task.name, self._attempt, outcome)
+        except Exception as error:
+            outcome = Outcome.of_error(error)
         self._ended(self, outcome)
 
 

@@ -4,7 +4,7 @@ An import of TensorFlow costs seconds for each process; a fork costs millisecond
 is the one of `multiprocessing`; it runs no TensorFlow operation, so forking it is safe.
 
 No task outlives this process: each is told by the kernel to die when the fork server does, and
-that one dies with us. What the tasks have started is ended by a guardian.
+that one dies with us. A guardian ends what the tasks have started.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
@@ -40,6 +40,7 @@ STACKS_SIGNAL = signal.SIGRTMAX
 _PR_SET_PDEATHSIG = 1
 _LEAVE_SECS = 5.0
 _SAMPLE_SECS = 0.5
+_READY, _GO = b"ready", b"go"
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,12 @@ class Surroundings:
 
 
 _context = multiprocessing.get_context("forkserver")
-_guardians: list[Guardian] = []  # one, while there are tasks
+_guardian = Guardian()
 
 
 def start_fork_server() -> None:
     """Starts importing TensorFlow in the background; the first task waits for it otherwise."""
     _context.set_forkserver_preload(["tfdist.cluster.preload"])
-    if not _guardians:
-        _guardians.append(Guardian())
     # First, for it unblocks SIGINT when it starts.
     resource_tracker.ensure_running()
     # The fork server and all its children inherit the mask: Ctrl-C on the terminal is for this
@@ -74,34 +73,32 @@ def start_fork_server() -> None:
         forkserver.ensure_running()
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
+    server: Any = forkserver._forkserver  # (an attribute of CPython 3.10 to 3.13)
+    _guardian.note_fork_server(server._forkserver_pid)
 
 
 def stop_fork_server() -> None:
-    """Ends what runs beside the tasks, and returns when it is gone.
+    """Ends what runs beside the tasks, and what they have left; returns when it is gone.
 
     It would end by itself soon after this process.
     """
-    helpers = _processes_of_multiprocessing()
+    _guardian.stop()
+    helpers = fork_server_processes()
     for helper in helpers:
         helper.kill()
     psutil.wait_procs(helpers, timeout=_LEAVE_SECS)
-    while _guardians:
-        _guardians.pop().close()
 
 
 def fork_server_processes() -> list[psutil.Process]:
-    """What runs beside the tasks: the fork server, its resource tracker, and the guardian."""
-    guardians = [psutil.Process(guardian.pid) for guardian in _guardians]
-    return [*_processes_of_multiprocessing(), *guardians]
-
-
-def _processes_of_multiprocessing() -> list[psutil.Process]:
-    found = []
+    """What runs beside the tasks: `multiprocessing`'s fork server and tracker, and the guardian."""
+    helpers = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
-            if any("from multiprocessing." in argument for argument in child.cmdline()):
-                found.append(child)
-    return found
+            if child.pid == _guardian.pid or any(
+                "from multiprocessing." in argument for argument in child.cmdline()
+            ):
+                helpers.append(child)
+    return helpers
 
 
 class ProcessTask:
@@ -118,6 +115,7 @@ class ProcessTask:
         self.task = task
         self._ended, self._attempt = ended, attempt
         self._observer, self._stopped = surroundings.observer, False
+        self._failure: Exception | None = None  # ours, while it ran
         self._is_gone = threading.Event()
         environment = {
             **SERVER_ENVIRONMENT,
@@ -125,7 +123,7 @@ class ProcessTask:
             "TF_CONFIG": task.to_env(),
         }
         start_fork_server()
-        receiver, sender = _context.Pipe(duplex=False)
+        channel, end_of_task = _context.Pipe()
         readers: list[threading.Thread] = []
         streams: list[int] = []
         folder = None
@@ -145,24 +143,20 @@ class ProcessTask:
                 )
         self._process = _context.Process(
             target=_task_main,
-            args=(task, function, environment, sender, _Streams(streams), folder),
+            args=(task, function, environment, end_of_task, _Streams(streams), folder),
             name=task.name,
         )
         self._process.start()
         # Else `multiprocessing` asks for its exit code when it starts another, at the same time
         # as our watcher, and one of the two reads 255. (An attribute of CPython 3.10 to 3.13.)
         multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
-        sender.close()
+        end_of_task.close()
         for stream in streams:
             os.close(stream)
-        [self._guardian] = _guardians
-        self._guardian.begins(self.pid)
-        if self._observer is not None:
-            self._observer.started(task.name, attempt, self.pid)
         for reader in readers:
             reader.start()
         self._watcher = threading.Thread(
-            target=self._watch, args=(receiver, readers), name=f"{task.name} watcher", daemon=True
+            target=self._watch, args=(channel, readers), name=f"{task.name} watcher", daemon=True
         )
         self._watcher.start()
 
@@ -203,29 +197,54 @@ class ProcessTask:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
-    def _watch(self, receiver: Connection, readers: list[threading.Thread]) -> None:
-        usage = None  # until it tells itself, the last that was seen of it
-        try:
-            while not receiver.poll(_SAMPLE_SECS):
-                usage = Usage.of(self.pid) or usage
-            outcome = receiver.recv()
-        except EOFError:
-            outcome = Outcome(details="it ended without a word", usage=usage)
+    def _watch(self, channel: Connection, readers: list[threading.Thread]) -> None:
+        outcome = Outcome()
+        with channel, self._noting_failure():
+            if self._observer is not None:
+                self._observer.started(self.task.name, self._attempt, self.pid)
+            outcome = self._lived(channel)
         self._process.join()
         self._is_gone.set()
         self._sweep()
-        self._guardian.ended(self.pid)
+        _guardian.forget_group(self.pid)
         for reader in readers:
             reader.join()
         outcome = replace(outcome, exit_code=self._process.exitcode, stopped=self._stopped)
-        if self._observer is not None:
-            self._observer.ended(self.task.name, self._attempt, outcome)
+        with self._noting_failure():
+            if self._observer is not None:
+                self._observer.ended(self.task.name, self._attempt, outcome)
+        if self._failure is not None:
+            failed = Outcome.of_error(self._failure)
+            outcome = replace(outcome, error=failed.error, details=failed.details)
         self._ended(self, outcome)
+
+    def _lived(self, channel: Connection) -> Outcome:
+        """Lets the task begin, and waits for its word."""
+        usage = None  # until it tells itself, the last that was seen of it
+        try:
+            channel.recv_bytes()  # it leads its group, and dies with the fork server
+            _guardian.note_group(self.pid)
+            channel.send_bytes(_GO)
+            while not channel.poll(_SAMPLE_SECS):
+                usage = Usage.of(self.pid) or usage
+            outcome: Outcome = channel.recv()
+            return outcome
+        except (EOFError, ConnectionError):
+            return Outcome(details="it ended without a word", usage=usage)
 
     def _forward(self, read_end: int, stream: int, observer: Observer) -> None:
         with os.fdopen(read_end, "rb", buffering=0) as pipe:
             while data := pipe.read(65536):
-                observer.output(self.task.name, self._attempt, stream, data)
+                with self._noting_failure():
+                    observer.output(self.task.name, self._attempt, stream, data)
+
+    @contextlib.contextmanager
+    def _noting_failure(self) -> Iterator[None]:
+        """What fails inside of it makes the task a failed one; the first such counts."""
+        try:
+            yield
+        except Exception as error:
+            self._failure = self._failure or error
 
 
 class _Streams:
@@ -252,7 +271,7 @@ def _task_main(
     task: Task,
     function: Callable[[Task], object],
     environment: dict[str, str],
-    sender: Connection,
+    channel: Connection,
     streams: _Streams,
     folder: str | None,
 ) -> None:
@@ -260,6 +279,7 @@ def _task_main(
     _die_with_parent()
     _let_go_of_fork_server()
     os.setsid()
+    _wait_for_go(channel)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     streams.redirect()
     os.environ.update(environment)
@@ -275,18 +295,27 @@ def _task_main(
         outcome = Outcome.of_error(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    _send(sender, replace(outcome, usage=Usage.of_this_process()))
+    _send(channel, replace(outcome, usage=Usage.of_this_process()))
     # TensorFlow's servers keep threads that an orderly end would wait for.
     os._exit(outcome.exit_code or int(outcome.failed))
 
 
-def _send(sender: Connection, outcome: Outcome) -> None:
+def _send(channel: Connection, outcome: Outcome) -> None:
     try:
-        sender.send(outcome)
+        channel.send(outcome)
     except Exception as error:  # a result or an error that cannot be pickled
         details = f"{outcome.details}\ncould not be sent to the launcher: {error!r}"
         failure = ClusterError(details.strip())
-        sender.send(replace(outcome, result=None, error=failure, details=details.strip()))
+        channel.send(replace(outcome, result=None, error=failure, details=details.strip()))
+
+
+def _wait_for_go(channel: Connection) -> None:
+    """Returns once the guardian knows of this task's group; ends if the launcher is gone before."""
+    try:
+        channel.send_bytes(_READY)
+        channel.recv_bytes()
+    except (EOFError, ConnectionError):
+        os._exit(1)
 
 
 def _die_with_parent() -> None:
