@@ -5,6 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tfdist.cluster.run_folder import RunFolder
+from tfdist.task import Task
+
 HERE = Path(__file__).parent
 
 FOLDERS = {
@@ -61,3 +64,18 @@ def script(tmp_path: Path) -> Callable[[str], Path]:
         return path
 
     return write
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., RunFolder]:
+    """Makes the folder of a run, in the temporary directory, whose launcher is this process."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def make(name: str, *tasks: Task) -> RunFolder:
+        path = tmp_path / name
+        path.mkdir()
+        run = RunFolder(path)
+        run.create(tasks or [Task("worker", 0, {"worker": ["localhost:1"]})], {})
+        return run
+
+    return make

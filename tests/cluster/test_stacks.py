@@ -244,21 +244,6 @@ def test_a_file_of_somebody_else_is_one_line_and_2(text, tmp_path, capsys):
     assert capsys.readouterr().err.count("\n") == 1
 
 
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """Makes the folder of a run whose launcher is this process."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-
-    def make(name, task=Task("worker", 0, {"worker": ["localhost:1"]})):  # noqa: B008  # frozen
-        path = tmp_path / name
-        path.mkdir()
-        run = RunFolder(path)
-        run.create([task], {})
-        return run
-
-    return make
-
-
 def test_a_ps_that_does_not_tell_of_its_barriers_is_1(folder, capsys, monkeypatch):
     run = folder("tfdist-a", Task("ps", 0, {"ps": ["localhost:1"], "worker": ["localhost:2"]}))
     task_folder = Path(run.folder("ps:0", 1))
@@ -396,18 +381,6 @@ def test_a_reader_that_leaves_is_no_error(command, as_json, folder):
     )
     os.close(write_end)
     assert ended.stderr == b""
-
-
-def test_a_task_that_was_started_again_is_shown_with_its_attempt(folder, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "80")
-    run = folder("tfdist-a")
-    for attempt in (1, 2):
-        run.folder("worker:0", attempt)
-        run.started("worker:0", attempt, os.getpid())
-    assert main(["status", str(run.path)]) == 0
-    header, row = (line.split() for line in capsys.readouterr().out.splitlines()[1:])
-    assert header[:4] == ["task", "attempt", "pid", "state"]
-    assert row[:4] == ["worker:0", "2", str(os.getpid()), "runs"]
 
 
 def test_a_process_without_a_handler_gets_no_signal(stranger, tmp_path):

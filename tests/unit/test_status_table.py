@@ -1,0 +1,84 @@
+"""The table of `tfdist status`: how far a trainer is, and which life of a task it shows."""
+
+import json
+import os
+import re
+import time
+from pathlib import Path
+
+import pytest
+
+from tfdist.cli import main
+from tfdist.cluster.outcome import Outcome
+from tfdist.cluster.processes import PROGRESS_FILE
+
+
+@pytest.fixture
+def run(folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")
+    return folder("tfdist-a")
+
+
+def begin(run, attempt=1):
+    folder = Path(run.folder("worker:0", attempt))
+    run.started("worker:0", attempt, os.getpid())
+    return folder
+
+
+def note(folder, seconds_ago):
+    file = folder / PROGRESS_FILE
+    file.write_text(json.dumps({"state": "epoch 1 of 3", "done": 12, "total": 100}))
+    os.utime(file, (time.time() - seconds_ago,) * 2)
+
+
+def table(run, capsys):
+    """Its header and its row."""
+    main(["status", str(run.path)])
+    _, header, row = capsys.readouterr().out.splitlines()
+    return header, row
+
+
+def cell(header, row, column):
+    """The text below a left-aligned title."""
+    return row[header.index(column) :].split("  ")[0].strip()
+
+
+def seconds_ago(progress):
+    return int(re.fullmatch(r"epoch 1 of 3: 12 of 100, (\d+) s ago", progress)[1])
+
+
+def test_how_far_a_trainer_was_and_how_long_ago(run, capsys):
+    note(begin(run), seconds_ago=25)
+    assert 25 <= seconds_ago(cell(*table(run, capsys), "progress")) < 60
+
+
+def test_of_a_task_that_has_noted_nothing_it_says_nothing(run, capsys):
+    begin(run)
+    assert cell(*table(run, capsys), "progress") == ""
+
+
+def test_without_a_restart_there_is_no_column_of_attempts(run, capsys):
+    begin(run)
+    header, row = table(run, capsys)
+    assert header.split()[:3] == ["task", "pid", "state"]
+    assert row.split()[:3] == ["worker:0", str(os.getpid()), "runs"]
+
+
+def test_of_a_task_that_was_started_again_the_last_life_is_shown(run, capsys):
+    note(begin(run), seconds_ago=500)
+    run.ended("worker:0", 1, Outcome(exit_code=1))
+    note(begin(run, attempt=2), seconds_ago=0)
+    header, row = table(run, capsys)
+    assert header.split()[:4] == ["task", "attempt", "pid", "state"]
+    assert row.split()[:4] == ["worker:0", "2", str(os.getpid()), "runs"]
+    assert seconds_ago(cell(header, row, "progress")) < 60
+
+
+def test_beside_a_task_that_has_not_begun_the_attempt_is_empty(run, capsys):
+    about = run.about
+    about["tasks"].append("worker:1")
+    (run.path / "run.json").write_text(json.dumps(about))
+    begin(run)
+    begin(run, attempt=2)
+    main(["status", str(run.path)])
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["worker:1", "not", "started"]
