@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 
 from tfdist.cli.start_up import StartUp
 from tfdist.cluster.processes import PROGRESS_FILE
-from tfdist.cluster.run_folder import RunFolder
+from tfdist.cluster.run_folder import RunFolder, TaskRecord
 from tfdist.task import Task
 
 _REFRESH_SECS = 0.2
@@ -33,7 +33,7 @@ class ProgressView:
     """
 
     def __init__(self, run: RunFolder, tasks: Sequence[Task]) -> None:
-        self._run, self._start_up = run, StartUp(run, tasks)
+        self._run, self._tasks, self._start_up = run, tasks, StartUp(tasks)
         trainers = [task.name for task in tasks if task.is_trainer]
         self._console = console = Console(stderr=True)
         self._plain = not console.is_terminal
@@ -69,14 +69,16 @@ class ProgressView:
     def _show(self) -> None:
         start = next_line = time.monotonic()
         while not self._over.wait(_REFRESH_SECS):
-            if table := self._start_up.look():
+            lives = self._run.latest()
+            if not self._start_up.is_over and (table := self._start_up.look(lives)):
                 self._console.print(table)
-            notes = self._notes()
+            notes = self._notes(lives)
             if not self._plain:
                 self._draw(notes)
             elif time.monotonic() >= next_line + _PLAIN_LINE_SECS:
                 next_line = time.monotonic()
-                self._print(notes, next_line - start)
+                text = _notes_text(notes) or self._tasks_text(lives)
+                print(f"tfdist: {next_line - start:.0f} s: {text}", file=sys.stderr, flush=True)
 
     def _draw(self, notes: dict[str, dict[str, Any]]) -> None:
         for name, note in notes.items():
@@ -87,19 +89,28 @@ class ProgressView:
                 state=note["state"],
             )
 
-    def _print(self, notes: dict[str, dict[str, Any]], seconds: float) -> None:
-        parts = [
-            f"{name} {note['state']} {100 * note['done'] / max(1, note['total']):.0f} %"
-            for name, note in notes.items()
-        ]
-        text = "; ".join(parts) or "the tasks are starting"
-        print(f"tfdist: {seconds:.0f} s: {text}", file=sys.stderr, flush=True)
+    def _tasks_text(self, lives: Sequence[TaskRecord]) -> str:
+        """Of tasks that note no progress: how many there are at this moment."""
+        ended = sum(life.ended is not None for life in lives)
+        if self._start_up.is_over:
+            running = len(self._tasks) - ended
+            text = "1 task runs" if running == 1 else f"{running} tasks run"
+        else:
+            text = f"{self._start_up.num_there - ended} of {len(self._tasks)} tasks are there"
+        return text + (f", {ended} {'has' if ended == 1 else 'have'} ended" if ended else "")
 
-    def _notes(self) -> dict[str, dict[str, Any]]:
+    def _notes(self, lives: Sequence[TaskRecord]) -> dict[str, dict[str, Any]]:
         """What each trainer that has begun noted last."""
         notes = {}
-        for life in self._run.latest():
+        for life in lives:
             file = self._run.folder_of(life.name, life.attempt) / PROGRESS_FILE
             if life.name in self._rows and file.exists():
                 notes[life.name] = json.loads(file.read_text("utf-8"))
         return notes
+
+
+def _notes_text(notes: dict[str, dict[str, Any]]) -> str:
+    return "; ".join(
+        f"{name} {note['state']} {100 * note['done'] / max(1, note['total']):.0f} %"
+        for name, note in notes.items()
+    )

@@ -9,7 +9,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from tfdist.cluster.ports import is_listening
-from tfdist.cluster.run_folder import RunFolder, TaskRecord
+from tfdist.cluster.run_folder import TaskRecord
 from tfdist.task import Task
 
 _FIRST_TABLE_SECS = 10.0
@@ -22,7 +22,6 @@ class StartUp:
     A task with an address is there when somebody listens at it; an evaluator, when it runs.
 
     Args:
-        run: where the lives of the tasks are noted.
         tasks: all of the cluster.
         clock: gives seconds that never go back.
         listens: whether somebody listens at a host's port.
@@ -30,25 +29,38 @@ class StartUp:
 
     def __init__(
         self,
-        run: RunFolder,
         tasks: Sequence[Task],
         *,
         clock: Callable[[], float] = time.monotonic,
         listens: Callable[[str, int, float], bool] = is_listening,
     ) -> None:
-        self._run, self._tasks, self._clock, self._listens = run, tasks, clock, listens
+        self._tasks, self._clock, self._listens = tasks, clock, listens
         self._began = clock()
         self._next = _FIRST_TABLE_SECS
         self._there: dict[str, float] = {}
 
-    def look(self) -> Table | None:
-        """Looks once; a table if it is time for one and somebody is not there."""
-        lives = {life.name: life for life in self._run.latest()}
+    @property
+    def num_there(self) -> int:
+        """How many have been there, those that have ended included."""
+        return len(self._there)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether all have been there, so that there is nothing left to look for."""
+        return self.num_there == len(self._tasks)
+
+    def look(self, latest: Sequence[TaskRecord]) -> Table | None:
+        """Looks once; a table if it is time for one and somebody is not there.
+
+        Args:
+            latest: the latest life of each task that has begun.
+        """
+        lives = {life.name: life for life in latest}
         seconds = self._clock() - self._began
         for task in self._tasks:
             if task.name not in self._there and self._is_there(task, lives.get(task.name)):
                 self._there[task.name] = seconds
-        if len(self._there) == len(self._tasks) or seconds < self._next:
+        if self.is_over or seconds < self._next:
             return None
         self._next *= 2
         return self._table(lives, seconds)

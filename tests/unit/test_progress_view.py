@@ -1,0 +1,96 @@
+"""The lines of `tfdist run` where there is no terminal: how many tasks there are, and how far."""
+
+import re
+import socket
+from pathlib import Path
+
+import pytest
+
+from tfdist.cli.progress import ProgressView
+from tfdist.cli.start_up import StartUp
+from tfdist.cluster.outcome import Outcome
+from tfdist.cluster.processes import PROGRESS_FILE
+from tfdist.task import Task
+from tfdist.testing import poll_until
+from tfdist.train.telemetry import Progress
+
+
+@pytest.fixture
+def tasks():
+    """A ps at a port where somebody listens, a worker where nobody does, and an evaluator."""
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as held:
+        held.bind(("127.0.0.1", 0))
+        ps, worker = (f"127.0.0.1:{end.getsockname()[1]}" for end in (server, held))
+        cluster = {"ps": [ps], "worker": [worker]}
+        yield [Task(kind, 0, cluster) for kind in ("ps", "worker", "evaluator")]
+
+
+@pytest.fixture
+def run(folder, tasks):
+    return folder("tfdist-a", *tasks)
+
+
+@pytest.fixture
+def view(run, tasks, monkeypatch):
+    """One that prints a line at each turn."""
+    monkeypatch.setattr("tfdist.cli.progress._REFRESH_SECS", 0.01)
+    monkeypatch.setattr("tfdist.cli.progress._PLAIN_LINE_SECS", 0.0)
+    with ProgressView(run, tasks) as view:
+        yield view
+
+
+def begin(run, name):
+    folder = Path(run.folder(name, 1))
+    run.started(name, 1, 1)
+    return folder
+
+
+def wait_for(line, capfd):
+    """Until the view prints it."""
+    poll_until(lambda: line in re.sub(r"tfdist: \d+ s: ", "", capfd.readouterr().err), line)
+
+
+def test_the_plain_line_says_how_many_are_there_run_and_have_ended(run, view, capfd):
+    wait_for("0 of 3 tasks are there\n", capfd)
+    begin(run, "ps:0")
+    wait_for("1 of 3 tasks are there\n", capfd)
+    begin(run, "worker:0")
+    begin(run, "evaluator:0")
+    wait_for("2 of 3 tasks are there\n", capfd)
+    run.ended("evaluator:0", 1, Outcome(exit_code=0))
+    wait_for("1 of 3 tasks are there, 1 has ended\n", capfd)
+    run.ended("worker:0", 1, Outcome(exit_code=0))
+    wait_for("1 task runs, 2 have ended\n", capfd)
+
+
+def test_the_plain_line_says_how_far_the_trainers_are_if_they_do(run, view, capfd):
+    Progress(str(begin(run, "worker:0") / PROGRESS_FILE)).update("epoch 1 of 3", 3, 12)
+    wait_for("worker:0 epoch 1 of 3 25 %\n", capfd)
+
+
+def test_when_all_have_come_they_run_and_are_looked_for_no_more(run, tasks, view, capfd):
+    for task in tasks:
+        begin(run, task.name)
+    run.ended("worker:0", 1, Outcome(exit_code=0))
+    wait_for("2 tasks run, 1 has ended\n", capfd)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(StartUp, "look", lambda *_: pytest.fail("it is over"))
+        for _ in range(3):  # the first may be of a turn that had begun before
+            wait_for("2 tasks run, 1 has ended\n", capfd)
+        assert view._thread.is_alive()
+
+
+def test_the_files_of_the_tasks_are_read_once_a_turn(run, tasks, monkeypatch):
+    reads, looks = [], []
+    latest, look = run.latest, StartUp.look
+
+    def counted_look(*arguments):
+        looks.append(1)
+        return look(*arguments)
+
+    monkeypatch.setattr(run, "latest", lambda: reads.append(1) or latest())
+    monkeypatch.setattr(StartUp, "look", counted_look)
+    monkeypatch.setattr("tfdist.cli.progress._REFRESH_SECS", 0.01)
+    with ProgressView(run, tasks):
+        poll_until(lambda: len(looks) > 5, "some turns are over")
+    assert len(reads) == len(looks)
