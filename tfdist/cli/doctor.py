@@ -11,6 +11,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.text import Text
 
+from tfdist.cli.arguments import add_json
 from tfdist.cluster.doctor import SEVERITIES, Finding, examine, task_name
 
 _ERRORS_FOUND = 1
@@ -33,9 +34,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object on standard output"
-    )
+    add_json(parser)
     parser.add_argument(
         "--timeout",
         type=float,

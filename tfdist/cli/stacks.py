@@ -11,6 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
+from tfdist.cli.arguments import add_json, add_run
 from tfdist.cli.pids import show_processes
 from tfdist.cli.pipe import reader_may_leave
 from tfdist.cli.summary import describe_end
@@ -47,19 +48,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "run",
-        nargs="?",
-        metavar="RUN",
-        help="the folder of a run, or of runs (default: the only job of yours that runs)",
-    )
+    add_run(parser)
     parser.add_argument("--task", metavar="NAME", help="this one alone, such as worker:1")
     parser.add_argument(
         "--native", action="store_true", help="also the frames of C and C++, by py-spy"
     )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object on standard output"
-    )
+    add_json(parser)
     parser.add_argument(
         "--pid",
         type=int,

@@ -14,6 +14,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
+from tfdist.cli.arguments import add_json, add_run
 from tfdist.cli.barriers import Barriers, ask, barrier_table, noted
 from tfdist.cli.pipe import reader_may_leave
 from tfdist.cli.summary import describe_end
@@ -44,15 +45,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "run",
-        nargs="?",
-        metavar="RUN",
-        help="the folder of a run, or of runs (default: the only job of yours that runs)",
-    )
-    parser.add_argument(
-        "--json", action="store_true", help="print one JSON object on standard output"
-    )
+    add_run(parser)
+    add_json(parser)
     parser.add_argument(
         "--local",
         action="store_true",
