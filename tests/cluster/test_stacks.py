@@ -366,23 +366,6 @@ def test_what_the_kernel_does_not_tell_us_is_said(monkeypatch, capsys):
     assert "  kernel: main thread: sleeping (where: permission denied)\n" in text
 
 
-@pytest.mark.parametrize("command", ["stacks", "status"])
-@pytest.mark.parametrize("as_json", [[], ["--json"]])
-def test_a_reader_that_leaves_is_no_error(command, as_json, folder):
-    run = folder("tfdist-a")
-    read_end, write_end = os.pipe()
-    os.close(read_end)
-    ended = subprocess.run(
-        [sys.executable, "-m", "tfdist", command, str(run.path), *as_json],
-        stdout=write_end,
-        stderr=subprocess.PIPE,
-        timeout=60,
-        check=False,
-    )
-    os.close(write_end)
-    assert ended.stderr == b""
-
-
 def test_a_process_without_a_handler_gets_no_signal(stranger, tmp_path):
     stacks = tmp_path / "stacks"
     stacks.touch()

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from tfdist.cli import doctor, run, stacks, status
+from tfdist.cli.pipe import reader_may_leave
 from tfdist.errors import ConfigError
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
@@ -28,13 +29,18 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 2 for bad input, 130 after Ctrl-C."""
-    try:
-        parsed = build_parser().parse_args(arguments)
-        code: int = parsed.command_function(parsed)
-    except ConfigError as error:
-        print(f"tfdist: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    return code
+    """Runs the command and returns its exit code: 2 for bad input, 130 after Ctrl-C.
+
+    Raises:
+        SystemExit: bad usage, or nobody reads what it prints.
+    """
+    with reader_may_leave():
+        try:
+            parsed = build_parser().parse_args(arguments)
+            code: int = parsed.command_function(parsed)
+        except ConfigError as error:
+            print(f"tfdist: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        return code

@@ -8,10 +8,10 @@ import textwrap
 from collections import Counter
 from dataclasses import asdict
 
-from rich.console import Console
 from rich.text import Text
 
 from tfdist.cli.arguments import add_json
+from tfdist.cli.pipe import PipeConsole
 from tfdist.cluster.doctor import SEVERITIES, Finding, examine, task_name
 
 _ERRORS_FOUND = 1
@@ -65,7 +65,7 @@ def command(parsed: argparse.Namespace) -> int:
 
 
 def _print(findings: list[Finding], counts: Counter[str]) -> None:
-    console = Console(highlight=False)
+    console = PipeConsole(highlight=False)
     for finding in findings:
         console.print(
             Text.assemble((finding.severity, _COLOURS[finding.severity]), f"  {finding.check}")

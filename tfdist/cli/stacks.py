@@ -13,7 +13,7 @@ from rich.console import Console
 
 from tfdist.cli.arguments import add_json, add_run
 from tfdist.cli.pids import show_processes
-from tfdist.cli.pipe import reader_may_leave
+from tfdist.cli.pipe import PipeConsole
 from tfdist.cli.summary import describe_end
 from tfdist.cli.thread_text import (
     ask_py_spy,
@@ -104,15 +104,14 @@ class _View:
 
 def command(parsed: argparse.Namespace) -> int:
     """Prints where everybody stands and returns the exit code."""
-    console = Console(highlight=False, markup=False, emoji=False)
-    with reader_may_leave():
-        if parsed.pid is not None:
-            if parsed.run is not None or parsed.task is not None:
-                raise ConfigError("--pid", parsed.pid, "goes with neither RUN nor --task")
-            return show_processes(parsed.pid, console, native=parsed.native, as_json=parsed.json)
-        run = chosen_run(parsed.run)
-        with while_it_lasts(run):
-            return _command_of_run(parsed, console, run)
+    console = PipeConsole(highlight=False, markup=False, emoji=False)
+    if parsed.pid is not None:
+        if parsed.run is not None or parsed.task is not None:
+            raise ConfigError("--pid", parsed.pid, "goes with neither RUN nor --task")
+        return show_processes(parsed.pid, console, native=parsed.native, as_json=parsed.json)
+    run = chosen_run(parsed.run)
+    with while_it_lasts(run):
+        return _command_of_run(parsed, console, run)
 
 
 def _command_of_run(parsed: argparse.Namespace, console: Console, run: RunFolder) -> int:

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from rich.console import Console
 from rich.table import Table
 
 from tfdist.cli.arguments import add_json, add_run
 from tfdist.cli.barriers import Barriers, ask, barrier_table, noted
-from tfdist.cli.pipe import reader_may_leave
+from tfdist.cli.pipe import PipeConsole
 from tfdist.cli.summary import describe_end
 from tfdist.cluster.listeners import listening_ports
 from tfdist.cluster.live_runs import chosen_run, while_it_lasts
@@ -78,12 +77,11 @@ def command(parsed: argparse.Namespace) -> int:
 
     It is 1 if a task is stopped, gone or has failed, or if the ps does not tell of the barriers.
     """
-    with reader_may_leave():
-        if parsed.local:
-            return _local(parsed)
-        run = chosen_run(parsed.run)
-        with while_it_lasts(run):
-            return _status(parsed, run)
+    if parsed.local:
+        return _local(parsed)
+    run = chosen_run(parsed.run)
+    with while_it_lasts(run):
+        return _status(parsed, run)
 
 
 def _status(parsed: argparse.Namespace, run: RunFolder) -> int:
@@ -106,7 +104,7 @@ def _status(parsed: argparse.Namespace, run: RunFolder) -> int:
         }
         print(json.dumps(report))
         return code
-    console = Console(highlight=False, markup=False, emoji=False)
+    console = PipeConsole(highlight=False, markup=False, emoji=False)
     console.print(
         f"{run.path}: "
         + (f"runs for {time.time() - about['began']:.0f} s" if runs else "this job is over"),
