@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.cluster.test_run import MEET, run
+from tests.cluster.test_run import CHATTY, MEET, read_a_line_and_leave, run
 
 TELLS = """
 import os, sys, tfdist
@@ -41,3 +41,9 @@ def test_what_threads_cannot_do_is_refused(script, option):
     assert ended.returncode == 2
     assert ended.stderr.startswith(f"tfdist: {option[0]}: got ")
     assert ended.stderr.endswith("; needs --backend processes\n")
+
+
+def test_a_reader_that_leaves_ends_the_process(script):
+    told = read_a_line_and_leave("--backend", "threads", script(CHATTY))
+    assert "Traceback" not in told
+    assert told.count("nobody reads the output") == 1

@@ -21,7 +21,7 @@ def unread():
 
 
 def tfdist(*arguments, **streams):
-    # Without a buffer it would be argparse that learns that nobody reads its help, and it is silent.
+    # Without a buffer it is argparse that learns that nobody reads its help, and it keeps silent.
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.run(
         [sys.executable, "-m", "tfdist", *map(str, arguments)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import threading
+from contextlib import suppress
 
 _COLOURS = (36, 33, 32, 35, 34, 31)  # ANSI: cyan, yellow, green, magenta, blue, red
 _LONGEST_NAME = len("worker:00")
@@ -49,7 +50,9 @@ class Output:
     def _print(self, name: str, stream: int, line: bytes) -> None:
         file = sys.stderr if stream == 2 or self._all_on_stderr else sys.stdout
         prefix = self._prefix_of(name, coloured=file.isatty()) if self._prefix else ""
-        print(prefix + line.decode(errors="replace"), file=file, flush=True)
+        # A reader that has left ends the run by SIGPIPE; until then the task may go on.
+        with suppress(BrokenPipeError):
+            print(prefix + line.decode(errors="replace"), file=file, flush=True)
 
     def _prefix_of(self, name: str, *, coloured: bool) -> str:
         colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])

@@ -10,11 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
+from tfdist.cli.pipe import PipeConsole
 from tfdist.cli.start_up import StartUp
 from tfdist.cluster.processes import PROGRESS_FILE
 from tfdist.cluster.run_folder import RunFolder, TaskRecord
@@ -35,7 +36,7 @@ class ProgressView:
     def __init__(self, run: RunFolder, tasks: Sequence[Task]) -> None:
         self._run, self._tasks, self._start_up = run, tasks, StartUp(tasks)
         trainers = [task.name for task in tasks if task.is_trainer]
-        self._console = console = Console(stderr=True)
+        self._console = console = PipeConsole(stderr=True)
         self._plain = not console.is_terminal
         self._bars = Progress(
             TextColumn("{task.fields[name]}"),
@@ -54,7 +55,7 @@ class ProgressView:
             for name in trainers
         }
         self._over = threading.Event()
-        self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
+        self._thread = threading.Thread(target=self._show_while_read, name="progress", daemon=True)
 
     def __enter__(self) -> ProgressView:
         self._bars.start()
@@ -65,6 +66,10 @@ class ProgressView:
         self._over.set()
         self._thread.join()
         self._bars.stop()
+
+    def _show_while_read(self) -> None:
+        with suppress(BrokenPipeError):  # the main thread gets SIGPIPE
+            self._show()
 
     def _show(self) -> None:
         start = next_line = time.monotonic()

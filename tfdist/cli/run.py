@@ -12,11 +12,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-
 from tfdist.cli.launch import Launch, process_cluster, thread_cluster
 from tfdist.cli.network import isolate_or_tell
 from tfdist.cli.output import Output
+from tfdist.cli.pipe import READER_LEFT, PipeConsole, drop_unread
 from tfdist.cli.progress import ProgressView
 from tfdist.cli.summary import summary_json, summary_table
 from tfdist.cluster.identity import ID_VARIABLE
@@ -151,8 +150,10 @@ def command(parsed: argparse.Namespace) -> int:
         code, failure = _INTERRUPTED, "interrupted; every task has been ended"
     except _Terminated:
         code, failure = _TERMINATED, "terminated; every task has been ended"
+    except _ReaderLeft:
+        code, failure = READER_LEFT, "nobody reads the output; every task has been ended"
     if lives and code != _BAD_INPUT and not parsed.json:
-        Console(stderr=True).print(summary_table(lives))
+        PipeConsole(stderr=True).print(summary_table(lives))
     if failure is not None:
         print(f"tfdist: {failure}", file=sys.stderr)
     if parsed.json:
@@ -213,8 +214,8 @@ def _run(parsed: argparse.Namespace, lives: list[TaskRecord]) -> None:
                 with ProgressView(launch, cluster.tasks), cluster:
                     cluster.run(job, timeout=parsed.timeout, restarts=parsed.restart)
         finally:
-            output.flush()
             lives += launch.lives()
+            output.flush()
 
 
 def _shape(parsed: argparse.Namespace) -> Shape:
@@ -245,15 +246,26 @@ class _Terminated(BaseException):
     """SIGTERM, as KeyboardInterrupt is SIGINT."""
 
 
+class _ReaderLeft(BaseException):
+    """SIGPIPE of a standard stream, whichever thread wrote to it."""
+
+
 @contextmanager
 def _terminable() -> Iterator[None]:
-    """Inside it SIGTERM raises, so that every task is ended on the way out."""
+    """Inside it SIGTERM and SIGPIPE raise, so that every task is ended on the way out."""
 
     def leave(number: int, frame: object) -> None:
         raise _Terminated
 
-    before = signal.signal(signal.SIGTERM, leave)
+    def leave_unread(number: int, frame: object) -> None:
+        # Once: what is told on the way out is no reason to leave that way.
+        if drop_unread():
+            raise _ReaderLeft
+
+    handlers = {signal.SIGTERM: leave, signal.SIGPIPE: leave_unread}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
