@@ -13,6 +13,7 @@ from rich.text import Text
 from tfdist.cli.arguments import add_json
 from tfdist.cli.pipe import PipeConsole
 from tfdist.cluster.doctor import SEVERITIES, Finding, examine, task_name
+from tfdist.errors import ConfigError
 
 _ERRORS_FOUND = 1
 _COLOURS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
@@ -49,7 +50,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def command(parsed: argparse.Namespace) -> int:
     """Prints the findings and returns the exit code."""
-    findings = examine(script_path=parsed.script, data_pattern=parsed.data, timeout=parsed.timeout)
+    try:
+        findings = examine(
+            script_path=parsed.script, data_pattern=parsed.data, timeout=parsed.timeout
+        )
+    except ConfigError as error:
+        if error.field != "timeout":
+            raise
+        raise ConfigError("--timeout", error.value, error.rule) from None
     counts = Counter(finding.severity for finding in findings)
     if parsed.json:
         report = {
