@@ -197,6 +197,9 @@ def test_a_job_that_stands_still_and_then_is_over(launch, tmp_path):
     # No question has harmed anybody.
     assert {life.name: life.pid for life in run.latest() if life.process} == pids
 
+    # The only job that runs needs no name.
+    assert report("stacks")[2]["run"] == str(run.path)
+
     # Where the barriers are nobody answers any more.
     stopped(pids["ps:0"])
     code, _, about = report("status", logs)
@@ -206,6 +209,7 @@ def test_a_job_that_stands_still_and_then_is_over(launch, tmp_path):
 
     os.kill(pids["worker:2"], signal.SIGKILL)
     launcher.wait(30)
+    assert list(tmp_path.glob("tfdist-*")) == []
     code, tasks, _ = report("stacks", logs)
     ends = {name: task["state"] for name, task in tasks.items()}
     assert ends.pop("worker:2") == "killed by SIGKILL"
@@ -232,7 +236,7 @@ def test_no_job_is_one_line_and_2(command, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     ended = tfdist(command, "--json")
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert f"no job of yours runs in {tmp_path}" in ended.stderr
+    assert f"no job of yours runs, by what is in {tmp_path};" in ended.stderr
     ended = tfdist(command, tmp_path)
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
 

@@ -19,6 +19,7 @@ from tfdist.cli.pipe import READER_LEFT, PipeConsole, drop_unread
 from tfdist.cli.progress import ProgressView
 from tfdist.cli.summary import summary_json, summary_table
 from tfdist.cluster.identity import ID_VARIABLE
+from tfdist.cluster.live_runs import PREFIX, linked
 from tfdist.cluster.local import BACKENDS
 from tfdist.cluster.run_folder import TaskRecord
 from tfdist.cluster.script import Script
@@ -226,12 +227,16 @@ def _shape(parsed: argparse.Namespace) -> Shape:
 def _folder(log_dir: str | None) -> Iterator[str]:
     """The folder of the run: a new one in `log_dir`, or one that does not outlive the run."""
     if log_dir is None:
-        with tempfile.TemporaryDirectory(prefix="tfdist-") as folder:
+        with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
             yield folder
     else:
         folder = tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=log_dir)
         print(f"tfdist: the logs are in {folder}", file=sys.stderr)
-        yield folder
+        with linked(folder) as complaint:
+            if complaint is not None:
+                told = f"tfdist status and stacks need this folder's name: {complaint}"
+                print(f"tfdist: {told}", file=sys.stderr)
+            yield folder
 
 
 def _exit_code(error: ClusterError | ConfigError) -> int:

@@ -11,14 +11,42 @@ from pathlib import Path
 from tfdist.cluster.run_folder import RUN_FILE, RunFolder
 from tfdist.errors import ConfigError
 
+PREFIX = "tfdist-"  # of what `live_runs` finds in the temporary directory
+
+
+@contextmanager
+def linked(folder: str) -> Iterator[str | None]:
+    """Inside it `live_runs` finds a run whose folder lies elsewhere.
+
+    Yields:
+        Why it does not after all; None if it does.
+    """
+    folder = os.path.abspath(folder)
+    complaint = None
+    try:
+        link = Path(tempfile.gettempdir(), PREFIX + os.path.basename(folder))
+        link.symlink_to(folder)
+    except OSError as error:
+        complaint = str(error)
+    try:
+        yield complaint
+    finally:
+        if complaint is None:
+            link.unlink(missing_ok=True)
+
 
 def live_runs() -> list[RunFolder]:
-    """The runs of this user in the temporary directory whose launchers live."""
+    """The runs of this user whose folders, or links to them, are in the temporary directory.
+
+    A launcher that was killed leaves its own there; so only those count whose launchers live.
+    """
     found = []
-    for file in sorted(Path(tempfile.gettempdir()).glob(f"tfdist-*/{RUN_FILE}")):
-        run = RunFolder(file.parent)
+    for file in sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{RUN_FILE}")):
         try:
-            if file.stat().st_uid == os.getuid() and run.runs:
+            # The link too: somebody else's may lead to any file of ours.
+            owners = {file.parent.lstat().st_uid, file.stat().st_uid}
+            run = RunFolder(file.parent.resolve())
+            if owners == {os.getuid()} and run.runs:
                 found.append(run)
         except FileNotFoundError:
             continue  # it has ended in the meantime, and its folder with it
@@ -65,6 +93,6 @@ def chosen_run(path: str | None) -> RunFolder:
     raise ConfigError(
         "RUN",
         None,
-        f"no job of yours runs in {tempfile.gettempdir()}; a run with --log-dir is named by its "
-        "folder",
+        f"no job of yours runs, by what is in {tempfile.gettempdir()}; one that is over, or has "
+        "another temporary directory, is named by its folder",
     )

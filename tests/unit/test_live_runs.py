@@ -1,0 +1,81 @@
+"""Which runs go on at this moment: those that the temporary directory has, or has links to."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from tfdist.cluster.live_runs import chosen_run, linked, live_runs
+from tfdist.cluster.run_folder import RunFolder
+from tfdist.errors import ConfigError
+from tfdist.task import Task
+
+
+@pytest.fixture
+def logs(tmp_path, monkeypatch):
+    """The folder of a run elsewhere; the temporary directory is beside it."""
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    path = tmp_path / "logs" / "20300101-a"
+    path.mkdir(parents=True)
+    RunFolder(path).create([Task("worker", 0, {"worker": ["localhost:1"]})], {})
+    return path
+
+
+def found():
+    return [run.path for run in live_runs()]
+
+
+def links(logs):
+    return list((logs.parents[1] / "tmp").iterdir())
+
+
+def test_a_run_elsewhere_is_found_by_its_own_name_while_it_is_linked(logs):
+    assert found() == []
+    with linked(str(logs)):
+        assert found() == [logs]
+        assert chosen_run(None).path == logs
+        [link] = links(logs)
+        assert link.name == "tfdist-20300101-a"
+    assert (found(), links(logs)) == ([], [])
+
+
+def test_a_relative_folder_is_found_from_everywhere(logs, monkeypatch):
+    monkeypatch.chdir(logs.parent)
+    with linked(os.path.basename(logs)):
+        monkeypatch.chdir("/")
+        assert found() == [logs]
+
+
+def test_a_link_that_a_killed_launcher_left_is_not_followed(logs):
+    about = RunFolder(logs).about
+    about["launcher"]["created"] -= 1
+    (logs / "run.json").write_text(json.dumps(about))
+    with linked(str(logs)):
+        assert found() == []
+        shutil.rmtree(logs)
+        assert found() == []
+        with pytest.raises(ConfigError, match="no job of yours runs"):
+            chosen_run(None)
+
+
+def test_a_link_that_somebody_has_removed_is_no_error(logs):
+    with linked(str(logs)):
+        links(logs)[0].unlink()
+
+
+def test_a_link_of_somebody_else_is_not_followed(logs, monkeypatch):
+    with linked(str(logs)):
+        somebody = SimpleNamespace(st_uid=os.getuid() + 1)
+        monkeypatch.setattr(Path, "lstat", lambda path: somebody)
+        assert found() == []
+
+
+def test_where_there_is_no_place_for_the_link_it_is_said_why(logs):
+    with linked(str(logs)) as complaint, linked(str(logs)) as second:
+        assert (complaint, "File exists" in second) == (None, True)
+        assert found() == [logs]
+    assert links(logs) == []
