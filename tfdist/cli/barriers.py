@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -13,11 +9,9 @@ from typing import Any
 from rich.table import Table
 
 from tfdist.barrier_notes import BarrierNote, noted_barriers
-from tfdist.cluster.environment import SERVER_ENVIRONMENT
+from tfdist.cluster.beside import ask_beside
 from tfdist.cluster.run_folder import RunFolder
-
-# Most of it for the import of TensorFlow on a busy machine.
-_ANSWER_SECS = 60.0
+from tfdist.errors import ClusterError
 
 
 @dataclass(frozen=True)
@@ -39,40 +33,19 @@ def noted(run: RunFolder) -> list[BarrierNote]:
     return list(dict.fromkeys(note for folder in folders for note in noted_barriers(folder)))
 
 
-def ask(
-    pid: int,
-    cluster: dict[str, list[str]],
-    notes: Sequence[BarrierNote],
-    timeout: float = _ANSWER_SECS,
-) -> Barriers:
-    """How they stand; blocks for `timeout` seconds at most.
+def ask(pid: int, cluster: dict[str, list[str]], notes: Sequence[BarrierNote]) -> Barriers:
+    """How they stand; blocks while a process beside this one imports TensorFlow and asks.
 
     Args:
         pid: of ps 0, whose network may be another than ours.
         cluster: addresses by type.
         notes: the barriers that are meant.
-        timeout: in seconds, the import of TensorFlow included.
     """
     wanted = {"pid": pid, "cluster": cluster, "notes": [asdict(note) for note in notes]}
-    quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     try:
-        ended = subprocess.run(
-            [sys.executable, "-m", "tfdist.cli.read_barriers"],
-            input=json.dumps(wanted),
-            capture_output=True,
-            text=True,
-            timeout=timeout,
-            check=False,
-            env={**os.environ, **SERVER_ENVIRONMENT, **quiet},
-        )
-    except subprocess.TimeoutExpired:
-        return Barriers(failure=f"the process that asks ps:0 has not ended after {timeout:g} s")
-    if ended.returncode != 0:
-        last = ended.stderr.strip().rpartition("\n")[2]
-        return Barriers(
-            failure=f"the process that asks ps:0 failed (exit code {ended.returncode}): {last}"
-        )
-    answer = json.loads(ended.stdout)
+        answer = ask_beside("tfdist.cli.read_barriers", wanted)
+    except ClusterError as error:
+        return Barriers(failure=str(error))
     return Barriers(answer["barriers"], answer["failure"])
 
 
