@@ -22,7 +22,7 @@ _NARROWEST = 20
 _DESCRIPTION = """\
 Looks at the environment in which a task of a parameter-server job is about to run: TF_CONFIG, the
 addresses of the other tasks, ports, proxies, GPUs, versions, and the script if you name it. It
-starts and changes nothing. Exit code 1 means that at least one error was found.
+starts no task and changes nothing. Exit code 1 means that at least one error was found.
 """
 
 

@@ -1,6 +1,8 @@
 """Looks at the environment in which a job is about to run, and tells what will go wrong.
 
-Nothing here imports TensorFlow, and nothing is started or changed.
+Nothing here imports TensorFlow, and no task is started, nothing changed. Only where a ps answers
+and `TFDIST_CLUSTER_ID` is set, a process beside this one imports it, to ask the ps of which run it
+is.
 """
 
 from __future__ import annotations
@@ -12,7 +14,9 @@ from collections.abc import Mapping
 from tfdist.cluster.doctor import configuration, data, network, script, variables, versions
 from tfdist.cluster.doctor.asking import ask
 from tfdist.cluster.doctor.finding import SEVERITIES, Finding, by_severity
+from tfdist.cluster.doctor.identities import identified
 from tfdist.cluster.doctor.machine import Machine
+from tfdist.cluster.identity import ID_VARIABLE
 from tfdist.deadline import Deadline
 from tfdist.errors import ConfigError
 
@@ -29,7 +33,8 @@ def examine(
 ) -> list[Finding]:
     """Everything about the job that can be seen before it starts; errors come first.
 
-    Blocks while it calls the tasks that `TF_CONFIG` names, all at once.
+    Blocks while it calls the tasks that `TF_CONFIG` names, all at once; and for 60 s more at most
+    where ps are to tell of which run they are.
 
     Args:
         environ: the environment of a task.
@@ -47,7 +52,7 @@ def examine(
     tree, findings = script.parse(script_path) if script_path is not None else (None, [])
     job = configuration.read(environ)
     findings += job.findings
-    findings += _network(job, timeout, machine)
+    findings += _network(job, environ.get(ID_VARIABLE), timeout, machine)
     if job.addresses:  # without a cluster whoever starts one sets these
         findings += variables.proxies(environ, job.addresses)
         findings += variables.fail_fast(environ)
@@ -69,8 +74,11 @@ def task_name(environ: Mapping[str, str] = os.environ) -> str | None:
     return configuration.read(environ).task
 
 
-def _network(job: configuration.Configuration, timeout: float, machine: Machine) -> list[Finding]:
+def _network(
+    job: configuration.Configuration, identity: str | None, timeout: float, machine: Machine
+) -> list[Finding]:
     answers = ask(job.addresses, machine.resolve, Deadline(timeout))
+    answers = identified(answers, job.cluster, identity, machine.read_identities)
     own_addresses = machine.own_addresses()
     return [
         *network.others(answers, job.task),

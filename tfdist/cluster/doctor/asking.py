@@ -32,6 +32,8 @@ class State(Enum):
     SILENT = "the connection is accepted, and then nothing comes"
     FOREIGN = "what listens does not speak HTTP/2"
     SERVES = "what listens speaks HTTP/2, as TensorFlow's servers do"
+    OWN_RUN = "a ps of this run serves"
+    OTHER_RUN = "the ps of another run serves"
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Answer:
         name: of the task.
         address: its "host:port".
         state: what happened.
-        detail: the system's error, or the first words of a foreign server.
+        detail: the system's error, or what else is known of who listens.
         ips: what the host resolves to.
     """
 

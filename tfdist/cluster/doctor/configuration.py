@@ -15,7 +15,7 @@ from typing import Any
 
 from tfdist.cluster.doctor.finding import Finding
 from tfdist.errors import ConfigError
-from tfdist.task import TASK_TYPES, Task, cluster_tasks
+from tfdist.task import TASK_TYPES, ClusterSpec, Task, cluster_tasks
 
 _LONGEST_VALUE = 80
 _PLACE = re.compile(r"(.+)\[([0-9]+)\]")
@@ -76,12 +76,14 @@ class Configuration:
     Attributes:
         findings: the mistakes.
         task: name of this process's task; None where there is none, or a mistake leaves it open.
+        cluster: addresses by type, with a name that nobody has in place of each mistake.
         addresses: those without a mistake, by task name.
         num_trainers: how many chiefs and workers; None without a cluster.
     """
 
     findings: tuple[Finding, ...]
     task: str | None
+    cluster: ClusterSpec
     addresses: Mapping[str, str]
     num_trainers: int | None
 
@@ -90,7 +92,7 @@ def read(environ: Mapping[str, str]) -> Configuration:
     """Reads `TF_CONFIG`; a mistake is a finding, never an error."""
     text = environ.get("TF_CONFIG", "")
     if not text.strip():
-        return Configuration((_absent(),), None, {}, None)
+        return Configuration((_absent(),), None, {}, {}, None)
     repeated: list[str] = []
     try:
         config = json.loads(text, object_pairs_hook=partial(_object, repeated))
@@ -112,7 +114,7 @@ def read(environ: Mapping[str, str]) -> Configuration:
         except ConfigError as error:
             findings.append(_mistake(error, config))
             if not isinstance(config, dict):
-                return Configuration(tuple(findings), None, {}, None)
+                return Configuration(tuple(findings), None, {}, {}, None)
             placeholders.add(placeholder := f"mistake-{len(findings)}.invalid:1")
             _mend(config, error.field, placeholder)
             text = json.dumps(config)
@@ -124,6 +126,7 @@ def read(environ: Mapping[str, str]) -> Configuration:
     return Configuration(
         tuple(findings),
         task.name if stated == json.dumps(config["task"]) else None,
+        task.cluster_spec,
         addresses,
         len(task.trainers) if task.cluster_spec else None,
     )

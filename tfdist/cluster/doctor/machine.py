@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import psutil
 
+from tfdist.cluster.doctor.identities import ReadIdentities, read_identities
 from tfdist.cluster.ports import is_taken
 
 _NVIDIA_SMI_SECS = 2.0
@@ -88,6 +89,7 @@ class Machine:
         is_taken: whether another program has a port of this machine.
         gpus: names of its GPUs.
         installed: the version of a package, or None.
+        read_identities: what ps show of themselves.
     """
 
     resolve: Callable[[str], list[str]] = resolve
@@ -95,3 +97,4 @@ class Machine:
     is_taken: Callable[[int], bool] = is_taken
     gpus: Callable[[], list[str]] = gpus
     installed: Callable[[str], str | None] = installed
+    read_identities: ReadIdentities = read_identities

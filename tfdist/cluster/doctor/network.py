@@ -55,14 +55,28 @@ _OTHERS = {
         "Another program has the task's port, so the task cannot start there.",
         "Choose another port, or end that program: `ss -ltnp` there names it.",
     ),
-    # Whether it belongs to this run or to an older one, only an identity of the cluster would tell.
     State.SERVES: (
         "network.serving",
         "note",
         "a server already answers at {}",
         "It may be of this job, or left over from an earlier one: TensorFlow does not tell them "
         "apart, and a left-over server still has the old variables.",
-        "Nothing to do if you started it. Else end it before the job begins.",
+        "Nothing to do if you started it. Else end it before the job begins. With a "
+        "TFDIST_CLUSTER_ID, the same for all tasks of a job, a ps shows of which job it is.",
+    ),
+    State.OWN_RUN: (
+        "network.own_run",
+        "note",
+        "a ps of this run already answers at {}",
+        "It shows the TFDIST_CLUSTER_ID that is set here.",
+        "Nothing to do, unless you are about to start it: each run needs an id of its own.",
+    ),
+    State.OTHER_RUN: (
+        "network.other_run",
+        "error",
+        "the ps of another run answers at {}",
+        "It still has the variables of that run. Trainers refuse it by its TFDIST_CLUSTER_ID.",
+        "End it, or choose other addresses. If it is of this run, set the same id for all tasks.",
     ),
 }
 
@@ -122,6 +136,8 @@ def own_task(
     who = {
         State.SERVES: "by a server that speaks as TensorFlow's do: this task runs already, or one "
         "is left over from an earlier job",
+        State.OWN_RUN: "by a ps of this run: this task runs already",
+        State.OTHER_RUN: f"by the ps of another run: {answer.detail}",
         State.FOREIGN: f"by another program: {answer.detail}",
     }.get(answer.state, "by another program")
     return [
