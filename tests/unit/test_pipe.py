@@ -36,13 +36,10 @@ def tfdist(*arguments, **streams):
     "arguments",
     [
         ["--help"],
-        ["run", "--help"],
         ["doctor"],
         ["doctor", "--json"],
         ["stacks", "RUN"],
-        ["stacks", "RUN", "--json"],
         ["status", "RUN"],
-        ["status", "RUN", "--json"],
     ],
     ids=" ".join,
 )

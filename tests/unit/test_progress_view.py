@@ -1,5 +1,6 @@
 """The lines of `tfdist run` where there is no terminal: how many tasks there are, and how far."""
 
+import json
 import re
 import socket
 from pathlib import Path
@@ -12,7 +13,6 @@ from tfdist.cluster.outcome import Outcome
 from tfdist.cluster.processes import PROGRESS_FILE
 from tfdist.task import Task
 from tfdist.testing import poll_until
-from tfdist.train.telemetry import Progress
 
 
 @pytest.fixture
@@ -64,7 +64,10 @@ def test_the_plain_line_says_how_many_are_there_run_and_have_ended(run, view, ca
 
 
 def test_the_plain_line_says_how_far_the_trainers_are_if_they_do(run, view, capfd):
-    Progress(str(begin(run, "worker:0") / PROGRESS_FILE)).update("epoch 1 of 3", 3, 12)
+    note = {"state": "epoch 1 of 3", "done": 3, "total": 12}
+    folder = begin(run, "worker:0")
+    (folder / "draft").write_text(json.dumps(note))
+    (folder / "draft").rename(folder / PROGRESS_FILE)
     wait_for("worker:0 epoch 1 of 3 25 %\n", capfd)
 
 
