@@ -63,7 +63,7 @@ class Loop:
         self._task, self._model, self._num_examples = task, model, num_examples
         self._slowness = args.slow.get(task.name, 1.0)
         self._num_epochs = args.epochs
-        self._progress = telemetry.Progress.from_env()
+        self._progress = tfdist.Progress.from_env()
 
     def train_epoch(self, session: Any, epoch: int, left: float | None) -> telemetry.EpochReport:
         """Trains until this trainer's data has ended; nothing is raised there."""

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
         ConfigError,
         EpochError,
         RunTimeout,
+        StallError,
         StartTimeout,
         TaskFailed,
         TfdistError,
     )
     from tfdist.ledger import Audit, Ledger
+    from tfdist.progress import Progress
     from tfdist.task import Task, one_line_errors
 
 __version__ = "0.1.0"
@@ -44,7 +46,9 @@ __all__ = [
     "EpochError",
     "Ledger",
     "LocalCluster",
+    "Progress",
     "RunTimeout",
+    "StallError",
     "StartTimeout",
     "Task",
     "TaskFailed",
@@ -69,7 +73,9 @@ _HOMES = {
     "EpochError": "tfdist.errors",
     "Ledger": "tfdist.ledger",
     "LocalCluster": "tfdist.cluster.local",
+    "Progress": "tfdist.progress",
     "RunTimeout": "tfdist.errors",
+    "StallError": "tfdist.errors",
     "StartTimeout": "tfdist.errors",
     "Task": "tfdist.task",
     "TaskFailed": "tfdist.errors",

@@ -1,20 +1,23 @@
-"""Which barriers a trainer has made, noted in its folder, where `tfdist status` finds them.
+"""What a trainer leaves in its folder about barriers, for those who look without TensorFlow.
 
 A barrier's state is on a ps, which tells of it only to those who know its name and how many
-parties it has. So each trainer that `tfdist run` started notes these: a line of JSON for each.
+parties it has. So each trainer that `tfdist run` started notes these for `tfdist status`, a line of
+JSON for each. It also marks when it last passed a barrier, by which the launcher sees that it gets
+on.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tfdist.task import PROGRESS_VARIABLE
 
-_FILE = "barriers"  # beside the file of the progress
+_FILE, _PASSED_FILE = "barriers", "barrier-passed"  # beside the file of the progress
 
 
 @dataclass(frozen=True)
@@ -48,3 +51,40 @@ def noted_barriers(folder: Path) -> list[BarrierNote]:
     # What follows the last end of a line is being written.
     lines = text.split("\n")[:-1]
     return list(dict.fromkeys(BarrierNote(**json.loads(line)) for line in lines))
+
+
+class PassMark:
+    """A file that is touched when this trainer passes a barrier; without a launcher there is none.
+
+    Args:
+        environ: of the task; None for `os.environ` as it is now.
+        every_secs: how often it is touched at most.
+        clock: gives seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        environ: Mapping[str, str] | None = None,
+        *,
+        every_secs: float = 0.1,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        progress = (os.environ if environ is None else environ).get(PROGRESS_VARIABLE)
+        self._path = None if progress is None else Path(progress).with_name(_PASSED_FILE)
+        self._every_secs, self._clock = every_secs, clock
+        self._next = clock()
+
+    def touch(self) -> None:
+        """Notes that it has passed."""
+        if self._path is None or (now := self._clock()) < self._next:
+            return
+        self._next = now + self._every_secs
+        self._path.touch()
+
+
+def passed_at(folder: Path) -> int | None:
+    """When the task of that folder last passed a barrier, in ns since 1970; None if it has not."""
+    try:
+        return (folder / _PASSED_FILE).stat().st_mtime_ns
+    except FileNotFoundError:
+        return None

@@ -7,6 +7,7 @@
     |- ClusterError
     |  |- StartTimeout   (TimeoutError)     tasks that did not get ready
     |  |- RunTimeout     (TimeoutError)     tasks that did not end
+    |  |- StallError                        nobody got on any more
     |  `- TaskFailed                        the earliest task that failed
     |- BarrierError
     |  |- BarrierTimeout (TimeoutError, threading.BrokenBarrierError)
@@ -20,7 +21,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 class TfdistError(Exception):
@@ -87,6 +88,36 @@ class RunTimeout(ClusterError, TimeoutError):
         super().__init__(f"still running after {timeout:.1f} s: {', '.join(running)}")
         self.running = tuple(running)
         self.timeout = timeout
+
+
+class StallError(ClusterError):
+    """Nobody in the job had got on for too long.
+
+    Attributes:
+        seconds: for how long.
+        last: what was seen last, such as ``"worker:1 passed a barrier"``.
+        places: how far each trainer was, by name.
+        report: path of the report, if that is kept.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        last: Sequence[str],
+        places: Mapping[str, str],
+        report: str | None = None,
+    ) -> None:
+        parts = [
+            f"nobody has got on for {seconds:.1f} s",
+            *([f"the last: {', '.join(last)}"] if last else []),
+            *(f"{name}: {place}" for name, place in places.items()),
+            *([f"the report is in {report}"] if report is not None else []),
+        ]
+        super().__init__("; ".join(parts))
+        self.seconds = seconds
+        self.last = tuple(last)
+        self.places = dict(places)
+        self.report = report
 
 
 class TaskFailed(ClusterError):

@@ -9,7 +9,9 @@ import pytest
 
 from tfdist import Barrier, BarrierBroken, BarrierError, BarrierTimeout, ConfigError, Task
 from tfdist.barrier import connection
+from tfdist.barrier_notes import passed_at
 from tfdist.deadline import Deadline
+from tfdist.task import PROGRESS_VARIABLE
 from tfdist.testing import poll_until
 
 NUM_TRAINERS = 3
@@ -79,6 +81,16 @@ def in_background(function):
     thread = threading.Thread(target=function)
     thread.start()
     return thread
+
+
+def test_a_pass_is_marked_for_the_launcher_and_an_arrival_is_not(make, kind, tmp_path, monkeypatch):
+    monkeypatch.setenv(PROGRESS_VARIABLE, str(tmp_path / "progress.json"))
+    late, other = make(kind, parties=2, ranks=range(2))
+    with pytest.raises(BarrierTimeout):
+        late.wait(SOON)
+    assert passed_at(tmp_path) is None
+    together(wait, [late, other])
+    assert passed_at(tmp_path) is not None
 
 
 def test_each_trainer_gets_a_different_number(make, kind):

@@ -5,6 +5,8 @@ import tensorflow as tf
 
 import tfdist
 import tfdist.train.graph
+from tfdist.barrier_notes import passed_at
+from tfdist.task import PROGRESS_VARIABLE
 
 STEPS = 5
 
@@ -62,6 +64,23 @@ def run_late(task):
 def test_a_timeout_is_told_by_the_run_and_the_next_run_waits_on(make_cluster):
     results = make_cluster(1, 2).run(run_late, timeout=60)
     assert results == [(1, 2), 1]
+
+
+def pass_by_op(task):
+    with tfdist.Barrier(task, "marked", timeout=20) as barrier:
+
+        @tf.function
+        def step():
+            with tf.control_dependencies([barrier.op()]):
+                return tf.constant(0)
+
+        step()
+
+
+def test_a_pass_is_marked_for_the_launcher(make_cluster, tmp_path, monkeypatch):
+    monkeypatch.setenv(PROGRESS_VARIABLE, str(tmp_path / "progress.json"))
+    make_cluster(1, 1).run(pass_by_op, timeout=60)
+    assert passed_at(tmp_path) is not None
 
 
 def call_functions(task):

@@ -1,10 +1,12 @@
 """Clusters on this machine: they come up, they say what failed, and nothing of them stays."""
 
 import functools
+import itertools
 import multiprocessing
 import os
 import signal
 import threading
+import time
 
 import psutil
 import pytest
@@ -142,6 +144,44 @@ def test_a_task_that_fails_is_started_again(make_cluster, tmp_path):
     cluster = make_cluster(1, 2, backend="processes")
     job = functools.partial(jobs.fail_in_the_first_life, folder=str(tmp_path))
     assert cluster.run(job, timeout=60, restarts=1) == [(0, 2), (1, 2)]
+
+
+def test_a_run_is_watched_and_ends_with_what_the_watch_raises(make_cluster, tmp_path):
+    cluster = make_cluster(1, 2, backend="processes")
+    looks = []
+
+    def watch():
+        looks.append(time.monotonic())
+        if len(looks) > 3:
+            raise tfdist.ClusterError("enough")
+
+    with pytest.raises(tfdist.ClusterError, match="enough"):
+        # The leak check sees that they do not wait on.
+        cluster.run(functools.partial(jobs.note_and_wait, folder=tmp_path), watch=watch)
+    assert len(looks) == 4
+    assert max(after - before for before, after in itertools.pairwise(looks)) <= 1.0
+
+
+def test_a_task_that_fails_meanwhile_counts_more_than_what_the_watch_raises(make_cluster, tmp_path):
+    cluster = make_cluster(0, 1, backend="processes")
+
+    def watch():
+        poll_until(lambda: not cluster._ended.empty(), "the task has failed", timeout=60)
+        raise tfdist.ClusterError("enough")
+
+    job = functools.partial(jobs.count_lives_and_fail, folder=str(tmp_path))
+    with pytest.raises(tfdist.TaskFailed, match="life 1"):
+        cluster.run(job, watch=watch)
+
+
+def test_a_task_that_ends_well_meanwhile_is_no_reason_to_go_on(make_cluster):
+    cluster = make_cluster(0, 2, backend="processes")
+
+    def watch():
+        raise tfdist.ClusterError("enough")
+
+    with pytest.raises(tfdist.ClusterError, match="enough"):
+        cluster.run(jobs.only_the_chief_ends, watch=watch)
 
 
 def test_a_task_that_fails_too_often_ends_the_run(make_cluster, tmp_path):

@@ -31,7 +31,6 @@ STUCK = """
 import os, sys, threading
 import tfdist
 import tensorflow as tf
-from tfdist.train.telemetry import Progress
 
 
 def say(word):
@@ -58,7 +57,7 @@ def wait_in_python():
 
 task = tfdist.Task.from_env()
 with tfdist.trainer_server(task) as target:
-    Progress.from_env().update("epoch 1 of 3", task.rank, 100)
+    tfdist.Progress.from_env().update("epoch 1 of 3", task.rank, 100)
     if task.rank < 2:
         meeting = tfdist.Barrier(task, "meeting", parties=2)
         meeting.wait()

@@ -1,6 +1,8 @@
-"""What a trainer notes of its barriers is what `tfdist status` reads."""
+"""What a trainer notes of its barriers is what `tfdist status` and the launcher read."""
 
-from tfdist.barrier_notes import BarrierNote, note_barrier, noted_barriers
+import os
+
+from tfdist.barrier_notes import BarrierNote, PassMark, note_barrier, noted_barriers, passed_at
 from tfdist.task import PROGRESS_VARIABLE
 
 
@@ -18,8 +20,23 @@ def test_each_barrier_is_noted_once_in_its_order(tmp_path):
 def test_without_a_launcher_nothing_is_noted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     note_barrier(BarrierNote("end", 2), {})
+    PassMark({}).touch()
     assert list(tmp_path.iterdir()) == []
     assert noted_barriers(tmp_path) == []
+    assert passed_at(tmp_path) is None
+
+
+def test_a_pass_is_marked_but_not_too_often(tmp_path):
+    now = [0.0]
+    mark = PassMark(launched(tmp_path), every_secs=0.1, clock=lambda: now[0])
+    assert passed_at(tmp_path) is None
+    mark.touch()
+    [file] = tmp_path.iterdir()
+    for seconds, is_marked in [(0.05, False), (0.15, True), (0.2, False), (0.3, True)]:
+        os.utime(file, ns=(7, 7))
+        now[0] = seconds
+        mark.touch()
+        assert (passed_at(tmp_path) != 7) == is_marked
 
 
 def test_a_line_that_is_being_written_is_left_for_later(tmp_path):

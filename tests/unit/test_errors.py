@@ -15,6 +15,7 @@ from tfdist.errors import (
     ConfigError,
     EpochError,
     RunTimeout,
+    StallError,
     StartTimeout,
     TaskFailed,
     TfdistError,
@@ -27,6 +28,9 @@ SAMPLES = [
     ClusterError("text"),
     StartTimeout(["ps:0", "worker:1"], 2.5, "is it up?"),
     RunTimeout(["worker:1"], 60.0),
+    StallError(
+        60.2, ["worker:1 passed a barrier"], {"worker:0": "epoch 1: 3 of 10"}, "/a/stall.txt"
+    ),
     TaskFailed("worker:1", -9, "last log lines"),
     BarrierError("text"),
     BarrierTimeout("text", name="end", generation=7, arrived=["worker:0"], missing=["worker:1"]),
@@ -115,6 +119,22 @@ def test_a_run_timeout_tells_who_still_runs_and_how_long_it_waited():
     error = RunTimeout(["ps:0", "worker:1"], 60.0)
     assert (error.running, error.timeout) == (("ps:0", "worker:1"), 60.0)
     assert str(error) == "still running after 60.0 s: ps:0, worker:1"
+
+
+def test_a_stall_tells_for_how_long_who_was_the_last_and_how_far_each_is():
+    places = {"worker:0": "epoch 1: 3 of 10", "worker:1": "has noted no progress"}
+    error = StallError(60.24, ["worker:1 started", "ps:0 started"], places, "/a/stall.txt")
+    assert (error.seconds, error.last) == (60.24, ("worker:1 started", "ps:0 started"))
+    assert (error.places, error.report) == (places, "/a/stall.txt")
+    assert str(error) == (
+        "nobody has got on for 60.2 s; the last: worker:1 started, ps:0 started; "
+        "worker:0: epoch 1: 3 of 10; worker:1: has noted no progress; "
+        "the report is in /a/stall.txt"
+    )
+
+
+def test_a_stall_of_which_little_is_known_tells_that():
+    assert str(StallError(3.0, [], {})) == "nobody has got on for 3.0 s"
 
 
 @pytest.mark.parametrize(

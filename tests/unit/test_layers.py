@@ -23,7 +23,9 @@ LAYERS = {
     "ledger": 0,
     "mistaken": 0,
     "planner": 0,
+    "progress": 0,
     "splits": 0,
+    "stall": 0,
     "task": 0,
     "verdict": 0,
     # 1: one mechanism each, on TensorFlow

@@ -16,7 +16,7 @@ from tfdist import arrivals
 from tfdist.arrivals import RESIGNED, Decision
 from tfdist.barrier.connection import ANSWER_SECS, PS_LOST, Connection, Snapshot
 from tfdist.barrier.state import StateOnPs
-from tfdist.barrier_notes import BarrierNote, note_barrier
+from tfdist.barrier_notes import BarrierNote, PassMark, note_barrier
 from tfdist.deadline import Deadline
 from tfdist.errors import BarrierBroken, BarrierError, BarrierTimeout, ConfigError, StartTimeout
 from tfdist.task import Task
@@ -76,6 +76,7 @@ class SharedBarrier(ABC):
         self._action = action if self._rank == 0 else None
         self._timeout, self._break_on_timeout = timeout, break_on_timeout
         note_barrier(BarrierNote(name, parties))  # also of one that never gets an answer
+        self._pass_mark = PassMark()
         self._begin()
 
     # The interface of threading.Barrier.
@@ -137,6 +138,7 @@ class SharedBarrier(ABC):
             if decision is Decision.PASS:
                 self._parity ^= 1
                 self._arrived = False
+                self._pass_mark.touch()
                 return self._rank
             snapshot = self._connection.look(deadline)
         if decision in (Decision.WAIT, Decision.ARRIVE):

@@ -9,7 +9,9 @@ from typing import Any
 from rich.table import Table
 
 from tfdist.barrier_notes import BarrierNote, noted_barriers
+from tfdist.cli.read_barriers import read
 from tfdist.cluster.beside import ask_beside
+from tfdist.cluster.fork_call import call_in_fork
 from tfdist.cluster.run_folder import RunFolder
 from tfdist.errors import ClusterError
 
@@ -41,12 +43,28 @@ def ask(pid: int, cluster: dict[str, list[str]], notes: Sequence[BarrierNote]) -
         cluster: addresses by type.
         notes: the barriers that are meant.
     """
-    wanted = {"pid": pid, "cluster": cluster, "notes": [asdict(note) for note in notes]}
     try:
-        answer = ask_beside("tfdist.cli.read_barriers", wanted)
+        answer = ask_beside("tfdist.cli.read_barriers", _wanted(pid, cluster, notes))
     except ClusterError as error:
         return Barriers(failure=str(error))
     return Barriers(answer["barriers"], answer["failure"])
+
+
+def ask_in_fork(
+    pid: int, cluster: dict[str, list[str]], notes: Sequence[BarrierNote], timeout: float
+) -> Barriers:
+    """The same for a launcher, whose fork server spares it the import of TensorFlow."""
+    try:
+        answer = call_in_fork(read, _wanted(pid, cluster, notes), timeout=timeout)
+    except ClusterError as error:
+        return Barriers(failure=str(error))
+    return Barriers(answer["barriers"], answer["failure"])
+
+
+def _wanted(
+    pid: int, cluster: dict[str, list[str]], notes: Sequence[BarrierNote]
+) -> dict[str, Any]:
+    return {"pid": pid, "cluster": cluster, "notes": [asdict(note) for note in notes]}
 
 
 def barrier_table(barriers: Barriers) -> Table:

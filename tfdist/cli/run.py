@@ -9,7 +9,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from tfdist.cli.launch import Launch, process_cluster, thread_cluster
@@ -17,6 +17,7 @@ from tfdist.cli.network import isolate_or_tell
 from tfdist.cli.output import Output
 from tfdist.cli.pipe import READER_LEFT, PipeConsole, drop_unread
 from tfdist.cli.progress import ProgressView
+from tfdist.cli.stall import StallGuard
 from tfdist.cli.summary import summary_json, summary_table
 from tfdist.cluster.identity import ID_VARIABLE
 from tfdist.cluster.live_runs import PREFIX, linked
@@ -24,11 +25,12 @@ from tfdist.cluster.local import BACKENDS
 from tfdist.cluster.run_folder import TaskRecord
 from tfdist.cluster.script import Script
 from tfdist.cluster.shape import Shape
-from tfdist.errors import ClusterError, ConfigError, TaskFailed
+from tfdist.errors import ClusterError, ConfigError, StallError, TaskFailed
 from tfdist.task import Task
 
 _BAD_INPUT = 2
 _TASK_FAILED = 70
+_STALLED = 75
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _TERMINATED = 143  # 128 + SIGTERM
 
@@ -97,6 +99,13 @@ def _add_cluster(group: argparse._ArgumentGroup) -> None:
 def _add_end(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--timeout", type=float, metavar="S", help="end the job after S seconds, with exit code 70"
+    )
+    group.add_argument(
+        "--stall-timeout",
+        type=float,
+        metavar="S",
+        help="when nobody has got on for S seconds, tell where everybody stands, and end the job "
+        "with exit code 75",
     )
     group.add_argument(
         "--restart",
@@ -175,13 +184,17 @@ def _check(parsed: argparse.Namespace) -> None:
         raise ConfigError("--workers", parsed.workers, "at least 1")
     if parsed.restart < 0:
         raise ConfigError("--restart", parsed.restart, "at least 0")
-    if parsed.timeout is not None and not parsed.timeout > 0:
-        raise ConfigError("--timeout", parsed.timeout, "more than 0 seconds")
+    for flag, seconds in {
+        "--timeout": parsed.timeout,
+        "--stall-timeout": parsed.stall_timeout,
+    }.items():
+        if seconds is not None and not seconds > 0:
+            raise ConfigError(flag, seconds, "more than 0 seconds")
     if parsed.classic_flags and (parsed.chief or parsed.evaluator or parsed.coordinator):
         other = next(name for name in ("chief", "evaluator", "coordinator") if vars(parsed)[name])
         raise ConfigError(f"--{other}", True, "--classic-flags know only ps and workers")
     if parsed.backend == "threads":
-        for name in ("restart", "classic_flags"):
+        for name in ("restart", "classic_flags", "stall_timeout"):
             if vars(parsed)[name]:
                 flag = f"--{name.replace('_', '-')}"
                 raise ConfigError(flag, vars(parsed)[name], "needs --backend processes")
@@ -213,10 +226,20 @@ def _run(parsed: argparse.Namespace, lives: list[TaskRecord]) -> None:
             with cluster_of(_shape(parsed), script, serve, environment, launch) as (cluster, job):
                 launch.create(cluster.tasks, {"id": identity, "script": parsed.script})
                 with ProgressView(launch, cluster.tasks), cluster:
-                    cluster.run(job, timeout=parsed.timeout, restarts=parsed.restart)
+                    guard = _guard(parsed, launch, cluster.trainers)
+                    cluster.run(job, timeout=parsed.timeout, restarts=parsed.restart, watch=guard)
         finally:
             lives += launch.lives()
             output.flush()
+
+
+def _guard(
+    parsed: argparse.Namespace, launch: Launch, trainers: Sequence[Task]
+) -> StallGuard | None:
+    if parsed.stall_timeout is None:
+        return None
+    names = [task.name for task in trainers]
+    return StallGuard(launch, names, parsed.stall_timeout, is_kept=parsed.log_dir is not None)
 
 
 def _shape(parsed: argparse.Namespace) -> Shape:
@@ -242,6 +265,8 @@ def _folder(log_dir: str | None) -> Iterator[str]:
 def _exit_code(error: ClusterError | ConfigError) -> int:
     if isinstance(error, ConfigError):
         return _BAD_INPUT
+    if isinstance(error, StallError):
+        return _STALLED
     # What a script ends with on purpose is passed on; a traceback or a signal is a failed task.
     on_purpose = isinstance(error, TaskFailed) and error.__cause__ is None and error.exit_code
     return on_purpose if on_purpose and on_purpose > 0 else _TASK_FAILED

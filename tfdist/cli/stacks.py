@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -27,7 +27,7 @@ from tfdist.cluster.kernel_threads import KernelThreads, kernel_threads
 from tfdist.cluster.live_runs import chosen_run, while_it_lasts
 from tfdist.cluster.processes import STACKS_FILE
 from tfdist.cluster.run_folder import RunFolder, TaskRecord
-from tfdist.cluster.stacks import ANSWERED, GONE, MEANINGS, Answer, ask
+from tfdist.cluster.stacks import ANSWER_SECS, ANSWERED, GONE, MEANINGS, Answer, ask
 from tfdist.errors import ConfigError
 
 _NOT_ALL_ANSWER = 1
@@ -120,29 +120,73 @@ def _command_of_run(parsed: argparse.Namespace, console: Console, run: RunFolder
         if parsed.task not in names:
             raise ConfigError("--task", parsed.task, f"one of {', '.join(names)}")
         names = [parsed.task]
+    stacks = stacks_of(run, names, native=parsed.native)
+    if parsed.json:
+        print(json.dumps(stacks.as_json()))
+    else:
+        stacks.show(console)
+    return stacks.exit_code
+
+
+@dataclass(frozen=True)
+class JobStacks:
+    """Where the tasks of a run stand.
+
+    Attributes:
+        run: whose tasks they are.
+        runs: whether it goes on.
+        views: of those tasks that were asked for.
+    """
+
+    run: RunFolder
+    runs: bool
+    views: list[_View]
+
+    @property
+    def exit_code(self) -> int:
+        """0 if everybody answers, or ended well."""
+        return 0 if all(view.is_well for view in self.views) else _NOT_ALL_ANSWER
+
+    def as_json(self) -> dict[str, Any]:
+        """All of it as plain data."""
+        return {
+            "run": str(self.run.path),
+            "runs": self.runs,
+            "exit_code": self.exit_code,
+            "tasks": [_task_json(view) for view in self.views],
+        }
+
+    def show(self, console: Console) -> None:
+        """Prints it."""
+        state = "runs" if self.runs else "this job is over; how each task ended:"
+        lines = [f"{self.run.path}: {state}"]
+        for view in self.views:
+            lines += _lines(view, console.width)
+        for line in (*lines, *install_lines([view.complaint for view in self.views])):
+            console.print(line, soft_wrap=True)
+
+
+def stacks_of(
+    run: RunFolder, names: Sequence[str], *, native: bool = False, timeout: float = ANSWER_SECS
+) -> JobStacks:
+    """Asks all of these tasks at the same time.
+
+    Args:
+        run: whose tasks they are.
+        names: of the tasks.
+        native: whether py-spy is asked too, which may take longer.
+        timeout: in seconds, for their answers.
+    """
     runs = run.runs
     lives = {life.name: life for life in run.latest()}
     with ThreadPoolExecutor(len(names)) as pool:
-        views = list(pool.map(lambda name: _view(run, name, lives.get(name), parsed.native), names))
-    code = 0 if all(view.is_well for view in views) else _NOT_ALL_ANSWER
-    if parsed.json:
-        about = {
-            "run": str(run.path),
-            "runs": runs,
-            "exit_code": code,
-            "tasks": [_task_json(view) for view in views],
-        }
-        print(json.dumps(about))
-        return code
-    lines = [f"{run.path}: " + ("runs" if runs else "this job is over; how each task ended:")]
-    for view in views:
-        lines += _lines(view, console.width)
-    for line in (*lines, *install_lines([view.complaint for view in views])):
-        console.print(line, soft_wrap=True)
-    return code
+        views = pool.map(lambda name: _view(run, name, lives.get(name), native, timeout), names)
+        return JobStacks(run, runs, list(views))
 
 
-def _view(run: RunFolder, name: str, life: TaskRecord | None, native: bool) -> _View:
+def _view(
+    run: RunFolder, name: str, life: TaskRecord | None, native: bool, timeout: float
+) -> _View:
     """Looks at one task; blocks until it has answered or a deadline is over."""
     if life is None or life.ended is not None:
         return _View(name, life)
@@ -150,7 +194,7 @@ def _view(run: RunFolder, name: str, life: TaskRecord | None, native: bool) -> _
     if process is None:
         return _View(name, life, Answer(GONE))
     kernel = kernel_threads(life.pid)  # before it is woken up by the question
-    answer = ask(process, run.folder_of(name, life.attempt) / STACKS_FILE)
+    answer = ask(process, run.folder_of(name, life.attempt) / STACKS_FILE, timeout)
     text, complaint = ask_py_spy(life.pid, native=True) if native else (None, None)
     return _View(name, life, answer, kernel, text, complaint)
 

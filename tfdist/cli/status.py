@@ -6,13 +6,16 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+from rich.console import Console
 from rich.table import Table
 
+from tfdist.barrier_notes import BarrierNote
 from tfdist.cli.arguments import add_json, add_run
 from tfdist.cli.barriers import Barriers, ask, barrier_table, noted
 from tfdist.cli.pipe import PipeConsole
@@ -71,6 +74,20 @@ class _Row:
     progress_age_secs: float | None = None
     listens: bool | None = None
 
+    @property
+    def note(self) -> str | None:
+        """What it noted last as text."""
+        if self.progress is None:
+            return None
+        state, done, total = (self.progress[key] for key in ("state", "done", "total"))
+        return f"{state}: {done} of {total}, {self.progress_age_secs:.0f} s ago"
+
+    @property
+    def place(self) -> str:
+        """How far it is, in a few words."""
+        state = [] if self.state == "runs" else [self.state]
+        return ", ".join([*state, self.note or "has noted no progress"])
+
 
 def command(parsed: argparse.Namespace) -> int:
     """Prints the tables and returns the exit code.
@@ -85,51 +102,90 @@ def command(parsed: argparse.Namespace) -> int:
 
 
 def _status(parsed: argparse.Namespace, run: RunFolder) -> int:
+    status = status_of(run)
+    if parsed.json:
+        barriers = status.barriers(ask)
+        print(json.dumps(status.as_json(barriers)))
+        return status.exit_code(barriers)
+    console = PipeConsole(highlight=False, markup=False, emoji=False)
+    status.show_tasks(console)
+    # The first table does not wait for TensorFlow, which the second one needs.
+    barriers = status.barriers(ask)
+    show_barriers(barriers, console)
+    return status.exit_code(barriers)
+
+
+@dataclass(frozen=True)
+class JobStatus:
+    """How the tasks of a run are.
+
+    Attributes:
+        run: whose tasks they are.
+        about: what its `run.json` holds.
+        runs: whether it goes on.
+        seconds: since it began.
+        rows: its tasks.
+    """
+
+    run: RunFolder
+    about: dict[str, Any]
+    runs: bool
+    seconds: float
+    rows: list[_Row]
+
+    def barriers(
+        self, asks: Callable[[int, dict[str, list[str]], Sequence[BarrierNote]], Barriers]
+    ) -> Barriers:
+        """How the barriers stand, if the run goes on; blocks as long as `asks` does."""
+        notes = noted(self.run) if self.runs else []
+        if not notes:
+            return Barriers()
+        ps = next(row for row in self.rows if row.task == "ps:0")  # who made one has seen it
+        if ps.state != "runs" or ps.pid is None:
+            failure = f"{ps.task}, which keeps them, does not answer: {ps.state}"
+            return Barriers(failure=failure)
+        return asks(ps.pid, self.about["cluster"], notes)
+
+    def exit_code(self, barriers: Barriers) -> int:
+        """0 if everybody is well, the ps that keeps the barriers too."""
+        is_well = all(row.is_well for row in self.rows) and barriers.failure is None
+        return 0 if is_well else _NOT_WELL
+
+    def as_json(self, barriers: Barriers) -> dict[str, Any]:
+        """All of it as plain data."""
+        return {
+            "run": str(self.run.path),
+            "runs": self.runs,
+            "seconds": round(self.seconds, 3) if self.runs else None,
+            "exit_code": self.exit_code(barriers),
+            "tasks": [asdict(row) for row in self.rows],
+            "barriers": barriers.reports,
+            "barriers_failure": barriers.failure,
+        }
+
+    def show_tasks(self, console: Console) -> None:
+        """Prints the table of the tasks."""
+        state = f"runs for {self.seconds:.0f} s" if self.runs else "this job is over"
+        console.print(f"{self.run.path}: {state}", soft_wrap=True)
+        console.print(_table(self.rows))
+
+
+def status_of(run: RunFolder) -> JobStatus:
+    """How its tasks are now."""
     about = run.about
     runs = run.runs
     lives = {life.name: life for life in run.latest()}
     rows = [_row(run, name, lives.get(name), about["cluster"]) for name in about["tasks"]]
-    is_well = all(row.is_well for row in rows)
-    if parsed.json:
-        barriers = _barriers(run, rows, about["cluster"]) if runs else Barriers()
-        code = 0 if is_well and barriers.failure is None else _NOT_WELL
-        report = {
-            "run": str(run.path),
-            "runs": runs,
-            "seconds": round(time.time() - about["began"], 3) if runs else None,
-            "exit_code": code,
-            "tasks": [asdict(row) for row in rows],
-            "barriers": barriers.reports,
-            "barriers_failure": barriers.failure,
-        }
-        print(json.dumps(report))
-        return code
-    console = PipeConsole(highlight=False, markup=False, emoji=False)
-    console.print(
-        f"{run.path}: "
-        + (f"runs for {time.time() - about['began']:.0f} s" if runs else "this job is over"),
-        soft_wrap=True,
-    )
-    console.print(_table(rows))
-    # The first table does not wait for TensorFlow, which the second one needs.
-    barriers = _barriers(run, rows, about["cluster"]) if runs else Barriers()
+    return JobStatus(run, about, runs, time.time() - about["began"], rows)
+
+
+def show_barriers(barriers: Barriers, console: Console) -> None:
+    """Prints the table of the barriers, if there are any."""
     if barriers.reports:
         console.print()
         console.print(barrier_table(barriers))
     if barriers.failure is not None:
         console.print(f"\nbarriers: {barriers.failure}", soft_wrap=True)
-    return 0 if is_well and barriers.failure is None else _NOT_WELL
-
-
-def _barriers(run: RunFolder, rows: list[_Row], cluster: dict[str, list[str]]) -> Barriers:
-    """How the barriers of a run stand that goes on."""
-    notes = noted(run)
-    if not notes:
-        return Barriers()
-    ps = next(row for row in rows if row.task == "ps:0")  # who made a barrier has seen it
-    if ps.state != "runs" or ps.pid is None:
-        return Barriers(failure=f"{ps.task}, which keeps them, does not answer: {ps.state}")
-    return ask(ps.pid, cluster, notes)
 
 
 def _local(parsed: argparse.Namespace) -> int:
@@ -229,7 +285,7 @@ def _table(rows: list[_Row]) -> Table:
             _number(row.seconds, 1),
             _number(row.cpu_secs, 1),
             _number(row.memory_bytes and row.memory_bytes / 1e6, 0),
-            _progress_text(row),
+            row.note or "",
             {None: "", True: "yes", False: "no"}[row.listens],
         )
     return table
@@ -237,10 +293,3 @@ def _table(rows: list[_Row]) -> Table:
 
 def _number(value: float | None, digits: int) -> str:
     return "" if value is None else f"{value:.{digits}f}"
-
-
-def _progress_text(row: _Row) -> str:
-    note = row.progress
-    if note is None:
-        return ""
-    return f"{note['state']}: {note['done']} of {note['total']}, {row.progress_age_secs:.0f} s ago"

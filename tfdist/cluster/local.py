@@ -25,6 +25,7 @@ BACKENDS = ("threads", "processes")
 EVALUATOR_SECS = 60.0
 _LEAVE_SECS = 2.0
 _OWN_SECS = 0.5
+_LOOK_SECS = 0.25
 
 
 class LocalCluster:
@@ -74,6 +75,7 @@ class LocalCluster:
         *,
         timeout: float | None = None,
         restarts: int = 0,
+        watch: Callable[[], None] | None = None,
     ) -> list[Result]:
         """Calls `function(task)` on every trainer and returns their results by rank.
 
@@ -86,6 +88,7 @@ class LocalCluster:
             timeout: in seconds for the whole run; None waits without end.
             restarts: how often each task that fails is started again (processes only). A ps that
                 is has lost all that it kept.
+            watch: called at least each second while the trainers run; what it raises ends the run.
 
         Raises:
             TaskFailed: the earliest failure of a task that was not restarted; the others have
@@ -116,6 +119,8 @@ class LocalCluster:
                 ended = self._next_end(deadline)
                 if ended is not None:
                     results[ended[0].name] = ended[1].result  # type: ignore[assignment]
+                if watch is not None:
+                    self._look(watch)
             if "evaluator:0" in self._running:
                 self._let_evaluator_end(deadline)
             self._let_servers_leave()
@@ -190,12 +195,12 @@ class LocalCluster:
         self._ended.put((running, outcome))
 
     def _next_end(self, deadline: Deadline) -> tuple[Task, Outcome] | None:
-        """The next task that has ended well; None after a second, or if it was killed on purpose.
+        """The next task that has ended well; None if that is none for a moment, or does not count.
 
-        The second is for signals, to which a wait without end in a lock may be deaf.
+        The moment is for signals, to which a wait without end in a lock may be deaf, and `watch`.
         """
         try:
-            running, outcome = self._ended.get(timeout=min(deadline.remaining, 1.0))
+            running, outcome = self._ended.get(timeout=min(deadline.remaining, _LOOK_SECS))
         except queue.Empty:
             if deadline.expired:
                 raise RunTimeout(sorted(self._running), deadline.elapsed) from None
@@ -211,6 +216,15 @@ class LocalCluster:
                 return None
         outcome.raise_for(task)
         return task, outcome
+
+    def _look(self, watch: Callable[[], None]) -> None:
+        try:
+            watch()
+        except Exception:
+            # A task that has ended meanwhile is looked at first: it may have failed, and be the
+            # cause. Else `watch` will raise again.
+            if self._ended.empty():
+                raise
 
     def _may_start_again(self, task: Task, outcome: Outcome) -> bool:
         # Bad input stays what it is.

@@ -276,8 +276,8 @@ def _task_main(
     folder: str | None,
 ) -> None:
     """The life of a task's process."""
-    _die_with_parent()
-    _let_go_of_fork_server()
+    die_with_parent()
+    let_go_of_fork_server()
     os.setsid()
     _wait_for_go(channel)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -318,7 +318,8 @@ def _wait_for_go(channel: Connection) -> None:
         os._exit(1)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """Has the kernel end this process when the one that forked it ends."""
     parent = os.getppid()
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
@@ -327,7 +328,7 @@ def _die_with_parent() -> None:
         os._exit(1)
 
 
-def _let_go_of_fork_server() -> None:
+def let_go_of_fork_server() -> None:
     """Leaves the launcher alone to keep the fork server alive.
 
     `multiprocessing` gives each child a copy of the pipe whose end tells the fork server to end,

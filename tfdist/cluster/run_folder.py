@@ -3,11 +3,13 @@
 ::
 
     RUN/run.json                            the run: see RunFolder.create
+    RUN/stall.txt, stall.json               where all stood, if it was ended for standing still
     RUN/attempt-1/worker-1/task.json        a life of a task: see TaskRecord
                            stdout, stderr   what it has written
                            progress.json    how far it is, by its own word
                            stacks           where its threads stood when it was last asked
                            barriers         those that it has made: see tfdist.barrier_notes
+                           barrier-passed   touched when it passes one
                            error.json       why it failed, if it did
 
 `tfdist run` writes it; `tfdist status` and `tfdist stacks` read it, while it runs and afterwards.

@@ -30,6 +30,7 @@ MEANINGS = {
     DENIED: "may not be asked: another user's",
 }
 
+ANSWER_SECS = 5.0
 _POLL_SECS = 0.02
 _STOPPED_STATES = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 _GONE_ERRORS = (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError)
@@ -79,7 +80,7 @@ class Answer:
     more_threads: bool = False
 
 
-def ask(process: psutil.Process, path: Path, timeout: float = 5.0) -> Answer:
+def ask(process: psutil.Process, path: Path, timeout: float = ANSWER_SECS) -> Answer:
     """Asks a process for its stacks by the signal, and blocks until they are in `path`.
 
     Never harms the process: it is not sent the signal unless it has a handler for it.

@@ -1,15 +1,8 @@
-"""What the trainers say of their work: to the chief at the end of an epoch, to the launcher always.
-
-Reports to the chief go through a queue on ps 0. The launcher must see progress also when
-TensorFlow hangs, so that goes through a file.
-"""
+"""What the trainers tell the chief of their work at the end of an epoch, by a queue on ps 0."""
 
 from __future__ import annotations
 
 import json
-import os
-import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -18,7 +11,7 @@ import tensorflow as tf
 from tfdist.errors import TfdistError
 from tfdist.ledger import Ledger, Range
 from tfdist.mistaken import retry_if_mistaken
-from tfdist.task import PROGRESS_VARIABLE, Task, session_target
+from tfdist.task import Task, session_target
 
 _TIMEOUT_SECS = 30.0
 
@@ -115,39 +108,3 @@ def merged(reports: list[EpochReport]) -> Ledger:
 def _parse(values: dict[str, object]) -> EpochReport:
     visits = tuple((start, stop) for start, stop in values.pop("visits"))  # type: ignore[attr-defined]
     return EpochReport(**values, visits=visits)  # type: ignore[arg-type]
-
-
-class Progress:
-    """Tells the launcher how far this trainer is; without one it does nothing.
-
-    Args:
-        path: the file that the launcher reads; None for no launcher.
-        every_secs: how often it is written at most, unless `state` changes.
-        clock: gives seconds that never go back.
-    """
-
-    def __init__(
-        self,
-        path: str | None,
-        *,
-        every_secs: float = 0.1,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._path, self._every_secs, self._clock = path, every_secs, clock
-        self._next, self._state = clock(), ""
-
-    @classmethod
-    def from_env(cls) -> Progress:
-        """For the launcher that started this process, if one did."""
-        return cls(os.environ.get(PROGRESS_VARIABLE))
-
-    def update(self, state: str, done: int, total: int) -> None:
-        """Notes that the trainer is in `state` ("epoch 3 of 10") with `done` of `total` done."""
-        if self._path is None or (state == self._state and self._clock() < self._next):
-            return
-        self._next, self._state = self._clock() + self._every_secs, state
-        # Renamed into place, so that the launcher never reads half of it.
-        draft = f"{self._path}.new"
-        with open(draft, "w", encoding="utf-8") as file:
-            json.dump({"state": state, "done": done, "total": total}, file)
-        os.replace(draft, self._path)

@@ -1,0 +1,108 @@
+"""`tfdist run --stall-timeout`: who is ended, who is not, and how soon it is told."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import threading
+import time
+
+import psutil
+import pytest
+
+from tests.cluster.test_run import command, run
+from tfdist.cluster.run_folder import RunFolder
+from tfdist.testing import poll_until
+
+STALL_SECS = 4.0
+REPORT_SECS = 5.0  # what is promised: how long after the timeout the report is there
+
+# Gets on for longer than STALL_SECS, and each time after an eighth of it.
+STEADY = """
+import sys, threading, tfdist
+task = tfdist.Task.from_env()
+progress = tfdist.Progress.from_env()
+if sys.argv[1] == "passes a barrier":
+    barrier = tfdist.Barrier(task, "step", timeout=60)
+for step in range(10):
+    threading.Event().wait(0.5)
+    if sys.argv[1] == "notes progress":
+        progress.update("steps", step, 10)
+    elif sys.argv[1] == "prints":
+        print("step", step, flush=True)
+    else:
+        barrier.wait()
+"""
+
+# Steps without end, as long as everybody is there.
+STEPS = """
+import tfdist
+task = tfdist.Task.from_env()
+with tfdist.trainer_server(task):
+    barrier = tfdist.Barrier(task, "step")
+    progress = tfdist.Progress.from_env()
+    step = 0
+    while True:
+        barrier.wait()
+        step += 1
+        progress.update("steps", step, 10**9)
+"""
+
+pytestmark = pytest.mark.usefixtures("no_leaks")
+
+
+@pytest.mark.parametrize("sign", ["notes progress", "prints", "passes a barrier"])
+def test_a_job_that_gets_on_slowly_is_left_alone(script, sign):
+    ended = run("--workers", 1, "--stall-timeout", STALL_SECS, script(STEADY), sign)
+    assert ended.returncode == 0, ended.stderr
+    assert "nobody has got on" not in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["worker:1", "ps:0"])
+def test_a_task_that_is_stopped_is_told_in_time(script, tmp_path, name):
+    options = ["--stall-timeout", STALL_SECS, "--log-dir", tmp_path / "logs"]
+    launcher = subprocess.Popen(
+        command("--workers", 3, *options, script(STEPS)),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    lines, told = [], threading.Event()
+
+    def read():
+        for line in launcher.stderr:
+            lines.append(line)
+            if line.startswith("tfdist: nobody has got on for "):
+                told.set()
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    try:
+        poll_until(lambda: all_note(tmp_path / "logs"), "all workers take steps", timeout=60)
+        lives = {life.name: life for life in RunFolder.find(str(tmp_path / "logs")).latest()}
+        os.kill(lives[name].pid, signal.SIGSTOP)
+        stopped_at = time.monotonic()
+        assert told.wait(60)
+        assert time.monotonic() - stopped_at <= STALL_SECS + REPORT_SECS
+        assert launcher.wait(30) == 75
+    finally:
+        launcher.terminate()
+        launcher.wait(30)
+        reader.join()
+    text = "".join(lines)
+    assert f"{name}  attempt 1  pid {lives[name].pid}  is stopped, by SIGSTOP" in text
+    if name == "ps:0":
+        assert "barriers: ps:0, which keeps them, does not answer: stopped" in text
+    else:
+        assert "; worker:1: stopped, steps: " in text
+        assert "step " in text
+    assert not any(psutil.pid_exists(life.pid) for life in lives.values())
+
+
+def all_note(logs):
+    with contextlib.suppress(OSError, ValueError):
+        run_folder = RunFolder.find(str(logs))
+        folders = [run_folder.folder_of(f"worker:{index}", 1) for index in range(3)]
+        return all((folder / "progress.json").exists() for folder in folders)
+    return False

@@ -1,0 +1,156 @@
+"""What becomes of a job that stands still: the report, and the calls that it is made of."""
+
+import json
+import os
+import threading
+
+import pytest
+
+from tests.cluster.test_run import run
+from tfdist.barrier_notes import BarrierNote
+from tfdist.cli import stall
+from tfdist.cli.barriers import Barriers, ask_in_fork
+from tfdist.cli.stall import StallGuard
+from tfdist.cluster.fork_call import call_in_fork
+from tfdist.cluster.processes import start_fork_server
+from tfdist.cluster.run_folder import RunFolder
+from tfdist.errors import ClusterError, StallError
+from tfdist.progress import Progress
+from tfdist.task import Task
+
+# The chief never comes to the second meeting.
+STUCK = """
+import threading, tfdist
+
+
+def never_come():
+    threading.Event().wait()
+
+
+task = tfdist.Task.from_env()
+with tfdist.trainer_server(task):
+    meeting = tfdist.Barrier(task, "meeting")
+    meeting.wait()
+    tfdist.Progress.from_env().update("epoch 1", 3, 10)
+    if task.is_chief:
+        never_come()
+    meeting.wait()
+"""
+
+
+def test_a_job_that_stands_still_is_reported_and_ended(script, tmp_path):
+    logs, job = tmp_path / "logs", script(STUCK)
+    ended = run("--stall-timeout", 2, "--log-dir", logs, "--json", job)
+    assert ended.returncode == 75, ended.stderr
+    [folder] = logs.iterdir()
+
+    # Where everybody stands, as `tfdist status` and `tfdist stacks` tell it.
+    rows = [" ".join(line.split()) for line in ended.stderr.splitlines()]
+    [meeting] = [row for row in rows if row.startswith("meeting ")]
+    assert meeting.startswith("meeting 2 worker:1 ")
+    assert " worker:0 " in meeting
+    [stands] = [row for row in rows if row.startswith("never_come ")]
+    line = STUCK.splitlines().index("    threading.Event().wait()") + 1
+    assert stands.endswith(f"job.py:{line}")
+    assert "tfdist/barrier/interface.py" in ended.stderr  # there worker 1 stands
+
+    result = json.loads(ended.stdout)
+    assert (result["exit_code"], len(result["tasks"])) == (75, 3)
+    assert all(task["stopped"] for task in result["tasks"])
+    assert result["failure"].startswith("nobody has got on for ")
+    assert "worker:0: epoch 1: 3 of 10" in result["failure"]
+    assert result["failure"].endswith(f"the report is in {folder}/stall.txt")
+    assert f"tfdist: {result['failure']}" in ended.stderr
+
+    text = (folder / "stall.txt").read_text()
+    report = text.removeprefix(f"{result['failure']}\n\n")
+    assert report in ended.stderr
+    assert report.startswith(f"{folder}: runs for ")
+    kept = json.loads((folder / "stall.json").read_text())
+    places = {place["trainer"]: place["state"] for place in kept["status"]["barriers"][0]["places"]}
+    assert places == {"worker:0": "missing", "worker:1": "arrived"}
+    assert {task["task"]: task["answer"] for task in kept["stacks"]["tasks"]} == dict.fromkeys(
+        ["ps:0", "worker:0", "worker:1"], "answered"
+    )
+    assert kept["seconds"] >= 2
+    assert kept["places"].keys() == {"worker:0", "worker:1"}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The folder of a run with a worker that is this process."""
+    run_folder = RunFolder(tmp_path)
+    run_folder.create([Task("worker", 0, {"worker": ["localhost:1"]})], {})
+    run_folder.folder("worker:0", 1)
+    run_folder.started("worker:0", 1, os.getpid())
+    return run_folder
+
+
+def test_a_job_that_gets_on_while_the_report_is_made_goes_on(folder, monkeypatch, capsys):
+    progress = Progress(str(folder.folder_of("worker:0", 1) / "progress.json"), every_secs=0.0)
+    report_of = stall._report_of
+
+    def get_on_and_report(run_folder):
+        progress.update("epoch 1", 3, 10)
+        return report_of(run_folder)
+
+    guard = StallGuard(folder, ["worker:0"], 1e-9, is_kept=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(stall, "_report_of", get_on_and_report)
+        guard()  # sees that it has started
+        guard()
+    assert capsys.readouterr().err == ""
+    with pytest.raises(StallError) as caught:
+        guard()
+    assert caught.value.last == ("worker:0 noted progress",)
+    assert caught.value.places.keys() == {"worker:0"}
+    assert caught.value.report is None
+    assert capsys.readouterr().err.startswith("tfdist: nobody has got on for 0.0 s:\n")
+
+
+@pytest.fixture
+def fork_server():
+    start_fork_server()
+
+
+@pytest.mark.usefixtures("fork_server")
+class TestACallInAFork:
+    def test_gives_the_result_and_tensorflow_is_there_already(self):
+        assert call_in_fork(has_tensorflow, "tensorflow", timeout=60) is True
+
+    def test_tells_what_is_raised(self):
+        with pytest.raises(ClusterError, match=r"^ValueError: invalid literal for int"):
+            call_in_fork(int, "seven", timeout=60)
+
+    def test_tells_that_its_process_was_ended(self):
+        with pytest.raises(ClusterError, match="without a word"):
+            call_in_fork(os._exit, 3, timeout=60)
+
+    def test_is_over_in_time(self):
+        with pytest.raises(ClusterError, match="has not ended"):
+            call_in_fork(wait_for_ever, timeout=0.1)
+
+    @pytest.mark.parametrize(
+        ("pid", "timeout", "failure"),
+        [
+            (2**22 + 1, 60.0, None),  # more than the kernel's most
+            (os.getpid(), 0.0, "the process that asks has not ended after 0 s"),
+        ],
+    )
+    def test_asks_for_barriers(self, pid, timeout, failure):
+        cluster = {"ps": ["localhost:1"], "worker": ["localhost:2"]}
+        answer = ask_in_fork(pid, cluster, [BarrierNote("end", 1)], timeout)
+        if failure is None:
+            assert "cannot enter the network of process 4194305" in answer.failure
+        else:
+            assert answer == Barriers(failure=failure)
+
+
+def has_tensorflow(name):
+    import sys
+
+    return name in sys.modules
+
+
+def wait_for_ever():
+    threading.Event().wait()
