@@ -52,7 +52,7 @@ def test_a_relative_folder_is_found_from_everywhere(logs, monkeypatch):
 
 def test_a_link_that_a_killed_launcher_left_is_not_followed(logs):
     about = RunFolder(logs).about
-    about["launcher"]["created"] -= 1
+    about["launcher"]["ticks"] -= 1
     (logs / "run.json").write_text(json.dumps(about))
     with linked(str(logs)):
         assert found() == []
