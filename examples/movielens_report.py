@@ -9,15 +9,15 @@ import movielens_data
 from rich.console import Console
 from rich.table import Table
 
-from tfdist.train import checkpoint, telemetry
+import tfdist
+from tfdist.train import checkpoint
 
 
 class Summary:
     """Collects the epochs; `finish` says which promises the run did not keep."""
 
-    def __init__(self, data: str, expected: int, first_step: int, as_json: bool) -> None:
-        self._data, self._expected = data, expected
-        self._true_step = first_step
+    def __init__(self, data: str, first_step: int, as_json: bool) -> None:
+        self._data, self._true_step = data, first_step
         self._epochs: list[dict[str, Any]] = []
         # On standard error where standard output is for JSON.
         self._console = Console(stderr=as_json, highlight=False)
@@ -26,16 +26,17 @@ class Summary:
 
     def add_epoch(
         self,
-        reports: list[telemetry.EpochReport],
+        result: tfdist.EpochResult,
         waited: dict[str, float],
         rmse: float,
         saved: checkpoint.Saved,
     ) -> None:
         """Takes what the chief knows when all have arrived at the end of an epoch."""
-        self._note_leaving(reports)
-        audit = telemetry.merged(reports).audit(self._expected)
+        self._note_leaving(result)
+        audit = result.audit
+        assert audit is not None  # the epoch knows how many are expected
         # Counted by the trainers, so that it does not rest on the global step it is compared with.
-        self._true_step += sum(report.steps for report in reports)
+        self._true_step += result.steps
         self._epochs.append(
             {
                 "trainers": [
@@ -46,7 +47,7 @@ class Summary:
                         "seconds": round(report.seconds, 3),
                         "waited": round(waited[report.trainer], 3),
                     }
-                    for report in reports
+                    for report in result.reports
                 ],
                 "expected": audit.expected,
                 "visited": audit.visited,
@@ -62,9 +63,9 @@ class Summary:
         if not self._as_json:
             self._print_epoch(self._epochs[-1])
 
-    def finish(self, farewells: list[telemetry.EpochReport]) -> list[str]:
+    def finish(self, farewell: tfdist.EpochResult) -> list[str]:
         """Prints the end of the summary, and returns what did not turn out as promised."""
-        self._note_leaving(farewells)
+        self._note_leaving(farewell)
         baselines = movielens_data.baselines(self._data)
         result = {
             "epochs": self._epochs,
@@ -77,9 +78,9 @@ class Summary:
             self._print_end(result)
         return list(_broken_promises(result))
 
-    def _note_leaving(self, reports: list[telemetry.EpochReport]) -> None:
+    def _note_leaving(self, result: tfdist.EpochResult) -> None:
         """A trainer knows when it left an epoch only in its next report."""
-        left = [report.left for report in reports if report.left is not None]
+        left = [report.left for report in result.reports if report.left is not None]
         if self._epochs and left:
             self._epochs[-1]["left_within"] = round(max(left) - min(left), 3)
 

@@ -11,7 +11,7 @@ import movielens_report
 import tensorflow as tf
 
 import tfdist
-from tfdist.train import checkpoint, graph, telemetry
+from tfdist.train import checkpoint, graph
 
 WAIT_SECS = 300.0  # for the slowest trainer, at the end of an epoch
 
@@ -26,50 +26,47 @@ def train(task: tfdist.Task, target: str, args: argparse.Namespace) -> list[str]
         task, meta, movielens_data.part_files(args.data)[mine], args.batch_size
     )
     saver = checkpoint.Checkpointer(args.model_dir or tempfile.mkdtemp(prefix="movielens-"))
-    reports = telemetry.Reports(task, "epochs")
-    loop = Loop(task, model, args, sum(meta.part_sizes[mine]))
+    loop = Loop(model, args, task.name, sum(meta.part_sizes[mine]))
 
     with graph.session(task, target, restore=saver.restore) as session:
         first_step = int(session.run(model.global_step)) if task.is_chief else 0
-        summary = movielens_report.Summary(args.data, meta.num_train, first_step, args.json)
+        summary = movielens_report.Summary(args.data, first_step, args.json)
 
-        def save_and_evaluate() -> None:
-            saved = saver.save(session)
-            rmse = movielens_model.rmse(session, model, movielens_data.load_heldout(args.data))
-            summary.add_epoch(reports.collect(epoch), end.statistics().last_wait, rmse, saved)
+        def save_and_evaluate(result: tfdist.EpochResult) -> None:
+            if result.number <= args.epochs:  # not after the farewell
+                saved = saver.save(session)
+                rmse = movielens_model.rmse(session, model, movielens_data.load_heldout(args.data))
+                summary.add_epoch(result, epoch.last_wait(), rmse, saved)
 
         tfdist.Barrier(task, "start", timeout=WAIT_SECS).wait()
-        end = tfdist.Barrier(task, "end of epoch", action=save_and_evaluate, timeout=WAIT_SECS)
-        left = None
-        for epoch in range(1, args.epochs + 1):
-            reports.send(loop.train_epoch(session, epoch, left))
-            end.wait()
-            left = reports.now()
-        reports.send(telemetry.EpochReport(task.name, args.epochs + 1, 0, 0, 0.0, left=left))
-        tfdist.Barrier(task, "farewell", timeout=WAIT_SECS).wait()
-        return summary.finish(reports.collect(args.epochs + 1)) if task.is_chief else []
+        epoch = tfdist.Epoch(
+            task, "train", expected=meta.num_train, action=save_and_evaluate, timeout=WAIT_SECS
+        )
+        while epoch.number <= args.epochs:
+            loop.train_epoch(session, epoch)
+            epoch.finish().check()
+        farewell = epoch.finish()  # one of no examples, which tells when each has left the last
+        return summary.finish(farewell) if task.is_chief else []
 
 
 class Loop:
-    """One trainer's steps, and what it reports of them."""
+    """One trainer's steps."""
 
     def __init__(
         self,
-        task: tfdist.Task,
         model: movielens_model.Model,
         args: argparse.Namespace,
+        name: str,
         num_examples: int,
     ) -> None:
-        self._task, self._model, self._num_examples = task, model, num_examples
-        self._slowness = args.slow.get(task.name, 1.0)
+        self._model, self._num_examples = model, num_examples
+        self._slowness = args.slow.get(name, 1.0)
         self._num_epochs = args.epochs
         self._progress = tfdist.Progress.from_env()
 
-    def train_epoch(self, session: Any, epoch: int, left: float | None) -> telemetry.EpochReport:
+    def train_epoch(self, session: Any, epoch: tfdist.Epoch) -> None:
         """Trains until this trainer's data has ended; nothing is raised there."""
-        model, ledger = self._model, tfdist.Ledger()
-        steps = examples = 0
-        start = time.monotonic()
+        model, examples = self._model, 0
         session.run(model.start_epoch)
         while True:
             step_start = time.monotonic()
@@ -79,19 +76,11 @@ class Loop:
             if not has_value:
                 break
             visited = example[weight > 0]
-            ledger.add(visited)
-            steps, examples = steps + 1, examples + len(visited)
+            epoch.visit(visited)
+            examples += len(visited)
             self._progress.update(
-                f"epoch {epoch} of {self._num_epochs}", examples, self._num_examples
+                f"epoch {epoch.number} of {self._num_epochs}", examples, self._num_examples
             )
             time.sleep((self._slowness - 1) * (time.monotonic() - step_start))
-        self._progress.update(f"epoch {epoch} done, waits for the others", examples, examples)
-        return telemetry.EpochReport(
-            self._task.name,
-            epoch,
-            steps,
-            examples,
-            seconds=time.monotonic() - start,
-            visits=ledger.ranges(),
-            left=left,
-        )
+        state = f"epoch {epoch.number} done, waits for the others"
+        self._progress.update(state, examples, examples)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from tfdist.cluster.local import LocalCluster, local_cluster
     from tfdist.cluster.server import serve_ps, trainer_server
     from tfdist.deadline import Deadline
-    from tfdist.eos import padded
+    from tfdist.eos import anyone_has_value, padded
     from tfdist.errors import (
         BarrierBroken,
         BarrierError,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tfdist.ledger import Audit, Ledger
     from tfdist.progress import Progress
     from tfdist.task import Task, one_line_errors
+    from tfdist.train.epoch import Epoch, EpochResult, EpochStatus
 
 __version__ = "0.1.0"
 
@@ -43,7 +44,10 @@ __all__ = [
     "ClusterError",
     "ConfigError",
     "Deadline",
+    "Epoch",
     "EpochError",
+    "EpochResult",
+    "EpochStatus",
     "Ledger",
     "LocalCluster",
     "Progress",
@@ -53,6 +57,7 @@ __all__ = [
     "Task",
     "TaskFailed",
     "TfdistError",
+    "anyone_has_value",
     "local_cluster",
     "one_line_errors",
     "padded",
@@ -70,7 +75,10 @@ _HOMES = {
     "ClusterError": "tfdist.errors",
     "ConfigError": "tfdist.errors",
     "Deadline": "tfdist.deadline",
+    "Epoch": "tfdist.train.epoch",
     "EpochError": "tfdist.errors",
+    "EpochResult": "tfdist.train.epoch",
+    "EpochStatus": "tfdist.train.epoch",
     "Ledger": "tfdist.ledger",
     "LocalCluster": "tfdist.cluster.local",
     "Progress": "tfdist.progress",
@@ -80,6 +88,7 @@ _HOMES = {
     "Task": "tfdist.task",
     "TaskFailed": "tfdist.errors",
     "TfdistError": "tfdist.errors",
+    "anyone_has_value": "tfdist.eos",
     "local_cluster": "tfdist.cluster.local",
     "one_line_errors": "tfdist.task",
     "padded": "tfdist.eos",

@@ -59,6 +59,26 @@ def padded(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
     return batches.map(fill_up).concatenate(end.map(fill_up).repeat())
 
 
+def anyone_has_value(has_value: Any) -> Any:
+    """Whether any replica has something in this step, as a bool scalar; the same for all of them.
+
+    An all-reduce, for collective training (`MultiWorkerMirroredStrategy`): call it in each step
+    within `strategy.run`, and stop when it says no. So all replicas take the same number of steps,
+    and none waits in an all-reduce for one that has left.
+
+    Args:
+        has_value: of this replica's batch, as `padded` gives it.
+
+    Raises:
+        ConfigError: it was called outside of `strategy.run`.
+    """
+    replica = tf.distribute.get_replica_context()
+    if replica is None:
+        raise ConfigError("has_value", has_value, "call it in a function that strategy.run runs")
+    count = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(has_value, tf.int32))
+    return count > 0
+
+
 def _fill_up(tensor: Any, batch_size: int) -> Any:
     shape = tf.shape(tensor)
     lacking = tf.concat([[batch_size - shape[0]], shape[1:]], 0)

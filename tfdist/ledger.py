@@ -2,7 +2,7 @@
 
 Visits are kept as half-open ranges of example numbers, since what a trainer visits is contiguous,
 or becomes so: a million visits cost one range in the end. The rules are pure;
-`tfdist.train.telemetry` carries the ledgers of all trainers to the chief.
+`tfdist.Epoch` carries the ledgers of all trainers to the chief.
 """
 
 from __future__ import annotations

@@ -1,0 +1,246 @@
+"""An epoch that ends for all trainers at once, and accounts for every example."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from enum import Enum
+
+from tfdist.barrier import Barrier, SharedBarrier
+from tfdist.errors import BarrierTimeout, EpochError, TfdistError
+from tfdist.ledger import Audit, Ledger, Range
+from tfdist.task import Task
+from tfdist.train.epoch_state import EpochReport, EpochState
+
+
+class EpochStatus(Enum):
+    """How an epoch stands when `finish` returns."""
+
+    ALL_ENDED = "all ended"
+    PARTIAL = "partial"
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What is known of an epoch; the same on every trainer if all have ended.
+
+    Attributes:
+        number: of the epoch; the first is 1.
+        status: ALL_ENDED, or PARTIAL if somebody had not come in time.
+        reports: of those who have come, by rank.
+        absent: names of the trainers that have not.
+        audit: the visits of all reports against `expected`; None if that is not known.
+    """
+
+    number: int
+    status: EpochStatus
+    reports: tuple[EpochReport, ...]
+    absent: tuple[str, ...]
+    audit: Audit | None
+
+    @property
+    def steps(self) -> int:
+        """Of all reports together: as many updates, where each step is one."""
+        return sum(report.steps for report in self.reports)
+
+    @property
+    def examples(self) -> int:
+        """That were visited, one that was visited twice counted twice."""
+        return sum(report.examples for report in self.reports)
+
+    @property
+    def missing(self) -> tuple[Range, ...]:
+        """Ranges of examples that nobody visited; empty if it is not known how many there are."""
+        return self.audit.missing if self.audit else ()
+
+    @property
+    def duplicates(self) -> tuple[Range, ...]:
+        """Ranges of examples that were visited more than once; as of `missing`."""
+        return self.audit.duplicates if self.audit else ()
+
+    def check(self) -> None:
+        """Raises EpochError unless all have ended, and every example was visited once."""
+        if self.absent:
+            raise EpochError(
+                f"epoch {self.number}: not ended: {', '.join(self.absent)}",
+                missing=self.missing,
+                duplicates=self.duplicates,
+            )
+        if self.audit is not None:
+            self.audit.check()
+
+
+class Epoch:
+    """One epoch after another, for one trainer; each trainer makes its own, of the same name.
+
+    ::
+
+        epoch = Epoch(task, "train", expected=90_000, action=save, timeout=300)
+        for _ in range(10):
+            has_value = True
+            while epoch.goes_on(has_value):
+                _, number, weight, has_value = session.run([step, ...])
+                epoch.visit(number[weight > 0])
+            result = epoch.finish()
+
+    With `goes_on` the trainers keep step, and each does as many as the one that has most. Where
+    each trains at its own pace, ``while has_value`` does instead.
+
+    A trainer that was restarted goes on in the epoch in which it was; what its earlier life has
+    visited is not in its report.
+
+    Args:
+        task: a chief or a worker.
+        name: the same on every trainer; another name is another sequence of epochs.
+        expected: how many examples an epoch has, numbered from 0.
+        action: called with the result on the chief, when all have ended and before anybody goes
+            on: "save now". If it raises, all get BarrierBroken with its text.
+        timeout: in seconds, of each wait for the others; None waits without end.
+
+    Raises:
+        ConfigError: a parameter is wrong.
+        StartTimeout: ps 0 does not answer.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        name: str,
+        *,
+        expected: int | None = None,
+        action: Callable[[EpochResult], object] | None = None,
+        timeout: float | None = None,
+    ) -> None:
+        self._task, self._name = task, name
+        self._expected, self._action, self._timeout = expected, action, timeout
+        self._end = Barrier(
+            task, f"{name}/end", action=self._act if action else None, timeout=timeout
+        )
+        self._state = EpochState(task, name)
+        self.number = self._end.generation
+        self._step_barrier: SharedBarrier | None = None  # made when it is first needed
+        self._step = 0  # by the generations of that barrier, over all epochs
+        self._has_ended = self._state.has_ended(self.number)
+        self._is_over = False
+        self._left: float | None = None
+        self._begin()
+
+    def goes_on(self, has_value: bool, timeout: float | None = None) -> bool:
+        """Whether anybody has an example left; the same answer for all in the same step.
+
+        Blocks until all have come there, so each trainer has to call it before its first step and
+        after each one, until it says no. Then nobody has had anything in the last step.
+
+        Args:
+            has_value: whether this trainer has had something in the step before.
+            timeout: in seconds; None takes that of the epoch.
+
+        Raises:
+            BarrierTimeout: somebody did not come; the next call goes on waiting for the same step.
+            BarrierBroken: the ps was lost.
+            TfdistError: it has said no already.
+        """
+        if self._is_over:
+            raise TfdistError(f"epoch {self.number} of {self._name!r} is over; call finish()")
+        if self._step_barrier is None:
+            self._step_barrier = Barrier(self._task, f"{self._name}/step", timeout=self._timeout)
+            self._step = self._step_barrier.generation
+        if not has_value and not self._has_ended:
+            # Before it arrives, so that whoever has passed the step sees it. The step and not a
+            # count of those that have ended: a fast trainer may have ended in the next step
+            # already when a slow one looks, and both have to see the same.
+            self._state.put_end(self.number, self._step)
+            self._has_ended = True
+        self._step_barrier.wait(timeout)
+        step, self._step = self._step, self._step + 1
+        # Who has not ended knows the answer.
+        self._is_over = self._has_ended and self._state.all_ended(self.number, step)
+        return not self._is_over
+
+    def visit(self, examples: Iterable[int]) -> None:
+        """Notes that this trainer has visited examples, without the padding, in one step."""
+        visited = list(examples)
+        self._ledger.add(visited)
+        self._examples += len(visited)
+        self._steps += bool(visited)
+
+    def finish(self, timeout: float | None = None) -> EpochResult:
+        """Tells the others what this trainer did, and blocks until all have ended.
+
+        Args:
+            timeout: in seconds; None takes that of the epoch.
+
+        Returns:
+            With status PARTIAL if somebody did not come in time. Then the action has not run, the
+            epoch is not over, and `finish` may be called again. Another trainer that looked at
+            its own watch a moment later may have seen all.
+
+        Raises:
+            BarrierBroken: the action failed, or the ps was lost.
+        """
+        self._state.put_report(
+            EpochReport(
+                self._task.name,
+                self.number,
+                self._steps,
+                self._examples,
+                time.monotonic() - self._began,
+                self._ledger.ranges(),
+                self._left,
+            )
+        )
+        try:
+            self._end.wait(timeout)
+        except BarrierTimeout as error:
+            return self._result(error.missing)
+        result = self._result()
+        self._left = self._state.now()
+        self.number += 1
+        self._has_ended = self._is_over = False
+        self._begin()
+        return result
+
+    def last_wait(self) -> dict[str, float]:
+        """In the action: seconds by trainer that it has waited for the last one to end."""
+        return self._end.statistics().last_wait
+
+    def close(self) -> None:
+        """Gives the connections to the ps back."""
+        self._end.close()
+        self._state.close()
+        if self._step_barrier is not None:
+            self._step_barrier.close()
+
+    def __enter__(self) -> Epoch:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _begin(self) -> None:
+        self._ledger, self._steps, self._examples = Ledger(), 0, 0
+        self._began = time.monotonic()
+
+    def _act(self) -> None:
+        assert self._action is not None  # else there is no action
+        self._action(self._result())
+
+    def _result(self, absent: tuple[str, ...] = ()) -> EpochResult:
+        reports = self._state.reports(self.number)
+        silent = set(self._task.trainers) - {report.trainer for report in reports} - set(absent)
+        if silent:
+            raise TfdistError(
+                f"epoch {self.number} of {self._name!r}: no report of {', '.join(sorted(silent))}, "
+                "which has come to its end; each trainer has to end it with finish()"
+            )
+        ledger = Ledger()
+        for report in reports:
+            ledger.merge(Ledger(report.visits))
+        return EpochResult(
+            self.number,
+            EpochStatus.PARTIAL if absent else EpochStatus.ALL_ENDED,
+            tuple(report for report in reports if report.trainer not in absent),
+            absent,
+            None if self._expected is None else ledger.audit(self._expected),
+        )
