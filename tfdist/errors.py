@@ -12,7 +12,8 @@
     |- BarrierError
     |  |- BarrierTimeout (TimeoutError, threading.BrokenBarrierError)
     |  `- BarrierBroken  (threading.BrokenBarrierError)
-    `- EpochError                           missing and duplicate examples
+    |- EpochError                           missing and duplicate examples
+    `- SplitLost                            a split that was taken from its trainer
 
 Errors of TensorFlow pass through unchanged, or are chained as the cause of one of these.
 """
@@ -214,3 +215,20 @@ class EpochError(TfdistError):
         super().__init__(message)
         self.missing = tuple(missing)
         self.duplicates = tuple(duplicates)
+
+
+class SplitLost(TfdistError):
+    """A trainer that must not go on with its split: it may be another's by now.
+
+    Attributes:
+        rank: of the trainer.
+        reason: what it has lost, and why.
+    """
+
+    def __init__(self, rank: int, reason: str) -> None:
+        super().__init__(
+            f"the trainer of rank {rank} has lost what it held: {reason}. What it has visited and "
+            "not committed may be visited twice; claim another split"
+        )
+        self.rank = rank
+        self.reason = reason

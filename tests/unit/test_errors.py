@@ -15,6 +15,7 @@ from tfdist.errors import (
     ConfigError,
     EpochError,
     RunTimeout,
+    SplitLost,
     StallError,
     StartTimeout,
     TaskFailed,
@@ -36,6 +37,7 @@ SAMPLES = [
     BarrierTimeout("text", name="end", generation=7, arrived=["worker:0"], missing=["worker:1"]),
     BarrierBroken("end", "worker:1 called abort()"),
     EpochError("text", missing=[(0, 2)], duplicates=[(5, 6)]),
+    SplitLost(1, "another life speaks for it"),
 ]
 
 

@@ -1,0 +1,482 @@
+"""The rules of dynamic sharding, without a network: who reads which records, and how far it came.
+
+The records, numbered from 0, are cut into splits: half-open ranges. A trainer claims a split,
+commits as it goes, and claims the next one; so a fast trainer reads more of them. The table of
+splits is kept on a ps, as vectors of numbers that are changed under a lock. What matters is decided
+here, so that it can be tested under every interleaving. Times are whole microseconds by the clock
+of the ps, which is handed in.
+
+**Visits**: a record is visited by the update that it is a part of. A trainer visits nothing but
+what is reserved for it: the records from `offset`, up to which it has committed, to `reserved`.
+That is one batch; each commit reserves the next one. An update comes before its commit, in the
+same run: if the trainer dies in between, the batch is visited again, and no batch is left out.
+
+**Attempts**: each lease has a number of its own, and a trainer speaks of its lease by it. Who has
+lost a lease can do nothing in its name, however long it was stopped.
+
+**Lives**: a message that was given up on, or a process that was replaced, may yet be heard. So
+each trainer has one life that may speak for it. Whoever had no answer to a call does not know
+what has become of it, and goes on with a new life. That takes the lease away, and the claim that
+follows tells how far it was committed. Lives also keep apart what was leased before a ps went
+back to a checkpoint, for the numbers of the attempts go back with it.
+
+**Losses**: a lease is lost when it has ended and somebody else wants a split, when its trainer
+goes on with a new life, and when the ps comes back from a checkpoint. Each loss is noted, with
+the batch that may have been visited. The split is free again at its offset. If it is lost too often
+in one place, it is given up: its rest is a dead letter, noted as well.
+
+**Order**: the rows stand in the order in which an epoch hands them out, and the first free one is
+taken. So a split that was lost comes before all that nobody has had yet.
+
+**Stealing**: if nothing is free, half of the largest rest that is not reserved becomes a row of its
+own. It was not reserved, so nobody was to visit it; its former holder learns where its split stops
+now from the answer to its next commit, which it waits for before it goes on.
+
+A trainer has one lease at a time, so all that changes with each batch is kept by rank, in short
+vectors; the long ones, by split, change in one place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import NamedTuple
+
+from tfdist.errors import ConfigError, SplitLost
+from tfdist.ledger import Ledger, Range
+
+# What may be in `SplitTable.states`.
+TODO, LEASED, DONE, DEAD = range(4)
+
+NOTHING = -1  # in the place of a row
+NOBODY = 0  # in the place of a life
+REVOKED = 0  # in the place of an attempt: the lease was lost
+
+_WORD = 2**64
+
+
+class Lease(NamedTuple):
+    """What a trainer knows of the split that it holds, from the last answer it has had.
+
+    It may visit the records `offset` to `reserved` - 1; then it commits.
+    """
+
+    rank: int
+    life: int
+    attempt: int
+    offset: int
+    reserved: int
+    stop: int
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of it is committed, and the trainer holds nothing any more."""
+        return self.offset == self.stop
+
+
+class Wait(NamedTuple):
+    """The answer to a claim: there is nothing now. At `until` a lease ends if it is not renewed."""
+
+    until: int
+
+
+class Over(NamedTuple):
+    """The answer to a claim: all splits of the epoch are done or given up."""
+
+    epoch: int
+
+
+class Loss(NamedTuple):
+    """A lease that its trainer has lost.
+
+    The records `offset` to `reserved` - 1 may have been visited, and are visited again by whoever
+    has the split next. If it is dead, nobody has: the records `offset` to `stop` - 1 are the
+    dead letter.
+    """
+
+    epoch: int
+    rank: int
+    offset: int
+    reserved: int
+    stop: int
+    dead: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What does not change while a job runs.
+
+    Attributes:
+        splits: all records, each once.
+        seed: of the order of the splits; each epoch has an order of its own.
+        lease_us: how long a lease lasts that is not renewed.
+        max_retries: a split that is lost once more than that without a commit in between is given
+            up.
+    """
+
+    splits: tuple[Range, ...]
+    seed: int
+    lease_us: int
+    max_retries: int
+
+    def __post_init__(self) -> None:
+        if self.lease_us <= 0:
+            raise ConfigError("lease_us", self.lease_us, "more than 0")
+        if self.max_retries < 0:
+            raise ConfigError("max_retries", self.max_retries, "at least 0")
+        for start, stop in self.splits:
+            if not 0 <= start < stop:
+                raise ConfigError("splits", (start, stop), "a range needs 0 <= start < stop")
+        for one, other in pairwise(sorted(self.splits)):
+            if other[0] < one[1]:
+                raise ConfigError("splits", other, f"has records of another one, {one}")
+
+
+@dataclass(frozen=True)
+class SplitTable:
+    """Everything that is known of an epoch and its splits; all of it is numbers, but for the plan.
+
+    Attributes:
+        plan: what does not change.
+        starts: by row, the first record; the rows stand in the order of the epoch, stolen ones at
+            the end.
+        stops: by row, the one after the last.
+        offsets: by row, up to where it is committed.
+        states: by row, TODO, LEASED, DONE or DEAD.
+        retries: by row, how often it was lost since the last commit.
+        lives: by rank, the life that may speak for the trainer; NOBODY before the first.
+        held: by rank, the row that it has leased, or NOTHING.
+        attempts: by rank, the number of its last lease, or REVOKED if it has lost that.
+        reserved: by rank, up to where it may visit the row that it has leased.
+        lease_ends: by rank, when its lease ends.
+        epoch: counts from 0.
+        leases: how many there were so far, in all epochs.
+        lost: those that were lost, in all epochs.
+    """
+
+    plan: Plan
+    starts: tuple[int, ...]
+    stops: tuple[int, ...]
+    offsets: tuple[int, ...]
+    states: tuple[int, ...]
+    retries: tuple[int, ...]
+    lives: tuple[int, ...]
+    held: tuple[int, ...]
+    attempts: tuple[int, ...]
+    reserved: tuple[int, ...]
+    lease_ends: tuple[int, ...]
+    epoch: int = 0
+    leases: int = 0
+    lost: tuple[Loss, ...] = ()
+
+    @classmethod
+    def start(cls, plan: Plan, parties: int, epoch: int = 0) -> SplitTable:
+        """The table at the beginning of an epoch, before anybody came."""
+        if parties < 1:
+            raise ConfigError("parties", parties, "at least 1")
+        splits = [plan.splits[i] for i in epoch_order(len(plan.splits), plan.seed, epoch)]
+        starts = tuple(start for start, _ in splits)
+        return cls(
+            plan,
+            starts=starts,
+            stops=tuple(stop for _, stop in splits),
+            offsets=starts,
+            states=(TODO,) * len(splits),
+            retries=(0,) * len(splits),
+            lives=(NOBODY,) * parties,
+            held=(NOTHING,) * parties,
+            attempts=(REVOKED,) * parties,
+            reserved=(0,) * parties,
+            lease_ends=(0,) * parties,
+            epoch=epoch,
+        )
+
+    @property
+    def over(self) -> bool:
+        """Whether all splits of the epoch are done or given up; that lasts until the next one."""
+        return TODO not in self.states and max(self.held) == NOTHING
+
+    @property
+    def dead_letters(self) -> tuple[Loss, ...]:
+        """What was given up, in all epochs."""
+        return tuple(loss for loss in self.lost if loss.dead)
+
+    @property
+    def visited(self) -> tuple[Range, ...]:
+        """What is committed in this epoch, as few ranges.
+
+        Each record of them was visited once, and once more at most for each loss of its batch.
+        """
+        rows = zip(self.starts, self.offsets, strict=True)
+        return Ledger((start, offset) for start, offset in rows if start < offset).ranges()
+
+
+def enter(table: SplitTable, rank: int, life: int, previous: int | None = None) -> SplitTable:
+    """A new life speaks for trainer `rank`, and what an earlier one held is lost.
+
+    Again, and nothing changes: whoever has no answer sends it again as it was.
+
+    Args:
+        table: as it is.
+        rank: of the trainer.
+        life: a number that no other life has had; NOBODY for a trainer that leaves.
+        previous: the life that the same process has had: if another process has taken its place
+            since, nothing changes. None for a process that begins.
+    """
+    present = table.lives[rank]
+    if present == life or (previous is not None and present != previous):
+        return table
+    table = replace(table, lives=_with(table.lives, rank, life))
+    if table.held[rank] == NOTHING:
+        return table
+    return _lose(table, rank)
+
+
+def claim(
+    table: SplitTable, rank: int, life: int, *, epoch: int, now: int, ahead: int
+) -> tuple[SplitTable, Lease | Wait | Over]:
+    """Gives trainer `rank` the first free split, or a part of one that is leased.
+
+    Again, and it has the same lease, which is renewed.
+
+    Args:
+        table: as it is.
+        rank: of the trainer.
+        life: of the trainer.
+        epoch: for which it wants a split; another trainer may have begun the next one.
+        now: by the clock of the ps.
+        ahead: how many records it visits before it commits; no less is taken from another.
+
+    Raises:
+        SplitLost: another life speaks for the trainer.
+        ConfigError: the epoch has not begun, or `ahead` is no number of records.
+    """
+    if ahead < 1:
+        raise ConfigError("ahead", ahead, "at least 1 record")
+    if epoch > table.epoch:
+        raise ConfigError("epoch", epoch, f"epoch {table.epoch} is the last that has begun")
+    if table.lives[rank] != life:
+        raise SplitLost(rank, _REPLACED)
+    if epoch < table.epoch:
+        return table, Over(epoch)
+    if table.held[rank] != NOTHING:
+        table = _renewed(table, rank, now)
+        return table, _lease(table, rank)
+    for other, row in enumerate(table.held):
+        if row != NOTHING and table.lease_ends[other] <= now:
+            table = _lose(table, other)
+    if TODO not in table.states:
+        table = _divide(table, ahead)
+    if TODO in table.states:
+        row = table.states.index(TODO)
+        reserved = min(table.stops[row], table.offsets[row] + ahead)
+        table = replace(
+            table,
+            states=_with(table.states, row, LEASED),
+            held=_with(table.held, rank, row),
+            attempts=_with(table.attempts, rank, table.leases + 1),
+            reserved=_with(table.reserved, rank, reserved),
+            leases=table.leases + 1,
+        )
+        table = _renewed(table, rank, now)
+        return table, _lease(table, rank)
+    ends = [table.lease_ends[other] for other, row in enumerate(table.held) if row != NOTHING]
+    return table, Wait(min(ends)) if ends else Over(epoch)
+
+
+def renew(table: SplitTable, lease: Lease, *, now: int) -> tuple[SplitTable, Lease]:
+    """The lease lasts from now on, also if it had ended and nobody has wanted it.
+
+    Raises:
+        SplitLost: somebody has.
+    """
+    _check(table, lease)
+    if table.held[lease.rank] == NOTHING:
+        return table, lease
+    table = _renewed(table, lease.rank, now)
+    return table, _lease(table, lease.rank)
+
+
+def commit(
+    table: SplitTable, lease: Lease, offset: int, *, now: int, ahead: int
+) -> tuple[SplitTable, Lease]:
+    """All records before `offset` were visited. Renews the lease and reserves the next records.
+
+    What is answered tells where the split stops now. At that offset it is done, and the trainer
+    holds nothing any more. An offset up to which it is committed already changes nothing.
+
+    Args:
+        table: as it is.
+        lease: of the trainer.
+        offset: up to where it has visited.
+        now: by the clock of the ps.
+        ahead: how many records it visits before it commits again.
+
+    Raises:
+        SplitLost: the lease was lost; what it has visited since its last commit is visited again.
+        ConfigError: records were visited that were not reserved; or `ahead` is no number of them.
+    """
+    _check(table, lease)
+    rank = lease.rank
+    row = table.held[rank]
+    if row == NOTHING:  # it was the last commit that is repeated
+        return table, lease._replace(offset=offset, reserved=offset, stop=offset)
+    if ahead < 1:
+        raise ConfigError("ahead", ahead, "at least 1 record")
+    if offset > table.reserved[rank]:
+        raise ConfigError("offset", offset, f"reserved are those before {table.reserved[rank]}")
+    stop = table.stops[row]
+    if offset > table.offsets[row]:
+        table = replace(
+            table,
+            offsets=_with(table.offsets, row, offset),
+            retries=_with(table.retries, row, 0),
+            reserved=_with(table.reserved, rank, min(stop, offset + ahead)),
+        )
+    if offset < stop:
+        table = _renewed(table, rank, now)
+        return table, _lease(table, rank)
+    answer = _lease(table, rank)
+    states, held = _with(table.states, row, DONE), _with(table.held, rank, NOTHING)
+    return replace(table, states=states, held=held), answer
+
+
+def begin_epoch(table: SplitTable, epoch: int) -> SplitTable:
+    """All splits are to be done once more, in another order.
+
+    Unless the epoch before is over and `epoch` is the next one, nothing changes: so each trainer
+    may begin it that was told that the one before is over.
+    """
+    if epoch != table.epoch + 1 or not table.over:
+        return table
+    return replace(
+        SplitTable.start(table.plan, len(table.lives), epoch),
+        lives=table.lives,
+        attempts=table.attempts,
+        leases=table.leases,
+        lost=table.lost,
+    )
+
+
+def restored(table: SplitTable, parties: int) -> SplitTable:
+    """What comes back from a checkpoint: every lease is lost, by no fault of its split."""
+    for rank, row in enumerate(table.held):
+        if row != NOTHING:
+            table = _lose(table, rank, retries=0)
+    nobody = SplitTable.start(table.plan, parties)
+    return replace(
+        table,
+        lives=nobody.lives,
+        held=nobody.held,
+        attempts=nobody.attempts,
+        reserved=nobody.reserved,
+        lease_ends=nobody.lease_ends,
+    )
+
+
+def epoch_order(size: int, seed: int, epoch: int) -> list[int]:
+    """The numbers 0 .. size - 1 in the order of an epoch, the same everywhere and for ever.
+
+    They are sorted by the first `size` outputs of a generator SplitMix64 (Steele, Lea and Flood,
+    2014), no two of which are equal. Its state at the beginning is the first output of one with
+    the state x, where x is `epoch` more than the first output of one with the state `seed`.
+    """
+    state = _mixed(_mixed(seed, 1) + epoch, 1)
+    return sorted(range(size), key=lambda index: _mixed(state, index + 1))
+
+
+_REPLACED = (
+    "another life speaks for it. Two processes may run as one task, or the ps has come back from "
+    "a checkpoint"
+)
+
+
+def _check(table: SplitTable, lease: Lease) -> None:
+    if table.lives[lease.rank] != lease.life:
+        raise SplitLost(lease.rank, f"{_describe(lease)}: {_REPLACED}")
+    if table.attempts[lease.rank] != lease.attempt:
+        seconds = table.plan.lease_us / 1e6
+        raise SplitLost(
+            lease.rank,
+            f"{_describe(lease)}: nothing was committed or renewed for {seconds:g} s, and another "
+            "trainer has wanted a split. Was this process stopped, or does a batch take longer?",
+        )
+
+
+def _describe(lease: Lease) -> str:
+    return f"records [{lease.offset}, {lease.stop}), attempt {lease.attempt}"
+
+
+def _lease(table: SplitTable, rank: int) -> Lease:
+    row = table.held[rank]
+    return Lease(
+        rank=rank,
+        life=table.lives[rank],
+        attempt=table.attempts[rank],
+        offset=table.offsets[row],
+        reserved=table.reserved[rank],
+        stop=table.stops[row],
+    )
+
+
+def _renewed(table: SplitTable, rank: int, now: int) -> SplitTable:
+    return replace(table, lease_ends=_with(table.lease_ends, rank, now + table.plan.lease_us))
+
+
+def _lose(table: SplitTable, rank: int, *, retries: int = 1) -> SplitTable:
+    row = table.held[rank]
+    retries += table.retries[row]
+    dead = retries > table.plan.max_retries
+    loss = Loss(
+        epoch=table.epoch,
+        rank=rank,
+        offset=table.offsets[row],
+        reserved=table.reserved[rank],
+        stop=table.stops[row],
+        dead=int(dead),
+    )
+    return replace(
+        table,
+        states=_with(table.states, row, DEAD if dead else TODO),
+        retries=_with(table.retries, row, retries),
+        held=_with(table.held, rank, NOTHING),
+        attempts=_with(table.attempts, rank, REVOKED),
+        lost=(*table.lost, loss),
+    )
+
+
+def _divide(table: SplitTable, ahead: int) -> SplitTable:
+    """Makes a free row of half of the largest rest, if that has `ahead` records or more.
+
+    The holder keeps whole batches, and no more of them than it gives.
+    """
+    rests = [
+        0 if row == NOTHING else table.stops[row] - table.reserved[rank]
+        for rank, row in enumerate(table.held)
+    ]
+    rest = max(rests)
+    if rest < ahead:
+        return table
+    victim = rests.index(rest)
+    row = table.held[victim]
+    middle = table.reserved[victim] + rest // ahead // 2 * ahead
+    return replace(
+        table,
+        starts=(*table.starts, middle),
+        stops=(*_with(table.stops, row, middle), table.stops[row]),
+        offsets=(*table.offsets, middle),
+        states=(*table.states, TODO),
+        retries=(*table.retries, 0),
+    )
+
+
+def _mixed(state: int, number: int) -> int:
+    """That output of a generator SplitMix64; the first is number 1."""
+    z = (state + number * 0x9E3779B97F4A7C15) % _WORD
+    z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9 % _WORD
+    z = (z ^ (z >> 27)) * 0x94D049BB133111EB % _WORD
+    return z ^ (z >> 31)
+
+
+def _with(values: tuple[int, ...], place: int, value: int) -> tuple[int, ...]:
+    return (*values[:place], value, *values[place + 1 :])
