@@ -57,6 +57,14 @@ def test_a_ps_of_another_cluster_is_told_by_its_id(make_cluster, monkeypatch):
         pass
 
 
+def test_a_ps_that_serves_as_another_task_is_told(make_cluster, monkeypatch):
+    monkeypatch.setenv("TFDIST_CLUSTER_ID", "run-1")
+    [worker] = make_cluster(1, 1, backend="threads").trainers
+    spec = {**worker.cluster_spec, "ps": ["127.0.0.1:1", *worker.cluster_spec["ps"]]}
+    with pytest.raises(tfdist.ClusterError, match=r"ps:1 at .* serves as another task"):
+        check_identity(tfdist.Task("ps", 1, spec), Deadline(10))
+
+
 def test_what_is_no_tensorflow_server_has_no_id(monkeypatch):
     monkeypatch.setenv("TFDIST_CLUSTER_ID", "run-1")
     with (

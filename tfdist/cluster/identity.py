@@ -61,7 +61,7 @@ def check_identity(of: Task, deadline: Deadline) -> None:
     """Returns once the server shows our id; at once where we have none.
 
     Raises:
-        ClusterError: it shows another one, or none until the deadline.
+        ClusterError: it shows another one, or none until the deadline; or it is another task.
     """
     identity = os.environ.get(ID_VARIABLE)
     if not identity:
@@ -84,6 +84,9 @@ def _shown(of: Task, deadline: Deadline) -> str | None:
         return read_identity(of, min(max(deadline.remaining, _LAST_ANSWER_SECS), _ANSWER_SECS))
     except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
         return None  # it has gone, or whatever it is
+    except tf.errors.InvalidArgumentError as error:  # it has no such device
+        what = f"{of.name} at {of.address} serves as another task"
+        raise ClusterError(f"{what}; end it, or take another port") from error
 
 
 def _variable_on(task: Task) -> Any:
