@@ -6,12 +6,7 @@ import re
 import subprocess
 import sys
 
-import psutil
 import pytest
-
-from tfdist.testing import poll_until
-
-READER_LEFT = 141  # 128 + SIGPIPE
 
 MEET = """
 import sys, tfdist
@@ -23,15 +18,6 @@ with tfdist.trainer_server(task):
 """
 
 # Prints more than a pipe holds, and never ends.
-CHATTY = """
-import threading, tfdist
-with tfdist.trainer_server(tfdist.Task.from_env()):
-    for number in range(5_000):
-        print("line", number, flush=True)
-    threading.Event().wait()
-"""
-
-# The chief never comes to the barrier, at which the others wait. Each has a process of its own.
 STUCK = """
 import os, subprocess, sys, threading, tfdist
 subprocess.Popen(["sleep", "600"])
@@ -85,19 +71,6 @@ def test_the_exit_code_of_the_script_is_passed_on(script):
     assert ended.returncode == 7
 
 
-def test_the_last_table_says_how_each_ended(script):
-    ended = run("--no-prefix", script(MEET))
-    rows = [line.split() for line in ended.stderr.splitlines()]
-    assert [row[:4] for row in rows if row[1:3] == ["exit", "code"]] == [
-        [name, "exit", "code", "0"] for name in ("ps:0", "worker:0", "worker:1")
-    ]
-
-
-def test_a_script_that_never_speaks_to_the_ps_ends_well(script):
-    ended = run("--ps", 2, "--no-prefix", script("print('hello')\n"))
-    assert (ended.returncode, ended.stdout) == (0, "hello\nhello\n")
-
-
 def test_bad_input_found_by_the_script_is_one_line_and_2(script):
     ended = run(script("import tfdist\nraise tfdist.ConfigError('--rate', -1, 'at least 0')"))
     assert (ended.returncode, ended.stderr) == (2, "tfdist: --rate: got -1; at least 0\n")
@@ -142,34 +115,3 @@ def test_a_malformed_tf_config_is_one_line_and_2(script):
     assert ended.returncode == 2
     assert ended.stderr.startswith("tfdist: TF_CONFIG: got '{oops'; not JSON")
     assert ended.stderr.count("\n") == 1
-
-
-def read_a_line_and_leave(*arguments, stderr=subprocess.PIPE):
-    """What the launcher says on standard error of its own, if that is another pipe."""
-    launcher = subprocess.Popen(
-        command(*arguments),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=stderr,
-        text=True,
-    )
-    poll_until(lambda: "] line 0" in launcher.stdout.readline(), "a task has spoken", timeout=60)
-    family = psutil.Process(launcher.pid).children(recursive=True)
-    launcher.stdout.close()
-    assert launcher.wait(30) == READER_LEFT
-    _, alive = psutil.wait_procs(family, timeout=5)
-    assert alive == []
-    if launcher.stderr is None:
-        return ""
-    with launcher.stderr as pipe:
-        return pipe.read()
-
-
-def test_a_reader_that_leaves_ends_the_job(script):
-    told = read_a_line_and_leave(script(CHATTY))
-    assert "Traceback" not in told
-    assert told.endswith("tfdist: nobody reads the output; every task has been ended\n")
-
-
-def test_a_reader_of_both_streams_that_leaves_ends_the_job(script):
-    read_a_line_and_leave(script(CHATTY), stderr=subprocess.STDOUT)

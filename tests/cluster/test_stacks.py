@@ -222,14 +222,6 @@ def test_a_job_that_stands_still_and_then_is_over(launch, tmp_path):
     assert "this job is over" in tfdist("status", logs).stdout
 
 
-def test_the_only_job_that_runs_needs_no_name(launch):
-    launch()
-    code, tasks, _ = report("stacks")
-    assert (code, list(tasks)) == (0, ["ps:0", *(f"worker:{index}" for index in range(4))])
-    code, tasks, _ = report("status")
-    assert (code, {task["state"] for task in tasks.values()}) == (0, {"runs"})
-
-
 @pytest.mark.parametrize("command", ["stacks", "status"])
 def test_no_job_is_one_line_and_2(command, tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))
