@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         BarrierTimeout,
         ClusterError,
         ConfigError,
+        DataError,
         EpochError,
         RunTimeout,
         StallError,
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
         TaskFailed,
         TfdistError,
     )
+    from tfdist.files.entry import FileEntry
+    from tfdist.files.file_set import FileSet
+    from tfdist.files.preflight import FileWarning
     from tfdist.ledger import Audit, Ledger
     from tfdist.progress import Progress
     from tfdist.task import Task, one_line_errors
@@ -43,11 +47,15 @@ __all__ = [
     "BarrierTimeout",
     "ClusterError",
     "ConfigError",
+    "DataError",
     "Deadline",
     "Epoch",
     "EpochError",
     "EpochResult",
     "EpochStatus",
+    "FileEntry",
+    "FileSet",
+    "FileWarning",
     "Ledger",
     "LocalCluster",
     "Progress",
@@ -74,11 +82,15 @@ _HOMES = {
     "BarrierTimeout": "tfdist.errors",
     "ClusterError": "tfdist.errors",
     "ConfigError": "tfdist.errors",
+    "DataError": "tfdist.errors",
     "Deadline": "tfdist.deadline",
     "Epoch": "tfdist.train.epoch",
     "EpochError": "tfdist.errors",
     "EpochResult": "tfdist.train.epoch",
     "EpochStatus": "tfdist.train.epoch",
+    "FileEntry": "tfdist.files.entry",
+    "FileSet": "tfdist.files.file_set",
+    "FileWarning": "tfdist.files.preflight",
     "Ledger": "tfdist.ledger",
     "LocalCluster": "tfdist.cluster.local",
     "Progress": "tfdist.progress",

@@ -13,7 +13,8 @@
     |  |- BarrierTimeout (TimeoutError, threading.BrokenBarrierError)
     |  `- BarrierBroken  (threading.BrokenBarrierError)
     |- EpochError                           missing and duplicate examples
-    `- SplitLost                            a split that was taken from its trainer
+    |- SplitLost                            a split that was taken from its trainer
+    `- DataError                            a file of the input: path, offset, what is wrong
 
 Errors of TensorFlow pass through unchanged, or are chained as the cause of one of these.
 """
@@ -232,3 +233,20 @@ class SplitLost(TfdistError):
         )
         self.rank = rank
         self.reason = reason
+
+
+class DataError(TfdistError):
+    """A file of the input that cannot be read, is damaged, or has changed since it was scanned.
+
+    Attributes:
+        path: the file.
+        offset: the byte where the damage begins, in a compressed file the byte of its
+            uncompressed contents; None if it is about the whole file.
+        what: what is wrong.
+    """
+
+    def __init__(self, path: str, offset: int | None, what: str) -> None:
+        super().__init__(f"{path}: {'' if offset is None else f'at byte {offset}: '}{what}")
+        self.path = path
+        self.offset = offset
+        self.what = what

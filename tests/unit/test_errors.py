@@ -13,6 +13,7 @@ from tfdist.errors import (
     BarrierTimeout,
     ClusterError,
     ConfigError,
+    DataError,
     EpochError,
     RunTimeout,
     SplitLost,
@@ -38,6 +39,7 @@ SAMPLES = [
     BarrierBroken("end", "worker:1 called abort()"),
     EpochError("text", missing=[(0, 2)], duplicates=[(5, 6)]),
     SplitLost(1, "another life speaks for it"),
+    DataError("part-3", 107, "truncated"),
 ]
 
 
@@ -179,3 +181,17 @@ def test_a_broken_barrier_tells_its_name_and_the_reason():
 def test_an_epoch_error_holds_both_kinds_of_ranges():
     error = EpochError("uneven", missing=[(0, 2)], duplicates=[(5, 6)])
     assert (error.missing, error.duplicates) == (((0, 2),), ((5, 6),))
+
+
+@pytest.mark.parametrize(
+    ("offset", "message"),
+    [
+        (107, "part-3: at byte 107: truncated"),
+        (0, "part-3: at byte 0: truncated"),
+        (None, "part-3: truncated"),
+    ],
+)
+def test_a_data_error_tells_the_file_the_place_and_what_is_wrong(offset, message):
+    error = DataError("part-3", offset, "truncated")
+    assert str(error) == message
+    assert (error.path, error.offset, error.what) == ("part-3", offset, "truncated")

@@ -33,6 +33,7 @@ LAYERS = {
     "cluster": 1,
     "eos": 1,
     "export": 1,
+    "files": 1,
     "planner.calibrate": 1,
     "planner.keras_count": 1,
     "serving": 1,
