@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.cluster.test_run import CHATTY, MEET, read_a_line_and_leave, run
+from tests.chaos.test_run_output import CHATTY, read_a_line_and_leave
+from tests.cluster.test_run import MEET, run
 
 TELLS = """
 import os, sys, tfdist
