@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         DataError,
         EpochError,
         RunTimeout,
+        SplitLost,
         StallError,
         StartTimeout,
         TaskFailed,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from tfdist.files.preflight import FileWarning
     from tfdist.ledger import Audit, Ledger
     from tfdist.progress import Progress
+    from tfdist.split_queue import Split, SplitQueue, SplitReport
     from tfdist.task import Task, one_line_errors
     from tfdist.train.epoch import Epoch, EpochResult, EpochStatus
 
@@ -60,6 +62,10 @@ __all__ = [
     "LocalCluster",
     "Progress",
     "RunTimeout",
+    "Split",
+    "SplitLost",
+    "SplitQueue",
+    "SplitReport",
     "StallError",
     "StartTimeout",
     "Task",
@@ -95,6 +101,10 @@ _HOMES = {
     "LocalCluster": "tfdist.cluster.local",
     "Progress": "tfdist.progress",
     "RunTimeout": "tfdist.errors",
+    "Split": "tfdist.split_queue",
+    "SplitLost": "tfdist.errors",
+    "SplitQueue": "tfdist.split_queue",
+    "SplitReport": "tfdist.split_queue",
     "StallError": "tfdist.errors",
     "StartTimeout": "tfdist.errors",
     "Task": "tfdist.task",

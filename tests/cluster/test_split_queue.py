@@ -1,0 +1,305 @@
+"""The table of splits on a real ps: it follows the rules of `tfdist.splits`, call by call."""
+
+import itertools
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import tensorflow as tf
+
+import tfdist
+from tfdist import ConfigError, EpochError, SplitLost, splits
+from tfdist.split_queue import table
+from tfdist.split_queue.connection import Connection
+from tfdist.split_queue.table import TableOps
+
+TIMEOUT = 20.0
+AHEAD = 4
+HOUR_US = 3600 * 10**6
+
+_names = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def trainers():
+    with tfdist.local_cluster(1, 3, backend="threads") as cluster:
+        yield cluster.trainers
+
+
+def initialized(trainer, build):
+    """Builds in a training graph and initialises the variables, as the chief does."""
+    with tf.Graph().as_default() as graph:
+        built = build()
+        config = tf.compat.v1.ConfigProto(device_filters=["/job:ps"])
+        target = f"grpc://{trainer.cluster_spec['ps'][0]}"
+        with tf.compat.v1.Session(target, graph=graph, config=config) as session:
+            session.run(tf.compat.v1.global_variables_initializer())
+        return built
+
+
+# Against the rules.
+
+
+class Twins:
+    """The table on the ps and that of the rules; each call is made to both."""
+
+    def __init__(self, trainers, ranges, retries=1):
+        self.plan = splits.Plan(ranges, seed=3, lease_us=HOUR_US, max_retries=retries)
+        self.rules = splits.SplitTable.start(self.plan, len(trainers))
+        name = f"twins{next(_names)}"
+        initialized(trainers[0], lambda: table.make_variables(name, self.plan, len(trainers)))
+        self.connections = [
+            Connection(
+                task.cluster_spec["ps"][0],
+                TableOps(name, self.plan, len(trainers), task.rank),
+                life=0,
+                ahead=AHEAD,
+            )
+            for task in trainers
+        ]
+
+    def close(self):
+        for connection in self.connections:
+            connection.close()
+
+    def enter(self, rank, life):
+        self.connections[rank]._life = life
+        self.connections[rank].enter()
+        self.rules = splits.enter(self.rules, rank, life)
+
+    def claim(self, rank, epoch):
+        life, now = self.connections[rank]._life, 0
+        try:
+            self.rules, expected = splits.claim(
+                self.rules, rank, life, epoch=epoch, now=now, ahead=AHEAD
+            )
+        except SplitLost:
+            expected = None
+        answer = self.connections[rank].claim(epoch)
+        self.compare(answer, expected)
+        return expected if isinstance(expected, splits.Lease) else None
+
+    def commit(self, lease, offset):
+        try:
+            self.rules, expected = splits.commit(self.rules, lease, offset, now=0, ahead=AHEAD)
+        except (SplitLost, ConfigError):
+            expected = None
+        connection = self.connections[lease.rank]
+        life, connection._life = connection._life, lease.life
+        answer = connection.commit(lease.attempt, offset)
+        connection._life = life
+        self.compare(answer, expected)
+        return expected
+
+    def begin_epoch(self, epoch):
+        order = splits.epoch_order(len(self.plan.splits), self.plan.seed, epoch)
+        in_order = [self.plan.splits[index] for index in order]
+        self.connections[0].begin_epoch(epoch, in_order)
+        self.rules = splits.begin_epoch(self.rules, epoch)
+
+    def recover(self):
+        self.connections[0].recover()
+        self.rules = splits.restored(self.rules, len(self.connections))
+
+    def compare(self, answer, expected):
+        codes = {splits.Lease: table.GIVEN, splits.Wait: table.WAIT, splits.Over: table.OVER}
+        if expected is None:
+            assert answer.code in (table.REPLACED, table.LOST, table.NOT_RESERVED)
+        else:
+            assert answer.code == codes[type(expected)]
+        if isinstance(expected, splits.Lease):
+            told = (answer.attempt, answer.offset, answer.reserved, answer.stop)
+            assert told == expected[2:]
+        rules, found = self.rules, self.connections[0].snapshot()
+        for field in ("starts", "stops", "offsets", "states", "retries"):
+            assert tuple(found[field].tolist()) == getattr(rules, field), field
+        columns = found["ranks"].T.tolist()
+        assert tuple(columns[0]) == rules.lives
+        assert tuple(columns[1]) == rules.held
+        assert tuple(columns[2]) == rules.attempts
+        held = [at for row, at in zip(rules.held, columns[3], strict=True) if row >= 0]
+        assert held == [at for row, at in zip(rules.held, rules.reserved, strict=True) if row >= 0]
+        assert found["counts"].tolist() == [rules.epoch, rules.leases]
+        assert tuple(map(tuple, found["lost"].tolist())) == rules.lost
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_whatever_is_called_the_table_on_the_ps_is_that_of_the_rules(trainers, seed):
+    chance = random.Random(seed)
+    edges = [0, *itertools.accumulate(chance.randint(1, 15) for _ in range(4))]
+    twins = Twins(trainers, tuple(itertools.pairwise(edges)), retries=chance.randint(0, 2))
+    lives, leases, epoch = itertools.count(1), [], 0
+    for rank in range(3):
+        twins.enter(rank, next(lives))
+    for _ in range(80):
+        rank, what = chance.randrange(3), chance.random()
+        if what < 0.07:
+            twins.enter(rank, next(lives))
+        elif what < 0.09:
+            twins.recover()
+            for other in range(3):
+                twins.enter(other, next(lives))
+        elif what < 0.12 or twins.rules.over:
+            epoch += twins.rules.over
+            twins.begin_epoch(epoch)
+        elif what < 0.5 or not leases:
+            if lease := twins.claim(rank, chance.choice([epoch, epoch, epoch, max(epoch - 1, 0)])):
+                leases.append(lease)
+        else:
+            lease = chance.choice(leases[-4:])
+            offset = chance.choice([lease.reserved] * 5 + [lease.offset, lease.reserved + 1])
+            if after := twins.commit(lease, offset):
+                leases[leases.index(lease)] = after
+    twins.close()
+
+
+# As a trainer uses it.
+
+
+@pytest.fixture
+def make(trainers, request):
+    """Makes the queues of all trainers."""
+    made = []
+
+    def make_all(ranges, **options):
+        name = f"queue{next(_names)}"
+        options = {"batch_size": AHEAD, "timeout": TIMEOUT, **options}
+        queues = [
+            initialized(task, lambda task=task: tfdist.SplitQueue(task, name, ranges, **options))
+            if task.is_chief
+            else built(lambda task=task: tfdist.SplitQueue(task, name, ranges, **options))
+            for task in trainers
+        ]
+        made.extend(queues)
+        return queues
+
+    yield make_all
+    for queue in made:
+        queue.close()
+
+
+def built(build):
+    with tf.Graph().as_default():
+        return build()
+
+
+def read(queue, visits, claimed=lambda: None):
+    for split in queue:
+        claimed()
+        while not split.finished:
+            visits.extend(range(split.offset, split.reserved))
+            split.commit()
+
+
+def test_each_record_is_visited_once_in_each_epoch(make):
+    queues = make([(0, 10), (10, 37), (37, 40), (40, 101)])
+    for epoch in (1, 2, 3):
+        visits = [[], [], []]
+        with ThreadPoolExecutor(3) as pool:
+            list(pool.map(read, queues, visits))
+        assert sorted(itertools.chain(*visits)) == [*range(101)]
+        report = queues[0].report()
+        assert (report.epoch, report.over) == (epoch, True)
+        assert (report.visited, report.visited_again, report.given_up) == (((0, 101),), (), ())
+
+
+def test_an_idle_trainer_takes_a_part_of_the_last_split(make):
+    slow, fast, _ = make([(0, 100)])
+    visits = [[], []]
+    split, taken = next(iter(slow)), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        others = pool.submit(read, fast, visits[1], taken.set)
+        assert taken.wait(TIMEOUT)
+        while not split.finished:
+            visits[0].extend(range(split.offset, split.reserved))
+            split.commit()
+        others.result(TIMEOUT)
+    assert sorted(visits[0] + visits[1]) == [*range(100)]
+    assert visits[1]
+
+
+def test_a_lease_that_has_ended_goes_to_another_and_its_holder_is_fenced(make):
+    zombie, other, _ = make([(0, 8)], lease_secs=0.05)
+    split = next(iter(zombie))
+    split.commit()
+    visits = []
+    read(other, visits)
+    assert visits == [4, 5, 6, 7]
+    with pytest.raises(SplitLost, match="lease_secs"):
+        split.commit()
+    assert other.report().visited_again == ((4, 8),)
+
+
+def test_a_split_that_is_lost_too_often_is_given_up_and_reported(make):
+    first, second, _ = make([(0, 8), (8, 12)], lease_secs=0.05, max_retries=0)
+    stuck = next(iter(first))
+    visits = []
+    read(second, visits)
+    assert second.report().given_up == ((stuck.offset, stuck.stop),)
+    assert sorted(visits) == [n for n in range(12) if not stuck.offset <= n < stuck.stop]
+
+
+def test_who_waits_too_long_is_told_for_whom(make):
+    slow, waiting, _ = make([(0, 4)], timeout=0.2)
+    next(iter(slow))
+    with pytest.raises(EpochError, match=r"after 0\.\d s worker:0 still reads") as caught:
+        next(iter(waiting))
+    assert caught.value.missing == ((0, 4),)
+
+
+def test_the_commit_is_in_the_run_of_the_update_and_the_checkpoint_has_both(trainers, tmp_path):
+    task, name = trainers[0], f"queue{next(_names)}"
+    single = tfdist.Task("worker", 0, {**task.cluster_spec, "worker": [task.address]})
+
+    def train(restore, stop_after):
+        with tf.Graph().as_default() as graph:
+            queue = tfdist.SplitQueue(single, name, [(0, 10), (10, 20)], batch_size=AHEAD, seed=1)
+            with tf.device("/job:ps/task:0"):
+                total = tf.compat.v1.get_variable(
+                    f"total_{name}", [], tf.int64, tf.zeros_initializer(), use_resource=True
+                )
+            amount = tf.compat.v1.placeholder(tf.int64, [])
+            commit = queue.commit_after([total.assign_add(amount)])
+            saver = tf.compat.v1.train.Saver()
+            config = tf.compat.v1.ConfigProto(device_filters=["/job:ps"])
+            target = f"grpc://{task.cluster_spec['ps'][0]}"
+            with tf.compat.v1.Session(target, graph=graph, config=config) as session:
+                session.run(tf.compat.v1.global_variables_initializer())
+                if restore:
+                    saver.restore(session, restore)
+                    queue.recover()
+                steps = 0
+                for split in queue:
+                    while not split.finished:
+                        batch = sum(range(split.offset, split.reserved))
+                        split.committed(session.run(commit, {**split.feed, amount: batch}))
+                        steps += 1
+                        if steps == stop_after:
+                            path = saver.save(session, str(tmp_path / "model"))
+                            queue.connection.close()  # as one that dies
+                            return path
+                found = int(session.run(total))
+                queue.close()
+                return found
+
+    path = train(None, stop_after=2)
+    assert train(path, stop_after=None) == sum(range(20))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"name": "a/b"}, "name"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"lease_secs": 0.0}, "lease_secs"),
+        ({"splits": [(0, 5), (4, 6)]}, "splits"),
+        ({"max_retries": -1}, "max_retries"),
+    ],
+)
+def test_bad_input_is_named(trainers, changes, field):
+    values = {"name": "q", "splits": [(0, 5)], "batch_size": 4, **changes}
+    name, ranges = values.pop("name"), values.pop("splits")
+    with tf.Graph().as_default(), pytest.raises(ConfigError) as caught:
+        tfdist.SplitQueue(trainers[0], name, ranges, **values)
+    assert caught.value.field == field

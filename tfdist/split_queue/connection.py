@@ -1,0 +1,104 @@
+"""A trainer's session with the table of splits: a private graph, straight to ps 0."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfdist.deadline import Deadline
+from tfdist.mistaken import retry_if_mistaken
+from tfdist.split_queue.table import PS_DEVICE, Answer, TableOps
+from tfdist.splits import NOBODY
+from tfdist.task import session_target
+
+_ANSWER_SECS = 30.0
+_REFUSED_SECS = 0.001
+
+# Somebody else was within a section at that moment; nothing was done.
+_REFUSED = tf.errors.OutOfRangeError
+
+
+class Connection:
+    """Asks the ps, each time in one run; blocks for 30 s at most.
+
+    Args:
+        address: of the ps.
+        ops: of the trainer.
+        life: the number by which the ps knows this process.
+        ahead: records that are reserved at a time.
+    """
+
+    def __init__(self, address: str, ops: TableOps, life: int, ahead: int) -> None:
+        self._life, graph = life, tf.Graph()
+        with graph.as_default(), tf.compat.v1.device(PS_DEVICE):
+            number = [tf.compat.v1.placeholder(tf.int64, []) for _ in range(3)]
+            self._fed_life, self._fed_epoch, self._fed_offset = number
+            self._fed_attempt = self._fed_epoch
+            self._starts = tf.compat.v1.placeholder(tf.int64, [None])
+            self._stops = tf.compat.v1.placeholder(tf.int64, [None])
+            size = np.int64(ahead)
+            self._enter = ops.enter(self._fed_life)
+            self._recover = ops.recover()
+            self._claim = ops.claim(self._fed_life, self._fed_epoch, size)
+            self._commit = ops.commit(self._fed_life, self._fed_attempt, self._fed_offset, size)
+            self._begin = ops.begin_epoch(self._fed_epoch, self._starts, self._stops)
+            self._snapshot = ops.snapshot()
+        config = tf.compat.v1.ConfigProto(
+            device_filters=["/job:ps/task:0"], operation_timeout_in_ms=int(_ANSWER_SECS * 1000)
+        )
+        config.graph_options.rewrite_options.disable_meta_optimizer = True
+        self._session = tf.compat.v1.Session(session_target(address), graph=graph, config=config)
+
+    def enter(self) -> None:
+        """This process speaks for the trainer."""
+        self._run(self._enter, {self._fed_life: self._life})
+
+    def leave(self) -> None:
+        """Nobody does."""
+        self._run(self._enter, {self._fed_life: NOBODY})
+
+    def recover(self) -> None:
+        """Every lease is lost, and nobody has entered."""
+        self._run(self._recover)
+
+    def claim(self, epoch: int) -> Answer:
+        """A split of that epoch."""
+        fed = {self._fed_life: self._life, self._fed_epoch: epoch}
+        return Answer(*map(int, self._run(self._claim, fed)))
+
+    def commit(self, attempt: int, offset: int) -> Answer:
+        """All before `offset` is visited."""
+        fed = {
+            self._fed_life: self._life,
+            self._fed_attempt: attempt,
+            self._fed_offset: offset,
+        }
+        return Answer(*map(int, self._run(self._commit, fed)))
+
+    def begin_epoch(self, epoch: int, splits: list[tuple[int, int]]) -> None:
+        """All splits once more, in that order, if the epoch before is over."""
+        starts, stops = np.array(splits, np.int64).reshape(-1, 2).T
+        self._run(self._begin, {self._fed_epoch: epoch, self._starts: starts, self._stops: stops})
+
+    def snapshot(self) -> dict[str, Any]:
+        """All variables by name."""
+        found: dict[str, Any] = self._run(self._snapshot)
+        return found
+
+    def close(self) -> None:
+        """Gives it back."""
+        self._session.close()
+
+    def _run(self, fetches: Any, feed: Mapping[Any, Any] | None = None) -> Any:
+        deadline = Deadline(_ANSWER_SECS)
+        while True:
+            try:
+                return retry_if_mistaken(self._session.run, fetches, feed)
+            except _REFUSED:
+                if deadline.expired:
+                    raise
+                time.sleep(_REFUSED_SECS)

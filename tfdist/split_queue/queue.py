@@ -1,0 +1,270 @@
+"""A queue of splits that all trainers share: who is faster reads more, and nothing is lost."""
+
+from __future__ import annotations
+
+import random
+import re
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfdist.deadline import Deadline
+from tfdist.errors import ConfigError, EpochError, SplitLost
+from tfdist.ledger import Ledger, Range
+from tfdist.split_queue import table
+from tfdist.split_queue.connection import Connection
+from tfdist.split_queue.table import Answer, TableOps
+from tfdist.splits import DONE, LEASED, Loss, Plan, epoch_order
+from tfdist.task import Task
+
+_POLL_SECS, _LONGEST_POLL_SECS = 0.005, 0.2
+_NAME = re.compile(r"[A-Za-z0-9_]+")
+_REASONS = {
+    table.REPLACED: "another process speaks for it, or the ps has come back from a checkpoint",
+    table.LOST: "nothing was committed for longer than lease_secs, and another trainer has wanted "
+    "a split. Was this process stopped, or does a batch take longer?",
+    table.NOT_RESERVED: "more was committed than was reserved",
+}
+
+
+@dataclass(frozen=True)
+class SplitReport:
+    """How the splits of an epoch stand.
+
+    Attributes:
+        epoch: the first is 1.
+        visited: ranges of records that are committed.
+        visited_again: ranges that may have been visited twice: the batch of each lost lease.
+        given_up: ranges that nobody visits, since their leases were lost too often.
+        over: whether all splits are done or given up.
+    """
+
+    epoch: int
+    visited: tuple[Range, ...]
+    visited_again: tuple[Range, ...]
+    given_up: tuple[Range, ...]
+    over: bool
+
+
+class Split:
+    """A range of records that is leased to this trainer; a SplitQueue yields it.
+
+    The records `offset` to `reserved` - 1 are the batch to be visited next; then it is committed.
+    """
+
+    def __init__(self, queue: SplitQueue, answer: Answer) -> None:
+        self._queue, self._answer = queue, answer
+
+    @property
+    def offset(self) -> int:
+        """Up to where it is committed."""
+        return self._answer.offset
+
+    @property
+    def reserved(self) -> int:
+        """Up to where the next batch goes."""
+        return self._answer.reserved
+
+    @property
+    def stop(self) -> int:
+        """Its end as of the last answer: of a split that is far from it others may take a part."""
+        return self._answer.stop
+
+    @property
+    def finished(self) -> bool:
+        """Whether all of it is committed."""
+        return self.offset >= self.stop
+
+    @property
+    def feed(self) -> dict[Any, int]:
+        """For the run in which the next batch is visited and `SplitQueue.commit_after` fetched."""
+        return {self._queue.attempt: self._answer.attempt, self._queue.offset: self.reserved}
+
+    def committed(self, answer: Any) -> None:
+        """Takes what `commit_after` has fetched.
+
+        Raises:
+            SplitLost: the lease was lost; what was visited since the last commit is visited again.
+        """
+        self._answer = self._queue.checked(Answer(*map(int, answer)))
+
+    def commit(self) -> None:
+        """Says in a run of its own that the batch was visited; raises what `committed` does."""
+        self.committed(self._queue.connection.commit(self._answer.attempt, self.reserved))
+
+    def renew(self) -> None:
+        """Makes the lease last from now, without a commit; raises what `committed` does."""
+        self.committed(self._queue.connection.commit(self._answer.attempt, self.offset))
+
+
+class SplitQueue:
+    """Splits of records that go to whoever is ready for one; the table of them is on ps 0.
+
+    Make it on each trainer in the training graph, before the session: its variables are
+    initialised, saved and restored with those of the model. Iterating over it claims one split
+    after another until all of the epoch are done, and waits for those that others hold. The split
+    of a trainer that dies goes to another one at its committed offset.
+
+    Args:
+        task: a chief or a worker.
+        name: the same on every trainer: letters, digits and ``_``.
+        splits: half-open ranges of record numbers, the same on every trainer.
+        batch_size: records that are visited between two commits.
+        seed: of the order of the splits, which is another one in each epoch.
+        lease_secs: how long a trainer may take from one commit to the next before others may have
+            its split.
+        max_retries: a split whose lease is lost once more than that without a commit in between is
+            given up, and reported.
+        timeout: in seconds, of each wait for the splits of others; None waits without end.
+
+    Raises:
+        ConfigError: a parameter is wrong.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        name: str,
+        splits: Sequence[Range],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        lease_secs: float = 30.0,
+        max_retries: int = 3,
+        timeout: float | None = None,
+    ) -> None:
+        if not task.is_trainer:
+            raise ConfigError("task", task.name, "only a chief or a worker claims splits")
+        if task.num_ps == 0:
+            raise ConfigError("task.cluster.ps", [], "the splits are kept on a ps; start one")
+        if not _NAME.fullmatch(name):
+            raise ConfigError("name", name, "letters, digits and _")
+        if batch_size < 1:
+            raise ConfigError("batch_size", batch_size, "at least 1")
+        if not lease_secs > 0:
+            raise ConfigError("lease_secs", lease_secs, "more than 0")
+        self._task, self._name, self._timeout = task, name, timeout
+        self._batch_size = batch_size
+        ranges = tuple((int(start), int(stop)) for start, stop in splits)
+        self._plan = Plan(ranges, seed, int(1e6 * lease_secs), max_retries)
+        parties = len(task.trainers)
+        self._ops = TableOps(name, self._plan, parties, task.rank)
+        self._life = random.randrange(1, 2**62)
+        self._epoch = 0
+        table.make_variables(name, self._plan, parties)
+        self.attempt = tf.compat.v1.placeholder(tf.int64, [], f"{name}_attempt")
+        self.offset = tf.compat.v1.placeholder(tf.int64, [], f"{name}_offset")
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that is read next, or at this moment; the first is 1."""
+        return self._epoch + 1
+
+    def commit_after(self, operations: Sequence[Any]) -> Any:
+        """A tensor of the training graph: commits a batch once `operations` are done.
+
+        Fetch it in the run that applies the update, feed it `Split.feed`, and give what it fetched
+        to `Split.committed`. A run that fails may have applied the update or not: after it claim
+        again, or end.
+        """
+        with tf.control_dependencies(operations):
+            life, size = np.int64(self._life), np.int64(self._batch_size)
+            return self._ops.commit(life, self.attempt, self.offset, size)
+
+    def __iter__(self) -> Iterator[Split]:
+        """Claims until the epoch is over; the next iteration is the next epoch.
+
+        Raises:
+            SplitLost: another process speaks for this trainer.
+            EpochError: others have not ended their splits within the `timeout`.
+        """
+        if self._epoch:
+            order = epoch_order(len(self._plan.splits), self._plan.seed, self._epoch)
+            splits = [self._plan.splits[index] for index in order]
+            self.connection.begin_epoch(self._epoch, splits)
+        while (answer := self._claimed()) is not None:
+            yield Split(self, answer)
+        self._epoch += 1
+
+    def report(self) -> SplitReport:
+        """How the splits of the present epoch stand; of the last one until another begins."""
+        found = self.connection.snapshot()
+        epoch = int(found["counts"][0])
+        lost = [Loss(*loss) for loss in found["lost"].tolist() if loss[0] == epoch]
+        rows = zip(found["starts"].tolist(), found["offsets"].tolist(), strict=True)
+        return SplitReport(
+            epoch=epoch + 1,
+            visited=Ledger((start, offset) for start, offset in rows if start < offset).ranges(),
+            visited_again=tuple((loss.offset, loss.reserved) for loss in lost if not loss.dead),
+            given_up=tuple((loss.offset, loss.stop) for loss in lost if loss.dead),
+            over=bool(np.all(found["states"] >= DONE)),
+        )
+
+    def recover(self) -> None:
+        """On the chief, after a checkpoint was restored and before anybody claims.
+
+        Whatever was leased when it was saved is free again, and its epoch goes on.
+        """
+        self.connection.recover()
+
+    def close(self) -> None:
+        """Gives up what this trainer holds, and the connection to the ps."""
+        if "connection" in self.__dict__:
+            with suppress(tf.errors.OpError):  # then the lease ends by itself
+                self.connection.leave()
+            self.connection.close()
+
+    @cached_property
+    def connection(self) -> Connection:
+        """To the ps, from the first use on: the variables have to have their values by then."""
+        address = self._task.cluster_spec["ps"][0]
+        return Connection(address, self._ops, self._life, self._batch_size)
+
+    @cached_property
+    def _entered(self) -> bool:
+        self.connection.enter()
+        # A process that comes later goes on in the epoch of the others.
+        self._epoch = int(self.connection.snapshot()["counts"][0])
+        return True
+
+    def _claimed(self) -> Answer | None:
+        """The next split; None when the epoch is over."""
+        deadline, pause = Deadline(self._timeout), _POLL_SECS
+        while self._entered:
+            answer = self.connection.claim(self._epoch)
+            if answer.code == table.OVER:
+                return None
+            if answer.code != table.WAIT:
+                return self.checked(answer)
+            if deadline.expired:
+                raise self._timeout_error(deadline)
+            time.sleep(min(pause, deadline.remaining))
+            pause = min(2 * pause, _LONGEST_POLL_SECS)
+        raise AssertionError("it has entered")
+
+    def checked(self, answer: Answer) -> Answer:
+        """The answer, if it is a lease."""
+        if answer.code != table.GIVEN:
+            raise SplitLost(self._task.rank, _REASONS[answer.code])
+        return answer
+
+    def _timeout_error(self, deadline: Deadline) -> EpochError:
+        found = self.connection.snapshot()
+        holders = {int(held): rank for rank, held in enumerate(found["ranks"][:, 1]) if held >= 0}
+        rests = [
+            (int(found["offsets"][row]), int(found["stops"][row]))
+            for row in np.flatnonzero(found["states"] == LEASED)
+        ]
+        names = ", ".join(self._task.trainers[rank] for rank in sorted(holders.values()))
+        return EpochError(
+            f"epoch {self.epoch} of splits {self._name!r}: after {deadline.elapsed:.1f} s "
+            f"{names} still reads",
+            missing=rests,
+            duplicates=(),
+        )

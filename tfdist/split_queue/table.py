@@ -1,0 +1,437 @@
+"""The table of splits on ps 0, and the rules of `tfdist.splits` as graph operations.
+
+By split there are long vectors, which are changed in single places; what changes with each batch is
+by rank, a row of numbers for each trainer. Everything is changed under one lock.
+
+The variables are those of the training graph, so that they are saved and restored with the model.
+Any graph may build the operations: they find the variables by their names on the ps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfdist.splits import DEAD, DONE, LEASED, NOTHING, REVOKED, TODO, Loss, Plan, SplitTable
+
+PS_DEVICE = "/job:ps/task:0/device:CPU:0"
+
+# What an operation answers, in the first place of an Answer.
+GIVEN, WAIT, OVER, REPLACED, LOST, NOT_RESERVED = range(6)
+
+_ONE = np.int64(1)
+
+
+class Answer(NamedTuple):
+    """What a claim or a commit fetches, as one vector; of a code but GIVEN only that counts.
+
+    With WAIT, `lease_end` is when the first lease ends.
+    """
+
+    code: int
+    attempt: int
+    offset: int
+    reserved: int
+    stop: int
+    lease_end: int
+
+
+class _Rank(NamedTuple):
+    """The row of a trainer."""
+
+    life: Any
+    held: Any
+    attempt: Any
+    reserved: Any
+    lease_end: Any
+
+
+class _Counts(NamedTuple):
+    epoch: Any
+    leases: Any
+
+
+class _Names(NamedTuple):
+    """Of the variables: those by split, by rank, single numbers, and what was lost."""
+
+    starts: str
+    stops: str
+    offsets: str
+    states: str
+    retries: str
+    ranks: str
+    counts: str
+    lost: str
+
+
+def make_variables(name: str, plan: Plan, parties: int) -> list[Any]:
+    """Makes the variables in the present graph, with the first epoch as their initial values."""
+    table = SplitTable.start(plan, parties)
+    nobody = [list(_Rank(life, NOTHING, REVOKED, 0, 0)) for life in table.lives]
+    values = [
+        *(table.starts, table.stops, table.offsets, table.states, table.retries),
+        nobody,
+        [0, 0],
+        np.zeros([0, len(Loss._fields)]),
+    ]
+    with tf.compat.v1.device(PS_DEVICE):
+        # The guard is no part of the state, and is made before anybody finds the variables.
+        with tf.control_dependencies([_open(name)]):
+            tensors = [tf.identity(np.array(value, np.int64)) for value in values]
+        return [
+            tf.compat.v1.Variable(
+                value,
+                name=variable,
+                trainable=False,
+                validate_shape=False,
+                shape=tf.TensorShape(None),
+                use_resource=True,
+            )
+            for variable, value in zip(_names(name), tensors, strict=True)
+        ]
+
+
+def _names(name: str) -> _Names:
+    return _Names(*(f"tfdist_splits_{name}_{field}" for field in _Names._fields))
+
+
+class TableOps:
+    """The operations for one trainer, in the graph that is the default when each is built.
+
+    Args:
+        name: of the queue.
+        plan: what does not change.
+        parties: how many trainers there are.
+        rank: of this one.
+    """
+
+    def __init__(self, name: str, plan: Plan, parties: int, rank: int) -> None:
+        self._name, self._plan, self._parties, self._rank = name, plan, parties, rank
+        self._me = np.arange(parties) == rank
+
+    def enter(self, life: Any) -> Any:
+        """Makes `life` the one that speaks for the trainer; what an earlier one held is lost."""
+        with self._section() as section:
+            ranks, counts = section.ranks(), section.counts()
+            ranks = section.lose(ranks, counts, self._me, retries=1)
+            section.store("ranks", _put(ranks, self._me, life=life))
+        return section.done
+
+    def recover(self) -> Any:
+        """After a restore: every lease is lost, and nobody has entered."""
+        with tf.compat.v1.device(PS_DEVICE):
+            opened = _open(self._name)
+        with tf.control_dependencies([opened]), self._section() as section:
+            ranks, counts = section.ranks(), section.counts()
+            everybody = tf.ones_like(ranks.held, tf.bool)
+            section.lose(ranks, counts, everybody, retries=0)
+            nobody = _Rank(0, NOTHING, REVOKED, 0, 0)
+            section.store("ranks", np.tile(np.array(nobody, np.int64), (self._parties, 1)))
+        return section.done
+
+    def claim(self, life: Any, epoch: Any, ahead: Any) -> Any:
+        """The first free split, or a part of one that is leased; fetches an Answer."""
+        with self._section() as section:
+            ranks, counts, now = section.ranks(), section.counts(), section.now
+            speaks = tf.equal(ranks.life[self._rank], life)
+            is_present = tf.equal(counts.epoch, epoch)
+            holds = ranks.held[self._rank] >= 0
+            seeks = speaks & is_present & tf.logical_not(holds)
+            expired = (ranks.lease_end <= now) & seeks
+            ranks = section.lose(ranks, counts, expired, retries=1)
+            row = tf.cond(
+                seeks,
+                lambda: section.free_row(ranks, ahead),
+                lambda: tf.identity(ranks.held[self._rank]),
+            )
+            gets = speaks & is_present & (row >= 0)
+            is_new = gets & seeks
+            place = tf.maximum(row, 0)
+            with tf.control_dependencies([row]):
+                offset, stop = section.at("offsets", place), section.at("stops", place)
+                state = section.at("states", place)
+            leases = counts.leases + tf.cast(is_new, tf.int64)
+            mine = self._me & gets
+            new = self._me & is_new
+            ranks = ranks._replace(
+                held=tf.where(new, row, ranks.held),
+                attempt=tf.where(new, leases, ranks.attempt),
+                reserved=tf.where(new, tf.minimum(stop, offset + ahead), ranks.reserved),
+                lease_end=tf.where(mine, now + self._plan.lease_us, ranks.lease_end),
+            )
+            section.put("states", place, tf.where(is_new, np.int64(LEASED), state))
+            section.store("ranks", tf.stack(ranks, 1))
+            section.store("counts", tf.stack([counts.epoch, leases]))
+            is_leased = ranks.held >= 0
+            never = tf.fill(tf.shape(ranks.held), np.int64(2**62))
+            first_end = tf.reduce_min(tf.where(is_leased, ranks.lease_end, never))
+            nothing = tf.where(tf.reduce_any(is_leased), np.int64(WAIT), np.int64(OVER))
+            code = tf.where(is_present, nothing, np.int64(OVER))
+            code = tf.where(gets, np.int64(GIVEN), code)
+            code = tf.where(speaks, code, np.int64(REPLACED))
+            answer = Answer(
+                code,
+                ranks.attempt[self._rank],
+                offset,
+                ranks.reserved[self._rank],
+                stop,
+                tf.where(gets, ranks.lease_end[self._rank], first_end),
+            )
+        return section.answer(answer)
+
+    def commit(self, life: Any, attempt: Any, offset: Any, ahead: Any) -> Any:
+        """All records before `offset` were visited; renews, and fetches an Answer.
+
+        At the split's stop it is done: then `offset` is `stop` in the answer.
+        """
+        with self._section() as section:
+            ranks, now = section.ranks(), section.now
+            mine = _Rank(*(column[self._rank] for column in ranks))
+            speaks, has = tf.equal(mine.life, life), tf.equal(mine.attempt, attempt)
+            is_its_own = speaks & has
+            holds = is_its_own & (mine.held >= 0)
+            counts = holds & (offset <= mine.reserved)
+            place = tf.maximum(mine.held, 0)
+            before, stop = section.at("offsets", place), section.at("stops", place)
+            advances = counts & (offset > before)
+            after = tf.where(advances, offset, before)
+            is_done = counts & (after >= stop)
+            state, retries = section.at("states", place), section.at("retries", place)
+            section.put("offsets", place, after)
+            section.put("retries", place, tf.where(advances, np.int64(0), retries))
+            section.put("states", place, tf.where(is_done, np.int64(DONE), state))
+            reserved = tf.where(advances, tf.minimum(stop, offset + ahead), mine.reserved)
+            lease_end = tf.where(counts, now + self._plan.lease_us, mine.lease_end)
+            held = tf.where(is_done, np.int64(NOTHING), mine.held)
+            section.put(
+                "ranks",
+                np.int64(self._rank),
+                tf.stack(_Rank(mine.life, held, mine.attempt, reserved, lease_end)),
+            )
+            # The last commit that is repeated finds that nothing is held: it was done.
+            code = tf.where(counts, np.int64(GIVEN), np.int64(NOT_RESERVED))
+            code = tf.where(is_its_own, code, np.int64(LOST))
+            code = tf.where(speaks, code, np.int64(REPLACED))
+            repeated = is_its_own & (mine.held < 0)
+            code = tf.where(repeated, np.int64(GIVEN), code)
+            answer = Answer(
+                code,
+                mine.attempt,
+                tf.where(repeated, offset, after),
+                tf.where(repeated, offset, reserved),
+                tf.where(repeated, offset, stop),
+                lease_end,
+            )
+        return section.answer(answer)
+
+    def begin_epoch(self, epoch: Any, starts: Any, stops: Any) -> Any:
+        """All splits once more, in the given order; nothing unless the epoch before is over."""
+        with self._section() as section:
+            ranks, counts = section.ranks(), section.counts()
+            states = section.read("states")
+            is_over = tf.reduce_all(ranks.held < 0) & tf.reduce_all(states != TODO)
+            begins = is_over & tf.equal(epoch, counts.epoch + 1)
+
+            def begin() -> Any:
+                values = {
+                    "starts": starts,
+                    "stops": stops,
+                    "offsets": starts,
+                    "states": tf.fill(tf.shape(starts), np.int64(TODO)),
+                    "retries": tf.zeros_like(starts),
+                    "counts": tf.stack([epoch, counts.leases]),
+                }
+                return tf.group(*(section.assign(name, value) for name, value in values.items()))
+
+            section.stored.append(tf.cond(begins, begin, tf.no_op))
+        return section.done
+
+    def snapshot(self) -> dict[str, Any]:
+        """Fetches the epoch, and by name what else there is."""
+        with self._section() as section:
+            fetches = {name: section.read(name) for name in _Names._fields}
+            section.stored.extend(fetches.values())
+        with tf.control_dependencies([section.done]):
+            return {name: tf.identity(value) for name, value in fetches.items()}
+
+    @contextmanager
+    def _section(self) -> Iterator[_Section]:
+        with tf.device(None), tf.compat.v1.device(PS_DEVICE):
+            section = _Section(self._name, self._plan)
+            yield section
+            section.leave()
+
+
+class _Section:
+    """What is read and stored within it happens as one.
+
+    It fails with OutOfRangeError, and has done nothing, if somebody else is within one: the lock
+    alone does not keep them apart, for TensorFlow lets go of it when another that waits for it is
+    cancelled (`AcquireAsync` in core/kernels/mutex_ops.cc).
+    """
+
+    def __init__(self, name: str, plan: Plan) -> None:
+        self._plan = plan
+        self._handles = {
+            field: tf.raw_ops.VarHandleOp(dtype=tf.int64, shape=None, shared_name=variable)
+            for field, variable in zip(_Names._fields, _names(name), strict=True)
+        }
+        self._guard = _guard(name)
+        mutex = tf.raw_ops.MutexV2(shared_name=f"tfdist/splits/{name}/lock")
+        self._lock = tf.raw_ops.MutexLock(mutex=mutex)
+        with tf.control_dependencies([self._lock]):
+            guard = tf.raw_ops.ResourceCountUpTo(resource=self._guard, limit=1, T=tf.int64)
+        self._gate = [guard]
+        self.stored: list[Any] = []
+        self.done: Any = None
+        with tf.control_dependencies(self._gate):
+            self.now = tf.cast(1e6 * tf.timestamp(), tf.int64)
+
+    def leave(self) -> None:
+        """Gives the guard and the lock back when all is stored."""
+        with tf.control_dependencies(self.stored):
+            reset = tf.raw_ops.AssignVariableOp(resource=self._guard, value=np.int64(0))
+        with tf.control_dependencies([reset]):
+            self.done = tf.group(tf.raw_ops.ConsumeMutexLock(mutex_lock=self._lock))
+
+    def answer(self, answer: Answer) -> Any:
+        """The answer as a vector, once all is stored."""
+        with tf.control_dependencies([self.done]), tf.compat.v1.device(PS_DEVICE):
+            return tf.stack([tf.cast(number, tf.int64) for number in answer])
+
+    def read(self, name: str) -> Any:
+        """A whole variable, with what was stored before."""
+        with tf.control_dependencies([*self._gate, *self.stored]):
+            return tf.raw_ops.ReadVariableOp(resource=self._handles[name], dtype=tf.int64)
+
+    def at(self, name: str, places: Any) -> Any:
+        """A variable in one place, or in several."""
+        with tf.control_dependencies([*self._gate, *self.stored]):
+            return tf.raw_ops.ResourceGather(
+                resource=self._handles[name], indices=places, dtype=tf.int64
+            )
+
+    def put(self, name: str, places: Any, values: Any) -> None:
+        """Stores in one place, or in several."""
+        with tf.control_dependencies(self.stored):
+            self.stored.append(
+                tf.raw_ops.ResourceScatterUpdate(
+                    resource=self._handles[name], indices=places, updates=values
+                )
+            )
+
+    def store(self, name: str, value: Any) -> None:
+        """Stores a whole variable."""
+        with tf.control_dependencies(self.stored):
+            self.stored.append(self.assign(name, value))
+
+    def assign(self, name: str, value: Any) -> Any:
+        """The operation that does."""
+        return tf.raw_ops.AssignVariableOp(resource=self._handles[name], value=value)
+
+    def ranks(self) -> _Rank:
+        """By column."""
+        return _Rank(*tf.unstack(tf.ensure_shape(self.read("ranks"), [None, 5]), axis=1))
+
+    def counts(self) -> _Counts:
+        """The single numbers."""
+        return _Counts(*tf.unstack(tf.ensure_shape(self.read("counts"), [2])))
+
+    def lose(self, ranks: _Rank, counts: _Counts, mask: Any, *, retries: int) -> _Rank:
+        """Those of the mask lose what they hold; their rows afterwards, which are not stored."""
+        loses = mask & (ranks.held >= 0)
+
+        def note() -> Any:
+            who = tf.reshape(tf.where(loses), [-1])
+            rows = tf.gather(ranks.held, who)
+            often = self.at("retries", rows) + retries
+            dead = often > self._plan.max_retries
+            lost = tf.stack(
+                [
+                    tf.fill(tf.shape(who), counts.epoch),
+                    who,
+                    self.at("offsets", rows),
+                    tf.gather(ranks.reserved, who),
+                    self.at("stops", rows),
+                    tf.cast(dead, tf.int64),
+                ],
+                1,
+            )
+            states = tf.where(dead, np.int64(DEAD), np.int64(TODO))
+            all_lost = tf.concat([tf.ensure_shape(self.read("lost"), [None, 6]), lost], 0)
+            with tf.control_dependencies([all_lost, often, lost]):
+                return tf.group(
+                    self._scatter("states", rows, states),
+                    self._scatter("retries", rows, often),
+                    self.assign("lost", all_lost),
+                )
+
+        self.stored.append(tf.cond(tf.reduce_any(loses), note, tf.no_op))
+        return ranks._replace(
+            held=tf.where(loses, np.int64(NOTHING), ranks.held),
+            attempt=tf.where(loses, np.int64(REVOKED), ranks.attempt),
+        )
+
+    def free_row(self, ranks: _Rank, ahead: Any) -> Any:
+        """The first free row, or one that is half of the largest rest; NOTHING if there is none."""
+        states = tf.ensure_shape(self.read("states"), [None])
+        is_free = tf.equal(states, TODO)
+        first = tf.argmax(is_free)
+        rows = tf.maximum(ranks.held, 0)
+        stops = tf.gather(tf.ensure_shape(self.read("stops"), [None]), rows)
+        rests = tf.where(ranks.held >= 0, stops - ranks.reserved, tf.zeros_like(stops))
+        rest, victim = tf.reduce_max(rests), tf.argmax(rests)
+
+        def divide() -> Any:
+            middle = ranks.reserved[victim] + rest // ahead // 2 * ahead
+            new = {
+                "starts": middle,
+                "stops": stops[victim],
+                "offsets": middle,
+                "states": np.int64(TODO),
+                "retries": np.int64(0),
+            }
+            longer = {
+                name: tf.concat([tf.ensure_shape(self.read(name), [None]), [value]], 0)
+                for name, value in new.items()
+            }
+            with tf.control_dependencies(list(longer.values())):
+                grown = [self.assign(name, value) for name, value in longer.items()]
+            with tf.control_dependencies(grown):
+                cut = self._scatter("stops", rows[victim], middle)
+            with tf.control_dependencies([cut]):
+                return tf.identity(tf.size(states, tf.int64))
+
+        def nothing() -> Any:
+            return tf.constant(NOTHING, tf.int64)
+
+        return tf.cond(
+            tf.reduce_any(is_free),
+            lambda: tf.identity(first),
+            lambda: tf.cond(rest >= ahead, divide, nothing),
+        )
+
+    def _scatter(self, name: str, places: Any, values: Any) -> Any:
+        return tf.raw_ops.ResourceScatterUpdate(
+            resource=self._handles[name], indices=places, updates=values
+        )
+
+
+def _guard(name: str) -> Any:
+    shared_name = f"tfdist/splits/{name}/guard"
+    return tf.raw_ops.VarHandleOp(dtype=tf.int64, shape=[], shared_name=shared_name)
+
+
+def _open(name: str) -> Any:
+    """Nobody is within a section."""
+    return tf.raw_ops.AssignVariableOp(resource=_guard(name), value=np.int64(0))
+
+
+def _put(ranks: _Rank, mask: Any, **columns: Any) -> Any:
+    """The rows with other values for those of the mask."""
+    changed = {name: tf.where(mask, value, getattr(ranks, name)) for name, value in columns.items()}
+    return tf.stack(ranks._replace(**changed), 1)
