@@ -15,12 +15,16 @@ import tensorflow as tf
 from tfdist.errors import ConfigError
 
 
-def padded(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+def padded(
+    dataset: tf.data.Dataset, batch_size: int, *, steps: int | None = None
+) -> tf.data.Dataset:
     """Batches of one static size for ever: the real ones, then empty ones of weight 0.
 
     Args:
-        dataset: elements of any structure of dense tensors, of known rank; finite.
+        dataset: elements of any structure of dense tensors, of known rank; finite, unless `steps`
+            is given.
         batch_size: examples in a batch, at least 1.
+        steps: batches after which the data end, if they have not ended before.
 
     Returns:
         A dataset of ``(batch, weight, has_value)``: `batch` has the structure and the dtypes of
@@ -30,14 +34,17 @@ def padded(dataset: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
         ``sum(weight * loss) / sum(weight)``, and a step without a value applies nothing.
 
     Raises:
-        ConfigError: `batch_size` is too small, the dataset is infinite (found in eager code
-            only), or has ragged or sparse elements.
+        ConfigError: `batch_size` or `steps` is too small, the dataset is infinite (found in eager
+            code only), or has ragged or sparse elements.
     """
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ConfigError("batch_size", batch_size, "a whole number, at least 1")
+    for field, value in {"batch_size": batch_size, "steps": 1 if steps is None else steps}.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ConfigError(field, value, "a whole number, at least 1")
+    if steps is not None:
+        dataset = dataset.take(steps * batch_size)
     # While a graph is being built, TensorFlow cannot tell.
     if tf.get_static_value(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
-        raise ConfigError("dataset", dataset, "infinite, so it has no end to pad; take() some")
+        raise ConfigError("dataset", dataset, "infinite, so it has no end to pad; give the steps")
     for spec in tf.nest.flatten(dataset.element_spec):
         if not isinstance(spec, tf.TensorSpec) or spec.shape.rank is None:
             raise ConfigError("dataset", spec, "only dense tensors of known rank can be padded")

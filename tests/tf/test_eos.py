@@ -156,6 +156,23 @@ def test_a_batch_size_that_is_no_whole_number_is_refused(batch_size):
     assert caught.value.field == "batch_size"
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_an_infinite_dataset_ends_after_the_given_steps(steps):
+    has_values = [bool(has) for *_, has in padded(numbers(2).repeat(), BATCH, steps=steps).take(5)]
+    assert has_values == [True] * steps + [False] * (5 - steps)
+
+
+def test_data_that_end_before_the_given_steps_end_there():
+    assert [bool(has) for *_, has in padded(numbers(3), 3, steps=2).take(3)] == [True, False, False]
+
+
+@pytest.mark.parametrize("steps", [0, -1, 2.5, "2", True])
+def test_steps_that_are_no_whole_number_are_refused(steps):
+    with pytest.raises(ConfigError) as caught:
+        padded(numbers(3), BATCH, steps=steps)
+    assert caught.value.field == "steps"
+
+
 def test_an_infinite_dataset_is_refused():
     with pytest.raises(ConfigError, match="infinite") as caught:
         padded(numbers(3).repeat(), BATCH)
