@@ -233,7 +233,7 @@ class TableOps:
         with self._section() as section:
             ranks, counts = section.ranks(), section.counts()
             states = section.read("states")
-            is_over = tf.reduce_all(ranks.held < 0) & tf.reduce_all(states != TODO)
+            is_over = tf.reduce_all(ranks.held < 0) & tf.reduce_all(tf.not_equal(states, TODO))
             begins = is_over & tf.equal(epoch, counts.epoch + 1)
 
             def begin() -> Any:
