@@ -89,12 +89,22 @@ def test_nothing_outlives_a_killed_launcher(marker, tmp_path, moment):
     poll_until(lambda: not descendants(marker), "all is gone", timeout=GONE_SECS)
     for note in tmp_path.glob("worker:?"):
         for addresses in json.loads(note.read_text().split("\n")[0])["cluster"].values():
-            for address in addresses:
-                port = int(address.split(":")[1])
-                with socket.socket() as another:
-                    # What is left of connections is no server; nobody shares the port.
-                    another.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    another.bind(("", port))
+            for port in [int(address.split(":")[1]) for address in addresses]:
+                # A process is a zombie a moment before the last of its threads lets go of it.
+                poll_until(
+                    lambda port=port: is_free(port), f"port {port} is free", timeout=GONE_SECS
+                )
+
+
+def is_free(port):
+    with socket.socket() as another:
+        # What is left of connections is no server; nobody shares the port.
+        another.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            another.bind(("", port))
+        except OSError:
+            return False
+        return True
 
 
 def test_a_program_that_does_not_close_its_cluster_ends(marker):
