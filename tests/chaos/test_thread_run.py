@@ -48,3 +48,13 @@ def test_a_reader_that_leaves_ends_the_process(script):
     told = read_a_line_and_leave("--backend", "threads", script(CHATTY))
     assert "Traceback" not in told
     assert told.count("nobody reads the output") == 1
+
+
+# Python's own end has crashed with TensorFlow in the frames of threads that still ran.
+def test_python_is_not_torn_down_under_threads_that_still_run(script):
+    at_exit = "import atexit\natexit.register(print, 'torn down')\n"
+    sound = run("--backend", "threads", "--no-prefix", script(at_exit + MEET))
+    assert (sound.returncode, sound.stdout.splitlines()[-1]) == (0, "torn down")
+    fails = "    sys.exit(7) if task.is_chief else threading.Event().wait()\n"
+    failed = run("--backend", "threads", script(f"import threading\n{at_exit}{MEET}{fails}"))
+    assert (failed.returncode, "torn down" in failed.stdout) == (7, False), failed.stderr

@@ -1,0 +1,31 @@
+"""The folder of a run that nobody keeps."""
+
+import os
+import threading
+
+from tfdist.cli.run import _folder
+
+
+def test_it_goes_though_a_thread_of_the_run_still_writes_into_it():
+    for _ in range(50):
+        with _folder(None) as folder:
+            tasks = os.path.join(folder, "attempt-1", "worker-0")
+            os.makedirs(tasks)
+            has_begun = threading.Event()
+
+            def write(tasks=tasks, has_begun=has_begun):
+                number = 0
+                while os.path.isdir(tasks):
+                    try:
+                        open(os.path.join(tasks, str(number)), "w").close()
+                    except FileNotFoundError:
+                        return
+                    has_begun.set()
+                    number += 1
+
+            writer = threading.Thread(target=write)
+            writer.start()
+            assert has_begun.wait(10)
+        writer.join(10)
+        assert not writer.is_alive()
+        assert not os.path.exists(folder)
