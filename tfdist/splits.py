@@ -38,6 +38,7 @@ vectors; the long ones, by split, change in one place.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import NamedTuple
@@ -124,12 +125,7 @@ class Plan:
             raise ConfigError("lease_us", self.lease_us, "more than 0")
         if self.max_retries < 0:
             raise ConfigError("max_retries", self.max_retries, "at least 0")
-        for start, stop in self.splits:
-            if not 0 <= start < stop:
-                raise ConfigError("splits", (start, stop), "a range needs 0 <= start < stop")
-        for one, other in pairwise(sorted(self.splits)):
-            if other[0] < one[1]:
-                raise ConfigError("splits", other, f"has records of another one, {one}")
+        check_splits(self.splits)
 
 
 @dataclass(frozen=True)
@@ -372,6 +368,16 @@ def restored(table: SplitTable, parties: int) -> SplitTable:
         reserved=nobody.reserved,
         lease_ends=nobody.lease_ends,
     )
+
+
+def check_splits(splits: Sequence[Range]) -> None:
+    """Raises ConfigError unless they are ranges, of which no two have a record in common."""
+    for start, stop in splits:
+        if not 0 <= start < stop:
+            raise ConfigError("splits", (start, stop), "a range needs 0 <= start < stop")
+    for one, other in pairwise(sorted(splits)):
+        if other[0] < one[1]:
+            raise ConfigError("splits", other, f"has records of another one, {one}")
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> list[int]:

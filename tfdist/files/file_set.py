@@ -115,7 +115,7 @@ class FileSet:
         firsts = reading.first_records(self.files)
         return self.files[bisect.bisect_right(firsts, record) - 1]
 
-    def read(self, start: Any = 0, stop: Any = None) -> tf.data.Dataset:
+    def read(self, start: Any = 0, stop: Any = None, *, remote: bool = False) -> tf.data.Dataset:
         """The records from `start` to before `stop`, each as ``(int64 number, string record)``.
 
         In order. `start` and `stop` are whole numbers, or scalar int64 tensors where a graph is to
@@ -127,9 +127,19 @@ class FileSet:
         comes to that record, or to another behind the same mark. Nothing ends early without an
         error. The files are looked at by the process that builds the dataset.
 
+        Args:
+            start: the first record.
+            stop: the one behind the last; None reads all from `start` on.
+            remote: the dataset is iterated by another process than this one, such as the worker of
+                a ClusterCoordinator. It is of TensorFlow's operations alone then, so a file that
+                was written anew is noticed only where a record is damaged or lacks.
+
         Raises:
-            ConfigError: the range is known, and is none of this set.
+            ConfigError: the range is known, and is none of this set; or text is to be read
+                remotely, which Python splits into records.
         """
+        if remote and self.format != "tfrecord":
+            raise ConfigError("remote", remote, f"{self.format!r} is read by Python; use TFRecords")
         stop = len(self) if stop is None else stop
         start, stop = (tf.cast(number, tf.int64) for number in (start, stop))
         known = tf.get_static_value(start), tf.get_static_value(stop)
@@ -137,7 +147,7 @@ class FileSet:
             given = tuple(map(int, known))
             raise ConfigError("start, stop", given, reading.range_rule(len(self)))
         if self.format == "tfrecord":
-            return reading.tfrecords(self.files, self.compression, start, stop)
+            return reading.tfrecords(self.files, self.compression, start, stop, remote=remote)
         return reading.text_records(self.files, self.compression, self.format == "csv", start, stop)
 
     def preflight(self, num_trainers: int) -> tuple[preflight.FileWarning, ...]:

@@ -30,11 +30,14 @@ def range_rule(records: int) -> str:
     return f"a range of records needs 0 <= start <= stop <= {records}"
 
 
-def tfrecords(files: Sequence[FileEntry], compression: str | None, start: Any, stop: Any) -> Any:
+def tfrecords(
+    files: Sequence[FileEntry], compression: str | None, start: Any, stop: Any, *, remote: bool
+) -> Any:
     """Records of TFRecord files. TensorFlow's own reader, which checks each record's checksum.
 
     For TensorFlow 2.21 a file that was cut off between two records is a shorter file, and its error
-    for one that was cut off inside of a record names no file. Hence the two looks at the file.
+    for one that was cut off inside of a record names no file. Hence the two looks at the file, of
+    which a process that has not built the dataset can take neither.
     """
     files = [entry for entry in files if entry.records]  # so that no two have the same first record
     firsts = first_records(files)
@@ -56,6 +59,18 @@ def tfrecords(files: Sequence[FileEntry], compression: str | None, start: Any, s
     def of_python(look: Callable[[Any], str], file: Any) -> Any:
         return tf.ensure_shape(tf.numpy_function(look, [file], tf.string), [])
 
+    def named(file: Any) -> Any:
+        return tf.constant([entry.path for entry in files], tf.string)[file]
+
+    def ended_there(file: Any) -> Any:
+        records = tf.constant([entry.records for entry in files], tf.int64)[file]
+        what = [named(file), "it has fewer records than it had:", records]
+        with tf.control_dependencies([tf.debugging.Assert(False, what)]):
+            return tf.constant("")
+
+    begin = named if remote else partial(of_python, unchanged)
+    fail = ended_there if remote else partial(of_python, ended)
+
     def of_range(start: Any, stop: Any) -> Any:
         first = tf.constant(firsts, tf.int64)
         held = (start >= 0) & (start <= stop) & (stop <= firsts[-1])
@@ -76,7 +91,7 @@ def tfrecords(files: Sequence[FileEntry], compression: str | None, start: Any, s
         # with the outermost ones alone: it has to stay inside of a function, as it is here.
         found = tf.data.experimental.from_variant(
             tf.raw_ops.TFRecordDatasetV2(
-                filenames=of_python(unchanged, file),
+                filenames=begin(file),
                 compression_type=compression or "",
                 buffer_size=_BLOCK,
                 byte_offsets=offsets[mark],
@@ -84,7 +99,7 @@ def tfrecords(files: Sequence[FileEntry], compression: str | None, start: Any, s
             tf.TensorSpec([], tf.string),
         )
         # Not ignore_errors: for a file that cannot be opened it tries again for ever.
-        end = tf.data.Dataset.from_tensors(file).map(partial(of_python, ended))
+        end = tf.data.Dataset.from_tensors(file).map(fail)
         whole = found.concatenate(end)
         return whole.skip(start - records[mark]).take(stop - start).enumerate(start)
 

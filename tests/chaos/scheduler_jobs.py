@@ -1,0 +1,125 @@
+"""What the chief of tests/chaos/test_split_scheduler.py runs."""
+
+import contextlib
+import os
+import pathlib
+import threading
+
+import tensorflow as tf
+
+import tfdist
+from tfdist.testing import poll_until
+from tfdist.train.coordinator import SplitScheduler
+
+BATCH = 7
+
+
+class Job:
+    """A model that counts on the ps how often it has visited each record of some files."""
+
+    def __init__(self, task, files, records_per_split=100, **settings):
+        # Else a call to a worker that has gone waits for it.
+        os.environ["GRPC_FAIL_FAST"] = "use_caller"
+        cluster = tf.train.ClusterSpec(task.cluster_spec)
+        resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(cluster, rpc_layer="grpc")
+        strategy = tf.distribute.ParameterServerStrategy(resolver)
+        self.coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+        self.files = tfdist.FileSet.scan(f"{files}/part-*")
+        with strategy.scope():
+            self._visits = tf.Variable(tf.zeros([len(self.files)], tf.int32))
+        self.splits = SplitScheduler(
+            self.coordinator,
+            self.files.splits(records_per_split),
+            lambda start, stop: self.files.read(start, stop, remote=True),
+            self.step,
+            batch_size=BATCH,
+            **settings,
+        )
+        self.checkpoint = tf.train.Checkpoint(visits=self._visits, splits=self.splits)
+
+    def step(self, batch, weight):
+        number, record = batch
+        tf.debugging.assert_equal(tf.strings.to_number(record[0], tf.int64), number[0])
+        ones = tf.IndexedSlices(tf.cast(weight, tf.int32), number)
+        self._visits.scatter_add(ones)
+
+    @property
+    def visits(self):
+        return self._visits.numpy().tolist()
+
+    def note_begin(self, path):
+        """Makes a file when the next epoch has begun, in a thread."""
+        before = max(self.visits)
+
+        def note():
+            poll_until(lambda: max(self.visits) > before, "a record is visited", timeout=60)
+            path.touch()
+
+        thread = threading.Thread(target=note)
+        thread.start()
+        return thread
+
+
+def two_epochs(task, files):
+    """The visits after each of two epochs, and the reports."""
+    job = Job(task, files)
+    return [(job.splits.run_epoch(timeout=60), job.visits) for _ in range(2)]
+
+
+def while_disturbed(task, files, folder):
+    """One epoch; leaves a file in `folder` when it has begun. The visits, and the report."""
+    job = Job(task, files)
+    begun = job.note_begin(pathlib.Path(folder, "begun"))
+    report = job.splits.run_epoch(timeout=60)
+    begun.join()
+    return report, job.visits
+
+
+def stalled(task, files, folder):
+    """A second epoch, in which a worker is stopped, and how it goes on when that was woken."""
+    job = Job(task, files)
+    job.splits.run_epoch(timeout=60)  # so that all is built
+    begun = job.note_begin(pathlib.Path(folder, "begun"))
+    try:
+        job.splits.run_epoch(timeout=2)
+        error = None
+    except tfdist.EpochError as caught:
+        error = caught
+    begun.join()
+    pathlib.Path(folder, "stalled").touch()
+    return error, job.splits.run_epoch(timeout=60), job.visits
+
+
+def over_bad_input(task, files):
+    """A record that cannot be read, the report, and what follows when it can be read again."""
+    path = pathlib.Path(files, "part-1")
+    job = Job(task, files, max_retries=1)
+    data = path.read_bytes()
+    path.write_bytes(data[:-4])
+    reports = []
+    for _ in range(3):
+        try:
+            reports.append((job.splits.run_epoch(timeout=60), ""))
+        except tf.errors.OpError as error:
+            reports.append((job.splits.report(), str(error)))
+    path.write_bytes(data)
+    return [*reports, (job.splits.run_epoch(timeout=60), job.visits)]
+
+
+def saved(task, files, path):
+    """Saves in the middle of an epoch, in which the input has failed."""
+    part = pathlib.Path(files, "part-3")
+    data = part.read_bytes()
+    job = Job(task, files)
+    part.write_bytes(data[: len(data) // 2])
+    with contextlib.suppress(tf.errors.OpError):
+        job.splits.run_epoch(timeout=60)
+    part.write_bytes(data)
+    return job.checkpoint.save(path), job.splits.report(), job.visits
+
+
+def restored(task, files, path):
+    """Goes on from there."""
+    job = Job(task, files)
+    job.checkpoint.restore(path).assert_consumed()
+    return job.splits.run_epoch(timeout=60), job.visits

@@ -1,0 +1,118 @@
+"""A coordinator that reads splits: every record is visited, whatever becomes of the workers."""
+
+import functools
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import tensorflow as tf
+
+import tfdist
+from tests.chaos import scheduler_jobs
+from tfdist.testing import poll_until
+
+RECORDS = [400, 240, 1, 1359]
+TOTAL = sum(RECORDS)
+
+
+@pytest.fixture
+def files(tmp_path):
+    edges = [0, *itertools.accumulate(RECORDS)]
+    for part, (start, stop) in enumerate(itertools.pairwise(edges)):
+        with tf.io.TFRecordWriter(str(tmp_path / f"part-{part}")) as writer:
+            for number in range(start, stop):
+                writer.write(b"%d" % number)
+    return str(tmp_path)
+
+
+def run(cluster, function, **arguments):
+    [result] = cluster.run(functools.partial(function, **arguments), timeout=100)
+    return result
+
+
+def wrong_visits(visits, report):
+    """Those that the report does not tell."""
+    again = [0] * len(visits)
+    for start, stop in report.visited_again:
+        for record in range(start, stop):
+            again[record] += 1
+    pairs = enumerate(zip(visits, again, strict=True))
+    return [(record, *pair) for record, pair in pairs if not 1 <= pair[0] <= 1 + pair[1]]
+
+
+def test_each_record_is_visited_once_in_each_of_two_epochs(make_cluster, files):
+    cluster = make_cluster(2, 2, backend="processes", coordinator=True)
+    epochs = run(cluster, scheduler_jobs.two_epochs, files=files)
+    for number, (report, visits) in enumerate(epochs, 1):
+        assert visits == [number] * TOTAL
+        assert report == tfdist.SplitReport(number, ((0, TOTAL),), (), (), True)
+
+
+def disturbed(cluster, function, files, folder, disturb):
+    """What `function` returns, while `disturb` is called when it has begun."""
+    with ThreadPoolExecutor() as pool:
+        result = pool.submit(run, cluster, function, files=files, folder=str(folder))
+        poll_until((folder / "begun").exists, "the epoch has begun", timeout=60)
+        disturb()
+        return result.result()
+
+
+def test_the_split_of_a_worker_that_was_killed_goes_on_where_it_is_committed(
+    make_cluster, files, tmp_path
+):
+    cluster = make_cluster(2, 2, backend="processes", coordinator=True)
+    report, visits = disturbed(
+        cluster,
+        scheduler_jobs.while_disturbed,
+        files,
+        tmp_path,
+        lambda: (cluster.kill("worker:1"), cluster.restart("worker:1")),
+    )
+    assert wrong_visits(visits, report) == []
+    assert (report.visited, report.given_up, report.over) == (((0, TOTAL),), (), True)
+
+
+def test_a_worker_that_is_stopped_is_an_error_that_names_what_is_left(
+    make_cluster, files, tmp_path
+):
+    cluster = make_cluster(2, 2, backend="processes", coordinator=True)
+
+    def stop_and_wake():
+        cluster.pause("worker:1")
+        poll_until((tmp_path / "stalled").exists, "the epoch has stalled", timeout=60)
+        cluster.resume("worker:1")
+
+    error, report, visits = disturbed(
+        cluster, scheduler_jobs.stalled, files, tmp_path, stop_and_wake
+    )
+    assert "nothing was committed for 2" in str(error)
+    assert error.missing
+    assert (report.epoch, report.visited) == (2, ((0, TOTAL),))
+    assert wrong_visits([number - 1 for number in visits], report) == []
+
+
+def test_bad_input_is_an_error_that_loses_nothing_else(make_cluster, files):
+    cluster = make_cluster(2, 2, backend="processes", coordinator=True)
+    *failed, (report, end), (next_report, visits) = run(
+        cluster, scheduler_jobs.over_bad_input, files=files
+    )
+    for _, error in failed:
+        assert "truncated record" in error
+    assert end == ""
+    rest = ((635, 640),)  # the batch of the record that was cut off, and its retry
+    assert (report.given_up, report.over) == (rest, True)
+    assert report.visited == ((0, 635), (640, TOTAL))
+    assert (next_report.epoch, next_report.visited) == (2, ((0, TOTAL),))
+    assert set(visits[635:640]) == {1}
+    assert min(visits[:635] + visits[640:]) == 2
+
+
+def test_a_checkpoint_has_the_model_and_how_far_it_was_trained(make_cluster, files, tmp_path):
+    path = str(tmp_path / "model")
+    cluster = make_cluster(2, 2, backend="processes", coordinator=True)
+    saved, report, visits = run(cluster, scheduler_jobs.saved, files=files, path=path)
+    assert 0 in visits
+    assert not report.over
+    report, visits = run(cluster, scheduler_jobs.restored, files=files, path=saved)
+    assert wrong_visits(visits, report) == []
+    assert (report.epoch, report.over) == (1, True)
