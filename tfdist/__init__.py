@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from tfdist.progress import Progress
     from tfdist.split_queue import Split, SplitQueue, SplitReport
     from tfdist.task import Task, one_line_errors
+    from tfdist.train.coordinator import SplitScheduler
     from tfdist.train.epoch import Epoch, EpochResult, EpochStatus
 
 __version__ = "0.1.0"
@@ -66,6 +67,7 @@ __all__ = [
     "SplitLost",
     "SplitQueue",
     "SplitReport",
+    "SplitScheduler",
     "StallError",
     "StartTimeout",
     "Task",
@@ -105,6 +107,7 @@ _HOMES = {
     "SplitLost": "tfdist.errors",
     "SplitQueue": "tfdist.split_queue",
     "SplitReport": "tfdist.split_queue",
+    "SplitScheduler": "tfdist.train.coordinator",
     "StallError": "tfdist.errors",
     "StartTimeout": "tfdist.errors",
     "Task": "tfdist.task",
