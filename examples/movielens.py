@@ -57,6 +57,12 @@ def parse_args() -> argparse.Namespace:
         metavar="TASK=FACTOR",
         help="slow a trainer down: worker:1=5 takes five times as long for a step",
     )
+    parser.add_argument(
+        "--visits",
+        type=folder,
+        metavar="FOLDER",
+        help="each trainer writes there which examples it has visited, a file an epoch",
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     return parser.parse_args()
 
@@ -65,6 +71,14 @@ def positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"got {text!r}; a whole number, at least 1")
     return int(text)
+
+
+def folder(text: str) -> Path:
+    try:
+        Path(text).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise argparse.ArgumentTypeError(f"got {text!r}; a folder ({error.strerror})") from None
+    return Path(text)
 
 
 def slowness(text: str) -> dict[str, float]:

@@ -62,11 +62,12 @@ class Loop:
         self._model, self._num_examples = model, num_examples
         self._slowness = args.slow.get(name, 1.0)
         self._num_epochs = args.epochs
+        self._name, self._visits = name, args.visits
         self._progress = tfdist.Progress.from_env()
 
     def train_epoch(self, session: Any, epoch: tfdist.Epoch) -> None:
         """Trains until this trainer's data has ended; nothing is raised there."""
-        model, examples = self._model, 0
+        model, examples, ledger = self._model, 0, tfdist.Ledger()
         session.run(model.start_epoch)
         while True:
             step_start = time.monotonic()
@@ -77,10 +78,14 @@ class Loop:
                 break
             visited = example[weight > 0]
             epoch.visit(visited)
+            if self._visits:
+                ledger.add(visited)
             examples += len(visited)
             self._progress.update(
                 f"epoch {epoch.number} of {self._num_epochs}", examples, self._num_examples
             )
             time.sleep((self._slowness - 1) * (time.monotonic() - step_start))
+        if self._visits:
+            ledger.save(self._visits / f"epoch-{epoch.number}-{self._name}.json")
         state = f"epoch {epoch.number} done, waits for the others"
         self._progress.update(state, examples, examples)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from tfdist.files.entry import FileEntry
     from tfdist.files.file_set import FileSet
     from tfdist.files.preflight import FileWarning
-    from tfdist.ledger import Audit, Ledger
+    from tfdist.ledger import Audit, Ledger, audit
     from tfdist.progress import Progress
     from tfdist.split_queue import Split, SplitQueue, SplitReport
     from tfdist.task import Task, one_line_errors
@@ -74,6 +74,7 @@ __all__ = [
     "TaskFailed",
     "TfdistError",
     "anyone_has_value",
+    "audit",
     "local_cluster",
     "one_line_errors",
     "padded",
@@ -114,6 +115,7 @@ _HOMES = {
     "TaskFailed": "tfdist.errors",
     "TfdistError": "tfdist.errors",
     "anyone_has_value": "tfdist.eos",
+    "audit": "tfdist.ledger",
     "local_cluster": "tfdist.cluster.local",
     "one_line_errors": "tfdist.task",
     "padded": "tfdist.eos",

@@ -7,16 +7,20 @@ or becomes so: a million visits cost one range in the end. The rules are pure;
 
 from __future__ import annotations
 
+import json
 import operator
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from pathlib import Path
 
 from tfdist.errors import ConfigError, EpochError
 
 Range = tuple[int, int]
 
 _COMPACT_AT = 4096  # ranges
+_KEY = "tfdist_visits"
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,15 @@ class Ledger:
                 nested.append((starts.pop(), position))
         return tuple(sorted(nested))
 
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the visits as a JSON file, whole or not at all; `audit` reads it.
+
+        Each trainer writes a file of its own.
+        """
+        unfinished = f"{os.fspath(path)}.unfinished"
+        Path(unfinished).write_text(json.dumps({_KEY: self.ranges()}), encoding="utf-8")
+        os.replace(unfinished, path)
+
     def audit(self, expected: int) -> Audit:
         """Compares the visits with one visit of each of the examples 0 .. expected - 1.
 
@@ -119,6 +132,30 @@ class Ledger:
                 position = edge
             depth += step
         return Audit(expected, visited, tuple(missing), tuple(duplicates))
+
+
+def audit(visits: Iterable[Ledger | str | os.PathLike[str]], expected: int) -> Audit:
+    """What all trainers together have visited, against one visit of each of `expected` examples.
+
+    Args:
+        visits: ledgers, or the files that `Ledger.save` wrote.
+        expected: how many examples there are, numbered from 0.
+
+    Raises:
+        ConfigError: a file is none of a ledger, or an example has a number that is too large.
+    """
+    ledger = Ledger()
+    for each in visits:
+        ledger.merge(each if isinstance(each, Ledger) else _load(each))
+    return ledger.audit(expected)
+
+
+def _load(path: str | os.PathLike[str]) -> Ledger:
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        return Ledger((start, stop) for start, stop in found[_KEY])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ConfigError("visits", os.fspath(path), f"a file of Ledger.save: {error}") from error
 
 
 def _runs(examples: Sequence[int]) -> Iterable[Range]:

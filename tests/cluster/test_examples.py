@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import tfdist
+
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
@@ -21,6 +23,7 @@ def run(command, **options):
 def test_movielens_accounts_for_every_example_and_goes_on_from_its_checkpoint(tmp_path):
     command = ["scripts/demo", "--json", "--epochs", "1", "--model-dir", str(tmp_path)]
     command += ["--batch-size", "1024"]  # a quarter of the steps
+    command += ["--visits", str(tmp_path / "visits")]
     # One slow trainer changes nothing but the time.
     ended = [run([*command, *slow]) for slow in (["--slow", "worker:1=3"], [])]
     first, second = (json.loads(each.stdout) for each in ended)
@@ -33,6 +36,9 @@ def test_movielens_accounts_for_every_example_and_goes_on_from_its_checkpoint(tm
         assert epoch["saved_step"] == epoch["true_step"]
         assert epoch["left_within"] < 1.0
         assert sum(row["examples"] for row in epoch["trainers"]) == epoch["visited"]
+    files = sorted((tmp_path / "visits").iterdir())
+    assert [file.name for file in files] == [f"epoch-1-worker:{rank}.json" for rank in range(3)]
+    assert tfdist.audit(files, before["expected"]).complete
     assert after["saved_step"] == 2 * before["saved_step"]
     assert after["rmse"] < before["rmse"] < first["baselines"]["global_mean"]
     # Two epochs are too few to beat the biases; the example says so, and ends with 1.

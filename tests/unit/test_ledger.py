@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfdist import ConfigError, EpochError, Ledger
-from tfdist.ledger import Audit
+from tfdist.ledger import Audit, audit
 
 EXPECTED = 12
 EXAMPLES = st.integers(0, EXPECTED - 1)
@@ -171,3 +171,21 @@ class TestBadInput:
         with pytest.raises(ConfigError, match=rf"\b{last}\b") as caught:
             Ledger(visits).audit(3)
         assert (caught.value.field, caught.value.value) == ("expected", 3)
+
+
+@given(ledgers(), ledgers())
+def test_all_trainers_are_audited_together_from_memory_or_from_files(tmp_path_factory, one, other):
+    path = tmp_path_factory.mktemp("visits") / "worker-1.json"
+    other[0].save(path)
+    both = Ledger([*one[0].ranges(), *other[0].ranges()])
+    assert audit([one[0], path], EXPECTED) == both.audit(EXPECTED)
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"tfdist_visits": [[2, 1]]}'])
+def test_what_is_no_ledger_is_told_by_its_path(tmp_path, text):
+    path = tmp_path / "visits.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=r"visits\.json.*a file of Ledger\.save"):
+        audit([path], EXPECTED)
