@@ -32,6 +32,11 @@ taken. So a split that was lost comes before all that nobody has had yet.
 own. It was not reserved, so nobody was to visit it; its former holder learns where its split stops
 now from the answer to its next commit, which it waits for before it goes on.
 
+**Saving**: a checkpoint has the table and the model, and is written while the others train. So
+whoever saves holds the table: until it is released nothing of it changes. An update whose commit is
+kept waiting may be in the checkpoint or not. It is one batch of each trainer at most, and the
+restored table knows it, for each lease is lost then.
+
 A trainer has one lease at a time, so all that changes with each batch is kept by rank, in short
 vectors; the long ones, by split, change in one place.
 """
@@ -49,7 +54,7 @@ from tfdist.ledger import Ledger, Range
 # What may be in `SplitTable.states`.
 TODO, LEASED, DONE, DEAD = range(4)
 
-NOTHING = -1  # in the place of a row
+NOTHING = -1  # in the place of a row, or of a rank
 NOBODY = 0  # in the place of a life
 REVOKED = 0  # in the place of an attempt: the lease was lost
 
@@ -79,6 +84,12 @@ class Wait(NamedTuple):
     """The answer to a claim: there is nothing now. At `until` a lease ends if it is not renewed."""
 
     until: int
+
+
+class Saving(NamedTuple):
+    """The answer to a call that would change the table, which somebody holds: once more, later."""
+
+    rank: int
 
 
 class Over(NamedTuple):
@@ -146,6 +157,7 @@ class SplitTable:
         reserved: by rank, up to where it may visit the row that it has leased.
         lease_ends: by rank, when its lease ends.
         epoch: counts from 0.
+        saver: the rank of who holds the table, or NOTHING.
         leases: how many there were so far, in all epochs.
         lost: those that were lost, in all epochs.
     """
@@ -163,6 +175,7 @@ class SplitTable:
     lease_ends: tuple[int, ...]
     epoch: int = 0
     leases: int = 0
+    saver: int = NOTHING
     lost: tuple[Loss, ...] = ()
 
     @classmethod
@@ -210,7 +223,8 @@ class SplitTable:
 def enter(table: SplitTable, rank: int, life: int, previous: int | None = None) -> SplitTable:
     """A new life speaks for trainer `rank`, and what an earlier one held is lost.
 
-    Again, and nothing changes: whoever has no answer sends it again as it was.
+    Again, and nothing changes: whoever has no answer sends it again as it was. Nor does it as long
+    as another trainer holds the table; that this one holds it itself is over.
 
     Args:
         table: as it is.
@@ -222,7 +236,9 @@ def enter(table: SplitTable, rank: int, life: int, previous: int | None = None) 
     present = table.lives[rank]
     if present == life or (previous is not None and present != previous):
         return table
-    table = replace(table, lives=_with(table.lives, rank, life))
+    if table.saver not in (NOTHING, rank):
+        return table
+    table = replace(table, lives=_with(table.lives, rank, life), saver=NOTHING)
     if table.held[rank] == NOTHING:
         return table
     return _lose(table, rank)
@@ -230,7 +246,7 @@ def enter(table: SplitTable, rank: int, life: int, previous: int | None = None) 
 
 def claim(
     table: SplitTable, rank: int, life: int, *, epoch: int, now: int, ahead: int
-) -> tuple[SplitTable, Lease | Wait | Over]:
+) -> tuple[SplitTable, Lease | Wait | Saving | Over]:
     """Gives trainer `rank` the first free split, or a part of one that is leased.
 
     Again, and it has the same lease, which is renewed.
@@ -255,6 +271,8 @@ def claim(
         raise SplitLost(rank, _REPLACED)
     if epoch < table.epoch:
         return table, Over(epoch)
+    if table.saver != NOTHING:
+        return table, Saving(table.saver)
     if table.held[rank] != NOTHING:
         table = _renewed(table, rank, now)
         return table, _lease(table, rank)
@@ -280,7 +298,7 @@ def claim(
     return table, Wait(min(ends)) if ends else Over(epoch)
 
 
-def renew(table: SplitTable, lease: Lease, *, now: int) -> tuple[SplitTable, Lease]:
+def renew(table: SplitTable, lease: Lease, *, now: int) -> tuple[SplitTable, Lease | Saving]:
     """The lease lasts from now on, also if it had ended and nobody has wanted it.
 
     Raises:
@@ -289,13 +307,15 @@ def renew(table: SplitTable, lease: Lease, *, now: int) -> tuple[SplitTable, Lea
     _check(table, lease)
     if table.held[lease.rank] == NOTHING:
         return table, lease
+    if table.saver != NOTHING:
+        return table, Saving(table.saver)
     table = _renewed(table, lease.rank, now)
     return table, _lease(table, lease.rank)
 
 
 def commit(
     table: SplitTable, lease: Lease, offset: int, *, now: int, ahead: int
-) -> tuple[SplitTable, Lease]:
+) -> tuple[SplitTable, Lease | Saving]:
     """All records before `offset` were visited. Renews the lease and reserves the next records.
 
     What is answered tells where the split stops now. At that offset it is done, and the trainer
@@ -321,6 +341,8 @@ def commit(
         raise ConfigError("ahead", ahead, "at least 1 record")
     if offset > table.reserved[rank]:
         raise ConfigError("offset", offset, f"reserved are those before {table.reserved[rank]}")
+    if table.saver != NOTHING:
+        return table, Saving(table.saver)
     stop = table.stops[row]
     if offset > table.offsets[row]:
         table = replace(
@@ -341,9 +363,9 @@ def begin_epoch(table: SplitTable, epoch: int) -> SplitTable:
     """All splits are to be done once more, in another order.
 
     Unless the epoch before is over and `epoch` is the next one, nothing changes: so each trainer
-    may begin it that was told that the one before is over.
+    may begin it that was told that the one before is over. Nor does it while somebody saves.
     """
-    if epoch != table.epoch + 1 or not table.over:
+    if epoch != table.epoch + 1 or not table.over or table.saver != NOTHING:
         return table
     return replace(
         SplitTable.start(table.plan, len(table.lives), epoch),
@@ -352,6 +374,36 @@ def begin_epoch(table: SplitTable, epoch: int) -> SplitTable:
         leases=table.leases,
         lost=table.lost,
     )
+
+
+def hold(table: SplitTable, rank: int, life: int) -> tuple[SplitTable, Saving]:
+    """Nothing changes until trainer `rank` releases it, or another life speaks for that trainer.
+
+    If somebody else holds it, that one is in the answer.
+
+    Raises:
+        SplitLost: another life speaks for the trainer.
+    """
+    if table.lives[rank] != life:
+        raise SplitLost(rank, _REPLACED)
+    if table.saver == NOTHING:
+        table = replace(table, saver=rank)
+    return table, Saving(table.saver)
+
+
+def release(table: SplitTable, rank: int, life: int, *, now: int) -> SplitTable:
+    """Goes on; all leases last from now on, since nobody could renew them.
+
+    Raises:
+        SplitLost: it was not held any more, so what was saved may not fit together.
+    """
+    if table.lives[rank] != life or table.saver != rank:
+        raise SplitLost(rank, NOT_HELD)
+    table = replace(table, saver=NOTHING)
+    for other, row in enumerate(table.held):
+        if row != NOTHING:
+            table = _renewed(table, other, now)
+    return table
 
 
 def restored(table: SplitTable, parties: int) -> SplitTable:
@@ -367,6 +419,7 @@ def restored(table: SplitTable, parties: int) -> SplitTable:
         attempts=nobody.attempts,
         reserved=nobody.reserved,
         lease_ends=nobody.lease_ends,
+        saver=NOTHING,
     )
 
 
@@ -394,6 +447,10 @@ def epoch_order(size: int, seed: int, epoch: int) -> list[int]:
 _REPLACED = (
     "another life speaks for it. Two processes may run as one task, or the ps has come back from "
     "a checkpoint"
+)
+NOT_HELD = (
+    "another life speaks for it, and has released the splits. What was saved meanwhile may not fit "
+    "together: do not restore it"
 )
 
 

@@ -9,7 +9,7 @@ KINDS = {
     "one split, 2 misfortunes": Kind((3,), limit=2),
     "given up twice": Kind((2, 1), limit=2, retries=0),
     "2 epochs": Kind((2, 1), limit=1, epochs=2),
-    "a checkpoint": Kind((2, 1), limit=1, saves=True),
+    "a checkpoint": Kind((2,), limit=1, saves=True),
 }
 
 

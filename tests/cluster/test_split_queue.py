@@ -65,7 +65,8 @@ class Twins:
 
     def enter(self, rank, life):
         self.connections[rank]._life = life
-        self.connections[rank].enter()
+        answer = self.connections[rank].enter()
+        assert (answer.code == table.SAVING) == (self.rules.saver not in (splits.NOTHING, rank))
         self.rules = splits.enter(self.rules, rank, life)
 
     def claim(self, rank, epoch):
@@ -90,7 +91,29 @@ class Twins:
         answer = connection.commit(lease.attempt, offset)
         connection._life = life
         self.compare(answer, expected)
-        return expected
+        return expected if isinstance(expected, splits.Lease) else None
+
+    def hold(self, rank):
+        life = self.connections[rank]._life
+        answer = self.connections[rank].hold()
+        try:
+            self.rules, expected = splits.hold(self.rules, rank, life)
+        except SplitLost:
+            expected = None
+        if expected is None:
+            assert answer.code == table.REPLACED
+        else:
+            assert answer.code == (table.GIVEN if expected.rank == rank else table.SAVING)
+
+    def release(self, rank):
+        life = self.connections[rank]._life
+        answer = self.connections[rank].release()
+        try:
+            self.rules = splits.release(self.rules, rank, life, now=0)
+        except SplitLost:
+            assert answer.code == table.REPLACED
+        else:
+            assert answer.code == table.GIVEN
 
     def begin_epoch(self, epoch):
         order = splits.epoch_order(len(self.plan.splits), self.plan.seed, epoch)
@@ -103,7 +126,12 @@ class Twins:
         self.rules = splits.restored(self.rules, len(self.connections))
 
     def compare(self, answer, expected):
-        codes = {splits.Lease: table.GIVEN, splits.Wait: table.WAIT, splits.Over: table.OVER}
+        codes = {
+            splits.Lease: table.GIVEN,
+            splits.Wait: table.WAIT,
+            splits.Saving: table.SAVING,
+            splits.Over: table.OVER,
+        }
         if expected is None:
             assert answer.code in (table.REPLACED, table.LOST, table.NOT_RESERVED)
         else:
@@ -120,7 +148,7 @@ class Twins:
         assert tuple(columns[2]) == rules.attempts
         held = [at for row, at in zip(rules.held, columns[3], strict=True) if row >= 0]
         assert held == [at for row, at in zip(rules.held, rules.reserved, strict=True) if row >= 0]
-        assert found["counts"].tolist() == [rules.epoch, rules.leases]
+        assert found["counts"].tolist() == [rules.epoch, rules.leases, rules.saver]
         assert tuple(map(tuple, found["lost"].tolist())) == rules.lost
 
 
@@ -140,10 +168,14 @@ def test_whatever_is_called_the_table_on_the_ps_is_that_of_the_rules(trainers, s
             twins.recover()
             for other in range(3):
                 twins.enter(other, next(lives))
-        elif what < 0.12 or twins.rules.over:
+        elif what < 0.12:
+            twins.hold(rank)
+        elif what < 0.2:
+            twins.release(chance.choice([rank, max(twins.rules.saver, 0)]))
+        elif what < 0.23 or twins.rules.over:
             twins.begin_epoch(epoch + 1)  # which it does not, unless all is over
             epoch = twins.rules.epoch
-        elif what < 0.5 or not leases:
+        elif what < 0.6 or not leases:
             if lease := twins.claim(rank, chance.choice([epoch, epoch, epoch, max(epoch - 1, 0)])):
                 leases.append(lease)
         else:
@@ -285,6 +317,44 @@ def test_the_commit_is_in_the_run_of_the_update_and_the_checkpoint_has_both(trai
 
     path = train(None, stop_after=2)
     assert train(path, stop_after=None) == sum(range(20))
+
+
+def test_while_one_saves_nobody_claims_or_commits(make):
+    chief, other, _ = make([(0, 8), (8, 16)])
+    split, visits = next(iter(other)), []
+    with ThreadPoolExecutor(1) as pool:
+        with chief.held():
+            before = chief.connection.snapshot()
+            done = pool.submit(split.commit)
+            with pytest.raises(TimeoutError):
+                done.result(0.2)
+            after = chief.connection.snapshot()
+        done.result(TIMEOUT)
+    assert all((before[name] == after[name]).all() for name in before)
+    assert split.offset == split.stop - AHEAD
+    split.commit()
+    read(chief, visits)
+    assert len(visits) == 8
+
+
+def test_who_saves_too_long_is_named(make):
+    chief, other, _ = make([(0, 8)], timeout=0.2)
+    with chief.held(), pytest.raises(EpochError, match=r"after 0\.\d s worker:0 still saves"):
+        next(iter(other))
+
+
+def test_who_was_replaced_while_it_saved_is_told_not_to_restore_that(make):
+    chief, other, _ = make([(0, 8)])
+
+    def save():
+        chief.connection._life += 1
+        chief.connection.enter()  # as another process
+        chief.connection._life -= 1
+
+    with pytest.raises(SplitLost, match="do not restore it"), chief.held():
+        save()
+    read(other, visits := [])
+    assert visits == [*range(8)]
 
 
 @pytest.mark.parametrize(

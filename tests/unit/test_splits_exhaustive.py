@@ -21,6 +21,9 @@ What is promised, in each world that can be reached:
 - when the epoch is over, each record was visited, or stands in a dead letter;
 - those that live can finish, without those that are dead.
 
+A checkpoint is made by trainer 0, which holds the table meanwhile: that is saved as it was then,
+the model at any moment until it is released. While it is dead nobody goes on.
+
 Lives and attempts are numbered anew in each world (see `normal`), so that they are few.
 """
 
@@ -37,7 +40,7 @@ import pytest
 
 from tfdist import splits
 from tfdist.errors import SplitLost
-from tfdist.splits import LEASED, NOTHING, Lease, Over, Plan, SplitTable, Wait
+from tfdist.splits import LEASED, NOTHING, Lease, Over, Plan, Saving, SplitTable, Wait
 
 BATCH = 1  # records, so that each is one step
 LIFE, NEW, OLD = 1, 2, 3  # of each trainer: the present one, the one that enters, any other
@@ -75,6 +78,7 @@ class World(NamedTuple):
     visits: tuple[int, ...]  # of each record, in the present epoch
     ghost: Ghost | None = None
     saved: Saved | None = None
+    at_hold: SplitTable | None = None  # the table that is saved, as it was then
 
     def put(self, rank: int, **changes: object) -> World:
         trainer = self.trainers[rank]._replace(**changes)
@@ -134,9 +138,13 @@ def steps(world: World, kind: Kind) -> Iterator[tuple[str, World]]:
     """What those do that do as they should, and what time does to the dead."""
     for rank, trainer in enumerate(world.trainers):
         place = trainer.place
+        if saves(world, rank):
+            continue
         if place in (CLAIMS, VISITS, COMMITS):
             after, goes_on = goes(world, rank, LIFE, trainer)
             yield f"{rank} {place}", after.put(rank, **goes_on._asdict())
+        if place in (UNHEARD, DEAD) and world.table.saver not in (NOTHING, rank):
+            continue  # it has to wait
         if place == UNHEARD:
             after = world._replace(table=enter(world.table, rank))
             yield f"{rank} enters", after.put(rank, place=CLAIMS, epoch=world.table.epoch)
@@ -148,7 +156,7 @@ def steps(world: World, kind: Kind) -> Iterator[tuple[str, World]]:
                 ),
             )
         if place == DEAD:
-            after = world._replace(table=enter(world.table, rank))
+            after = world._replace(table=enter(world.table, rank), at_hold=None)
             yield f"{rank} restarts", after.put(rank, place=CLAIMS, epoch=world.table.epoch)
             if holds(world.table, rank):
                 yield f"the lease of {rank} ends", ended(world, rank)
@@ -162,8 +170,14 @@ def steps(world: World, kind: Kind) -> Iterator[tuple[str, World]]:
             # Who has had no answer does not go on; who was stopped goes on where it was.
             ghost = world.ghost._replace(trainer=goes_on) if trainer.place == VISITS else None
             yield f"the ghost of {rank} {trainer.place}", after._replace(ghost=ghost)
-    if kind.saves and not world.saved:
-        yield "a checkpoint", world._replace(saved=Saved(world.table, world.visits))
+    may_save = kind.saves and not world.saved and world.table.saver == NOTHING
+    if may_save and world.trainers[0].place not in (DEAD, UNHEARD):
+        table, _ = splits.hold(world.table, 0, LIFE)
+        yield "0 holds", world._replace(table=table, at_hold=table)
+    if saves(world, 0):
+        saved = Saved(world.at_hold, world.visits)
+        table = splits.release(world.table, 0, LIFE, now=NOW)
+        yield "0 saves and releases", world._replace(table=table, saved=saved, at_hold=None)
 
 
 def misfortunes(world: World) -> Iterator[tuple[str, World]]:
@@ -171,6 +185,8 @@ def misfortunes(world: World) -> Iterator[tuple[str, World]]:
         place, ghost = trainer.place, Ghost(rank, LIFE, trainer)
         if place != DEAD:
             yield f"{rank} crashes", world.put(rank, place=DEAD, lease=None)
+        if saves(world, rank):
+            continue
         if place in (CLAIMS, COMMITS) and not world.ghost:
             unheard = world.put(rank, place=UNHEARD, lease=None)
             yield f"{rank} {place}, unheard", unheard._replace(ghost=ghost)
@@ -184,6 +200,7 @@ def misfortunes(world: World) -> Iterator[tuple[str, World]]:
             table=splits.restored(world.saved.table, len(world.trainers)),
             visits=world.saved.visits,
             saved=None,
+            at_hold=None,
         )
         for rank, trainer in enumerate(world.trainers):
             if trainer.place != DEAD:
@@ -202,7 +219,7 @@ def goes(world: World, rank: int, life: int, trainer: Trainer) -> tuple[World, T
     if trainer.place == CLAIMS:
         table, answer = claim(world.table, rank, life, trainer.epoch)
         after = world._replace(table=table)
-        if answer is None or isinstance(answer, Wait):
+        if answer is None or isinstance(answer, Wait | Saving):
             return after, trainer
         if isinstance(answer, Over):
             return after, trainer._replace(place=ENDED)
@@ -220,9 +237,16 @@ def goes(world: World, rank: int, life: int, trainer: Trainer) -> tuple[World, T
         return after, trainer._replace(place=COMMITS)
     table, answer = commit(world.table, lease)
     after = world._replace(table=table)
+    if isinstance(answer, Saving):
+        return after, trainer
     if answer is None or answer.finished:
         return after, trainer._replace(place=CLAIMS, lease=None)
     return after, trainer._replace(place=VISITS, lease=answer)
+
+
+def saves(world: World, rank: int) -> bool:
+    """Whether it holds the table, and is there to release it."""
+    return world.table.saver == rank and world.trainers[rank].place != DEAD
 
 
 def holds(table: SplitTable, rank: int) -> bool:
@@ -400,7 +424,12 @@ def stuck(graph: Graph, epochs: int) -> set[World]:
             if world not in safe:
                 safe.add(world)
                 queue.append(world)
-    return {world for world in graph.keys() - safe if {t.place for t in world.trainers} != {DEAD}}
+    return {
+        world
+        for world in graph.keys() - safe
+        if {t.place for t in world.trainers} != {DEAD}
+        if world.table.saver == NOTHING or world.trainers[0].place != DEAD
+    }
 
 
 def all_ended(world: World, epochs: int) -> bool:

@@ -42,6 +42,8 @@ class Connection:
             self._stops = tf.compat.v1.placeholder(tf.int64, [None])
             size = np.int64(ahead)
             self._enter = ops.enter(self._fed_life)
+            self._hold = ops.hold(self._fed_life)
+            self._release = ops.release(self._fed_life)
             self._recover = ops.recover()
             self._claim = ops.claim(self._fed_life, self._fed_epoch, size)
             self._commit = ops.commit(self._fed_life, self._fed_attempt, self._fed_offset, size)
@@ -53,13 +55,21 @@ class Connection:
         config.graph_options.rewrite_options.disable_meta_optimizer = True
         self._session = tf.compat.v1.Session(session_target(address), graph=graph, config=config)
 
-    def enter(self) -> None:
+    def enter(self) -> Answer:
         """This process speaks for the trainer."""
-        self._run(self._enter, {self._fed_life: self._life})
+        return self._ask(self._enter, {self._fed_life: self._life})
 
-    def leave(self) -> None:
+    def leave(self) -> Answer:
         """Nobody does."""
-        self._run(self._enter, {self._fed_life: NOBODY})
+        return self._ask(self._enter, {self._fed_life: NOBODY})
+
+    def hold(self) -> Answer:
+        """Nothing changes from now on."""
+        return self._ask(self._hold, {self._fed_life: self._life})
+
+    def release(self) -> Answer:
+        """It goes on."""
+        return self._ask(self._release, {self._fed_life: self._life})
 
     def recover(self) -> None:
         """Every lease is lost, and nobody has entered."""
@@ -68,7 +78,7 @@ class Connection:
     def claim(self, epoch: int) -> Answer:
         """A split of that epoch."""
         fed = {self._fed_life: self._life, self._fed_epoch: epoch}
-        return Answer(*map(int, self._run(self._claim, fed)))
+        return self._ask(self._claim, fed)
 
     def commit(self, attempt: int, offset: int) -> Answer:
         """All before `offset` is visited."""
@@ -77,12 +87,13 @@ class Connection:
             self._fed_attempt: attempt,
             self._fed_offset: offset,
         }
-        return Answer(*map(int, self._run(self._commit, fed)))
+        return self._ask(self._commit, fed)
 
-    def begin_epoch(self, epoch: int, splits: list[tuple[int, int]]) -> None:
+    def begin_epoch(self, epoch: int, splits: list[tuple[int, int]]) -> Answer:
         """All splits once more, in that order, if the epoch before is over."""
         starts, stops = np.array(splits, np.int64).reshape(-1, 2).T
-        self._run(self._begin, {self._fed_epoch: epoch, self._starts: starts, self._stops: stops})
+        fed = {self._fed_epoch: epoch, self._starts: starts, self._stops: stops}
+        return self._ask(self._begin, fed)
 
     def snapshot(self) -> dict[str, Any]:
         """All variables by name."""
@@ -92,6 +103,9 @@ class Connection:
     def close(self) -> None:
         """Gives it back."""
         self._session.close()
+
+    def _ask(self, fetches: Any, feed: Mapping[Any, Any]) -> Answer:
+        return Answer(*map(int, self._run(fetches, feed)))
 
     def _run(self, fetches: Any, feed: Mapping[Any, Any] | None = None) -> Any:
         deadline = Deadline(_ANSWER_SECS)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import random
 import re
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from tfdist.ledger import Ledger, Range
 from tfdist.split_queue import table
 from tfdist.split_queue.connection import Connection
 from tfdist.split_queue.table import Answer, TableOps
-from tfdist.splits import DONE, LEASED, Loss, Plan, epoch_order
+from tfdist.splits import DONE, LEASED, NOT_HELD, Loss, Plan, epoch_order
 from tfdist.task import Task
 
 _POLL_SECS, _LONGEST_POLL_SECS = 0.005, 0.2
@@ -87,20 +87,29 @@ class Split:
         return {self._queue.attempt: self._answer.attempt, self._queue.offset: self.reserved}
 
     def committed(self, answer: Any) -> None:
-        """Takes what `commit_after` has fetched.
+        """Takes what `commit_after` has fetched; blocks as long as another trainer saves.
 
         Raises:
             SplitLost: the lease was lost; what was visited since the last commit is visited again.
+            EpochError: it was saved for longer than the `timeout` of the queue.
         """
-        self._answer = self._queue.checked(Answer(*map(int, answer)))
+        taken = Answer(*map(int, answer))
+        if taken.code == table.SAVING:
+            self.commit()
+        else:
+            self._answer = self._queue.checked(taken)
 
     def commit(self) -> None:
         """Says in a run of its own that the batch was visited; raises what `committed` does."""
-        self.committed(self._queue.connection.commit(self._answer.attempt, self.reserved))
+        self._commit(self.reserved)
 
     def renew(self) -> None:
         """Makes the lease last from now, without a commit; raises what `committed` does."""
-        self.committed(self._queue.connection.commit(self._answer.attempt, self.offset))
+        self._commit(self.offset)
+
+    def _commit(self, offset: int) -> None:
+        ask = partial(self._queue.connection.commit, self._answer.attempt, offset)
+        self._answer = self._queue.checked(self._queue.after_saving(ask))
 
 
 class SplitQueue:
@@ -187,7 +196,7 @@ class SplitQueue:
         if self._epoch:
             order = epoch_order(len(self._plan.splits), self._plan.seed, self._epoch)
             splits = [self._plan.splits[index] for index in order]
-            self.connection.begin_epoch(self._epoch, splits)
+            self.after_saving(partial(self.connection.begin_epoch, self._epoch, splits))
         while (answer := self._claimed()) is not None:
             yield Split(self, answer)
         self._epoch += 1
@@ -213,6 +222,34 @@ class SplitQueue:
         """
         self.connection.recover()
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Saves in the middle of an epoch: within it nobody claims or commits.
+
+        ::
+
+            with queue.held():
+                saver.save(session, path)
+
+        The others go on until their next commit, and wait there. A batch whose update is in the
+        checkpoint, and whose commit is not, is in `visited_again` after `recover`: one of each
+        trainer at most. Not for a trainer in the middle of a batch of its own. Should it die, they
+        wait until it is started again and claims, or for their `timeout`.
+
+        Raises:
+            SplitLost: another process speaks for this trainer; at the end, it has released the
+                splits meanwhile, so do not restore what was saved.
+            EpochError: another trainer saves for longer than the `timeout`.
+        """
+        if self._entered:
+            self.checked(self.after_saving(self.connection.hold))
+        try:
+            yield
+        finally:
+            released = self.connection.release()
+        if released.code != table.GIVEN:
+            raise SplitLost(self._task.rank, NOT_HELD)
+
     def close(self) -> None:
         """Gives up what this trainer holds, and the connection to the ps."""
         if "connection" in self.__dict__:
@@ -228,7 +265,7 @@ class SplitQueue:
 
     @cached_property
     def _entered(self) -> bool:
-        self.connection.enter()
+        self.after_saving(self.connection.enter)
         # A process that comes later goes on in the epoch of the others.
         self._epoch = int(self.connection.snapshot()["counts"][0])
         return True
@@ -240,13 +277,23 @@ class SplitQueue:
             answer = self.connection.claim(self._epoch)
             if answer.code == table.OVER:
                 return None
-            if answer.code != table.WAIT:
+            if answer.code not in (table.WAIT, table.SAVING):
                 return self.checked(answer)
             if deadline.expired:
                 raise self._timeout_error(deadline)
             time.sleep(min(pause, deadline.remaining))
             pause = min(2 * pause, _LONGEST_POLL_SECS)
         raise AssertionError("it has entered")
+
+    def after_saving(self, ask: Callable[[], Answer]) -> Answer:
+        """Asks until nobody saves."""
+        deadline, pause = Deadline(self._timeout), _POLL_SECS
+        while (answer := ask()).code == table.SAVING:
+            if deadline.expired:
+                raise self._timeout_error(deadline)
+            time.sleep(min(pause, deadline.remaining))
+            pause = min(2 * pause, _LONGEST_POLL_SECS)
+        return answer
 
     def checked(self, answer: Answer) -> Answer:
         """The answer, if it is a lease."""
@@ -262,9 +309,10 @@ class SplitQueue:
             for row in np.flatnonzero(found["states"] == LEASED)
         ]
         names = ", ".join(self._task.trainers[rank] for rank in sorted(holders.values()))
+        saver = int(found["counts"][2])
+        who = f"{names} still reads" if saver < 0 else f"{self._task.trainers[saver]} still saves"
         return EpochError(
-            f"epoch {self.epoch} of splits {self._name!r}: after {deadline.elapsed:.1f} s "
-            f"{names} still reads",
+            f"epoch {self.epoch} of splits {self._name!r}: after {deadline.elapsed:.1f} s {who}",
             missing=rests,
             duplicates=(),
         )

@@ -21,13 +21,13 @@ from tfdist.splits import DEAD, DONE, LEASED, NOTHING, REVOKED, TODO, Loss, Plan
 PS_DEVICE = "/job:ps/task:0/device:CPU:0"
 
 # What an operation answers, in the first place of an Answer.
-GIVEN, WAIT, OVER, REPLACED, LOST, NOT_RESERVED = range(6)
+GIVEN, WAIT, OVER, REPLACED, LOST, NOT_RESERVED, SAVING = range(7)
 
 _ONE = np.int64(1)
 
 
 class Answer(NamedTuple):
-    """What a claim or a commit fetches, as one vector; of a code but GIVEN only that counts.
+    """What an operation fetches, as one vector; of a code but GIVEN only that counts.
 
     With WAIT, `lease_end` is when the first lease ends.
     """
@@ -53,6 +53,11 @@ class _Rank(NamedTuple):
 class _Counts(NamedTuple):
     epoch: Any
     leases: Any
+    saver: Any
+
+    @property
+    def is_held(self) -> Any:
+        return self.saver >= 0
 
 
 class _Names(NamedTuple):
@@ -75,7 +80,7 @@ def make_variables(name: str, plan: Plan, parties: int) -> list[Any]:
     values = [
         *(table.starts, table.stops, table.offsets, table.states, table.retries),
         nobody,
-        [0, 0],
+        list(_Counts(0, 0, NOTHING)),
         np.zeros([0, len(Loss._fields)]),
     ]
     with tf.compat.v1.device(PS_DEVICE):
@@ -117,9 +122,36 @@ class TableOps:
         """Makes `life` the one that speaks for the trainer; what an earlier one held is lost."""
         with self._section() as section:
             ranks, counts = section.ranks(), section.counts()
-            ranks = section.lose(ranks, counts, self._me, retries=1)
-            section.store("ranks", _put(ranks, self._me, life=life))
-        return section.done
+            waits = counts.is_held & tf.not_equal(counts.saver, self._rank)
+            enters = self._me & tf.logical_not(waits)
+            ranks = section.lose(ranks, counts, enters, retries=1)
+            section.store("ranks", _put(ranks, enters, life=life))
+            saver = tf.where(waits, counts.saver, np.int64(NOTHING))
+            section.store("counts", tf.stack(counts._replace(saver=saver)))
+        return section.answer(_code(tf.where(waits, np.int64(SAVING), np.int64(GIVEN))))
+
+    def hold(self, life: Any) -> Any:
+        """Nothing changes until it is released."""
+        with self._section() as section:
+            ranks, counts = section.ranks(), section.counts()
+            speaks = tf.equal(ranks.life[self._rank], life)
+            saver = tf.where(counts.is_held, counts.saver, np.int64(self._rank))
+            after = counts._replace(saver=tf.where(speaks, saver, counts.saver))
+            section.store("counts", tf.stack(after))
+            code = tf.where(tf.equal(saver, self._rank), np.int64(GIVEN), np.int64(SAVING))
+        return section.answer(_code(tf.where(speaks, code, np.int64(REPLACED))))
+
+    def release(self, life: Any) -> Any:
+        """It goes on, and all leases last from now on."""
+        with self._section() as section:
+            ranks, counts = section.ranks(), section.counts()
+            speaks = tf.equal(ranks.life[self._rank], life)
+            releases = speaks & tf.equal(counts.saver, self._rank)
+            saver = tf.where(releases, np.int64(NOTHING), counts.saver)
+            section.store("counts", tf.stack(counts._replace(saver=saver)))
+            lease_end = section.now + self._plan.lease_us
+            section.store("ranks", _put(ranks, releases & (ranks.held >= 0), lease_end=lease_end))
+        return section.answer(_code(tf.where(releases, np.int64(GIVEN), np.int64(REPLACED))))
 
     def recover(self) -> Any:
         """After a restore: every lease is lost, and nobody has entered."""
@@ -131,6 +163,7 @@ class TableOps:
             section.lose(ranks, counts, everybody, retries=0)
             nobody = _Rank(0, NOTHING, REVOKED, 0, 0)
             section.store("ranks", np.tile(np.array(nobody, np.int64), (self._parties, 1)))
+            section.store("counts", tf.stack(counts._replace(saver=np.int64(NOTHING))))
         return section.done
 
     def claim(self, life: Any, epoch: Any, ahead: Any) -> Any:
@@ -140,7 +173,8 @@ class TableOps:
             speaks = tf.equal(ranks.life[self._rank], life)
             is_present = tf.equal(counts.epoch, epoch)
             holds = ranks.held[self._rank] >= 0
-            seeks = speaks & is_present & tf.logical_not(holds)
+            may = speaks & is_present & tf.logical_not(counts.is_held)
+            seeks = may & tf.logical_not(holds)
             expired = (ranks.lease_end <= now) & seeks
             ranks = section.lose(ranks, counts, expired, retries=1)
             row = tf.cond(
@@ -148,7 +182,7 @@ class TableOps:
                 lambda: section.free_row(ranks, ahead),
                 lambda: tf.identity(ranks.held[self._rank]),
             )
-            gets = speaks & is_present & (row >= 0)
+            gets = may & (row >= 0)
             is_new = gets & seeks
             place = tf.maximum(row, 0)
             with tf.control_dependencies([row]):
@@ -165,11 +199,12 @@ class TableOps:
             )
             section.put("states", place, tf.where(is_new, np.int64(LEASED), state))
             section.store("ranks", tf.stack(ranks, 1))
-            section.store("counts", tf.stack([counts.epoch, leases]))
+            section.store("counts", tf.stack(counts._replace(leases=leases)))
             is_leased = ranks.held >= 0
             never = tf.fill(tf.shape(ranks.held), np.int64(2**62))
             first_end = tf.reduce_min(tf.where(is_leased, ranks.lease_end, never))
             nothing = tf.where(tf.reduce_any(is_leased), np.int64(WAIT), np.int64(OVER))
+            nothing = tf.where(counts.is_held, np.int64(SAVING), nothing)
             code = tf.where(is_present, nothing, np.int64(OVER))
             code = tf.where(gets, np.int64(GIVEN), code)
             code = tf.where(speaks, code, np.int64(REPLACED))
@@ -189,12 +224,13 @@ class TableOps:
         At the split's stop it is done: then `offset` is `stop` in the answer.
         """
         with self._section() as section:
-            ranks, now = section.ranks(), section.now
+            ranks, now, is_held = section.ranks(), section.now, section.counts().is_held
             mine = _Rank(*(column[self._rank] for column in ranks))
             speaks, has = tf.equal(mine.life, life), tf.equal(mine.attempt, attempt)
             is_its_own = speaks & has
             holds = is_its_own & (mine.held >= 0)
-            counts = holds & (offset <= mine.reserved)
+            is_reserved = offset <= mine.reserved
+            counts = holds & is_reserved & tf.logical_not(is_held)
             place = tf.maximum(mine.held, 0)
             before, stop = section.at("offsets", place), section.at("stops", place)
             advances = counts & (offset > before)
@@ -214,6 +250,7 @@ class TableOps:
             )
             # The last commit that is repeated finds that nothing is held: it was done.
             code = tf.where(counts, np.int64(GIVEN), np.int64(NOT_RESERVED))
+            code = tf.where(is_held & is_reserved, np.int64(SAVING), code)
             code = tf.where(is_its_own, code, np.int64(LOST))
             code = tf.where(speaks, code, np.int64(REPLACED))
             repeated = is_its_own & (mine.held < 0)
@@ -234,7 +271,8 @@ class TableOps:
             ranks, counts = section.ranks(), section.counts()
             states = section.read("states")
             is_over = tf.reduce_all(ranks.held < 0) & tf.reduce_all(tf.not_equal(states, TODO))
-            begins = is_over & tf.equal(epoch, counts.epoch + 1)
+            is_held = counts.is_held
+            begins = is_over & tf.equal(epoch, counts.epoch + 1) & tf.logical_not(is_held)
 
             def begin() -> Any:
                 values = {
@@ -243,12 +281,12 @@ class TableOps:
                     "offsets": starts,
                     "states": tf.fill(tf.shape(starts), np.int64(TODO)),
                     "retries": tf.zeros_like(starts),
-                    "counts": tf.stack([epoch, counts.leases]),
+                    "counts": tf.stack(counts._replace(epoch=epoch)),
                 }
                 return tf.group(*(section.assign(name, value) for name, value in values.items()))
 
             section.stored.append(tf.cond(begins, begin, tf.no_op))
-        return section.done
+        return section.answer(_code(tf.where(is_held, np.int64(SAVING), np.int64(GIVEN))))
 
     def snapshot(self) -> dict[str, Any]:
         """Fetches the epoch, and by name what else there is."""
@@ -339,7 +377,7 @@ class _Section:
 
     def counts(self) -> _Counts:
         """The single numbers."""
-        return _Counts(*tf.unstack(tf.ensure_shape(self.read("counts"), [2])))
+        return _Counts(*tf.unstack(tf.ensure_shape(self.read("counts"), [3])))
 
     def lose(self, ranks: _Rank, counts: _Counts, mask: Any, *, retries: int) -> _Rank:
         """Those of the mask lose what they hold; their rows afterwards, which are not stored."""
@@ -419,6 +457,10 @@ class _Section:
         return tf.raw_ops.ResourceScatterUpdate(
             resource=self._handles[name], indices=places, updates=values
         )
+
+
+def _code(code: Any) -> Answer:
+    return Answer(code, 0, 0, 0, 0, 0)
 
 
 def _guard(name: str) -> Any:
