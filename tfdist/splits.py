@@ -157,6 +157,7 @@ class SplitTable:
         reserved: by rank, up to where it may visit the row that it has leased.
         lease_ends: by rank, when its lease ends.
         epoch: counts from 0.
+        first: the epoch with which the trainers have begun, since the ps is there.
         saver: the rank of who holds the table, or NOTHING.
         leases: how many there were so far, in all epochs.
         lost: those that were lost, in all epochs.
@@ -174,6 +175,7 @@ class SplitTable:
     reserved: tuple[int, ...]
     lease_ends: tuple[int, ...]
     epoch: int = 0
+    first: int = 0
     leases: int = 0
     saver: int = NOTHING
     lost: tuple[Loss, ...] = ()
@@ -371,6 +373,7 @@ def begin_epoch(table: SplitTable, epoch: int) -> SplitTable:
         SplitTable.start(table.plan, len(table.lives), epoch),
         lives=table.lives,
         attempts=table.attempts,
+        first=table.first,
         leases=table.leases,
         lost=table.lost,
     )
@@ -419,6 +422,7 @@ def restored(table: SplitTable, parties: int) -> SplitTable:
         attempts=nobody.attempts,
         reserved=nobody.reserved,
         lease_ends=nobody.lease_ends,
+        first=table.epoch + table.over,
         saver=NOTHING,
     )
 

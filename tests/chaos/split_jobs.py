@@ -1,44 +1,81 @@
 """What the trainers of tests/chaos/test_split_queue_faults.py run."""
 
+import json
 import pathlib
+import random
+import time
 
 import tensorflow as tf
 
 import tfdist
-from tfdist.train import graph
+from tfdist.train import checkpoint, graph
 
-RECORDS, BATCH = 9000, 7
+RECORDS, BATCH, EPOCHS = 3000, 7, 2
 SPLITS = [(start, min(start + 100, RECORDS)) for start in range(0, RECORDS, 100)]
 
 
-def visit_all(task, folder, lease_secs):
-    """Counts the visits of each record on the ps, in the run of the commit; returns what came out.
+def visit_all(task, folder, seed, lease_secs, slow=None):
+    """Trains a model that counts, in the run of the commit, how often it has visited each record.
 
-    Leaves a file in `folder` when it has its first split.
+    Goes on from the last checkpoint in `folder`, where the chief leaves one at the end of each
+    epoch and some in between. Leaves there, for each epoch, `epoch-N.json` with the visits and
+    what the queue reports, and a file for each trainer that has had a split.
     """
+    folder, chance = pathlib.Path(folder), random.Random(f"{seed} {task.name}")
     with tfdist.trainer_server(task) as target, tf.Graph().as_default():
         queue = tfdist.SplitQueue(
-            task, "all", SPLITS, batch_size=BATCH, lease_secs=lease_secs, max_retries=100
+            task,
+            "all",
+            SPLITS,
+            batch_size=BATCH,
+            seed=seed,
+            lease_secs=lease_secs,
+            max_retries=100,
+            timeout=60,
         )
-        tf.compat.v1.train.get_or_create_global_step()
         with tf.device("/job:ps/task:0"):
+            tf.compat.v1.train.get_or_create_global_step()
             visits = tf.compat.v1.get_variable(
-                "visits", [RECORDS], tf.int32, tf.zeros_initializer(), use_resource=True
+                "visits", [EPOCHS * RECORDS], tf.int32, tf.zeros_initializer(), use_resource=True
             )
         begin, end = (tf.compat.v1.placeholder(tf.int32, []) for _ in range(2))
         batch = tf.range(begin, end)
         update = visits.scatter_add(tf.IndexedSlices(tf.ones_like(batch), batch))
         commit = queue.commit_after([update])
-        with graph.session(task, target) as session:
-            for split in queue:
-                pathlib.Path(folder, task.name).touch()
-                try:
-                    while not split.finished:
-                        fed = {begin: split.offset, end: split.reserved, **split.feed}
-                        split.committed(session.run(commit, fed))
-                except tfdist.SplitLost:
-                    continue  # the zombie claims another one
-            report = queue.report()
-            result = session.run(visits).tolist(), report
+        saver = checkpoint.Checkpointer(folder / "model")
+
+        def restore(session):
+            saver.restore(session)
+            queue.recover()
+
+        with graph.session(task, target, restore=restore) as session:
+
+            def end_epoch(result):
+                report, counts = queue.report(), session.run(visits).reshape(EPOCHS, RECORDS)
+                note = {"visits": counts[report.epoch - 1].tolist(), **vars(report)}
+                draft = folder / "draft"
+                draft.write_text(json.dumps(note))
+                draft.rename(folder / f"epoch-{result.number}.json")
+                saver.save(session)
+
+            first = queue.first_epoch
+            epoch = tfdist.Epoch(task, "all", first=first, action=end_epoch, timeout=60)
+            while epoch.number <= EPOCHS:
+                before = (epoch.number - 1) * RECORDS
+                for split in queue.of_epoch(epoch.number):
+                    (folder / task.name).touch()
+                    try:
+                        while not split.finished:
+                            fed = {begin: before + split.offset, end: before + split.reserved}
+                            answer = session.run(commit, {**fed, **split.feed})
+                            if task.name == slow:
+                                time.sleep(0.02)
+                            split.committed(answer)
+                    except tfdist.SplitLost:
+                        continue  # the zombie claims another one
+                    if task.is_chief and chance.random() < 0.2:
+                        with queue.held():
+                            saver.save(session)
+                epoch.finish()
+            epoch.close()
             queue.close()
-            return result

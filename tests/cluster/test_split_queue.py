@@ -148,7 +148,7 @@ class Twins:
         assert tuple(columns[2]) == rules.attempts
         held = [at for row, at in zip(rules.held, columns[3], strict=True) if row >= 0]
         assert held == [at for row, at in zip(rules.held, rules.reserved, strict=True) if row >= 0]
-        assert found["counts"].tolist() == [rules.epoch, rules.leases, rules.saver]
+        assert found["counts"].tolist() == [*(rules.epoch, rules.first, rules.leases, rules.saver)]
         assert tuple(map(tuple, found["lost"].tolist())) == rules.lost
 
 
@@ -335,6 +335,23 @@ def test_while_one_saves_nobody_claims_or_commits(make):
     split.commit()
     read(chief, visits)
     assert len(visits) == 8
+
+
+def test_an_epoch_is_begun_by_its_number_when_the_one_before_is_over(make):
+    first, second, _ = make([(0, 8)])
+    split = next(first.of_epoch(1))
+    with pytest.raises(ConfigError, match="the epoch before has to be over"):
+        next(second.of_epoch(2))
+    while not split.finished:
+        split.commit()
+    visits = []
+    for number in (1, 2, 2):
+        for split in second.of_epoch(number):
+            while not split.finished:
+                visits.extend(range(split.offset, split.reserved))
+                split.commit()
+    assert visits == [*range(8)]
+    assert first.report().epoch == 2
 
 
 def test_who_saves_too_long_is_named(make):

@@ -1,8 +1,5 @@
 """What the table of splits promises, one rule at a time; Alice has rank 0, Bob has rank 1."""
 
-import random
-from itertools import pairwise
-
 import pytest
 
 from tfdist.errors import ConfigError, SplitLost
@@ -303,45 +300,3 @@ class TestACheckpoint:
 def test_bad_splits_are_refused(splits, rule):
     with pytest.raises(ConfigError, match=rule):
         Plan(splits, seed=0, lease_us=1, max_retries=0)
-
-
-# Larger runs than can be explored, each from a seed.
-
-
-@pytest.mark.parametrize("seed", range(200))
-def test_in_any_run_every_record_is_visited_and_twice_only_where_a_loss_is_noted(seed):
-    chance = random.Random(seed)
-    parties = chance.randint(1, 4)
-    sizes = [chance.randint(1, 60) for _ in range(chance.randint(1, 12))]
-    edges = [sum(sizes[:index]) for index in range(len(sizes) + 1)]
-    desk = Desk(*pairwise(edges), parties=parties, retries=10**6)
-    visits, leases, life = [0] * edges[-1], {}, 100
-    while any(not isinstance(leases.get(rank), Over) for rank in range(parties)):
-        rank = chance.randrange(parties)
-        what = chance.random()
-        desk.now += chance.randrange(LEASE_US // 2)
-        if what < 0.05:  # it is killed, and another process takes its place
-            life += 1
-            desk.enter(rank, life)
-            leases.pop(rank, None)
-        lease = leases.get(rank)
-        if not isinstance(lease, Lease) or lease.finished:
-            leases[rank] = desk.claim(rank)
-            continue
-        for record in range(lease.offset, lease.reserved):
-            visits[record] += 1
-        if what > 0.95:  # it is killed between the update and the commit
-            leases.pop(rank)
-            life += 1
-            desk.enter(rank, life)
-            continue
-        try:
-            leases[rank] = desk.commit(lease)
-        except SplitLost:
-            leases.pop(rank)
-    again = [0] * len(visits)
-    for loss in desk.table.lost:
-        for record in range(loss.offset, loss.reserved):
-            again[record] += 1
-    assert desk.table.visited == ((0, edges[-1]),)
-    assert all(1 <= n <= 1 + more for n, more in zip(visits, again, strict=True))

@@ -171,9 +171,9 @@ class SplitQueue:
         self.offset = tf.compat.v1.placeholder(tf.int64, [], f"{name}_offset")
 
     @property
-    def epoch(self) -> int:
-        """The epoch that is read next, or at this moment; the first is 1."""
-        return self._epoch + 1
+    def first_epoch(self) -> int:
+        """With which this job begins: 1, or where it goes on after `recover`. Asks the ps."""
+        return int(self.connection.snapshot()["counts"][1]) + 1
 
     def commit_after(self, operations: Sequence[Any]) -> Any:
         """A tensor of the training graph: commits a batch once `operations` are done.
@@ -187,16 +187,23 @@ class SplitQueue:
             return self._ops.commit(life, self.attempt, self.offset, size)
 
     def __iter__(self) -> Iterator[Split]:
-        """Claims until the epoch is over; the next iteration is the next epoch.
+        """The splits of one epoch; the next iteration is the next one. See `of_epoch`."""
+        if self._entered:
+            yield from self.of_epoch(self._epoch + 1)
+
+    def of_epoch(self, number: int) -> Iterator[Split]:
+        """Claims until epoch `number` is over, and begins it if the one before is.
 
         Raises:
             SplitLost: another process speaks for this trainer.
             EpochError: others have not ended their splits within the `timeout`.
+            ConfigError: the epoch before has not begun, or is not over.
         """
-        if self._epoch:
-            order = epoch_order(len(self._plan.splits), self._plan.seed, self._epoch)
-            splits = [self._plan.splits[index] for index in order]
-            self.after_saving(partial(self.connection.begin_epoch, self._epoch, splits))
+        if self._entered:
+            self._epoch = number - 1
+        order = epoch_order(len(self._plan.splits), self._plan.seed, self._epoch)
+        splits = [self._plan.splits[index] for index in order]
+        self.after_saving(partial(self.connection.begin_epoch, self._epoch, splits))
         while (answer := self._claimed()) is not None:
             yield Split(self, answer)
         self._epoch += 1
@@ -297,6 +304,8 @@ class SplitQueue:
 
     def checked(self, answer: Answer) -> Answer:
         """The answer, if it is a lease."""
+        if answer.code == table.NOT_BEGUN:
+            raise ConfigError("number", self._epoch + 1, "the epoch before has to be over first")
         if answer.code != table.GIVEN:
             raise SplitLost(self._task.rank, _REASONS[answer.code])
         return answer
@@ -309,10 +318,11 @@ class SplitQueue:
             for row in np.flatnonzero(found["states"] == LEASED)
         ]
         names = ", ".join(self._task.trainers[rank] for rank in sorted(holders.values()))
-        saver = int(found["counts"][2])
+        saver = int(found["counts"][3])
         who = f"{names} still reads" if saver < 0 else f"{self._task.trainers[saver]} still saves"
+        where = f"epoch {self._epoch + 1} of splits {self._name!r}"
         return EpochError(
-            f"epoch {self.epoch} of splits {self._name!r}: after {deadline.elapsed:.1f} s {who}",
+            f"{where}: after {deadline.elapsed:.1f} s {who}",
             missing=rests,
             duplicates=(),
         )

@@ -21,7 +21,7 @@ from tfdist.splits import DEAD, DONE, LEASED, NOTHING, REVOKED, TODO, Loss, Plan
 PS_DEVICE = "/job:ps/task:0/device:CPU:0"
 
 # What an operation answers, in the first place of an Answer.
-GIVEN, WAIT, OVER, REPLACED, LOST, NOT_RESERVED, SAVING = range(7)
+GIVEN, WAIT, OVER, REPLACED, LOST, NOT_RESERVED, SAVING, NOT_BEGUN = range(8)
 
 _ONE = np.int64(1)
 
@@ -52,6 +52,7 @@ class _Rank(NamedTuple):
 
 class _Counts(NamedTuple):
     epoch: Any
+    first: Any
     leases: Any
     saver: Any
 
@@ -80,7 +81,7 @@ def make_variables(name: str, plan: Plan, parties: int) -> list[Any]:
     values = [
         *(table.starts, table.stops, table.offsets, table.states, table.retries),
         nobody,
-        list(_Counts(0, 0, NOTHING)),
+        list(_Counts(0, 0, 0, NOTHING)),
         np.zeros([0, len(Loss._fields)]),
     ]
     with tf.compat.v1.device(PS_DEVICE):
@@ -160,10 +161,12 @@ class TableOps:
         with tf.control_dependencies([opened]), self._section() as section:
             ranks, counts = section.ranks(), section.counts()
             everybody = tf.ones_like(ranks.held, tf.bool)
-            section.lose(ranks, counts, everybody, retries=0)
+            ranks = section.lose(ranks, counts, everybody, retries=0)
             nobody = _Rank(0, NOTHING, REVOKED, 0, 0)
             section.store("ranks", np.tile(np.array(nobody, np.int64), (self._parties, 1)))
-            section.store("counts", tf.stack(counts._replace(saver=np.int64(NOTHING))))
+            first = counts.epoch + tf.cast(section.is_over(ranks), tf.int64)
+            after = counts._replace(first=first, saver=np.int64(NOTHING))
+            section.store("counts", tf.stack(after))
         return section.done
 
     def claim(self, life: Any, epoch: Any, ahead: Any) -> Any:
@@ -205,7 +208,8 @@ class TableOps:
             first_end = tf.reduce_min(tf.where(is_leased, ranks.lease_end, never))
             nothing = tf.where(tf.reduce_any(is_leased), np.int64(WAIT), np.int64(OVER))
             nothing = tf.where(counts.is_held, np.int64(SAVING), nothing)
-            code = tf.where(is_present, nothing, np.int64(OVER))
+            other = tf.where(epoch > counts.epoch, np.int64(NOT_BEGUN), np.int64(OVER))
+            code = tf.where(is_present, nothing, other)
             code = tf.where(gets, np.int64(GIVEN), code)
             code = tf.where(speaks, code, np.int64(REPLACED))
             answer = Answer(
@@ -269,10 +273,9 @@ class TableOps:
         """All splits once more, in the given order; nothing unless the epoch before is over."""
         with self._section() as section:
             ranks, counts = section.ranks(), section.counts()
-            states = section.read("states")
-            is_over = tf.reduce_all(ranks.held < 0) & tf.reduce_all(tf.not_equal(states, TODO))
             is_held = counts.is_held
-            begins = is_over & tf.equal(epoch, counts.epoch + 1) & tf.logical_not(is_held)
+            is_next = tf.equal(epoch, counts.epoch + 1)
+            begins = section.is_over(ranks) & is_next & tf.logical_not(is_held)
 
             def begin() -> Any:
                 values = {
@@ -377,7 +380,12 @@ class _Section:
 
     def counts(self) -> _Counts:
         """The single numbers."""
-        return _Counts(*tf.unstack(tf.ensure_shape(self.read("counts"), [3])))
+        return _Counts(*tf.unstack(tf.ensure_shape(self.read("counts"), [4])))
+
+    def is_over(self, ranks: _Rank) -> Any:
+        """Whether nothing is free, and nobody holds anything."""
+        is_free = tf.reduce_any(tf.equal(self.read("states"), TODO))
+        return tf.reduce_all(ranks.held < 0) & tf.logical_not(is_free)
 
     def lose(self, ranks: _Rank, counts: _Counts, mask: Any, *, retries: int) -> _Rank:
         """Those of the mask lose what they hold; their rows afterwards, which are not stored."""

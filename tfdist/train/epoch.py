@@ -26,7 +26,7 @@ class EpochResult:
     """What is known of an epoch; the same on every trainer if all have ended.
 
     Attributes:
-        number: of the epoch; the first is 1.
+        number: of the epoch.
         status: ALL_ENDED, or PARTIAL if somebody had not come in time.
         reports: of those who have come, by rank.
         absent: names of the trainers that have not.
@@ -94,6 +94,8 @@ class Epoch:
         task: a chief or a worker.
         name: the same on every trainer; another name is another sequence of epochs.
         expected: how many examples an epoch has, numbered from 0.
+        first: the number of the first epoch of this job, the same on every trainer; after a restore
+            `SplitQueue.first_epoch`.
         action: called with the result on the chief, when all have ended and before anybody goes
             on: "save now". If it raises, all get BarrierBroken with its text.
         timeout: in seconds, of each wait for the others; None waits without end.
@@ -109,6 +111,7 @@ class Epoch:
         name: str,
         *,
         expected: int | None = None,
+        first: int = 1,
         action: Callable[[EpochResult], object] | None = None,
         timeout: float | None = None,
     ) -> None:
@@ -118,7 +121,7 @@ class Epoch:
             task, f"{name}/end", action=self._act if action else None, timeout=timeout
         )
         self._state = EpochState(task, name)
-        self.number = self._end.generation
+        self.number = first - 1 + self._end.generation
         self._step_barrier: SharedBarrier | None = None  # made when it is first needed
         self._step = 0  # by the generations of that barrier, over all epochs
         self._has_ended = self._state.has_ended(self.number)
