@@ -10,7 +10,7 @@ import tensorflow as tf
 import tfdist
 from tfdist.train import checkpoint, graph
 
-RECORDS, BATCH, EPOCHS = 3000, 7, 2
+RECORDS, BATCH, EPOCHS = 2000, 7, 2
 SPLITS = [(start, min(start + 100, RECORDS)) for start in range(0, RECORDS, 100)]
 
 
