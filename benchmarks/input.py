@@ -4,7 +4,7 @@
 
 *An epoch*: two workers and one ps, a process each, train a click model asynchronously on the same
 eight TFRecord files. A step is a batch of 1024 examples through factors of 32 numbers and layers of
-256, 128 and 1, with Adagrad, in float32: some 20 ms of CPU time of a worker and 8 of the ps. So two
+256, 128 and 1, with Adagrad, in float32: some 15 ms of CPU time of a worker and 8 of the ps. So two
 cores are full, and what a peer adds to the work, it adds to the time. The files hold whole batches,
 so that each peer has as many steps; no peer shuffles; each prefetches two batches and is not
 autotuned, since an iterator that is started again might then wait for seconds.
@@ -86,7 +86,7 @@ def main() -> int:
 def _measure_all(quick: bool, seed: int) -> tuple[dict[str, Any], bool]:
     parts: dict[str, Callable[[], list[Row]]] = {
         "epoch": lambda: _epoch_rows(
-            epochs.measure(1 if quick else 7, 32 if quick else 128, seed, _LIMIT_SECS)
+            epochs.measure(1 if quick else 6, 32 if quick else 128, seed, _LIMIT_SECS)
         ),
         "slow worker": lambda: _straggler_rows(
             straggler.measure(1 if quick else 3, 80 if quick else 480, seed, _LIMIT_SECS)

@@ -438,9 +438,9 @@ class _Section:
         """The first free row, or one that is half of the largest rest; NOTHING if there is none."""
         states = tf.ensure_shape(self.read("states"), [None])
         is_free = tf.equal(states, TODO)
-        first = tf.argmax(is_free)
+        first = tf.argmax(is_free)  # if none is, 0
         rows = tf.maximum(ranks.held, 0)
-        stops = tf.gather(tf.ensure_shape(self.read("stops"), [None]), rows)
+        stops = self.at("stops", rows)
         rests = tf.where(ranks.held >= 0, stops - ranks.reserved, tf.zeros_like(stops))
         rest, victim = tf.reduce_max(rests), tf.argmax(rests)
 
@@ -468,7 +468,7 @@ class _Section:
             return tf.constant(NOTHING, tf.int64)
 
         return tf.cond(
-            tf.reduce_any(is_free),
+            is_free[first],
             lambda: tf.identity(first),
             lambda: tf.cond(rest >= ahead, divide, nothing),
         )
