@@ -13,6 +13,7 @@ from tfdist import ConfigError, EpochError, SplitLost, splits
 from tfdist.split_queue import table
 from tfdist.split_queue.connection import Connection
 from tfdist.split_queue.table import TableOps
+from tfdist.testing import poll_until
 
 TIMEOUT = 20.0
 AHEAD = 4
@@ -352,6 +353,18 @@ def test_an_epoch_is_begun_by_its_number_when_the_one_before_is_over(make):
                 split.commit()
     assert visits == [*range(8)]
     assert first.report().epoch == 2
+
+
+def test_who_waits_for_a_save_keeps_no_other_queue_of_its_process_waiting(make):
+    chief, other, _ = make([(0, 8)], timeout=2)
+    second, _, _ = make([(0, 8)])
+    with ThreadPoolExecutor(1) as pool:
+        with chief.held():
+            reads = pool.submit(read, other, [])
+            poll_until(lambda: "connection" in vars(other), "it asks")
+            with second.held():  # such as another one that is saved in the same checkpoint
+                pass
+        reads.result(TIMEOUT)
 
 
 def test_who_saves_too_long_is_named(make):
