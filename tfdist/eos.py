@@ -31,7 +31,8 @@ def padded(
         an element, with `batch_size` in front of its shape; `weight` is float32 ``[batch_size]``,
         1 for a real example and 0 for padding; `has_value` is a bool scalar, False for ever once
         the data has ended. Padding is zeros, or empty strings. A loss is
-        ``sum(weight * loss) / sum(weight)``, and a step without a value applies nothing.
+        ``sum(weight * loss) / sum(weight)``, and a step without a value applies nothing. It is not
+        autotuned: ``tf.data.AUTOTUNE`` is then one call for each core.
 
     Raises:
         ConfigError: `batch_size` or `steps` is too small, the dataset is infinite (found in eager
@@ -62,8 +63,14 @@ def padded(
         return tf.zeros([0, *(size or 0 for size in spec.shape)], spec.dtype)
 
     end = tf.data.Dataset.from_tensors(tf.nest.map_structure(nothing, dataset.element_spec))
-    batches = dataset.batch(batch_size)
-    return batches.map(fill_up).concatenate(end.map(fill_up).repeat())
+    batches = dataset.batch(batch_size).map(fill_up).concatenate(end.map(fill_up).repeat())
+    # With TensorFlow 2.21 an iterator that is started again may wait until the thread that tunes
+    # the one before looks up, which it does less and less often: after 60 s in the end. Whoever
+    # cancels it wakes it first (`Model::OptimizeLoop` in core/framework/model.cc) and says so
+    # afterwards (`CancellationManager::StartCancelWithStatus`), so that it may sleep again.
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return batches.with_options(options)
 
 
 def anyone_has_value(has_value: Any) -> Any:

@@ -21,9 +21,9 @@ follows tells how far it was committed. Lives also keep apart what was leased be
 back to a checkpoint, for the numbers of the attempts go back with it.
 
 **Losses**: a lease is lost when it has ended and somebody else wants a split, when its trainer
-goes on with a new life, and when the ps comes back from a checkpoint. Each loss is noted, with
-the batch that may have been visited. The split is free again at its offset. If it is lost too often
-in one place, it is given up: its rest is a dead letter, noted as well.
+gives it back or goes on with a new life, and when the ps comes back from a checkpoint. Each loss is
+noted, with the batch that may have been visited. The split is free again at its offset. If it is
+lost too often in one place, it is given up: its rest is a dead letter, noted as well.
 
 **Order**: the rows stand in the order in which an epoch hands them out, and the first free one is
 taken. So a split that was lost comes before all that nobody has had yet.
@@ -359,6 +359,23 @@ def commit(
     answer = _lease(table, rank)
     states, held = _with(table.states, row, DONE), _with(table.held, rank, NOTHING)
     return replace(table, states=states, held=held), answer
+
+
+def give_back(table: SplitTable, lease: Lease) -> tuple[SplitTable, Lease | Saving]:
+    """The trainer cannot read it, and loses it: the next one tries, until it is given up.
+
+    Again, and nothing changes.
+
+    Raises:
+        SplitLost: another life speaks for the trainer.
+    """
+    if table.lives[lease.rank] != lease.life:
+        raise SplitLost(lease.rank, _REPLACED)
+    if table.saver != NOTHING:
+        return table, Saving(table.saver)
+    if table.attempts[lease.rank] == lease.attempt and table.held[lease.rank] != NOTHING:
+        table = _lose(table, lease.rank)
+    return table, lease
 
 
 def begin_epoch(table: SplitTable, epoch: int) -> SplitTable:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.chaos import split_jobs
 from tests.chaos.runs import TIMES
-from tfdist import ClusterError, TaskFailed, local_cluster
+from tfdist import BarrierBroken, ClusterError, TaskFailed, local_cluster
 from tfdist.testing import poll_until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -33,21 +33,28 @@ class Schedule:
         self.log = [f"slow: {self.slow}"]
 
     def run(self, job):
-        """Runs the job to its end, once more if its ps was lost."""
+        """Runs the job to its end, once more where it has to fail."""
         while True:
+            self.log.append("the job begins")
             self._over.clear()
             disturber = threading.Thread(target=self._disturb)
             disturber.start()
             try:
                 self._cluster.run(job, timeout=90)
                 return
-            except TaskFailed:
-                if "ps:0 killed" not in self.log:
+            except TaskFailed as error:
+                if not self._expects(error):
                     raise
-                self.log[self.log.index("ps:0 killed")] = "ps:0 was killed, the job begins anew"
             finally:
                 self._over.set()
                 disturber.join()
+
+    def _expects(self, error):
+        """The ps is lost, or the chief was killed while it saved at the end of an epoch."""
+        begun = len(self.log) - self.log[::-1].index("the job begins")
+        killed = self.log[begun:]
+        of_chief = isinstance(error.__cause__, BarrierBroken) and "worker:0 killed" in killed
+        return of_chief or "ps:0 killed" in killed
 
     def _disturb(self):
         poll_until(lambda: self._over.is_set() or self._all_read(), "all read", timeout=60)

@@ -64,3 +64,12 @@ def test_the_readmes_commands_exist_and_take_their_arguments():
             # With --help the script still parses, and refuses, whatever stands before it.
             ended = run([sys.executable, "examples/movielens.py", *arguments, "--help"])
             assert ended.returncode == 0, ended.stderr
+
+
+def test_the_slow_worker_of_splits_reads_less_and_no_record_is_lost():
+    ended = run([sys.executable, "examples/splits.py"])
+    assert ended.returncode == 0, ended.stderr
+    slow, *fast = sorted(map(int, re.findall(r"read (\d+) records", ended.stdout)))
+    assert slow < min(fast)
+    assert f"worker:1 read {slow} records, slowly" in ended.stdout
+    assert "Audit(expected=5000, visited=5000, missing=(), duplicates=())" in ended.stdout

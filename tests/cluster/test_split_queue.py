@@ -94,6 +94,18 @@ class Twins:
         self.compare(answer, expected)
         return expected if isinstance(expected, splits.Lease) else None
 
+    def give_back(self, lease):
+        connection = self.connections[lease.rank]
+        life, connection._life = connection._life, lease.life
+        answer = connection.give_back(lease.attempt)
+        connection._life = life
+        try:
+            self.rules, expected = splits.give_back(self.rules, lease)
+        except SplitLost:
+            assert answer.code == table.REPLACED
+        else:
+            assert (answer.code == table.SAVING) == isinstance(expected, splits.Saving)
+
     def hold(self, rank):
         life = self.connections[rank]._life
         answer = self.connections[rank].hold()
@@ -173,7 +185,9 @@ def test_whatever_is_called_the_table_on_the_ps_is_that_of_the_rules(trainers, s
             twins.hold(rank)
         elif what < 0.2:
             twins.release(chance.choice([rank, max(twins.rules.saver, 0)]))
-        elif what < 0.23 or twins.rules.over:
+        elif what < 0.23 and leases:
+            twins.give_back(chance.choice(leases[-4:]))
+        elif what < 0.26 or twins.rules.over:
             twins.begin_epoch(epoch + 1)  # which it does not, unless all is over
             epoch = twins.rules.epoch
         elif what < 0.6 or not leases:

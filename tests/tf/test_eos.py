@@ -135,6 +135,11 @@ def test_a_size_that_only_the_data_knows_stays_unknown_and_is_0_after_the_end():
     assert [batch.shape for batch, _, _ in first(dataset, 2)] == [(BATCH, 3, 2), (BATCH, 0, 2)]
 
 
+def test_it_is_not_autotuned_since_its_iterator_is_started_again():
+    batches = padded(tf.data.Dataset.range(5), 2)
+    assert batches.map(lambda *batch: batch).prefetch(1).options().autotune.enabled is False
+
+
 def test_it_can_be_iterated_again():
     dataset = padded(numbers(5), BATCH)
     assert [b.tolist() for b, _, _ in first(dataset, 3)] == [

@@ -16,6 +16,7 @@ from tfdist.splits import (
     commit,
     enter,
     epoch_order,
+    give_back,
     renew,
     restored,
 )
@@ -46,6 +47,10 @@ class Desk:
     def commit(self, lease, offset=None, ahead=AHEAD):
         offset = lease.reserved if offset is None else offset
         self.table, answer = commit(self.table, lease, offset, now=self.now, ahead=ahead)
+        return answer
+
+    def give_back(self, lease):
+        self.table, answer = give_back(self.table, lease)
         return answer
 
     def renew(self, lease):
@@ -172,6 +177,21 @@ class TestALeaseThatIsLost:
         desk.claim(BOB)
         desk.enter(ALICE, 8)
         assert desk.claim(2).offset == first.offset
+
+    def test_that_is_given_back_goes_to_the_next_and_once_more_changes_nothing(self):
+        desk = Desk((0, 30))
+        lease = desk.commit(desk.claim(ALICE))
+        for _ in range(2):
+            desk.give_back(lease)
+        assert desk.table.lost == (Loss(0, ALICE, 10, 20, 30, dead=0),)
+        assert desk.claim(BOB)[3:] == (10, 20, 30)
+
+    def test_that_is_given_back_too_often_is_a_dead_letter(self):
+        desk = Desk((0, 30), retries=1)
+        for _ in range(2):
+            desk.give_back(desk.claim(ALICE))
+        assert [loss.dead for loss in desk.table.lost] == [0, 1]
+        assert desk.claim(ALICE) == Over(0)
 
     def test_is_given_up_after_too_many_and_is_a_dead_letter(self):
         desk = Desk((0, 30), retries=1)

@@ -47,6 +47,7 @@ class Connection:
             self._recover = ops.recover()
             self._claim = ops.claim(self._fed_life, self._fed_epoch, size)
             self._commit = ops.commit(self._fed_life, self._fed_attempt, self._fed_offset, size)
+            self._give_back = ops.give_back(self._fed_life, self._fed_attempt)
             self._begin = ops.begin_epoch(self._fed_epoch, self._starts, self._stops)
             self._snapshot = ops.snapshot()
         config = tf.compat.v1.ConfigProto(
@@ -88,6 +89,11 @@ class Connection:
             self._fed_offset: offset,
         }
         return self._ask(self._commit, fed)
+
+    def give_back(self, attempt: int) -> Answer:
+        """The lease is lost."""
+        fed = {self._fed_life: self._life, self._fed_attempt: attempt}
+        return self._ask(self._give_back, fed)
 
     def begin_epoch(self, epoch: int, splits: list[tuple[int, int]]) -> Answer:
         """All splits once more, in that order, if the epoch before is over."""

@@ -107,6 +107,18 @@ class Split:
         """Makes the lease last from now, without a commit; raises what `committed` does."""
         self._commit(self.offset)
 
+    def give_back(self) -> None:
+        """It cannot be read here: another trainer tries, or this one when it claims again.
+
+        After `max_retries` it is given up, and the report has its rest. The batch that was begun
+        is in `visited_again`.
+
+        Raises:
+            SplitLost: another process speaks for this trainer.
+        """
+        ask = partial(self._queue.connection.give_back, self._answer.attempt)
+        self._queue.checked(self._queue.after_saving(ask))
+
     def _commit(self, offset: int) -> None:
         ask = partial(self._queue.connection.commit, self._answer.attempt, offset)
         self._answer = self._queue.checked(self._queue.after_saving(ask))

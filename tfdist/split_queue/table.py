@@ -269,6 +269,18 @@ class TableOps:
             )
         return section.answer(answer)
 
+    def give_back(self, life: Any, attempt: Any) -> Any:
+        """The lease is lost, if it is there."""
+        with self._section() as section:
+            ranks, counts = section.ranks(), section.counts()
+            speaks = tf.equal(ranks.life[self._rank], life)
+            is_its_own = speaks & tf.equal(ranks.attempt[self._rank], attempt)
+            gives = self._me & is_its_own & tf.logical_not(counts.is_held)
+            ranks = section.lose(ranks, counts, gives, retries=1)
+            section.store("ranks", tf.stack(ranks, 1))
+            code = tf.where(counts.is_held, np.int64(SAVING), np.int64(GIVEN))
+        return section.answer(_code(tf.where(speaks, code, np.int64(REPLACED))))
+
     def begin_epoch(self, epoch: Any, starts: Any, stops: Any) -> Any:
         """All splits once more, in the given order; nothing unless the epoch before is over."""
         with self._section() as section:

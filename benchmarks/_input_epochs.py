@@ -1,0 +1,195 @@
+"""What an epoch of training takes with each way to feed it, round by round in one cluster.
+
+All peers share one graph, and one model on the ps. In each round every worker runs an epoch of each
+peer, in an order that is the same for all workers and another one in each round; they start each
+together. A wrong result fails: each epoch has all batches, and those of tfdist a complete audit.
+"""
+
+from __future__ import annotations
+
+import random
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tfdist
+from benchmarks import _input_model
+from benchmarks._barrier_peers import QUIET
+from benchmarks._input_clock import cpu_clock, server_pid
+from benchmarks._input_model import BATCH, Model
+from benchmarks._input_peers import STALL_SECS, Done, PlainPeers, TfdistPeers, batches
+from tfdist.train import graph
+
+BARE, TFDIST, SERVICE = "plain tf.data", "tfdist", "tf.data service"
+BARE_STEPS, TFDIST_STEPS = "plain tf.data, Barrier each step", "tfdist, goes_on each step"
+PEERS = (BARE, TFDIST, SERVICE, BARE_STEPS, TFDIST_STEPS)
+
+WORKERS, FILES = 2, 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, as plain data that travels to the workers.
+
+    Attributes:
+        rounds: how many, after one that is thrown away.
+        steps: in an epoch, of all workers together; as many in each file.
+        seed: of the order of the peers.
+        paths: of the files.
+        index: path of the saved `FileSet`.
+        folder: where they lie.
+    """
+
+    rounds: int
+    steps: int
+    seed: int
+    paths: tuple[str, ...] = ()
+    index: str = ""
+    folder: str = ""
+
+    def orders(self) -> Iterator[list[str]]:
+        """The peers in the order of each round, the same in every worker."""
+        rng = random.Random(self.seed)
+        for _ in range(self.rounds + 1):
+            yield rng.sample(PEERS, len(PEERS))
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One worker's part in an epoch.
+
+    Attributes:
+        start, stop: by the clock of the machine.
+        done: what came out.
+        cpu: seconds of CPU time that its process had meanwhile.
+        ps_cpu: the same of the ps, in the whole epoch.
+    """
+
+    start: float
+    stop: float
+    done: Done
+    cpu: float
+    ps_cpu: float
+
+
+# By peer and round the passes of all workers.
+Measured = dict[str, list[list[Pass]]]
+
+
+def measure(rounds: int, steps: int, seed: int, limit_secs: float) -> Measured:
+    """Writes the files and runs all rounds; blocks until they are over.
+
+    Raises:
+        TfdistError: a worker failed, or `limit_secs` were over.
+    """
+    with tempfile.TemporaryDirectory(prefix="input-") as folder:
+        paths = _input_model.write_files(Path(folder), FILES, steps // FILES * BATCH)
+        index = str(Path(folder, "index.json"))
+        tfdist.FileSet.scan(paths).save(index)
+        plan = Plan(rounds, steps, seed, tuple(paths), index, folder)
+        with tfdist.local_cluster(1, WORKERS, backend="processes", surroundings=QUIET) as cluster:
+            by_worker = cluster.run(partial(_work, plan), timeout=limit_secs)
+    measured = {
+        peer: [[worker[peer][number] for worker in by_worker] for number in range(1, rounds + 1)]
+        for peer in PEERS
+    }
+    for peer, epochs in measured.items():
+        found = [sum(one.done.steps for one in epoch) for epoch in epochs]
+        if found != [steps] * rounds:
+            raise tfdist.TfdistError(f"{peer}: {found} steps instead of {steps}")
+    return measured
+
+
+def _job(number: int) -> str:
+    return f"round{number}"
+
+
+def elapsed(epoch: list[Pass]) -> float:
+    """Seconds from the first start until the last worker's end."""
+    return max(one.stop for one in epoch) - min(one.start for one in epoch)
+
+
+def step_ms(epoch: list[Pass]) -> float:
+    """What a step of one worker takes, on average over an epoch."""
+    return 1e3 * elapsed(epoch) * WORKERS / sum(one.done.steps for one in epoch)
+
+
+def cpu_ms(epoch: list[Pass]) -> float:
+    """CPU time of a step, of the workers and the ps together."""
+    spent = sum(one.cpu for one in epoch) + max(one.ps_cpu for one in epoch)
+    return 1e3 * spent / sum(one.done.steps for one in epoch)
+
+
+# What a worker does.
+
+
+# They serve until the process ends: one that is destroyed waits for minutes (TensorFlow 2.21).
+_services: list[Any] = []
+
+
+def _work(plan: Plan, task: tfdist.Task) -> dict[str, list[Pass]]:
+    import tensorflow as tf
+
+    tf.compat.v1.logging.set_verbosity(tf.compat.v1.logging.ERROR)  # of the age of its optimizers
+    with tfdist.trainer_server(task) as target:
+        dispatcher = _start_service(plan, task)
+        with tf.Graph().as_default():
+            return _train(plan, task, target, dispatcher)
+
+
+def _start_service(plan: Plan, task: tfdist.Task) -> str:
+    """The tf.data service on the workers; returns the target of the dispatcher, on the chief."""
+    import tensorflow as tf
+
+    service = tf.data.experimental.service
+    started, told = tfdist.Barrier(task, "service", timeout=STALL_SECS), Path(plan.folder, "target")
+    if task.is_chief:
+        _services.append(service.DispatchServer())
+        files = tf.data.Dataset.from_tensor_slices(list(plan.paths))
+        for number in range(plan.rounds + 1):
+            service.register_dataset(
+                _services[0].target, batches(files), compression=None, dataset_id=_job(number)
+            )
+        told.write_text(_services[0].target)
+    started.wait()
+    target = told.read_text()
+    _services.append(
+        service.WorkerServer(service.WorkerConfig(dispatcher_address=target.partition("://")[2]))
+    )
+    return target
+
+
+def _train(plan: Plan, task: tfdist.Task, target: str, dispatcher: str) -> dict[str, list[Pass]]:
+    model = Model(task)
+    plain = PlainPeers(task, model, plan.paths, dispatcher)
+    ours = TfdistPeers(task, model, plan.index)
+    epochs: dict[str, Callable[[Any, str], Done]] = {
+        BARE: plain.run,
+        SERVICE: plain.run_service,
+        BARE_STEPS: plain.run_in_step,
+        TFDIST: ours.run,
+        TFDIST_STEPS: ours.run_in_step,
+    }
+    with graph.session(task, target) as session:
+        return _run_rounds(plan, task, {name: partial(epochs[name], session) for name in PEERS})
+
+
+def _run_rounds(
+    plan: Plan, task: tfdist.Task, epochs: dict[str, Callable[[str], Done]]
+) -> dict[str, list[Pass]]:
+    align = tfdist.Barrier(task, "align", timeout=STALL_SECS)
+    ps = cpu_clock(server_pid(task.cluster_spec["ps"][0]))
+    results: dict[str, list[Pass]] = {peer: [] for peer in PEERS}
+    for number, order in enumerate(plan.orders()):
+        for peer in order:
+            align.wait()
+            start, cpu, ps_cpu = time.monotonic(), time.process_time(), ps()
+            done = epochs[peer](_job(number))
+            stop, cpu = time.monotonic(), time.process_time() - cpu
+            align.wait()
+            results[peer].append(Pass(start, stop, done, cpu, ps() - ps_cpu))
+    return results

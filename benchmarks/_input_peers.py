@@ -1,0 +1,186 @@
+"""How a worker feeds an epoch of training: with plain tf.data, with its service, with tfdist."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import tfdist
+from benchmarks._input_model import BATCH, Model, parse
+from tfdist.train import graph
+
+SPLIT = 16 * BATCH  # records
+STALL_SECS = 60.0
+_PREFETCH = 2  # batches
+
+
+class Done(NamedTuple):
+    """What a worker did in an epoch.
+
+    Attributes:
+        steps: that had examples.
+        visits: seconds of CPU time in `Epoch.visit`.
+        begins: seconds that each split took to be claimed and to begin to be read.
+    """
+
+    steps: int
+    visits: float = 0.0
+    begins: tuple[float, ...] = ()
+
+
+def batches(files: Any) -> Any:
+    """Those of all files of a dataset of paths, as a user of plain tf.data reads them."""
+    import tensorflow as tf
+
+    return files.flat_map(tf.data.TFRecordDataset).batch(BATCH).map(parse)
+
+
+class PlainPeers:
+    """Those without tfdist's input: a loop until OutOfRange, with nothing in a run but the update.
+
+    Args:
+        task: of this worker.
+        model: to be trained.
+        paths: of all files.
+        dispatcher: target of the tf.data service.
+    """
+
+    def __init__(
+        self, task: tfdist.Task, model: Model, paths: Sequence[str], dispatcher: str
+    ) -> None:
+        import tensorflow as tf
+
+        service = tf.data.experimental.service
+        self._barrier = tfdist.Barrier(task, "plain/step", timeout=STALL_SECS)
+        self._job = tf.compat.v1.placeholder(tf.string, [])
+        with tf.device(task.device):
+            share = list(paths)[task.rank :: len(task.trainers)]
+            data = batches(tf.data.Dataset.from_tensor_slices(share))
+            served = service.from_dataset_id(
+                service.ShardingPolicy.DYNAMIC,
+                dispatcher,
+                self._job,
+                element_spec=data.element_spec,
+                job_name="epoch",
+            )
+            options = tf.data.Options()
+            options.autotune.enabled = False  # see `tfdist.padded`: an epoch might wait for it
+            self._share, self._served = (
+                tf.compat.v1.data.make_initializable_iterator(
+                    source.prefetch(_PREFETCH).with_options(options)
+                )
+                for source in (data, served)
+            )
+        self._update, self._update_served = (
+            model.apply(model.gradients(iterator.get_next()))
+            for iterator in (self._share, self._served)
+        )
+
+    def run(self, session: Any, job: str) -> Done:
+        """On the worker's share of the files."""
+        session.run(self._share.initializer)
+        return _until_end(session, self._update)
+
+    def run_service(self, session: Any, job: str) -> Done:
+        """On what the service gives this worker."""
+        session.run(self._served.initializer, {self._job: job})
+        return _until_end(session, self._update_served)
+
+    def run_in_step(self, session: Any, job: str) -> Done:
+        """On its share; the workers wait for one another after each step, and have as many."""
+        import tensorflow as tf
+
+        session.run(self._share.initializer)
+        steps = 0
+        while True:
+            try:
+                session.run(self._update)
+            except tf.errors.OutOfRangeError:
+                return Done(steps)
+            self._barrier.wait()
+            steps += 1
+
+
+def _until_end(session: Any, update: Any) -> Done:
+    import tensorflow as tf
+
+    steps = 0
+    while True:
+        try:
+            session.run(update)
+        except tf.errors.OutOfRangeError:
+            return Done(steps)
+        steps += 1
+
+
+class TfdistPeers:
+    """As a user of tfdist trains: numbered records, padding, a ledger, an end that all agree on.
+
+    Args:
+        task: of this worker.
+        model: to be trained.
+        index: path of the saved `FileSet`.
+    """
+
+    def __init__(self, task: tfdist.Task, model: Model, index: str) -> None:
+        import tensorflow as tf
+
+        files = tfdist.FileSet.load(index)
+        size = len(files) // len(task.trainers)
+        self._mine = task.rank * size, (task.rank + 1) * size  # in step each has as many
+        self._queue = tfdist.SplitQueue(
+            task, "train", files.splits(SPLIT), batch_size=BATCH, timeout=STALL_SECS
+        )
+        self._epoch, self._epoch_in_step = (
+            tfdist.Epoch(task, name, expected=len(files), timeout=STALL_SECS)
+            for name in ("train", "step")
+        )
+        self._start, self._stop = (tf.compat.v1.placeholder(tf.int64, []) for _ in range(2))
+        with tf.device(task.device):
+            data = tfdist.padded(files.read(self._start, self._stop), BATCH).map(
+                lambda batch, weight, has_value: (batch[0], parse(batch[1]), weight, has_value)
+            )
+            self._iterator = tf.compat.v1.data.make_initializable_iterator(data.prefetch(_PREFETCH))
+            self._number, features, self._weight, self._has_value = self._iterator.get_next()
+        gradients = model.gradients(features, self._weight)
+        self._commit = self._queue.commit_after([model.apply(gradients)])
+        self._step = graph.apply_if(self._has_value, lambda: model.apply(gradients))
+
+    def run(self, session: Any, job: str) -> Done:
+        """On splits, with the commit in the run of the update."""
+        steps, visits, begins, ended = 0, 0.0, list[float](), time.monotonic()
+        for split in self._queue:
+            session.run(self._iterator.initializer, self._range(split.offset, split.stop))
+            begins.append(time.monotonic() - ended)
+            while not split.finished:
+                fetched = [self._commit, self._number, self._weight]
+                answer, number, weight = session.run(fetched, split.feed)
+                split.committed(answer)
+                visits += _visit(self._epoch, number, weight)
+                steps += 1
+            ended = time.monotonic()
+        self._epoch.finish().check()
+        return Done(steps, visits, tuple(begins))
+
+    def run_in_step(self, session: Any, job: str) -> Done:
+        """On the worker's share; they agree after each step whether anybody goes on."""
+        session.run(self._iterator.initializer, self._range(*self._mine))
+        steps, visits, has_value = 0, 0.0, True
+        while self._epoch_in_step.goes_on(has_value):
+            fetched = [self._step, self._number, self._weight, self._has_value]
+            _, number, weight, has_value = session.run(fetched)
+            visits += _visit(self._epoch_in_step, number, weight)
+            steps += bool(has_value)
+        self._epoch_in_step.finish().check()
+        return Done(steps, visits)
+
+    def _range(self, start: int, stop: int) -> dict[Any, int]:
+        return {self._start: start, self._stop: stop}
+
+
+def _visit(epoch: tfdist.Epoch, number: Any, weight: Any) -> float:
+    """Notes the examples; returns the seconds of CPU time that it took."""
+    start = time.thread_time()
+    epoch.visit(number[weight > 0])
+    return time.thread_time() - start

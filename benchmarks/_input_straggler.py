@@ -1,0 +1,177 @@
+"""Four workers of which one is eight times slower: with a SplitQueue, and with static shares.
+
+The work is a sleep before each step, so that neither the cores nor what else they do decide; a step
+itself is an addition on the ps. Shares that are divided beforehand take so much longer that they
+are of a quarter of the records. From them each worker's speed is known, steps included, and from
+the speeds the ideal: the time in which all records are read if nobody ever waits.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import tfdist
+from benchmarks._barrier_peers import QUIET
+from tfdist.train import graph
+
+QUEUE, STATIC = "SplitQueue", "static shares"
+PEERS = (QUEUE, STATIC)
+
+WORKERS, SLOWNESS, SLEEP_SECS = 4, 8, 0.04
+BATCH, SPLIT = 64, 20 * 64  # records
+STATIC_PART = 4  # static shares are of one of so many parts of the records
+_STALL_SECS = 60.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured, as plain data that travels to the workers.
+
+    Attributes:
+        rounds: how many, after one that is thrown away.
+        batches: of an epoch of the SplitQueue.
+        seed: of the order of the peers.
+    """
+
+    rounds: int
+    batches: int
+    seed: int
+
+    def orders(self) -> Iterator[list[str]]:
+        """The peers in the order of each round, the same in every worker."""
+        rng = random.Random(self.seed)
+        for _ in range(self.rounds + 1):
+            yield rng.sample(PEERS, len(PEERS))
+
+
+@dataclass(frozen=True)
+class Share:
+    """One worker's part in an epoch.
+
+    Attributes:
+        start, stop: when it came to its loop and when it left it, by the clock of the machine.
+        records: that it read.
+    """
+
+    start: float
+    stop: float
+    records: int
+
+
+# By peer and round what each worker did.
+Measured = dict[str, list[list[Share]]]
+
+
+def measure(rounds: int, batches: int, seed: int, limit_secs: float) -> Measured:
+    """Runs all rounds; blocks until they are over.
+
+    Raises:
+        TfdistError: a worker failed, or `limit_secs` were over.
+    """
+    plan = Plan(rounds, batches, seed)
+    with tfdist.local_cluster(1, WORKERS, backend="processes", surroundings=QUIET) as cluster:
+        by_worker = cluster.run(partial(_work, plan), timeout=limit_secs)
+    return {
+        peer: [[worker[peer][number] for worker in by_worker] for number in range(1, rounds + 1)]
+        for peer in PEERS
+    }
+
+
+def elapsed(shares: list[Share]) -> float:
+    """From the first start until all have left."""
+    return max(share.stop for share in shares) - min(share.start for share in shares)
+
+
+def spread_of_ends(shares: list[Share]) -> float:
+    """From the first that left until the last."""
+    stops = [share.stop for share in shares]
+    return max(stops) - min(stops)
+
+
+def ideal(records: int, static: list[Share]) -> float:
+    """Seconds for so many records, if all keep the speed that they had with static shares."""
+    return records / sum(share.records / (share.stop - share.start) for share in static)
+
+
+# What a worker does.
+
+
+def _work(plan: Plan, task: tfdist.Task) -> dict[str, list[Share]]:
+    import tensorflow as tf
+
+    with tfdist.trainer_server(task) as target, tf.Graph().as_default():
+        reader = _Reader(plan, task)
+        with graph.session(task, target) as session:
+            align = tfdist.Barrier(task, "align", timeout=_STALL_SECS)
+            epoch = tfdist.Epoch(
+                task, "straggler", expected=plan.batches * BATCH, timeout=_STALL_SECS
+            )
+            read: dict[str, Callable[[], int]] = {
+                QUEUE: partial(reader.read_splits, session, epoch),
+                STATIC: partial(reader.read_share, session),
+            }
+            results: dict[str, list[Share]] = {peer: [] for peer in PEERS}
+            for order in plan.orders():
+                for peer in order:
+                    align.wait()
+                    start = time.monotonic()
+                    records = read[peer]()
+                    results[peer].append(Share(start, time.monotonic(), records))
+                    if peer == QUEUE:
+                        epoch.finish().check()
+            return results
+
+
+class _Reader:
+    def __init__(self, plan: Plan, task: tfdist.Task) -> None:
+        import tensorflow as tf
+
+        records = plan.batches * BATCH
+        splits = [(start, min(start + SPLIT, records)) for start in range(0, records, SPLIT)]
+        self._sleep_secs = SLEEP_SECS * (SLOWNESS if task.rank == WORKERS - 1 else 1)
+        size = records // STATIC_PART // WORKERS // BATCH * BATCH
+        self._mine = task.rank * size, (task.rank + 1) * size
+        self._queue = tfdist.SplitQueue(
+            task, "straggler", splits, batch_size=BATCH, timeout=_STALL_SECS
+        )
+        self._start, self._stop = (tf.compat.v1.placeholder(tf.int64, []) for _ in range(2))
+        with tf.compat.v1.device(graph.device_setter(task)):
+            data = tfdist.padded(tf.data.Dataset.range(self._start, self._stop), BATCH)
+            self._iterator = tf.compat.v1.data.make_initializable_iterator(data)
+            self._number, self._weight, _ = self._iterator.get_next()
+            total = tf.compat.v1.get_variable("total", initializer=0.0, use_resource=True)
+            values = self._weight * tf.cast(self._number, tf.float32)
+            self._update = total.assign_add(tf.reduce_sum(values)).op
+        self._commit = self._queue.commit_after([self._update])
+
+    def read_splits(self, session: Any, epoch: tfdist.Epoch) -> int:
+        """Until nothing is left; the number of records."""
+        records = 0
+        for split in self._queue:
+            self._begin(session, split.offset, split.stop)
+            while not split.finished:
+                time.sleep(self._sleep_secs)
+                fetched = [self._commit, self._number, self._weight]
+                answer, number, weight = session.run(fetched, split.feed)
+                split.committed(answer)
+                visited = number[weight > 0]
+                epoch.visit(visited)
+                records += len(visited)
+        return records
+
+    def read_share(self, session: Any) -> int:
+        """All of its share; the number of records."""
+        start, stop = self._mine
+        self._begin(session, start, stop)
+        for _ in range(start, stop, BATCH):
+            time.sleep(self._sleep_secs)
+            session.run([self._update, self._number, self._weight])
+        return stop - start
+
+    def _begin(self, session: Any, start: int, stop: int) -> None:
+        session.run(self._iterator.initializer, {self._start: start, self._stop: stop})
