@@ -70,7 +70,8 @@ class Process:
             self.update = self.visits.scatter_add(tf.IndexedSlices(tf.ones_like(batch), batch))
             self.commit = self.queue.commit_after([self.update])
             self.initialize = tf.compat.v1.global_variables_initializer()
-            self.saver = tf.compat.v1.train.Saver()
+            rest = [v for v in tf.compat.v1.global_variables() if v is not self.visits]
+            self.savers = [tf.compat.v1.train.Saver(part) for part in (rest, [self.visits])]
             self.session = ps_session(task.cluster_spec["ps"][0], graph)
 
     def forget(self):
@@ -82,12 +83,16 @@ class Process:
         return {self.begin: before + split.offset, self.end: before + split.reserved}
 
     def save(self, path):
+        """Takes its time: the table first, and the model when all others have gone on."""
         with self.session.graph.as_default():
-            return self.saver.save(self.session, path, write_meta_graph=False)
+            for number, saver in enumerate(self.savers):
+                threading.Event().wait(number * LEASE_SECS / 2)
+                saver.save(self.session, f"{path}-{number}", write_meta_graph=False)
 
     def restore(self, path):
         with self.session.graph.as_default():
-            self.saver.restore(self.session, path)
+            for number, saver in enumerate(self.savers):
+                saver.restore(self.session, f"{path}-{number}")
         self.queue.recover()
 
     def close(self):
@@ -238,8 +243,9 @@ class Job:
             return ps == self._losses_of_ps
 
     def _save(self, process):
+        path = f"{self._prefix}-{next(self._saves)}"
         with process.queue.held():
-            path = process.save(f"{self._prefix}-{next(self._saves)}")
+            process.save(path)
         self._checkpoint = path
 
 
