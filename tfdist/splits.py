@@ -427,7 +427,12 @@ def release(table: SplitTable, rank: int, life: int, *, now: int) -> SplitTable:
 
 
 def restored(table: SplitTable, parties: int) -> SplitTable:
-    """What comes back from a checkpoint: every lease is lost, by no fault of its split."""
+    """What comes back from a checkpoint: every lease is lost, by no fault of its split.
+
+    If the epoch is over, the next one is the first. Where the table was held, it was saved in the
+    epoch, and that is the first: the trainers have not been at its end yet.
+    """
+    begins_next = table.over and table.saver == NOTHING
     for rank, row in enumerate(table.held):
         if row != NOTHING:
             table = _lose(table, rank, retries=0)
@@ -439,7 +444,7 @@ def restored(table: SplitTable, parties: int) -> SplitTable:
         attempts=nobody.attempts,
         reserved=nobody.reserved,
         lease_ends=nobody.lease_ends,
-        first=table.epoch + table.over,
+        first=table.epoch + begins_next,
         saver=NOTHING,
     )
 

@@ -11,6 +11,7 @@ import tfdist
 from tfdist.train import checkpoint, graph
 
 RECORDS, BATCH, EPOCHS = 2000, 7, 2
+SLOW_SECS = 0.02  # for a batch
 SPLITS = [(start, min(start + 100, RECORDS)) for start in range(0, RECORDS, 100)]
 
 
@@ -19,7 +20,8 @@ def visit_all(task, folder, seed, lease_secs, slow=None):
 
     Goes on from the last checkpoint in `folder`, where the chief leaves one at the end of each
     epoch and some in between. Leaves there, for each epoch, `epoch-N.json` with the visits and
-    what the queue reports, and a file for each trainer that has had a split.
+    what the queue reports, and a file for each trainer that has had a split. The trainer `slow`
+    takes its time for each batch, before the update.
     """
     folder, chance = pathlib.Path(folder), random.Random(f"{seed} {task.name}")
     with tfdist.trainer_server(task) as target, tf.Graph().as_default():
@@ -39,7 +41,8 @@ def visit_all(task, folder, seed, lease_secs, slow=None):
                 "visits", [EPOCHS * RECORDS], tf.int32, tf.zeros_initializer(), use_resource=True
             )
         begin, end = (tf.compat.v1.placeholder(tf.int32, []) for _ in range(2))
-        batch = tf.range(begin, end)
+        with tf.device(task.device):
+            batch = tf.range(late(begin) if task.name == slow else begin, end)
         update = visits.scatter_add(tf.IndexedSlices(tf.ones_like(batch), batch))
         commit = queue.commit_after([update])
         saver = checkpoint.Checkpointer(folder / "model")
@@ -67,10 +70,7 @@ def visit_all(task, folder, seed, lease_secs, slow=None):
                     try:
                         while not split.finished:
                             fed = {begin: before + split.offset, end: before + split.reserved}
-                            answer = session.run(commit, {**fed, **split.feed})
-                            if task.name == slow:
-                                time.sleep(0.02)
-                            split.committed(answer)
+                            split.committed(session.run(commit, {**fed, **split.feed}))
                     except tfdist.SplitLost:
                         continue  # the zombie claims another one
                     if task.is_chief and chance.random() < 0.2:
@@ -79,3 +79,13 @@ def visit_all(task, folder, seed, lease_secs, slow=None):
                 epoch.finish()
             epoch.close()
             queue.close()
+
+
+def late(value):
+    """The value after a while, in which this process may be killed: then it is never updated."""
+
+    def wait(given):
+        time.sleep(SLOW_SECS)
+        return given
+
+    return tf.ensure_shape(tf.numpy_function(wait, [value], value.dtype), [])

@@ -17,6 +17,7 @@ from tfdist.splits import (
     enter,
     epoch_order,
     give_back,
+    hold,
     renew,
     restored,
 )
@@ -307,6 +308,17 @@ class TestACheckpoint:
         assert desk.table.lost == (Loss(0, ALICE, 10, 20, 30, dead=0),)
         desk.enter(ALICE, 8)
         assert desk.claim(ALICE).offset == 10
+
+    def test_that_was_saved_between_two_epochs_goes_on_with_the_next(self):
+        desk = Desk((0, 30))
+        desk.read(ALICE)
+        assert restored(desk.table, 2).first == 1
+
+    def test_that_was_saved_in_an_epoch_goes_on_with_it_though_all_is_read(self):
+        desk = Desk((0, 30))
+        desk.read(ALICE)  # but nobody has come to the end of the epoch, where more may be to do
+        desk.table, _ = hold(desk.table, ALICE, desk.lives[ALICE])
+        assert restored(desk.table, 2).first == 0
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,8 @@ class SplitQueue:
         parties = len(task.trainers)
         self._ops = TableOps(name, self._plan, parties, task.rank)
         self._life = random.randrange(1, 2**62)
+        # Not a `cached_property`: before Python 3.12 those of all queues have one lock.
+        self._has_entered = False
         self._epoch = 0
         table.make_variables(name, self._plan, parties)
         self.attempt = tf.compat.v1.placeholder(tf.int64, [], f"{name}_attempt")
@@ -200,8 +202,8 @@ class SplitQueue:
 
     def __iter__(self) -> Iterator[Split]:
         """The splits of one epoch; the next iteration is the next one. See `of_epoch`."""
-        if self._entered:
-            yield from self.of_epoch(self._epoch + 1)
+        self._enter()
+        yield from self.of_epoch(self._epoch + 1)
 
     def of_epoch(self, number: int) -> Iterator[Split]:
         """Claims until epoch `number` is over, and begins it if the one before is.
@@ -211,8 +213,8 @@ class SplitQueue:
             EpochError: others have not ended their splits within the `timeout`.
             ConfigError: the epoch before has not begun, or is not over.
         """
-        if self._entered:
-            self._epoch = number - 1
+        self._enter()
+        self._epoch = number - 1
         order = epoch_order(len(self._plan.splits), self._plan.seed, self._epoch)
         splits = [self._plan.splits[index] for index in order]
         self.after_saving(partial(self.connection.begin_epoch, self._epoch, splits))
@@ -260,8 +262,8 @@ class SplitQueue:
                 splits meanwhile, so do not restore what was saved.
             EpochError: another trainer saves for longer than the `timeout`.
         """
-        if self._entered:
-            self.checked(self.after_saving(self.connection.hold))
+        self._enter()
+        self.checked(self.after_saving(self.connection.hold))
         try:
             yield
         finally:
@@ -282,17 +284,19 @@ class SplitQueue:
         address = self._task.cluster_spec["ps"][0]
         return Connection(address, self._ops, self._life, self._batch_size)
 
-    @cached_property
-    def _entered(self) -> bool:
+    def _enter(self) -> None:
+        """Speaks for the trainer from the first call on; blocks as long as another one saves."""
+        if self._has_entered:
+            return
         self.after_saving(self.connection.enter)
         # A process that comes later goes on in the epoch of the others.
         self._epoch = int(self.connection.snapshot()["counts"][0])
-        return True
+        self._has_entered = True
 
     def _claimed(self) -> Answer | None:
         """The next split; None when the epoch is over."""
         deadline, pause = Deadline(self._timeout), _POLL_SECS
-        while self._entered:
+        while True:
             answer = self.connection.claim(self._epoch)
             if answer.code == table.OVER:
                 return None
@@ -302,7 +306,6 @@ class SplitQueue:
                 raise self._timeout_error(deadline)
             time.sleep(min(pause, deadline.remaining))
             pause = min(2 * pause, _LONGEST_POLL_SECS)
-        raise AssertionError("it has entered")
 
     def after_saving(self, ask: Callable[[], Answer]) -> Answer:
         """Asks until nobody saves."""

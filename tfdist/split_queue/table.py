@@ -164,7 +164,8 @@ class TableOps:
             ranks = section.lose(ranks, counts, everybody, retries=0)
             nobody = _Rank(0, NOTHING, REVOKED, 0, 0)
             section.store("ranks", np.tile(np.array(nobody, np.int64), (self._parties, 1)))
-            first = counts.epoch + tf.cast(section.is_over(ranks), tf.int64)
+            begins_next = section.is_over(ranks) & tf.logical_not(counts.is_held)
+            first = counts.epoch + tf.cast(begins_next, tf.int64)
             after = counts._replace(first=first, saver=np.int64(NOTHING))
             section.store("counts", tf.stack(after))
         return section.done

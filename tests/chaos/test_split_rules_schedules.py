@@ -1,0 +1,185 @@
+"""Seeded schedules for the rules of the splits: trainers die, stop, wake and save, and the ps goes
+back to a checkpoint. No record is missing, and each that was visited again has a noted loss.
+
+To replay a seed: `scripts/test chaos -k "rules_schedules and [17]"`.
+"""
+
+import random
+from itertools import accumulate, pairwise
+
+import pytest
+
+from tests.chaos.runs import TIMES
+from tests.chaos.split_schedule import (
+    DIES,
+    DIES_SAVING,
+    EPOCHS,
+    IS_REPLACED,
+    IS_SLOW,
+    PS_IS_LOST,
+    RESTARTS,
+    SAVES,
+    STOPS,
+    Schedule,
+    check,
+)
+from tfdist import splits
+from tfdist.errors import SplitLost
+from tfdist.splits import NOTHING, Lease, Over, Plan, SplitTable
+
+LEASE_US = 1000
+STEP_US = 20  # a step takes less
+POLL_US = 100
+
+
+class Job:
+    """The table, the model that is trained, the clock, and the processes of the trainers.
+
+    A process is a generator. Between two of its steps others take theirs; it yields for how long
+    it does nothing.
+    """
+
+    def __init__(self, seed):
+        self.chance = random.Random(seed)
+        self.trainers, self.ahead = self.chance.randint(2, 4), self.chance.randint(1, 10)
+        sizes = [self.chance.randint(1, 60) for _ in range(self.chance.randint(1, 12))]
+        edges = [0, *accumulate(sizes)]
+        batches = sum(-(-size // self.ahead) for size in sizes)
+        self.schedule = Schedule(seed, self.trainers, batches)
+        retries = self.chance.choice([0, 1, 100])
+        plan = Plan(tuple(pairwise(edges)), seed=seed, lease_us=LEASE_US, max_retries=retries)
+        self.table, self.now = SplitTable.start(plan, self.trainers), 0
+        self.visits = [[0] * edges[-1] for _ in range(EPOCHS)]
+        self.saved = self.table, self.copy_of_visits()
+        self.batches, self.lives, self.losses_of_ps = 0, 0, 0
+        self.processes = {}  # to when they go on
+        self.most_steps = 50 * EPOCHS * (edges[-1] + 100)
+        for rank in range(self.trainers):
+            self.begin(rank)
+
+    def begin(self, rank, after=0):
+        self.lives += 1
+        self.processes[self.process(rank, self.lives)] = self.now + after
+
+    def run(self):
+        """Lets all go on until each of them has ended; nobody may need steps without end."""
+        for _ in range(self.most_steps):
+            if not self.processes:
+                return
+            self.now = max(self.now, min(self.processes.values()))
+            ready = [process for process, time in self.processes.items() if time <= self.now]
+            process = self.chance.choice(ready)
+            self.now += self.chance.randrange(STEP_US)
+            try:
+                self.processes[process] = self.now + next(process)
+            except StopIteration:
+                del self.processes[process]
+        pytest.fail(f"after {self.most_steps} steps it is not over: {self.schedule}")
+
+    def process(self, rank, life):
+        try:
+            yield from self.trains(rank, life, self.losses_of_ps)
+        except SplitLost:
+            return  # another process speaks for the trainer
+
+    def trains(self, rank, life, ps):
+        while self.table.lives[rank] != life:
+            yield POLL_US  # until nobody saves
+            self.table = splits.enter(self.table, rank, life)
+        epoch, pause = self.table.epoch, 0
+        while ps == self.losses_of_ps:  # else its session is broken
+            answer = self.call(splits.claim, rank, life, epoch=epoch, ahead=self.ahead)
+            if isinstance(answer, Over):
+                epoch += 1
+                if epoch == EPOCHS:
+                    return
+                while self.table.epoch < epoch:
+                    self.table = splits.begin_epoch(self.table, epoch)
+                    yield POLL_US
+            yield POLL_US
+            while isinstance(answer, Lease) and not answer.finished:
+                yield pause * self.chance.randint(0, 1)
+                if ps != self.losses_of_ps:
+                    return
+                self.batches += 1
+                fault = self.schedule.take(rank, self.batches)
+                what, after_update = (fault.what, fault.after_update) if fault else (None, False)
+                if what == IS_SLOW:
+                    pause = LEASE_US * 5 // 4
+                elif what == PS_IS_LOST:
+                    self.lose_ps()
+                    return
+                elif what in (SAVES, DIES_SAVING):
+                    at_hold = yield from self.hold(rank, life)
+                    yield LEASE_US * self.chance.random()  # the others go on to their commits
+                    if what == DIES_SAVING:
+                        self.begin(rank, after=3 * LEASE_US)
+                        return
+                    if ps != self.losses_of_ps:
+                        return
+                    saved = at_hold, self.copy_of_visits()
+                    self.table = splits.release(self.table, rank, life, now=self.now)
+                    self.saved = saved  # else it is not to be restored
+                if after_update:
+                    self.visit(epoch, answer)
+                if what in (RESTARTS, IS_REPLACED):
+                    self.begin(rank, after=self.chance.choice([0, LEASE_US // 2, 2 * LEASE_US]))
+                if what in (DIES, RESTARTS):
+                    return
+                if what in (STOPS, IS_REPLACED):
+                    yield LEASE_US * self.chance.randint(1, 3)
+                    if ps != self.losses_of_ps and not after_update:
+                        return
+                if not after_update:
+                    self.visit(epoch, answer)
+                yield 0
+                if ps != self.losses_of_ps:  # its commit may be heard by the next one
+                    yield LEASE_US * self.chance.random()
+                answer = yield from self.commit(answer)
+
+    def visit(self, epoch, lease):
+        for record in range(lease.offset, lease.reserved):
+            self.visits[epoch][record] += 1
+
+    def commit(self, lease):
+        """The lease as it is after the commit, or None; for as long as somebody saves it waits."""
+        while True:
+            try:
+                answer = self.call(splits.commit, lease, lease.reserved, ahead=self.ahead)
+            except SplitLost:
+                return None
+            if isinstance(answer, Lease):
+                return answer
+            yield POLL_US
+
+    def hold(self, rank, life):
+        """Waits until this trainer holds the table, and gives it as it is then."""
+        while self.table.saver != rank:
+            self.table, _ = splits.hold(self.table, rank, life)
+            yield POLL_US
+        return self.table
+
+    def call(self, rule, *args, **options):
+        self.table, answer = rule(self.table, *args, now=self.now, **options)
+        return answer
+
+    def lose_ps(self):
+        """Those that have sent a commit by then may be heard by the next ps; they do not visit."""
+        table, self.visits = self.saved
+        self.saved = table, self.copy_of_visits()
+        self.table = splits.restored(table, self.trainers)
+        self.losses_of_ps += 1
+        for rank in range(self.trainers):
+            self.begin(rank)
+
+    def copy_of_visits(self):
+        return [list(counts) for counts in self.visits]
+
+
+@pytest.mark.parametrize("seed", range(200 * TIMES))
+def test_no_record_is_missing_and_none_is_visited_again_without_a_noted_loss(seed):
+    job = Job(seed)
+    job.run()
+    assert job.table.over
+    assert (job.table.epoch, job.table.saver) == (EPOCHS - 1, NOTHING)
+    check(job.visits, job.table.lost, job.schedule)
