@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from tfdist.errors import StartTimeout
 from tfdist.task import Task
 
 _POLL_SECS = 0.05
+_CLOSE_SECS = 2.0
 
 
 def device_setter(task: Task) -> Callable[[Any], str]:
@@ -69,15 +71,29 @@ def session(
     graph = tf.compat.v1.get_default_graph()
     graph.finalize()
     config = tf.compat.v1.ConfigProto(device_filters=task.device_filters)
-    with tf.compat.v1.Session(target, graph=graph, config=config) as opened:
-        if not task.is_chief:
-            _wait_until_ready(opened, ready, task, timeout)
-        elif not opened.run(ready.is_set):
-            opened.run(initialize)
-            if restore is not None:
-                restore(opened)
-            opened.run(ready.set)
-        yield opened
+    opened = tf.compat.v1.Session(target, graph=graph, config=config)
+    try:
+        with graph.as_default(), opened.as_default():
+            if not task.is_chief:
+                _wait_until_ready(opened, ready, task, timeout)
+            elif not opened.run(ready.is_set):
+                opened.run(initialize)
+                if restore is not None:
+                    restore(opened)
+                opened.run(ready.set)
+            yield opened
+    finally:
+        _close(opened)
+
+
+def _close(opened: tf.compat.v1.Session) -> None:
+    """Does not wait long: where a ps is lost it may block, and the error has to be told.
+
+    TensorFlow 2.21 waits for 30 s then (`Session.__exit__`).
+    """
+    closing = threading.Thread(target=opened.close, name="close the session", daemon=True)
+    closing.start()
+    closing.join(_CLOSE_SECS)
 
 
 class _Ready:
