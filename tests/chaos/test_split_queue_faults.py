@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 LEASE_SECS = 0.5
 NAMES = ["worker:0", "worker:1", "worker:2"]
 MOST_SECS = 75.0  # of a job; the deadline of the test comes later
-NOTICE_SECS = 15.0  # within which a job without its ps has to fail
+NOTICE_SECS = 25.0  # within which a job without its ps has to fail
 
 
 class Schedule:
