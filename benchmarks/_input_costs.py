@@ -28,7 +28,8 @@ CONTIGUOUS, SHUFFLED = "contiguous numbers", "shuffled numbers"
 LEDGER_BATCH = 1024
 _BATCHES_A_SPLIT, _BATCH = 2, 8  # each way to commit commits one
 _TIDY_SECS = 0.003
-_LEDGER_STEPS = 64  # of this worker in an epoch, in which two workers share the numbers
+# Of this worker in an epoch, in which two workers share the numbers: enough to be joined thrice.
+_LEDGER_STEPS = 256
 _STALL_SECS = 60.0
 
 # By operation and number of splits, of each round, the ms of CPU time.

@@ -1,5 +1,6 @@
 """Marks each test by its folder, and lets no test file stand outside of a folder with a budget."""
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -36,6 +37,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_sessionstart() -> None:
+    # A shell that starts the tests in the background lets them ignore Ctrl-C, and so would
+    # every process that they start.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     # Looked for on disk and not among the collected tests: a stray file is never collected.
     if found := strays(HERE):
         raise pytest.UsageError(

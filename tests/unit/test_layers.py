@@ -52,7 +52,7 @@ APART = {("train", "cluster")}
 # Modules that are used as such, beside the names of the package itself.
 PUBLIC_MODULES = {"train"}
 # What layer 0 may import besides the standard library and layer 0.
-PURE_EXTRAS = {"planner": {"numpy"}}
+PURE_EXTRAS = {"ledger": {"numpy"}, "planner": {"numpy"}}
 
 
 def layer(module: str) -> int | None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,6 +107,28 @@ def test_visits_in_order_are_one_range_however_many():
     for start in range(0, 1000, 10):
         ledger.add(range(start, start + 10))
     assert ledger.ranges() == ((0, 1000),)
+
+
+def test_an_array_counts_as_its_numbers_do_and_may_be_used_again():
+    ledger, numbers = Ledger(), np.array([4, 0, 1], np.int32)
+    assert (ledger.add(numbers), ledger.add([1]), ledger.add([])) == (3, 1, 0)
+    numbers[:] = 7
+    assert ledger.ranges() == ((0, 2), (1, 2), (4, 5))
+
+
+@pytest.mark.parametrize("examples", [[0.0], np.array([0.0]), ["0"]])
+def test_what_is_no_whole_number_is_refused(examples):
+    with pytest.raises(TypeError):
+        Ledger().add(examples)
+
+
+def test_shuffled_visits_of_many_steps_join():
+    numbers = np.random.default_rng(1).permutation(300_000).reshape(-1, 1000)
+    ledger = Ledger()
+    for step in numbers:
+        ledger.add(step)
+    assert ledger.audit(300_000).complete
+    assert ledger.ranges() == ((0, 300_000),)
 
 
 def test_an_example_twice_in_one_batch_is_remembered():

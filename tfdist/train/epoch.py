@@ -163,10 +163,9 @@ class Epoch:
 
     def visit(self, examples: Iterable[int]) -> None:
         """Notes that this trainer has visited examples, without the padding, in one step."""
-        visited = list(examples)
-        self._ledger.add(visited)
-        self._examples += len(visited)
-        self._steps += bool(visited)
+        visited = self._ledger.add(examples)
+        self._examples += visited
+        self._steps += visited > 0
 
     def finish(self, timeout: float | None = None) -> EpochResult:
         """Tells the others what this trainer did, and blocks until all have ended.
