@@ -161,7 +161,9 @@ class Twins:
         assert tuple(columns[2]) == rules.attempts
         held = [at for row, at in zip(rules.held, columns[3], strict=True) if row >= 0]
         assert held == [at for row, at in zip(rules.held, rules.reserved, strict=True) if row >= 0]
-        assert found["counts"].tolist() == [*(rules.epoch, rules.first, rules.leases, rules.saver)]
+        *counts, cursor = found["counts"].tolist()
+        assert counts == [rules.epoch, rules.first, rules.leases, rules.saver]
+        assert splits.TODO not in rules.states[:cursor]
         assert tuple(map(tuple, found["lost"].tolist())) == rules.lost
 
 

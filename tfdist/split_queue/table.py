@@ -51,10 +51,13 @@ class _Rank(NamedTuple):
 
 
 class _Counts(NamedTuple):
+    """The single numbers. No row before `cursor` is free: it spares a claim to look for one."""
+
     epoch: Any
     first: Any
     leases: Any
     saver: Any
+    cursor: Any
 
     @property
     def is_held(self) -> Any:
@@ -81,7 +84,7 @@ def make_variables(name: str, plan: Plan, parties: int) -> list[Any]:
     values = [
         *(table.starts, table.stops, table.offsets, table.states, table.retries),
         nobody,
-        list(_Counts(0, 0, 0, NOTHING)),
+        list(_Counts(0, 0, 0, NOTHING, 0)),
         np.zeros([0, len(Loss._fields)]),
     ]
     with tf.compat.v1.device(PS_DEVICE):
@@ -125,7 +128,7 @@ class TableOps:
             ranks, counts = section.ranks(), section.counts()
             waits = counts.is_held & tf.not_equal(counts.saver, self._rank)
             enters = self._me & tf.logical_not(waits)
-            ranks = section.lose(ranks, counts, enters, retries=1)
+            ranks, counts = section.lose(ranks, counts, enters, retries=1)
             section.store("ranks", _put(ranks, enters, life=life))
             saver = tf.where(waits, counts.saver, np.int64(NOTHING))
             section.store("counts", tf.stack(counts._replace(saver=saver)))
@@ -161,7 +164,7 @@ class TableOps:
         with tf.control_dependencies([opened]), self._section() as section:
             ranks, counts = section.ranks(), section.counts()
             everybody = tf.ones_like(ranks.held, tf.bool)
-            ranks = section.lose(ranks, counts, everybody, retries=0)
+            ranks, counts = section.lose(ranks, counts, everybody, retries=0)
             nobody = _Rank(0, NOTHING, REVOKED, 0, 0)
             section.store("ranks", np.tile(np.array(nobody, np.int64), (self._parties, 1)))
             begins_next = section.is_over(ranks) & tf.logical_not(counts.is_held)
@@ -180,11 +183,11 @@ class TableOps:
             may = speaks & is_present & tf.logical_not(counts.is_held)
             seeks = may & tf.logical_not(holds)
             expired = (ranks.lease_end <= now) & seeks
-            ranks = section.lose(ranks, counts, expired, retries=1)
-            row = tf.cond(
+            ranks, counts = section.lose(ranks, counts, expired, retries=1)
+            row, cursor = tf.cond(
                 seeks,
-                lambda: section.free_row(ranks, ahead),
-                lambda: tf.identity(ranks.held[self._rank]),
+                lambda: section.free_row(ranks, counts.cursor, ahead),
+                lambda: (tf.identity(ranks.held[self._rank]), tf.identity(counts.cursor)),
             )
             gets = may & (row >= 0)
             is_new = gets & seeks
@@ -203,7 +206,7 @@ class TableOps:
             )
             section.put("states", place, tf.where(is_new, np.int64(LEASED), state))
             section.store("ranks", tf.stack(ranks, 1))
-            section.store("counts", tf.stack(counts._replace(leases=leases)))
+            section.store("counts", tf.stack(counts._replace(leases=leases, cursor=cursor)))
             is_leased = ranks.held >= 0
             never = tf.fill(tf.shape(ranks.held), np.int64(2**62))
             first_end = tf.reduce_min(tf.where(is_leased, ranks.lease_end, never))
@@ -277,8 +280,9 @@ class TableOps:
             speaks = tf.equal(ranks.life[self._rank], life)
             is_its_own = speaks & tf.equal(ranks.attempt[self._rank], attempt)
             gives = self._me & is_its_own & tf.logical_not(counts.is_held)
-            ranks = section.lose(ranks, counts, gives, retries=1)
+            ranks, counts = section.lose(ranks, counts, gives, retries=1)
             section.store("ranks", tf.stack(ranks, 1))
+            section.store("counts", tf.stack(counts))
             code = tf.where(counts.is_held, np.int64(SAVING), np.int64(GIVEN))
         return section.answer(_code(tf.where(speaks, code, np.int64(REPLACED))))
 
@@ -297,7 +301,7 @@ class TableOps:
                     "offsets": starts,
                     "states": tf.fill(tf.shape(starts), np.int64(TODO)),
                     "retries": tf.zeros_like(starts),
-                    "counts": tf.stack(counts._replace(epoch=epoch)),
+                    "counts": tf.stack(counts._replace(epoch=epoch, cursor=np.int64(0))),
                 }
                 return tf.group(*(section.assign(name, value) for name, value in values.items()))
 
@@ -393,15 +397,17 @@ class _Section:
 
     def counts(self) -> _Counts:
         """The single numbers."""
-        return _Counts(*tf.unstack(tf.ensure_shape(self.read("counts"), [4])))
+        return _Counts(*tf.unstack(tf.ensure_shape(self.read("counts"), [5])))
 
     def is_over(self, ranks: _Rank) -> Any:
         """Whether nothing is free, and nobody holds anything."""
         is_free = tf.reduce_any(tf.equal(self.read("states"), TODO))
         return tf.reduce_all(ranks.held < 0) & tf.logical_not(is_free)
 
-    def lose(self, ranks: _Rank, counts: _Counts, mask: Any, *, retries: int) -> _Rank:
-        """Those of the mask lose what they hold; their rows afterwards, which are not stored."""
+    def lose(
+        self, ranks: _Rank, counts: _Counts, mask: Any, *, retries: int
+    ) -> tuple[_Rank, _Counts]:
+        """Those of the mask lose what they hold; what is returned is not stored."""
         loses = mask & (ranks.held >= 0)
 
         def note() -> Any:
@@ -430,16 +436,35 @@ class _Section:
                 )
 
         self.stored.append(tf.cond(tf.reduce_any(loses), note, tf.no_op))
-        return ranks._replace(
+        first = tf.reduce_min(tf.where(loses, ranks.held, counts.cursor))
+        after = ranks._replace(
             held=tf.where(loses, np.int64(NOTHING), ranks.held),
             attempt=tf.where(loses, np.int64(REVOKED), ranks.attempt),
         )
+        return after, counts._replace(cursor=tf.minimum(first, counts.cursor))
 
-    def free_row(self, ranks: _Rank, ahead: Any) -> Any:
-        """The first free row, or one that is half of the largest rest; NOTHING if there is none."""
-        states = tf.ensure_shape(self.read("states"), [None])
-        is_free = tf.equal(states, TODO)
-        first = tf.argmax(is_free)  # if none is, 0
+    def free_row(self, ranks: _Rank, cursor: Any, ahead: Any) -> Any:
+        """The first free row, or one that is half of the largest rest; NOTHING if there is none.
+
+        And the cursor when it is taken.
+        """
+        handle = self._handles["states"]
+        with tf.control_dependencies([*self._gate, *self.stored]):
+            size = tf.raw_ops.VariableShape(input=handle, out_type=tf.int64)[0]
+        is_at_cursor = tf.cond(
+            cursor < size,
+            lambda: tf.equal(self.at("states", cursor), TODO),
+            lambda: tf.constant(False),
+        )
+
+        def look() -> Any:
+            states = tf.ensure_shape(self.read("states"), [None])
+            is_free = tf.equal(states, TODO)
+            return tf.where(tf.reduce_any(is_free), tf.argmax(is_free), size)
+
+        # Where a split was lost, the rows behind it are taken already.
+        is_hidden = (cursor < size) & tf.logical_not(is_at_cursor)
+        first = tf.cond(is_hidden, look, lambda: tf.identity(cursor))
         rows = tf.maximum(ranks.held, 0)
         stops = self.at("stops", rows)
         rests = tf.where(ranks.held >= 0, stops - ranks.reserved, tf.zeros_like(stops))
@@ -463,14 +488,14 @@ class _Section:
             with tf.control_dependencies(grown):
                 cut = self._scatter("stops", rows[victim], middle)
             with tf.control_dependencies([cut]):
-                return tf.identity(tf.size(states, tf.int64))
+                return tf.identity(size), size + 1
 
         def nothing() -> Any:
-            return tf.constant(NOTHING, tf.int64)
+            return tf.constant(NOTHING, tf.int64), tf.identity(size)
 
         return tf.cond(
-            is_free[first],
-            lambda: tf.identity(first),
+            first < size,
+            lambda: (tf.identity(first), first + 1),
             lambda: tf.cond(rest >= ahead, divide, nothing),
         )
 
