@@ -200,7 +200,7 @@ def _runs(numbers: _Numbers) -> _Numbers:
 def _edges(ranges: _Numbers) -> tuple[_Numbers, _Numbers]:
     """Where visits begin and end, in order; how many begin there, less those that end."""
     # The sign of an edge is its last bit, for numbers alone are sorted far faster than pairs.
-    sides = np.sort((2 * ranges + [0, 1]).ravel())
+    sides = np.sort((2 * ranges + np.array([0, 1])).ravel())
     positions, signs = sides >> 1, 1 - 2 * (sides & 1)
     first = np.flatnonzero(np.diff(positions, prepend=-1))
     steps = np.add.reduceat(signs, first)
