@@ -50,20 +50,9 @@ def padded(
         if not isinstance(spec, tf.TensorSpec) or spec.shape.rank is None:
             raise ConfigError("dataset", spec, "only dense tensors of known rank can be padded")
 
-    # `map` spreads an element that is a plain tuple over the arguments of its function.
-    is_spread = type(dataset.element_spec) is tuple
-
-    def fill_up(*element: Any) -> tuple[Any, Any, Any]:
-        batch = element if is_spread else element[0]
-        count = tf.shape(tf.nest.flatten(batch)[0])[0]
-        full = tf.nest.map_structure(lambda tensor: _fill_up(tensor, batch_size), batch)
-        return full, tf.sequence_mask(count, batch_size, dtype=tf.float32), count > 0
-
-    def nothing(spec: tf.TensorSpec) -> Any:
-        return tf.zeros([0, *(size or 0 for size in spec.shape)], spec.dtype)
-
-    end = tf.data.Dataset.from_tensors(tf.nest.map_structure(nothing, dataset.element_spec))
-    batches = dataset.batch(batch_size).map(fill_up).concatenate(end.map(fill_up).repeat())
+    end = tf.data.Dataset.from_tensors(tf.nest.map_structure(_nothing, dataset.element_spec))
+    batches = filled(dataset.batch(batch_size), batch_size)
+    batches = batches.concatenate(filled(end, batch_size).repeat())
     # With TensorFlow 2.21 an iterator that is started again may wait until the thread that tunes
     # the one before looks up, which it does less and less often: after 60 s in the end. Whoever
     # cancels it wakes it first (`Model::OptimizeLoop` in core/framework/model.cc) and says so
@@ -71,6 +60,23 @@ def padded(
     options = tf.data.Options()
     options.autotune.enabled = False
     return batches.with_options(options)
+
+
+def filled(batches: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
+    """The same batches as `padded` gives, of a dataset of batches of at most so many examples.
+
+    It has no end of empty ones: as many batches come out as go in.
+    """
+    # `map` spreads an element that is a plain tuple over the arguments of its function.
+    is_spread = type(batches.element_spec) is tuple
+
+    def fill_up(*element: Any) -> tuple[Any, Any, Any]:
+        batch = element if is_spread else element[0]
+        count = tf.shape(tf.nest.flatten(batch)[0])[0]
+        full = tf.nest.map_structure(lambda tensor: _fill_up(tensor, batch_size), batch)
+        return full, tf.sequence_mask(count, batch_size, dtype=tf.float32), count > 0
+
+    return batches.map(fill_up)
 
 
 def anyone_has_value(has_value: Any) -> Any:
@@ -91,6 +97,10 @@ def anyone_has_value(has_value: Any) -> Any:
         raise ConfigError("has_value", has_value, "call it in a function that strategy.run runs")
     count = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(has_value, tf.int32))
     return count > 0
+
+
+def _nothing(spec: tf.TensorSpec) -> Any:
+    return tf.zeros([0, *(size or 0 for size in spec.shape)], spec.dtype)
 
 
 def _fill_up(tensor: Any, batch_size: int) -> Any:

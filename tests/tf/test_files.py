@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import tempfile
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -107,18 +108,39 @@ def test_all_splits_in_any_order_give_every_record_once(format, compression, dat
     check_all_splits(format, compression, data.draw(several_parts[format]), data, read)
 
 
+@settings(max_examples=15, deadline=None, database=None)
+@given(st.sampled_from(list(RECORDS)), st.sampled_from([None, "GZIP"]), st.data())
+def test_batches_are_those_of_what_is_read(format, compression, data):
+    size = data.draw(st.integers(1, 5))
+
+    def read(files, splits):
+        ranges = tf.data.Dataset.from_tensor_slices(tf.constant(splits, tf.int64, [len(splits), 2]))
+        batches = list(ranges.flat_map(lambda split: files.read_batches(size, *tf.unstack(split))))
+        expected = [
+            min(size, stop - at) for start, stop in splits for at in range(start, stop, size)
+        ]
+        assert [len(records) for _, records in batches] == expected
+        return [
+            pair
+            for numbers, records in batches
+            for pair in zip(numbers.numpy().tolist(), records.numpy().tolist(), strict=True)
+        ]
+
+    check_all_splits(format, compression, data.draw(several_parts[format]), data, read)
+
+
 @settings(max_examples=60, deadline=None, database=None)
 @given(st.sampled_from(["lines", "csv"]), st.sampled_from([None, "GZIP"]), st.data())
 def test_text_is_split_into_the_same_records_wherever_reading_begins(format, compression, data):
     def read(files, splits):
-        blocks = [
-            zip(numbers.tolist(), records, strict=True)
+        return [
+            pair
             for start, stop in splits
-            for numbers, records in reading._blocks(
-                files.files, compression, format == "csv", start, stop
+            for pair in enumerate(
+                chain(*reading._blocks(files.files, compression, format == "csv", start, stop)),
+                start,
             )
         ]
-        return [pair for block in blocks for pair in block]
 
     check_all_splits(format, compression, data.draw(several_parts[format]), data, read)
 

@@ -138,16 +138,40 @@ class FileSet:
             ConfigError: the range is known, and is none of this set; or text is to be read
                 remotely, which Python splits into records.
         """
-        if remote and self.format != "tfrecord":
-            raise ConfigError("remote", remote, f"{self.format!r} is read by Python; use TFRecords")
+        start, stop = self._bounds(start, stop)
+        return self._records(start, stop, remote=remote).enumerate(start)
+
+    def read_batches(
+        self, batch_size: int, start: Any = 0, stop: Any = None, *, remote: bool = False
+    ) -> tf.data.Dataset:
+        """As ``read(start, stop).batch(batch_size)``, at less than half of its cost.
+
+        For a batch is numbered at once. Raises what `read` does.
+        """
+        _check_at_least_1("batch_size", batch_size)
+        start, stop = self._bounds(start, stop)
+
+        def numbered(batch: Any, record: Any) -> tuple[Any, Any]:
+            first = start + batch * batch_size
+            return tf.range(first, first + tf.size(record, tf.int64)), record
+
+        records = self._records(start, stop, remote=remote)
+        return records.batch(batch_size).enumerate().map(numbered)
+
+    def _bounds(self, start: Any, stop: Any) -> tuple[Any, Any]:
         stop = len(self) if stop is None else stop
         start, stop = (tf.cast(number, tf.int64) for number in (start, stop))
         known = tf.get_static_value(start), tf.get_static_value(stop)
         if None not in known and not 0 <= known[0] <= known[1] <= len(self):
             given = tuple(map(int, known))
             raise ConfigError("start, stop", given, reading.range_rule(len(self)))
+        return start, stop
+
+    def _records(self, start: Any, stop: Any, *, remote: bool) -> Any:
         if self.format == "tfrecord":
             return reading.tfrecords(self.files, self.compression, start, stop, remote=remote)
+        if remote:
+            raise ConfigError("remote", remote, f"{self.format!r} is read by Python; use TFRecords")
         return reading.text_records(self.files, self.compression, self.format == "csv", start, stop)
 
     def preflight(self, num_trainers: int) -> tuple[preflight.FileWarning, ...]:

@@ -8,9 +8,7 @@ from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
-from numpy.typing import NDArray
 
 from tfdist.errors import ConfigError, DataError
 from tfdist.files.contents import GZIP_ERRORS, record_ends
@@ -101,7 +99,7 @@ def tfrecords(
         # Not ignore_errors: for a file that cannot be opened it tries again for ever.
         end = tf.data.Dataset.from_tensors(file).map(fail)
         whole = found.concatenate(end)
-        return whole.skip(start - records[mark]).take(stop - start).enumerate(start)
+        return whole.skip(start - records[mark]).take(stop - start)
 
     return tf.data.Dataset.from_tensors((start, stop)).flat_map(of_range)
 
@@ -111,23 +109,21 @@ def text_records(
 ) -> Any:
     """Records of text files, read by Python in the process that builds the dataset."""
     blocks = partial(_blocks, files, compression, quoted)
-    signature = (tf.TensorSpec([None], tf.int64), tf.TensorSpec([None], tf.string))
+    signature = tf.TensorSpec([None], tf.string)
     make: Callable[..., Any] = tf.data.Dataset.from_generator
     return make(blocks, args=(start, stop), output_signature=signature).unbatch()
 
 
 def _blocks(
     files: Sequence[FileEntry], compression: str | None, quoted: bool, start: Any, stop: Any
-) -> Iterator[tuple[NDArray[np.int64], list[bytes]]]:
+) -> Iterator[list[bytes]]:
     firsts = first_records(files)
     if not 0 <= start <= stop <= firsts[-1]:
         raise ConfigError("start, stop", (int(start), int(stop)), range_rule(firsts[-1]))
     for entry, (first, last) in zip(files, pairwise(firsts), strict=True):
         at, end = max(int(start), first), min(int(stop), last)
         if at < end:
-            for block in _file_blocks(entry, compression, quoted, at - first, end - first):
-                yield np.arange(at, at + len(block)), block
-                at += len(block)
+            yield from _file_blocks(entry, compression, quoted, at - first, end - first)
 
 
 def _file_blocks(
