@@ -136,25 +136,32 @@ class TfdistPeers:
             tfdist.Epoch(task, name, expected=len(files), timeout=STALL_SECS)
             for name in ("train", "step")
         )
-        self._start, self._stop = (tf.compat.v1.placeholder(tf.int64, []) for _ in range(2))
+        self._batches = tfdist.SplitBatches(
+            task,
+            self._queue,
+            files,
+            lambda number, record: (number, parse(record)),
+            prefetch=_PREFETCH,
+        )
+        self._read, features = self._batches.batch
+        gradients = model.gradients(features, self._batches.weight)
+        self._commit = self._queue.commit_after([model.apply(gradients)])
         with tf.device(task.device):
-            data = tfdist.padded(files.read(self._start, self._stop), BATCH).map(
+            data = tfdist.padded(files.read(*self._mine), BATCH).map(
                 lambda batch, weight, has_value: (batch[0], parse(batch[1]), weight, has_value)
             )
             self._iterator = tf.compat.v1.data.make_initializable_iterator(data.prefetch(_PREFETCH))
             self._number, features, self._weight, self._has_value = self._iterator.get_next()
         gradients = model.gradients(features, self._weight)
-        self._commit = self._queue.commit_after([model.apply(gradients)])
         self._step = graph.apply_if(self._has_value, lambda: model.apply(gradients))
 
     def run(self, session: Any, job: str) -> Done:
         """On splits, with the commit in the run of the update."""
         steps, visits, begins, ended = 0, 0.0, list[float](), time.monotonic()
-        for split in self._queue:
-            session.run(self._iterator.initializer, self._range(split.offset, split.stop))
+        for split in self._batches.splits(session):
             begins.append(time.monotonic() - ended)
             while not split.finished:
-                fetched = [self._commit, self._number, self._weight]
+                fetched = [self._commit, self._read, self._batches.weight]
                 answer, number, weight = session.run(fetched, split.feed)
                 split.committed(answer)
                 visits += _visit(self._epoch, number, weight)
@@ -165,7 +172,7 @@ class TfdistPeers:
 
     def run_in_step(self, session: Any, job: str) -> Done:
         """On the worker's share; they agree after each step whether anybody goes on."""
-        session.run(self._iterator.initializer, self._range(*self._mine))
+        session.run(self._iterator.initializer)
         steps, visits, has_value = 0, 0.0, True
         while self._epoch_in_step.goes_on(has_value):
             fetched = [self._step, self._number, self._weight, self._has_value]
@@ -174,9 +181,6 @@ class TfdistPeers:
             steps += bool(has_value)
         self._epoch_in_step.finish().check()
         return Done(steps, visits)
-
-    def _range(self, start: int, stop: int) -> dict[Any, int]:
-        return {self._start: start, self._stop: stop}
 
 
 def _visit(epoch: tfdist.Epoch, number: Any, weight: Any) -> float:

@@ -38,20 +38,17 @@ def train(task: tfdist.Task, index: str) -> tuple[int, float, tfdist.SplitReport
     files = tfdist.FileSet.load(index)
     with tfdist.trainer_server(task) as target, tf.Graph().as_default():
         queue = tfdist.SplitQueue(task, "train", files.splits(SPLIT), batch_size=BATCH, timeout=60)
-        start, stop = (tf.compat.v1.placeholder(tf.int64, []) for _ in range(2))
+        batches = tfdist.SplitBatches(task, queue, files)
         with tf.compat.v1.device(graph.device_setter(task)):
-            batches = tfdist.padded(files.read(start, stop), BATCH)
-            iterator = tf.compat.v1.data.make_initializable_iterator(batches)
-            (_, record), weight, _ = iterator.get_next()
+            _, record = batches.batch
             total = tf.compat.v1.get_variable("total", initializer=0.0, use_resource=True)
-            number = tf.strings.to_number(tf.where(weight > 0, record, "0"))
+            number = tf.strings.to_number(tf.where(batches.weight > 0, record, "0"))
             update = total.assign_add(tf.reduce_sum(number))
         commit = queue.commit_after([update])
         with graph.session(task, target) as session:
             tfdist.Barrier(task, "start", timeout=60).wait()
             visited = 0
-            for split in queue:
-                session.run(iterator.initializer, {start: split.offset, stop: split.stop})
+            for split in batches.splits(session):
                 while not split.finished:
                     before = split.offset
                     split.committed(session.run(commit, split.feed))

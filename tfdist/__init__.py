@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from tfdist.task import Task, one_line_errors
     from tfdist.train.coordinator import SplitScheduler
     from tfdist.train.epoch import Epoch, EpochResult, EpochStatus
+    from tfdist.train.split_batches import SplitBatches
 
 __version__ = "0.1.0"
 
@@ -64,6 +65,7 @@ __all__ = [
     "Progress",
     "RunTimeout",
     "Split",
+    "SplitBatches",
     "SplitLost",
     "SplitQueue",
     "SplitReport",
@@ -105,6 +107,7 @@ _HOMES = {
     "Progress": "tfdist.progress",
     "RunTimeout": "tfdist.errors",
     "Split": "tfdist.split_queue",
+    "SplitBatches": "tfdist.train.split_batches",
     "SplitLost": "tfdist.errors",
     "SplitQueue": "tfdist.split_queue",
     "SplitReport": "tfdist.split_queue",

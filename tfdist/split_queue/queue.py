@@ -144,6 +144,10 @@ class SplitQueue:
             given up, and reported.
         timeout: in seconds, of each wait for the splits of others; None waits without end.
 
+    Attributes:
+        name: as given.
+        batch_size: as given.
+
     Raises:
         ConfigError: a parameter is wrong.
     """
@@ -170,8 +174,8 @@ class SplitQueue:
             raise ConfigError("batch_size", batch_size, "at least 1")
         if not lease_secs > 0:
             raise ConfigError("lease_secs", lease_secs, "more than 0")
-        self._task, self._name, self._timeout = task, name, timeout
-        self._batch_size = batch_size
+        self._task, self.name, self._timeout = task, name, timeout
+        self.batch_size = batch_size
         ranges = tuple((int(start), int(stop)) for start, stop in splits)
         self._plan = Plan(ranges, seed, int(1e6 * lease_secs), max_retries)
         parties = len(task.trainers)
@@ -197,7 +201,7 @@ class SplitQueue:
         again, or end.
         """
         with tf.control_dependencies(operations):
-            life, size = np.int64(self._life), np.int64(self._batch_size)
+            life, size = np.int64(self._life), np.int64(self.batch_size)
             return self._ops.commit(life, self.attempt, self.offset, size)
 
     def __iter__(self) -> Iterator[Split]:
@@ -282,7 +286,7 @@ class SplitQueue:
     def connection(self) -> Connection:
         """To the ps, from the first use on: the variables have to have their values by then."""
         address = self._task.cluster_spec["ps"][0]
-        return Connection(address, self._ops, self._life, self._batch_size)
+        return Connection(address, self._ops, self._life, self.batch_size)
 
     def _enter(self) -> None:
         """Speaks for the trainer from the first call on; blocks as long as another one saves."""
@@ -335,7 +339,7 @@ class SplitQueue:
         names = ", ".join(self._task.trainers[rank] for rank in sorted(holders.values()))
         saver = int(found["counts"][3])
         who = f"{names} still reads" if saver < 0 else f"{self._task.trainers[saver]} still saves"
-        where = f"epoch {self._epoch + 1} of splits {self._name!r}"
+        where = f"epoch {self._epoch + 1} of splits {self.name!r}"
         return EpochError(
             f"{where}: after {deadline.elapsed:.1f} s {who}",
             missing=rests,
