@@ -105,7 +105,11 @@ def _nothing(spec: tf.TensorSpec) -> Any:
 
 def _fill_up(tensor: Any, batch_size: int) -> Any:
     shape = tf.shape(tensor)
-    lacking = tf.concat([[batch_size - shape[0]], shape[1:]], 0)
-    full = tf.concat([tensor, tf.zeros(lacking, tensor.dtype)], 0)
+
+    def longer() -> Any:
+        lacking = tf.concat([[batch_size - shape[0]], shape[1:]], 0)
+        return tf.concat([tensor, tf.zeros(lacking, tensor.dtype)], 0)
+
+    full = tf.cond(shape[0] < batch_size, longer, lambda: tf.identity(tensor))
     full.set_shape([batch_size, *tensor.shape[1:]])
     return full

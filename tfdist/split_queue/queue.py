@@ -82,9 +82,9 @@ class Split:
         return self.offset >= self.stop
 
     @property
-    def feed(self) -> dict[Any, int]:
+    def feed(self) -> dict[Any, Any]:
         """For the run in which the next batch is visited and `SplitQueue.commit_after` fetched."""
-        return {self._queue.attempt: self._answer.attempt, self._queue.offset: self.reserved}
+        return {self._queue.lease: (self._answer.attempt, self.reserved)}
 
     def committed(self, answer: Any) -> None:
         """Takes what `commit_after` has fetched; blocks as long as another trainer saves.
@@ -185,8 +185,9 @@ class SplitQueue:
         self._has_entered = False
         self._epoch = 0
         table.make_variables(name, self._plan, parties)
-        self.attempt = tf.compat.v1.placeholder(tf.int64, [], f"{name}_attempt")
-        self.offset = tf.compat.v1.placeholder(tf.int64, [], f"{name}_offset")
+        # The attempt, and up to where the batch goes. One vector, since each value that one task
+        # sends another takes a message.
+        self.lease = tf.compat.v1.placeholder(tf.int64, [2], f"{name}_lease")
 
     @property
     def first_epoch(self) -> int:
@@ -200,9 +201,11 @@ class SplitQueue:
         to `Split.committed`. A run that fails may have applied the update or not: after it claim
         again, or end.
         """
+        with tf.compat.v1.device(table.PS_DEVICE):
+            attempt, offset = tf.unstack(self.lease)
         with tf.control_dependencies(operations):
             life, size = np.int64(self._life), np.int64(self.batch_size)
-            return self._ops.commit(life, self.attempt, self.offset, size)
+            return self._ops.commit(life, attempt, offset, size)
 
     def __iter__(self) -> Iterator[Split]:
         """The splits of one epoch; the next iteration is the next one. See `of_epoch`."""

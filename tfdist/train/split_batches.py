@@ -88,10 +88,11 @@ class SplitBatches:
                 data.with_options(options)
             )
             end, batch, weight = self._iterator.get_next()
-            reserved = tf.debugging.assert_equal(
-                end, queue.offset, "the batch is not the one that is reserved"
+            is_reserved = tf.raw_ops.Assert(
+                condition=tf.equal(end, queue.lease[1]),
+                data=["the batch is not the one that is reserved; it ends at", end],
             )
-            with tf.control_dependencies([reserved]):
+            with tf.control_dependencies([is_reserved]):
                 self.batch = tf.nest.map_structure(tf.identity, batch)
                 self.weight = tf.identity(weight)
             self._range = tf.compat.v1.placeholder(tf.int64, [3], f"{queue.name}_range")
