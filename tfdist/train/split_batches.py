@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfdist.eos import filled
+from tfdist.errors import ConfigError
 from tfdist.files.file_set import FileSet
 from tfdist.split_queue.queue import Split, SplitQueue
 from tfdist.task import Task
@@ -39,11 +40,14 @@ class SplitBatches:
         files: whose records they are.
         transform: from ``(int64 [batch_size], string [batch_size])``, the numbers of the records
             and the records, to what `batch` is; of padding they are 0 and an empty string.
-        prefetch: how many batches are read and transformed ahead.
+        prefetch: how many batches are read and transformed ahead, at least 1.
 
     Attributes:
         batch: what `transform` gives, or ``(number, record)``.
         weight: float32 ``[batch_size]``, 1 for a record and 0 for padding.
+
+    Raises:
+        ConfigError: `prefetch` is wrong.
     """
 
     def __init__(
@@ -55,6 +59,8 @@ class SplitBatches:
         *,
         prefetch: int = 2,
     ) -> None:
+        if prefetch < 1:
+            raise ConfigError("prefetch", prefetch, "at least 1")
         size = queue.batch_size
         with tf.device(task.device):
             # What is read now: start, stop, and the number of the split. The iterator looks at it

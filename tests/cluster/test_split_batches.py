@@ -1,0 +1,312 @@
+"""One iterator for all splits of a trainer: each batch is the one that its split has reserved."""
+
+import contextlib
+import itertools
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import tfdist
+from tfdist import ConfigError, FileSet, Ledger
+
+SIZES = [30, 1, 0, 44]
+RECORDS, BATCH = sum(SIZES), 4
+LENGTH = 12 + 16 + 4  # bytes of a record with its head and its checksum
+TIMEOUT = 20.0
+
+_names = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def places():
+    """The trainers of a cluster, each with its target."""
+    with contextlib.ExitStack() as stack:
+        tasks = stack.enter_context(tfdist.local_cluster(1, 3, backend="threads")).trainers
+        yield [(task, stack.enter_context(tfdist.trainer_server(task))) for task in tasks]
+
+
+def write(folder, sizes):
+    first = 0
+    for part, size in enumerate(sizes):
+        with tf.io.TFRecordWriter(str(folder / f"part-{part}")) as writer:
+            for number in range(first, first + size):
+                writer.write(b"%16d" % number)
+        first += size
+    return FileSet.scan(str(folder / "part-*"))
+
+
+@pytest.fixture
+def files(tmp_path):
+    return write(tmp_path, SIZES)
+
+
+class Trainer:
+    """A trainer with its graph and its session; `ledger` has the records of its committed runs."""
+
+    def __init__(self, place, name, files, *, split=10, transform=None, prefetch=2, **options):
+        self.task, self._target = place
+        self.ledger, self.errors = Ledger(), []
+        self.graph = tf.Graph()
+        with self.graph.as_default():
+            self.queue = tfdist.SplitQueue(
+                self.task, name, files.splits(split), batch_size=BATCH, timeout=TIMEOUT, **options
+            )
+            self.batches = tfdist.SplitBatches(
+                self.task, self.queue, files, transform, prefetch=prefetch
+            )
+            with tf.device("/job:ps/task:0"):
+                self.total = tf.compat.v1.get_variable(
+                    f"total_{name}", [], tf.int64, tf.zeros_initializer(), use_resource=True
+                )
+            with tf.device(self.task.device):
+                weight = tf.cast(self.batches.weight, tf.int64)
+                number = tf.nest.flatten(self.batches.batch)[0]
+                update = self.total.assign_add(tf.reduce_sum(weight * (number + 1)))
+            self.commit = self.queue.commit_after([update])
+            self.initialize = tf.compat.v1.global_variables_initializer()
+        self.session = self.new_session()
+
+    def new_session(self):
+        config = tf.compat.v1.ConfigProto(device_filters=self.task.device_filters)
+        return tf.compat.v1.Session(self._target, graph=self.graph, config=config)
+
+    def train(self, split, changes=()):
+        """One batch, which it looks at."""
+        fetches = (self.batches.batch, self.batches.weight, self.commit)
+        before = range(split.offset, split.reserved)
+        batch, weight, answer = self.session.run(fetches, {**split.feed, **dict(changes)})
+        split.committed(answer)
+        number, record = tf.nest.flatten(batch)[:2]
+        real = np.arange(BATCH) < len(before)
+        assert weight.tolist() == real.tolist()
+        assert number[real].tolist() == [*before]
+        assert [int(text) for text in record[real]] == [*before]
+        assert not number[~real].any()
+        assert set(record[~real].tolist()) <= {b""}
+        self.ledger.add(before)
+
+    def read(self, epoch=None):
+        for split in self.batches.splits(self.session, epoch):
+            try:
+                while not split.finished:
+                    self.train(split)
+            except tf.errors.OpError as error:
+                self.errors.append(str(error))
+                split.give_back()
+
+
+@pytest.fixture
+def make(places):
+    """Makes as many trainers as are wanted; the first one initialises."""
+    made = []
+
+    def make_all(count, files, **options):
+        name = f"batches{next(_names)}"
+        trainers = [Trainer(place, name, files, **options) for place in places[:count]]
+        made.extend(trainers)
+        trainers[0].session.run(trainers[0].initialize)
+        return trainers
+
+    yield make_all
+    for trainer in made:
+        trainer.queue.close()
+        trainer.session.close()
+
+
+def read_all(trainers, epoch=None):
+    with ThreadPoolExecutor(len(trainers)) as pool:
+        for reading in [pool.submit(trainer.read, epoch) for trainer in trainers]:
+            reading.result(3 * TIMEOUT)
+
+
+def audit(trainers, expected=RECORDS):
+    return tfdist.audit([trainer.ledger for trainer in trainers], expected)
+
+
+@pytest.mark.parametrize("prefetch", [1, 8])
+def test_all_trainers_read_each_record_once_in_each_epoch(make, files, prefetch):
+    trainers = make(3, files, prefetch=prefetch)
+    for epoch in (1, 2, 3):
+        for trainer in trainers:
+            trainer.ledger = Ledger()
+        read_all(trainers, epoch)
+        assert audit(trainers).complete
+    total = trainers[0].session.run(trainers[0].total)
+    assert total == 3 * sum(range(1, RECORDS + 1))
+
+
+def test_the_batch_is_what_transform_makes_of_numbers_and_records(make, files):
+    def transform(number, record):
+        length = tf.strings.length(record)
+        return {"example": {"number": number, "record": record}, "length": length[:, None]}
+
+    (trainer,) = make(1, files, transform=transform)
+    assert trainer.batches.batch["length"].shape == [BATCH, 1]
+    assert trainer.batches.weight.shape == [BATCH]
+    trainer.read()
+    assert audit([trainer]).complete
+
+
+def test_where_another_takes_the_tail_what_was_read_ahead_of_it_is_dropped(make, tmp_path):
+    files = write(tmp_path, [120])
+    slow, fast, _ = trainers = make(3, files, split=120, prefetch=20)
+    splits = slow.batches.splits(slow.session, 1)
+    split, taken = next(splits), threading.Event()
+    slow.train(split)
+
+    def read():
+        for other in fast.batches.splits(fast.session, 1):
+            taken.set()
+            while not other.finished:
+                fast.train(other)
+
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(read)
+        assert taken.wait(TIMEOUT)
+        while not split.finished:
+            slow.train(split)
+        assert split.stop < 120
+        for split in splits:
+            while not split.finished:
+                slow.train(split)
+        reading.result(TIMEOUT)
+    assert audit(trainers, 120).complete
+    slow.read(2)
+    assert [count for *_, count in slow.queue.report().visited] == [120]
+
+
+def test_a_split_that_was_left_in_the_middle_is_read_on_where_it_was_committed(make, files):
+    (trainer,) = make(1, files, seed=3)
+    for split in trainer.batches.splits(trainer.session, 1):
+        trainer.train(split)
+        if not split.finished:
+            split.give_back()
+            break
+    trainer.read(1)
+    assert (audit([trainer]).complete, trainer.errors) == (True, [])
+
+
+def test_who_has_lost_its_lease_reads_another_split(make, files):
+    zombie, other = make(2, files, lease_secs=0.05)
+    splits = zombie.batches.splits(zombie.session, 1)
+    split = next(splits)
+    other.read(1)
+    with pytest.raises(tfdist.SplitLost):
+        zombie.train(split)
+    assert next(splits, None) is None
+    zombie.read(2)
+    assert tfdist.audit([zombie.ledger], RECORDS).complete
+
+
+def truncate(path):
+    os.truncate(path, 25 * LENGTH - 7)
+    return "the file has shrunk", 0
+
+
+def corrupt(path):
+    with open(path, "r+b") as file:
+        file.seek(25 * LENGTH + 20)
+        file.write(b"x")
+    os.utime(path, ns=(MTIME_NS, MTIME_NS))
+    return f"corrupted record at {25 * LENGTH + 12}", 24
+
+
+def remove(path):
+    os.remove(path)
+    return "the file is missing", 0
+
+
+MTIME_NS = 1_700_000_000 * 10**9
+
+
+@pytest.mark.parametrize("damage", [truncate, corrupt, remove])
+def test_what_cannot_be_read_is_told_and_missing_and_all_else_is_read(make, files, damage):
+    path = files.files[0].path
+    os.utime(path, ns=(MTIME_NS, MTIME_NS))
+    files = FileSet.scan([entry.path for entry in files.files])
+    what, first = damage(path)
+    trainers = make(2, files, max_retries=1)
+    read_all(trainers)
+    report = trainers[0].queue.report()
+    missing = {record for start, stop in audit(trainers).missing for record in range(start, stop)}
+    given_up = {record for start, stop in report.given_up for record in range(start, stop)}
+    assert missing == given_up == {*range(first, 30)}
+    assert report.over
+    errors = [error for trainer in trainers for error in trainer.errors]
+    assert len(errors) == 2 * len(report.given_up)  # once more each
+    assert all(what in error for error in errors), errors
+
+
+def test_a_run_without_the_feed_of_its_split_fails_and_trains_nothing(make, files):
+    (trainer,) = make(1, files)
+    lease = trainer.queue.lease
+    for split in trainer.batches.splits(trainer.session):
+        if not trainer.errors and split.stop - split.offset > BATCH:
+            with pytest.raises(tf.errors.InvalidArgumentError, match="must feed a value"):
+                trainer.session.run([trainer.batches.batch, trainer.commit])
+            with pytest.raises(tf.errors.InvalidArgumentError, match="not the one that is reser"):
+                trainer.train(split, {lease: (split.feed[lease][0], split.reserved + 1)})
+            assert trainer.session.run(trainer.total) == 0
+            trainer.errors = ["these two"]
+            split.give_back()
+            continue
+        while not split.finished:
+            trainer.train(split)
+    assert audit([trainer]).complete
+    assert trainer.session.run(trainer.total) == sum(range(1, RECORDS + 1))
+
+
+def test_a_batch_that_was_skipped_is_noticed(make, tmp_path):
+    (trainer,) = make(1, write(tmp_path, [40]), split=40)
+    split = next(trainer.batches.splits(trainer.session))
+    trainer.train(split)
+    trainer.session.run(trainer.batches.weight, split.feed)
+    with pytest.raises(tf.errors.InvalidArgumentError, match="it ends at\\] \\[12\\]"):
+        trainer.train(split)
+
+
+def test_another_session_goes_on_with_another_split(make, files):
+    (trainer,) = make(1, files)
+    for session in (trainer.session, trainer.new_session()):
+        trainer.session = session
+        for split in trainer.batches.splits(session, 1):
+            while not split.finished:
+                trainer.train(split)
+            break
+    trainer.read(1)
+    assert audit([trainer]).complete
+
+
+@pytest.mark.parametrize("prefetch", [0, tf.data.AUTOTUNE])
+def test_bad_input_is_named(places, files, prefetch):
+    with pytest.raises(ConfigError) as caught:
+        Trainer(places[0], "wrong", files, prefetch=prefetch)
+    assert caught.value.field == "prefetch"
+
+
+def test_a_session_may_be_closed_in_the_middle_of_a_split(make_cluster, tmp_path):
+    write(tmp_path, SIZES)
+    cluster = make_cluster(1, 1, backend="processes")
+    assert cluster.run(close_many_sessions, str(tmp_path / "part-*"), timeout=60) == [20]
+
+
+def close_many_sessions(task, pattern):
+    """A crash of TensorFlow would end this process."""
+    with tfdist.trainer_server(task) as target:
+        trainer = Trainer((task, target), "closed", FileSet.scan(pattern), prefetch=8)
+        trainer.session.run(trainer.initialize)
+        closed = 0
+        for _ in range(20):
+            trainer.session = trainer.new_session()
+            for split in trainer.batches.splits(trainer.session, 1):
+                trainer.train(split)
+                if not split.finished:
+                    split.give_back()
+                break
+            trainer.session.close()
+            closed += 1
+        return closed
