@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tfdist.cluster.run_folder import RunFolder
 from tfdist.task import Task
@@ -34,6 +35,9 @@ def strays(tests: Path) -> list[str]:
 def pytest_configure(config: pytest.Config) -> None:
     for name, meaning in FOLDERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
+    # An example may take long on a busy machine; the deadline is that of the whole test.
+    settings.register_profile("tfdist", deadline=None)
+    settings.load_profile("tfdist")
 
 
 def pytest_sessionstart() -> None:

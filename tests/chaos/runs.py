@@ -24,7 +24,6 @@ def run(machine, *, examples, steps, shrink_secs):
                 stateful_step_count=steps,
                 phases=phases if shrink_secs else phases[:-1],
                 derandomize=False,  # other runs each time, also where CI is set
-                deadline=None,
                 print_blob=True,
                 report_multiple_bugs=False,
                 suppress_health_check=[HealthCheck.too_slow],  # a graph takes 0.1 to 0.3 s

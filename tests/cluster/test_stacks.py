@@ -20,8 +20,9 @@ from tfdist.cli.barriers import Barriers
 from tfdist.cluster.live_runs import while_it_lasts
 from tfdist.cluster.processes import STACKS_SIGNAL
 from tfdist.cluster.run_folder import RunFolder
-from tfdist.cluster.stacks import Frame, Masks, Stack, ask, is_over, parse
+from tfdist.cluster.stacks import Masks, ask, is_over, parse
 from tfdist.errors import ConfigError
+from tfdist.evidence import Frame, Stack
 from tfdist.task import PROGRESS_VARIABLE, Task
 from tfdist.testing import poll_until
 

@@ -98,7 +98,7 @@ several_parts = {
 
 
 # The splits are one dataset: TensorFlow takes 0.2 s to build one.
-@settings(max_examples=15, deadline=None, database=None)
+@settings(max_examples=15, database=None)
 @given(st.sampled_from(list(RECORDS)), st.sampled_from([None, "GZIP"]), st.data())
 def test_all_splits_in_any_order_give_every_record_once(format, compression, data):
     def read(files, splits):
@@ -108,7 +108,7 @@ def test_all_splits_in_any_order_give_every_record_once(format, compression, dat
     check_all_splits(format, compression, data.draw(several_parts[format]), data, read)
 
 
-@settings(max_examples=15, deadline=None, database=None)
+@settings(max_examples=15, database=None)
 @given(st.sampled_from(list(RECORDS)), st.sampled_from([None, "GZIP"]), st.data())
 def test_batches_are_those_of_what_is_read(format, compression, data):
     size = data.draw(st.integers(1, 5))
@@ -129,7 +129,7 @@ def test_batches_are_those_of_what_is_read(format, compression, data):
     check_all_splits(format, compression, data.draw(several_parts[format]), data, read)
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=60, database=None)
 @given(st.sampled_from(["lines", "csv"]), st.sampled_from([None, "GZIP"]), st.data())
 def test_text_is_split_into_the_same_records_wherever_reading_begins(format, compression, data):
     def read(files, splits):

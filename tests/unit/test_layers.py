@@ -20,6 +20,7 @@ LAYERS = {
     "barrier_notes": 0,
     "deadline": 0,
     "errors": 0,
+    "evidence": 0,
     "ledger": 0,
     "mistaken": 0,
     "planner": 0,

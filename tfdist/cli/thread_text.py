@@ -9,8 +9,9 @@ from typing import Any
 
 from tfdist.cluster import py_spy
 from tfdist.cluster.kernel_threads import KernelThread, KernelThreads
-from tfdist.cluster.stacks import Answer, Frame
+from tfdist.cluster.stacks import Answer
 from tfdist.errors import ClusterError
+from tfdist.evidence import Frame
 
 
 def ask_py_spy(pid: int, *, native: bool) -> tuple[str | None, str | None]:

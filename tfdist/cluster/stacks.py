@@ -17,6 +17,7 @@ import psutil
 
 from tfdist.cluster.processes import STACKS_SIGNAL
 from tfdist.deadline import Deadline
+from tfdist.evidence import Frame, Stack
 
 # What may come of asking.
 ANSWERED, STOPPED, GONE = "answered", "stopped", "gone"
@@ -37,32 +38,6 @@ _GONE_ERRORS = (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError)
 _THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+).*:$")
 _FRAME = re.compile(r"  File (.*), line (\d+|\?+) in (.*)$")
 _MORE = "..."  # faulthandler writes 100 threads and 100 frames of each at most
-
-
-@dataclass(frozen=True)
-class Frame:
-    """A call of a Python function; `line` is None where Python does not know it."""
-
-    file: str
-    line: int | None
-    function: str
-
-
-@dataclass(frozen=True)
-class Stack:
-    """Where `count` threads stand, the most recent call first.
-
-    Attributes:
-        frames: none where a thread runs no Python.
-        count: threads with the same frames.
-        main: whether one of them is the main thread.
-        cut: whether there are older calls, which faulthandler leaves out.
-    """
-
-    frames: tuple[Frame, ...]
-    count: int = 1
-    main: bool = False
-    cut: bool = False
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,1 @@
+"""The lab: jobs that hang as TensorFlow's parameter-server jobs do, the verdicts, and the cures."""

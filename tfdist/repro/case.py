@@ -1,0 +1,80 @@
+"""A case of the lab: a small job that goes wrong in one known way, and the same job cured."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tfdist.cluster.shape import Shape
+from tfdist.repro.actor import Actor
+from tfdist.task import Task
+from tfdist.verdict import Name
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is played, and what has to come of it.
+
+    Each trainer of "sync/worker-short" runs `worker_short` of `tfdist.repro.scenarios.sync`; cured,
+    `worker_short_cured`, which has to end, with every example visited.
+
+    Attributes:
+        name: such as "sync/worker-short", the family first.
+        about: what happens, in a line.
+        cure: what the cured one does otherwise, in a line.
+        expects: the verdict; of a race, each that may come.
+        shape: its tasks.
+        examples: how many there are to visit; None where nothing is read.
+        issues: of tensorflow/tensorflow, where it was reported.
+        runs: how often it is played by default; a race more than once.
+        stall_secs: for how long nobody gets on before it is looked at.
+        deadline_secs: of a run; it is judged then as it stands.
+    """
+
+    name: str
+    about: str
+    cure: str
+    expects: tuple[Name, ...]
+    shape: Shape = field(default_factory=Shape)
+    examples: int | None = None
+    issues: tuple[int, ...] = ()
+    runs: int = 1
+    stall_secs: float = 2.0
+    deadline_secs: float = 60.0
+
+    @property
+    def family(self) -> str:
+        """The part of the name before the slash."""
+        return self.name.partition("/")[0]
+
+    def play(self, *, cured: bool) -> Callable[[Actor], None]:
+        """The function that each trainer runs; importing it imports TensorFlow."""
+        family, _, name = self.name.replace("-", "_").partition("/")
+        module = importlib.import_module(f"tfdist.repro.scenarios.{family}")
+        play: Callable[[Actor], None] = getattr(module, f"{name}_cured" if cured else name)
+        return play
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a trainer's process runs: the case, with notes of how it ends.
+
+    An error ends only the trainer that has it: the lab is about what becomes of the others.
+    """
+
+    case: Case
+    cured: bool
+    seed: int
+    folder: str
+
+    def __call__(self, task: Task) -> None:
+        """Plays it as `task`."""
+        actor = Actor(task, Path(self.folder), self.seed)
+        try:
+            self.case.play(cured=self.cured)(actor)
+        except Exception as error:
+            actor.end(error)
+        else:
+            actor.end()
