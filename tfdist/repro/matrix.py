@@ -6,7 +6,7 @@ from tfdist.errors import ConfigError
 from tfdist.repro.case import Case
 from tfdist.verdict import Name
 
-CASES: tuple[Case, ...] = (
+_ASYNCHRONOUS = (
     Case(
         "asynchronous/chief-short",
         "the chief has less data, and saves when it has ended itself",
@@ -53,6 +53,37 @@ CASES: tuple[Case, ...] = (
         (Name.FINE,),
         examples=40,
     ),
+)
+
+_START: tuple[Case, ...] = ()
+
+_SYNC: tuple[Case, ...] = ()
+
+_BARRIER: tuple[Case, ...] = ()
+
+_COLLECTIVE: tuple[Case, ...] = ()
+
+_COORDINATOR: tuple[Case, ...] = ()
+
+_FAULTS: tuple[Case, ...] = ()
+
+_INPUT: tuple[Case, ...] = ()
+
+_DATA_SERVICE: tuple[Case, ...] = ()
+
+_SLOW: tuple[Case, ...] = ()
+
+CASES: tuple[Case, ...] = (
+    *_ASYNCHRONOUS,
+    *_START,
+    *_SYNC,
+    *_BARRIER,
+    *_COLLECTIVE,
+    *_COORDINATOR,
+    *_FAULTS,
+    *_INPUT,
+    *_DATA_SERVICE,
+    *_SLOW,
 )
 
 
