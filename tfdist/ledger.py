@@ -24,6 +24,7 @@ Range = tuple[int, int]
 _Numbers = NDArray[np.int64]
 
 _COMPACT_AT = 65_536  # numbers
+_MOST = 2**62  # a bit is for the sign of an edge: see _edges
 _KEY = "tfdist_visits"
 
 
@@ -73,8 +74,9 @@ class Ledger:
 
     def __init__(self, visits: Iterable[Range] = ()) -> None:
         ranges = np.array(list(visits), np.int64).reshape(-1, 2)
-        for start, stop in ranges[(ranges[:, 0] < 0) | (ranges[:, 0] >= ranges[:, 1])].tolist():
-            raise ConfigError("visits", (start, stop), "a range needs 0 <= start < stop")
+        starts, stops = ranges.T
+        for wrong in ranges[(starts < 0) | (starts >= stops) | (stops > _MOST)].tolist():
+            raise ConfigError("visits", tuple(wrong), "a range needs 0 <= start < stop <= 2**62")
         self._ranges = ranges
         self._pending: list[_Numbers] = []  # visits that are no ranges yet
         self._pending_size = 0
@@ -90,8 +92,9 @@ class Ledger:
         numbers = _as_numbers(examples)
         if not numbers.size:
             return 0
-        if (least := int(numbers.min())) < 0:
-            raise ConfigError("examples", least, "an example number is at least 0")
+        for extreme in (int(numbers.min()), int(numbers.max())):
+            if not 0 <= extreme < _MOST:
+                raise ConfigError("examples", extreme, "a number is at least 0, and below 2**62")
         self._pending.append(numbers)
         self._pending_size += numbers.size
         # Twice as many as there are, so that shuffled visits, which join late, are not sorted all

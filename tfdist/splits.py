@@ -136,6 +136,8 @@ class Plan:
             raise ConfigError("lease_us", self.lease_us, "more than 0")
         if self.max_retries < 0:
             raise ConfigError("max_retries", self.max_retries, "at least 0")
+        if not self.splits:
+            raise ConfigError("splits", (), "at least one; have the files no records?")
         check_splits(self.splits)
 
 
@@ -300,28 +302,13 @@ def claim(
     return table, Wait(min(ends)) if ends else Over(epoch)
 
 
-def renew(table: SplitTable, lease: Lease, *, now: int) -> tuple[SplitTable, Lease | Saving]:
-    """The lease lasts from now on, also if it had ended and nobody has wanted it.
-
-    Raises:
-        SplitLost: somebody has.
-    """
-    _check(table, lease)
-    if table.held[lease.rank] == NOTHING:
-        return table, lease
-    if table.saver != NOTHING:
-        return table, Saving(table.saver)
-    table = _renewed(table, lease.rank, now)
-    return table, _lease(table, lease.rank)
-
-
 def commit(
     table: SplitTable, lease: Lease, offset: int, *, now: int, ahead: int
 ) -> tuple[SplitTable, Lease | Saving]:
     """All records before `offset` were visited. Renews the lease and reserves the next records.
 
     What is answered tells where the split stops now. At that offset it is done, and the trainer
-    holds nothing any more. An offset up to which it is committed already changes nothing.
+    holds nothing any more. An offset up to which it is committed already only renews.
 
     Args:
         table: as it is.

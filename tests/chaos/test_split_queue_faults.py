@@ -62,7 +62,7 @@ class Disturbed:
         self._cluster, self._schedule, self._folder = cluster, schedule, folder
         self._over = threading.Event()
         self._may_fail = self._chief_was_killed = False
-        self._lost_at = None
+        self._killed = self._lost_at = None
 
     def run(self, job):
         try:
@@ -75,15 +75,18 @@ class Disturbed:
         self._schedule.note("the job begins")
         self._over.clear()
         self._may_fail = self._chief_was_killed = False
+        self._killed = None
         disturber = threading.Thread(target=self._disturb)
         disturber.start()
         try:
             self._cluster.run(job, timeout=MOST_SECS)
             return True
         except TaskFailed as error:
-            # A chief that was killed in the action of the barrier has broken it.
+            # A chief that was killed in the action of the barrier has broken it; and where all
+            # others have ended, nobody waits until the one that was killed is started again.
             breaks = self._chief_was_killed and isinstance(error.__cause__, BarrierBroken)
-            if not (self._may_fail or breaks):
+            is_last = error.task_name == self._killed
+            if not (self._may_fail or breaks or is_last):
                 raise
             self._schedule.note("the job fails, as it has to")
             if self._may_fail:
@@ -115,9 +118,11 @@ class Disturbed:
     def _take(self, after, name, killed, away):
         self._schedule.note(f"{name} {'killed' if killed else 'stopped'} for {away} s")
         self._chief_was_killed |= killed and name == NAMES[0]
+        self._killed = name if killed else None
         (self._cluster.kill if killed else self._cluster.pause)(name)
         self._over.wait(away)
         (self._cluster.restart if killed else self._cluster.resume)(name)
+        self._killed = None
 
     def _wait_until(self, condition):
         poll_until(lambda: self._over.is_set() or condition(), "it is so far", timeout=MOST_SECS)

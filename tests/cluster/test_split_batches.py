@@ -180,6 +180,25 @@ def test_where_another_takes_the_tail_what_was_read_ahead_of_it_is_dropped(make,
     assert [count for *_, count in slow.queue.report().visited] == [120]
 
 
+def test_what_cannot_be_read_of_a_tail_that_another_has_taken_fails_nothing(make, tmp_path):
+    files = write(tmp_path, [120])
+    corrupt(files.files[0].path, 65)
+    slow, fast = make(2, files, split=120, prefetch=40)
+    mine = slow.batches.splits(slow.session, 1)
+    split = next(mine)
+    slow.train(split)  # and reads ahead
+    for other in fast.batches.splits(fast.session, 1):
+        assert other.offset == 64
+        while not other.finished:
+            other.commit()
+        break
+    while not split.finished:
+        slow.train(split)
+    assert split.stop == 64
+    assert next(mine, None) is None
+    slow.train(next(slow.batches.splits(slow.session, 2)))
+
+
 def test_a_split_that_was_left_in_the_middle_is_read_on_where_it_was_committed(make, files):
     (trainer,) = make(1, files, seed=3)
     for split in trainer.batches.splits(trainer.session, 1):
@@ -208,12 +227,22 @@ def truncate(path):
     return "the file has shrunk", 0
 
 
-def corrupt(path):
+def corrupt(path, record=25):
+    before = os.stat(path)
     with open(path, "r+b") as file:
-        file.seek(25 * LENGTH + 20)
+        file.seek(record * LENGTH + 20)
         file.write(b"x")
-    os.utime(path, ns=(MTIME_NS, MTIME_NS))
-    return f"corrupted record at {25 * LENGTH + 12}", 24
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return f"corrupted record at {record * LENGTH + 12}", record // BATCH * BATCH
+
+
+def claim_to_be_overlong(path):
+    before = os.stat(path)
+    with open(path, "r+b") as file:
+        file.seek(25 * LENGTH)
+        file.write((2**40).to_bytes(8, "little"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    return f"corrupted record at {25 * LENGTH}", 24
 
 
 def remove(path):
@@ -221,14 +250,17 @@ def remove(path):
     return "the file is missing", 0
 
 
-MTIME_NS = 1_700_000_000 * 10**9
+def make_unreadable(path):
+    os.remove(path)
+    os.mkdir(path)
+    return "part-0: the file ", 0
 
 
-@pytest.mark.parametrize("damage", [truncate, corrupt, remove])
+@pytest.mark.parametrize(
+    "damage", [truncate, corrupt, claim_to_be_overlong, remove, make_unreadable]
+)
 def test_what_cannot_be_read_is_told_and_missing_and_all_else_is_read(make, files, damage):
     path = files.files[0].path
-    os.utime(path, ns=(MTIME_NS, MTIME_NS))
-    files = FileSet.scan([entry.path for entry in files.files])
     what, first = damage(path)
     trainers = make(2, files, max_retries=1)
     read_all(trainers)
@@ -240,6 +272,14 @@ def test_what_cannot_be_read_is_told_and_missing_and_all_else_is_read(make, file
     errors = [error for trainer in trainers for error in trainer.errors]
     assert len(errors) == 2 * len(report.given_up)  # once more each
     assert all(what in error for error in errors), errors
+
+
+def test_a_file_that_grows_meanwhile_is_read_as_far_as_it_was_scanned(make, files):
+    with open(files.files[3].path, "ab") as file:
+        file.write(b"and more")
+    (trainer,) = make(1, files)
+    trainer.read()
+    assert (audit([trainer]).complete, trainer.errors) == (True, [])
 
 
 def test_a_run_without_the_feed_of_its_split_fails_and_trains_nothing(make, files):

@@ -45,8 +45,9 @@ def initialized(trainer, build):
 class Twins:
     """The table on the ps and that of the rules; each call is made to both."""
 
-    def __init__(self, trainers, ranges, retries=1):
-        self.plan = splits.Plan(ranges, seed=3, lease_us=HOUR_US, max_retries=retries)
+    def __init__(self, trainers, ranges, retries=1, lease_us=HOUR_US):
+        self.plan = splits.Plan(ranges, seed=3, lease_us=lease_us, max_retries=retries)
+        self._clock = itertools.count(0, 2)  # so that a lease of 1 us ends before the next call
         self.rules = splits.SplitTable.start(self.plan, len(trainers))
         name = f"twins{next(_names)}"
         initialized(trainers[0], lambda: table.make_variables(name, self.plan, len(trainers)))
@@ -70,8 +71,15 @@ class Twins:
         assert (answer.code == table.SAVING) == (self.rules.saver not in (splits.NOTHING, rank))
         self.rules = splits.enter(self.rules, rank, life)
 
+    def leave(self, rank, life):
+        connection = self.connections[rank]
+        present, connection._life = connection._life, life
+        connection.leave()
+        connection._life = present
+        self.rules = splits.enter(self.rules, rank, splits.NOBODY, previous=life)
+
     def claim(self, rank, epoch):
-        life, now = self.connections[rank]._life, 0
+        life, now = self.connections[rank]._life, next(self._clock)
         try:
             self.rules, expected = splits.claim(
                 self.rules, rank, life, epoch=epoch, now=now, ahead=AHEAD
@@ -84,7 +92,8 @@ class Twins:
 
     def commit(self, lease, offset):
         try:
-            self.rules, expected = splits.commit(self.rules, lease, offset, now=0, ahead=AHEAD)
+            now = next(self._clock)
+            self.rules, expected = splits.commit(self.rules, lease, offset, now=now, ahead=AHEAD)
         except (SplitLost, ConfigError):
             expected = None
         connection = self.connections[lease.rank]
@@ -122,7 +131,7 @@ class Twins:
         life = self.connections[rank]._life
         answer = self.connections[rank].release()
         try:
-            self.rules = splits.release(self.rules, rank, life, now=0)
+            self.rules = splits.release(self.rules, rank, life, now=next(self._clock))
         except SplitLost:
             assert answer.code == table.REPLACED
         else:
@@ -167,18 +176,22 @@ class Twins:
         assert tuple(map(tuple, found["lost"].tolist())) == rules.lost
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_whatever_is_called_the_table_on_the_ps_is_that_of_the_rules(trainers, seed):
+@pytest.mark.parametrize("lease_us", [HOUR_US, 1])
+@pytest.mark.parametrize("seed", range(5))
+def test_whatever_is_called_the_table_on_the_ps_is_that_of_the_rules(trainers, seed, lease_us):
     chance = random.Random(seed)
     edges = [0, *itertools.accumulate(chance.randint(1, 15) for _ in range(4))]
-    twins = Twins(trainers, tuple(itertools.pairwise(edges)), retries=chance.randint(0, 2))
-    lives, leases, epoch = itertools.count(1), [], 0
+    ranges, retries = tuple(itertools.pairwise(edges)), chance.randint(0, 2)
+    twins = Twins(trainers, ranges, retries, lease_us)
+    life, lives, leases, epoch = 0, itertools.count(1), [], 0
     for rank in range(3):
         twins.enter(rank, next(lives))
     for _ in range(80):
         rank, what = chance.randrange(3), chance.random()
-        if what < 0.07:
-            twins.enter(rank, next(lives))
+        if what < 0.05:
+            twins.enter(rank, life := next(lives))
+        elif what < 0.07:
+            twins.leave(rank, chance.choice([life, twins.rules.lives[rank]]))
         elif what < 0.09:
             twins.recover()
             for other in range(3):
@@ -280,6 +293,62 @@ def test_a_lease_that_has_ended_goes_to_another_and_its_holder_is_fenced(make):
     assert other.report().visited_again == ((4, 8),)
 
 
+def test_who_was_replaced_and_leaves_does_not_take_its_successor_along(make, trainers):
+    before, _, _ = make([(0, 8)])
+    next(iter(before))
+    name, options = before.name, {"batch_size": AHEAD, "timeout": TIMEOUT}
+    after = built(lambda: tfdist.SplitQueue(trainers[0], name, [(0, 8)], **options))
+    split = next(iter(after))
+    before.close()
+    while not split.finished:
+        split.commit()
+    after.close()
+
+
+def test_a_seeded_script_that_is_started_again_is_another_one(trainers):
+    lives = []
+    for _ in range(2):
+        random.seed(1)
+        queue = built(lambda: tfdist.SplitQueue(trainers[0], "seeded", [(0, 8)], batch_size=4))
+        lives.append(queue._life)
+    assert lives[0] != lives[1]
+
+
+def test_a_commit_that_finds_another_one_at_the_table_is_sent_again(trainers):
+    task, name = trainers[0], f"queue{next(_names)}"
+    with tf.Graph().as_default() as graph:
+        queue = tfdist.SplitQueue(task, name, [(0, 8)], batch_size=AHEAD)
+        commit = queue.commit_after([])
+        with tf.device("/job:ps/task:0"):
+            come, go = table._take(name), table._open(name)
+        config = tf.compat.v1.ConfigProto(device_filters=["/job:ps"])
+        target = f"grpc://{task.cluster_spec['ps'][0]}"
+        with tf.compat.v1.Session(target, graph=graph, config=config) as session:
+            session.run(tf.compat.v1.global_variables_initializer())
+            split = next(iter(queue))
+            assert session.run(come)
+            answer = session.run(commit, split.feed)  # whoever trains has done the update by now
+            assert (answer[0], split.offset) == (table.REFUSED, 0)
+            with ThreadPoolExecutor(1) as pool:
+                committed = pool.submit(split.committed, answer)
+                with pytest.raises(TimeoutError):
+                    committed.result(0.2)
+                session.run(go)
+                committed.result(TIMEOUT)
+            assert split.offset == AHEAD
+            queue.close()
+
+
+def test_a_lease_is_renewed_when_a_save_is_over(make):
+    chief, other, _ = make([(0, 8)])
+    next(iter(other))
+    before = chief.connection.snapshot()["ranks"]
+    with chief.held():
+        pass
+    after = chief.connection.snapshot()["ranks"]
+    assert after[1][4] > before[1][4]
+
+
 def test_a_split_that_is_lost_too_often_is_given_up_and_reported(make):
     first, second, _ = make([(0, 8), (8, 12)], lease_secs=0.05, max_retries=0)
     stuck = next(iter(first))
@@ -361,6 +430,8 @@ def test_an_epoch_is_begun_by_its_number_when_the_one_before_is_over(make):
         next(second.of_epoch(2))
     while not split.finished:
         split.commit()
+    with pytest.raises(ConfigError, match="number"):
+        next(second.of_epoch(0))
     visits = []
     for number in (1, 2, 2):
         for split in second.of_epoch(number):
@@ -382,7 +453,7 @@ def test_a_job_goes_on_with_the_epoch_in_which_it_was_saved_and_after_its_end_wi
 
 
 def test_who_waits_for_a_save_keeps_no_other_queue_of_its_process_waiting(make):
-    chief, other, _ = make([(0, 8)], timeout=2)
+    chief, other, _ = make([(0, 8)])
     second, _, _ = make([(0, 8)])
     with ThreadPoolExecutor(1) as pool:
         with chief.held():
@@ -419,6 +490,8 @@ def test_who_was_replaced_while_it_saved_is_told_not_to_restore_that(make):
         ({"name": "a/b"}, "name"),
         ({"batch_size": 0}, "batch_size"),
         ({"lease_secs": 0.0}, "lease_secs"),
+        ({"lease_secs": float("inf")}, "lease_secs"),
+        ({"splits": []}, "splits"),
         ({"splits": [(0, 5), (4, 6)]}, "splits"),
         ({"max_retries": -1}, "max_retries"),
     ],

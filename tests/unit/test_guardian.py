@@ -93,8 +93,10 @@ def test_signals_to_it_or_to_the_launchers_group_do_not_end_it(guardian, group):
     guardian.note_group(number)
     process = psutil.Process(guardian.pid)
     assert os.getsid(guardian.pid) == guardian.pid
-    poll_until(lambda: ignores(guardian.pid, signal.SIGHUP), "it has begun")
-    for signal_number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    # All of them: below nohup it ignores SIGHUP from birth.
+    poll_until(lambda: all(ignores(guardian.pid, number) for number in numbers), "it has begun")
+    for signal_number in numbers:
         process.send_signal(signal_number)
     guardian.stop()
     ended(left)  # so it lived until then

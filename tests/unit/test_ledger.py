@@ -158,9 +158,8 @@ class TestCheck:
             Ledger(visits).audit(4).check()
 
     def test_does_not_claim_that_what_came_twice_came_once(self):
-        with pytest.raises(EpochError) as caught:
+        with pytest.raises(EpochError, match="visited once: 0 of 4 examples"):
             Ledger([(0, 4), (0, 4)]).audit(4).check()
-        assert "4 of 4 examples once" not in str(caught.value)
 
     def test_of_many_ranges_shows_five_and_counts_the_rest(self):
         with pytest.raises(EpochError, match=r"\[8, 9\) and 3 ranges more;") as caught:

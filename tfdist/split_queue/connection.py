@@ -3,27 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfdist.deadline import Deadline
+from tfdist.errors import ClusterError
 from tfdist.mistaken import retry_if_mistaken
-from tfdist.split_queue.table import PS_DEVICE, Answer, TableOps
-from tfdist.splits import NOBODY
+from tfdist.split_queue.table import PS_DEVICE, REFUSED, Answer, TableOps
 from tfdist.task import session_target
 
-_ANSWER_SECS = 30.0
+# A call that comes after the ps has gone waits for so long (`set_fail_fast(false)` in
+# core/distributed_runtime/rpc/grpc_remote_master.cc).
+_ANSWER_SECS = 10.0
 _REFUSED_SECS = 0.001
-
-# Somebody else was within a section at that moment; nothing was done.
-_REFUSED = tf.errors.OutOfRangeError
 
 
 class Connection:
-    """Asks the ps, each time in one run; blocks for 30 s at most.
+    """Asks the ps, each time in one run; blocks for 10 s at most.
 
     Args:
         address: of the ps.
@@ -42,6 +41,7 @@ class Connection:
             self._stops = tf.compat.v1.placeholder(tf.int64, [None])
             size = np.int64(ahead)
             self._enter = ops.enter(self._fed_life)
+            self._leave = ops.leave(self._fed_life)
             self._hold = ops.hold(self._fed_life)
             self._release = ops.release(self._fed_life)
             self._recover = ops.recover()
@@ -61,8 +61,8 @@ class Connection:
         return self._ask(self._enter, {self._fed_life: self._life})
 
     def leave(self) -> Answer:
-        """Nobody does."""
-        return self._ask(self._enter, {self._fed_life: NOBODY})
+        """Nobody does, unless another process does by now."""
+        return self._ask(self._leave, {self._fed_life: self._life})
 
     def hold(self) -> Answer:
         """Nothing changes from now on."""
@@ -74,7 +74,7 @@ class Connection:
 
     def recover(self) -> None:
         """Every lease is lost, and nobody has entered."""
-        self._run(self._recover)
+        self._ask(self._recover)
 
     def claim(self, epoch: int) -> Answer:
         """A split of that epoch."""
@@ -103,22 +103,28 @@ class Connection:
 
     def snapshot(self) -> dict[str, Any]:
         """All variables by name."""
-        found: dict[str, Any] = self._run(self._snapshot)
+        found: dict[str, Any] = self._until(
+            lambda values: len(values["counts"]) > 0, self._snapshot, None
+        )
         return found
 
     def close(self) -> None:
         """Gives it back."""
         self._session.close()
 
-    def _ask(self, fetches: Any, feed: Mapping[Any, Any]) -> Answer:
-        return Answer(*map(int, self._run(fetches, feed)))
+    def _ask(self, fetches: Any, feed: Mapping[Any, Any] | None = None) -> Answer:
+        found = self._until(lambda values: values[0] != REFUSED, fetches, feed)
+        return Answer(*map(int, found))
 
-    def _run(self, fetches: Any, feed: Mapping[Any, Any] | None = None) -> Any:
+    def _until(
+        self, is_done: Callable[[Any], bool], fetches: Any, feed: Mapping[Any, Any] | None
+    ) -> Any:
         deadline = Deadline(_ANSWER_SECS)
-        while True:
-            try:
-                return retry_if_mistaken(self._session.run, fetches, feed)
-            except _REFUSED:
-                if deadline.expired:
-                    raise
-                time.sleep(_REFUSED_SECS)
+        while not is_done(found := retry_if_mistaken(self._session.run, fetches, feed)):
+            if deadline.expired:
+                raise ClusterError(
+                    f"the table of splits was in use for {deadline.elapsed:.0f} s: whoever changed "
+                    "it has not ended. Start the job again from its last checkpoint"
+                )
+            time.sleep(_REFUSED_SECS)
+        return found

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import random
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from tfdist.deadline import Deadline
-from tfdist.errors import ConfigError, EpochError, SplitLost
+from tfdist.errors import ClusterError, ConfigError, EpochError, SplitLost
 from tfdist.ledger import Ledger, Range
 from tfdist.split_queue import table
 from tfdist.split_queue.connection import Connection
@@ -94,7 +94,7 @@ class Split:
             EpochError: it was saved for longer than the `timeout` of the queue.
         """
         taken = Answer(*map(int, answer))
-        if taken.code == table.SAVING:
+        if taken.code in (table.SAVING, table.REFUSED):
             self.commit()
         else:
             self._answer = self._queue.checked(taken)
@@ -172,15 +172,16 @@ class SplitQueue:
             raise ConfigError("name", name, "letters, digits and _")
         if batch_size < 1:
             raise ConfigError("batch_size", batch_size, "at least 1")
-        if not lease_secs > 0:
-            raise ConfigError("lease_secs", lease_secs, "more than 0")
+        if not 1e-6 <= lease_secs <= 1e9:
+            raise ConfigError("lease_secs", lease_secs, "from 1e-6 to 1e9")
         self._task, self.name, self._timeout = task, name, timeout
         self.batch_size = batch_size
         ranges = tuple((int(start), int(stop)) for start, stop in splits)
         self._plan = Plan(ranges, seed, int(1e6 * lease_secs), max_retries)
         parties = len(task.trainers)
         self._ops = TableOps(name, self._plan, parties, task.rank)
-        self._life = random.randrange(1, 2**62)
+        # Not of `random`: a script seeds that, and its next life would speak for the last one.
+        self._life = 1 + secrets.randbelow(2**62)
         # Not a `cached_property`: before Python 3.12 those of all queues have one lock.
         self._has_entered = False
         self._epoch = 0
@@ -198,8 +199,8 @@ class SplitQueue:
         """A tensor of the training graph: commits a batch once `operations` are done.
 
         Fetch it in the run that applies the update, feed it `Split.feed`, and give what it fetched
-        to `Split.committed`. A run that fails may have applied the update or not: after it claim
-        again, or end.
+        to `Split.committed`. A run that fails may have applied the update or not: after it give the
+        split back, or end.
         """
         with tf.compat.v1.device(table.PS_DEVICE):
             attempt, offset = tf.unstack(self.lease)
@@ -218,8 +219,10 @@ class SplitQueue:
         Raises:
             SplitLost: another process speaks for this trainer.
             EpochError: others have not ended their splits within the `timeout`.
-            ConfigError: the epoch before has not begun, or is not over.
+            ConfigError: the epoch before has not begun, or is not over; or there is no such epoch.
         """
+        if number < 1:
+            raise ConfigError("number", number, "at least 1")
         self._enter()
         self._epoch = number - 1
         order = epoch_order(len(self._plan.splits), self._plan.seed, self._epoch)
@@ -279,11 +282,15 @@ class SplitQueue:
             raise SplitLost(self._task.rank, NOT_HELD)
 
     def close(self) -> None:
-        """Gives up what this trainer holds, and the connection to the ps."""
-        if "connection" in self.__dict__:
-            with suppress(tf.errors.OpError):  # then the lease ends by itself
-                self.connection.leave()
-            self.connection.close()
+        """Gives up what this trainer holds, and the connection to the ps.
+
+        While another trainer saves, and where the ps does not answer, the lease ends by itself.
+        """
+        connection: Connection | None = self.__dict__.pop("connection", None)
+        if connection is not None:
+            with suppress(tf.errors.OpError, ClusterError):
+                connection.leave()
+            connection.close()
 
     @cached_property
     def connection(self) -> Connection:

@@ -9,27 +9,26 @@ Any graph may build the operations: they find the variables by their names on th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from tfdist.splits import DEAD, DONE, LEASED, NOTHING, REVOKED, TODO, Loss, Plan, SplitTable
+from tfdist.splits import DEAD, DONE, LEASED, NOBODY, NOTHING, REVOKED, TODO, Loss, Plan, SplitTable
 
 PS_DEVICE = "/job:ps/task:0/device:CPU:0"
 
 # What an operation answers, in the first place of an Answer.
-GIVEN, WAIT, OVER, REPLACED, LOST, NOT_RESERVED, SAVING, NOT_BEGUN = range(8)
+GIVEN, WAIT, OVER, REPLACED, LOST, NOT_RESERVED, SAVING, NOT_BEGUN, REFUSED = range(9)
 
-_ONE = np.int64(1)
+_PHILOX = 1  # of tf.random.Algorithm
 
 
 class Answer(NamedTuple):
     """What an operation fetches, as one vector; of a code but GIVEN only that counts.
 
-    With WAIT, `lease_end` is when the first lease ends.
+    With REFUSED it has done nothing, for somebody else was about to: it is asked once more.
     """
 
     code: int
@@ -37,7 +36,6 @@ class Answer(NamedTuple):
     offset: int
     reserved: int
     stop: int
-    lease_end: int
 
 
 class _Rank(NamedTuple):
@@ -124,30 +122,44 @@ class TableOps:
 
     def enter(self, life: Any) -> Any:
         """Makes `life` the one that speaks for the trainer; what an earlier one held is lost."""
-        with self._section() as section:
+        return self._enter(life, lambda present: tf.constant(True))
+
+    def leave(self, life: Any) -> Any:
+        """Nobody speaks for the trainer any more, if `life` did; what it held is lost."""
+        return self._enter(np.int64(NOBODY), lambda present: tf.equal(present, life))
+
+    def _enter(self, life: Any, may: Callable[[Any], Any]) -> Any:
+        def change(section: _Section) -> Answer:
             ranks, counts = section.ranks(), section.counts()
             waits = counts.is_held & tf.not_equal(counts.saver, self._rank)
-            enters = self._me & tf.logical_not(waits)
-            ranks, counts = section.lose(ranks, counts, enters, retries=1)
-            section.store("ranks", _put(ranks, enters, life=life))
-            saver = tf.where(waits, counts.saver, np.int64(NOTHING))
+            enters = tf.logical_not(waits) & may(ranks.life[self._rank])
+            me = self._me & enters
+            ranks, counts = section.lose(ranks, counts, me, retries=1)
+            section.store("ranks", _put(ranks, me, life=life))
+            saver = tf.where(enters, np.int64(NOTHING), counts.saver)
             section.store("counts", tf.stack(counts._replace(saver=saver)))
-        return section.answer(_code(tf.where(waits, np.int64(SAVING), np.int64(GIVEN))))
+            return _code(tf.where(waits, np.int64(SAVING), np.int64(GIVEN)))
+
+        return self._locked(change)
 
     def hold(self, life: Any) -> Any:
         """Nothing changes until it is released."""
-        with self._section() as section:
+
+        def change(section: _Section) -> Answer:
             ranks, counts = section.ranks(), section.counts()
             speaks = tf.equal(ranks.life[self._rank], life)
             saver = tf.where(counts.is_held, counts.saver, np.int64(self._rank))
             after = counts._replace(saver=tf.where(speaks, saver, counts.saver))
             section.store("counts", tf.stack(after))
             code = tf.where(tf.equal(saver, self._rank), np.int64(GIVEN), np.int64(SAVING))
-        return section.answer(_code(tf.where(speaks, code, np.int64(REPLACED))))
+            return _code(tf.where(speaks, code, np.int64(REPLACED)))
+
+        return self._locked(change)
 
     def release(self, life: Any) -> Any:
         """It goes on, and all leases last from now on."""
-        with self._section() as section:
+
+        def change(section: _Section) -> Answer:
             ranks, counts = section.ranks(), section.counts()
             speaks = tf.equal(ranks.life[self._rank], life)
             releases = speaks & tf.equal(counts.saver, self._rank)
@@ -155,13 +167,14 @@ class TableOps:
             section.store("counts", tf.stack(counts._replace(saver=saver)))
             lease_end = section.now + self._plan.lease_us
             section.store("ranks", _put(ranks, releases & (ranks.held >= 0), lease_end=lease_end))
-        return section.answer(_code(tf.where(releases, np.int64(GIVEN), np.int64(REPLACED))))
+            return _code(tf.where(releases, np.int64(GIVEN), np.int64(REPLACED)))
+
+        return self._locked(change)
 
     def recover(self) -> Any:
         """After a restore: every lease is lost, and nobody has entered."""
-        with tf.compat.v1.device(PS_DEVICE):
-            opened = _open(self._name)
-        with tf.control_dependencies([opened]), self._section() as section:
+
+        def change(section: _Section) -> Answer:
             ranks, counts = section.ranks(), section.counts()
             everybody = tf.ones_like(ranks.held, tf.bool)
             ranks, counts = section.lose(ranks, counts, everybody, retries=0)
@@ -171,11 +184,17 @@ class TableOps:
             first = counts.epoch + tf.cast(begins_next, tf.int64)
             after = counts._replace(first=first, saver=np.int64(NOTHING))
             section.store("counts", tf.stack(after))
-        return section.done
+            return _code(GIVEN)
+
+        with tf.compat.v1.device(PS_DEVICE):
+            opened = _open(self._name)
+        with tf.control_dependencies([opened]):
+            return self._locked(change)
 
     def claim(self, life: Any, epoch: Any, ahead: Any) -> Any:
         """The first free split, or a part of one that is leased; fetches an Answer."""
-        with self._section() as section:
+
+        def change(section: _Section) -> Answer:
             ranks, counts, now = section.ranks(), section.counts(), section.now
             speaks = tf.equal(ranks.life[self._rank], life)
             is_present = tf.equal(counts.epoch, epoch)
@@ -208,8 +227,6 @@ class TableOps:
             section.store("ranks", tf.stack(ranks, 1))
             section.store("counts", tf.stack(counts._replace(leases=leases, cursor=cursor)))
             is_leased = ranks.held >= 0
-            never = tf.fill(tf.shape(ranks.held), np.int64(2**62))
-            first_end = tf.reduce_min(tf.where(is_leased, ranks.lease_end, never))
             nothing = tf.where(tf.reduce_any(is_leased), np.int64(WAIT), np.int64(OVER))
             nothing = tf.where(counts.is_held, np.int64(SAVING), nothing)
             other = tf.where(epoch > counts.epoch, np.int64(NOT_BEGUN), np.int64(OVER))
@@ -222,16 +239,18 @@ class TableOps:
                 offset,
                 ranks.reserved[self._rank],
                 stop,
-                tf.where(gets, ranks.lease_end[self._rank], first_end),
             )
-        return section.answer(answer)
+            return answer
+
+        return self._locked(change)
 
     def commit(self, life: Any, attempt: Any, offset: Any, ahead: Any) -> Any:
         """All records before `offset` were visited; renews, and fetches an Answer.
 
         At the split's stop it is done: then `offset` is `stop` in the answer.
         """
-        with self._section() as section:
+
+        def change(section: _Section) -> Answer:
             ranks, now, is_held = section.ranks(), section.now, section.counts().is_held
             mine = _Rank(*(column[self._rank] for column in ranks))
             speaks, has = tf.equal(mine.life, life), tf.equal(mine.attempt, attempt)
@@ -269,13 +288,15 @@ class TableOps:
                 tf.where(repeated, offset, after),
                 tf.where(repeated, offset, reserved),
                 tf.where(repeated, offset, stop),
-                lease_end,
             )
-        return section.answer(answer)
+            return answer
+
+        return self._locked(change)
 
     def give_back(self, life: Any, attempt: Any) -> Any:
         """The lease is lost, if it is there."""
-        with self._section() as section:
+
+        def change(section: _Section) -> Answer:
             ranks, counts = section.ranks(), section.counts()
             speaks = tf.equal(ranks.life[self._rank], life)
             is_its_own = speaks & tf.equal(ranks.attempt[self._rank], attempt)
@@ -284,11 +305,14 @@ class TableOps:
             section.store("ranks", tf.stack(ranks, 1))
             section.store("counts", tf.stack(counts))
             code = tf.where(counts.is_held, np.int64(SAVING), np.int64(GIVEN))
-        return section.answer(_code(tf.where(speaks, code, np.int64(REPLACED))))
+            return _code(tf.where(speaks, code, np.int64(REPLACED)))
+
+        return self._locked(change)
 
     def begin_epoch(self, epoch: Any, starts: Any, stops: Any) -> Any:
         """All splits once more, in the given order; nothing unless the epoch before is over."""
-        with self._section() as section:
+
+        def change(section: _Section) -> Answer:
             ranks, counts = section.ranks(), section.counts()
             is_held = counts.is_held
             is_next = tf.equal(epoch, counts.epoch + 1)
@@ -306,31 +330,62 @@ class TableOps:
                 return tf.group(*(section.assign(name, value) for name, value in values.items()))
 
             section.stored.append(tf.cond(begins, begin, tf.no_op))
-        return section.answer(_code(tf.where(is_held, np.int64(SAVING), np.int64(GIVEN))))
+            return _code(tf.where(is_held, np.int64(SAVING), np.int64(GIVEN)))
+
+        return self._locked(change)
 
     def snapshot(self) -> dict[str, Any]:
-        """Fetches the epoch, and by name what else there is."""
-        with self._section() as section:
-            fetches = {name: section.read(name) for name in _Names._fields}
-            section.stored.extend(fetches.values())
-        with tf.control_dependencies([section.done]):
-            return {name: tf.identity(value) for name, value in fetches.items()}
+        """Fetches all variables by name; of no length if it was refused."""
 
-    @contextmanager
-    def _section(self) -> Iterator[_Section]:
+        def read(section: _Section) -> dict[str, Any]:
+            return {name: section.read(name) for name in _Names._fields}
+
+        def nothing() -> dict[str, Any]:
+            return {name: tf.zeros([0], tf.int64) for name in _Names._fields}
+
+        found: dict[str, Any] = self._alone(read, nothing)
+        return found
+
+    def _locked(self, change: Callable[[_Section], Answer]) -> Any:
+        """The answer as a vector, once all is stored."""
+
+        def stacked(section: _Section) -> Any:
+            answer = change(section)
+            with tf.control_dependencies(section.stored):
+                return tf.stack([tf.cast(number, tf.int64) for number in answer])
+
+        return self._alone(stacked, lambda: tf.constant(_code(REFUSED), tf.int64))
+
+    def _alone(self, within: Callable[[_Section], Any], refused: Callable[[], Any]) -> Any:
+        """What is read and stored within it happens as one; `refused` if somebody else is there.
+
+        The lock alone does not keep others out, for TensorFlow lets go of it when another that
+        waits for it is cancelled (`AcquireAsync` in core/kernels/mutex_ops.cc). So there is a guard
+        too. It is no error to find it taken: that would fail the run of an update.
+        """
         with tf.device(None), tf.compat.v1.device(PS_DEVICE):
-            section = _Section(self._name, self._plan)
-            yield section
-            section.leave()
+            mutex = tf.raw_ops.MutexV2(shared_name=f"tfdist/splits/{self._name}/lock")
+            lock = tf.raw_ops.MutexLock(mutex=mutex)
+            with tf.control_dependencies([lock]):
+                is_free = _take(self._name)
+
+            def enter() -> Any:
+                found = within(_Section(self._name, self._plan))
+                with (
+                    tf.control_dependencies(tf.nest.flatten(found)),
+                    tf.control_dependencies([_open(self._name)]),
+                ):
+                    return tf.nest.map_structure(tf.identity, found)
+
+            found = tf.cond(is_free, enter, refused)
+            with tf.control_dependencies(tf.nest.flatten(found)):
+                done = tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
+            with tf.control_dependencies([done]):
+                return tf.nest.map_structure(tf.identity, found)
 
 
 class _Section:
-    """What is read and stored within it happens as one.
-
-    It fails with OutOfRangeError, and has done nothing, if somebody else is within one: the lock
-    alone does not keep them apart, for TensorFlow lets go of it when another that waits for it is
-    cancelled (`AcquireAsync` in core/kernels/mutex_ops.cc).
-    """
+    """What is read, and stored, one after the other."""
 
     def __init__(self, name: str, plan: Plan) -> None:
         self._plan = plan
@@ -338,37 +393,17 @@ class _Section:
             field: tf.raw_ops.VarHandleOp(dtype=tf.int64, shape=None, shared_name=variable)
             for field, variable in zip(_Names._fields, _names(name), strict=True)
         }
-        self._guard = _guard(name)
-        mutex = tf.raw_ops.MutexV2(shared_name=f"tfdist/splits/{name}/lock")
-        self._lock = tf.raw_ops.MutexLock(mutex=mutex)
-        with tf.control_dependencies([self._lock]):
-            guard = tf.raw_ops.ResourceCountUpTo(resource=self._guard, limit=1, T=tf.int64)
-        self._gate = [guard]
         self.stored: list[Any] = []
-        self.done: Any = None
-        with tf.control_dependencies(self._gate):
-            self.now = tf.cast(1e6 * tf.timestamp(), tf.int64)
-
-    def leave(self) -> None:
-        """Gives the guard and the lock back when all is stored."""
-        with tf.control_dependencies(self.stored):
-            reset = tf.raw_ops.AssignVariableOp(resource=self._guard, value=np.int64(0))
-        with tf.control_dependencies([reset]):
-            self.done = tf.group(tf.raw_ops.ConsumeMutexLock(mutex_lock=self._lock))
-
-    def answer(self, answer: Answer) -> Any:
-        """The answer as a vector, once all is stored."""
-        with tf.control_dependencies([self.done]), tf.compat.v1.device(PS_DEVICE):
-            return tf.stack([tf.cast(number, tf.int64) for number in answer])
+        self.now = tf.cast(1e6 * tf.timestamp(), tf.int64)
 
     def read(self, name: str) -> Any:
         """A whole variable, with what was stored before."""
-        with tf.control_dependencies([*self._gate, *self.stored]):
+        with tf.control_dependencies(self.stored):
             return tf.raw_ops.ReadVariableOp(resource=self._handles[name], dtype=tf.int64)
 
     def at(self, name: str, places: Any) -> Any:
         """A variable in one place, or in several."""
-        with tf.control_dependencies([*self._gate, *self.stored]):
+        with tf.control_dependencies(self.stored):
             return tf.raw_ops.ResourceGather(
                 resource=self._handles[name], indices=places, dtype=tf.int64
             )
@@ -449,7 +484,7 @@ class _Section:
         And the cursor when it is taken.
         """
         handle = self._handles["states"]
-        with tf.control_dependencies([*self._gate, *self.stored]):
+        with tf.control_dependencies(self.stored):
             size = tf.raw_ops.VariableShape(input=handle, out_type=tf.int64)[0]
         is_at_cursor = tf.cond(
             cursor < size,
@@ -506,17 +541,29 @@ class _Section:
 
 
 def _code(code: Any) -> Answer:
-    return Answer(code, 0, 0, 0, 0, 0)
+    return Answer(code, 0, 0, 0, 0)
 
 
 def _guard(name: str) -> Any:
     shared_name = f"tfdist/splits/{name}/guard"
-    return tf.raw_ops.VarHandleOp(dtype=tf.int64, shape=[], shared_name=shared_name)
+    return tf.raw_ops.VarHandleOp(dtype=tf.int64, shape=[3], shared_name=shared_name)
 
 
 def _open(name: str) -> Any:
     """Nobody is within a section."""
-    return tf.raw_ops.AssignVariableOp(resource=_guard(name), value=np.int64(0))
+    return tf.raw_ops.AssignVariableOp(resource=_guard(name), value=np.zeros(3, np.int64))
+
+
+def _take(name: str) -> Any:
+    """Takes the guard; whether it was free.
+
+    TensorFlow's one operation that adds to a variable and tells what it was before, as one: the
+    counter of a random number generator.
+    """
+    before = tf.raw_ops.RngReadAndSkip(
+        resource=_guard(name), alg=np.int32(_PHILOX), delta=np.uint64(1)
+    )
+    return tf.equal(before[0], 0)
 
 
 def _put(ranks: _Rank, mask: Any, **columns: Any) -> Any:

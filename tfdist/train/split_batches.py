@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -28,8 +27,9 @@ class SplitBatches:
                 while not split.finished:
                     split.committed(session.run(commit, split.feed))
 
-    To start an iterator costs as much as some steps, so there is one for all splits. Where another
-    trainer takes the tail of a split, what was read ahead of it is dropped.
+    To start an iterator costs as much as some steps, so there is one for all splits. It is started
+    anew only where it has read ahead in vain: when another trainer has taken the tail of a split,
+    or after an error.
 
     Each run that fetches a batch needs `Split.feed`, and fails with InvalidArgumentError unless the
     batch is the one that is reserved.
@@ -63,23 +63,20 @@ class SplitBatches:
             raise ConfigError("prefetch", prefetch, "at least 1")
         size = queue.batch_size
         with tf.device(task.device):
-            # What is read now: start, stop, and the number of the split. The iterator looks at it
-            # only while a batch is fetched. It never waits for the next range, as it would for one
-            # from a queue: TensorFlow 2.21 crashes when a session is closed in which one waits.
+            # What is read now. The iterator looks at it only while a batch is fetched, when it has
+            # read the range before. It never waits for the next one, as it would for one from a
+            # queue: TensorFlow 2.21 crashes when a session is closed in which one waits.
             handle = tf.raw_ops.VarHandleOp(
-                dtype=tf.int64, shape=[3], shared_name=f"tfdist/batches/{queue.name}/{task.rank}"
+                dtype=tf.int64, shape=[2], shared_name=f"tfdist/batches/{queue.name}/{task.rank}"
             )
 
             def present() -> Any:
                 value = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.int64)
-                return tf.unstack(tf.ensure_shape(value, [3]))
+                return tuple(tf.unstack(tf.ensure_shape(value, [2])))
 
-            def of_range(start: Any, stop: Any, number: Any) -> Any:
-                batches = filled(files.read_batches(size, start, stop), size).map(transformed)
-                # It ends early if another split is read, whatever of this one was read ahead.
-                return batches.prefetch(prefetch).take_while(
-                    lambda *batch: tf.equal(number, present()[2])
-                )
+            def of_range(start: Any, stop: Any) -> Any:
+                batches = filled(files.read_batches(size, start, stop), size)
+                return batches.map(transformed).prefetch(prefetch)
 
             def transformed(pair: Any, weight: Any, has_value: Any) -> Any:
                 number, record = pair
@@ -87,7 +84,7 @@ class SplitBatches:
                 return end, transform(number, record) if transform else pair, weight
 
             forever = tf.data.Dataset.from_tensors(0).repeat()
-            data = forever.map(lambda _: tuple(present())).flat_map(of_range)
+            data = forever.map(lambda _: present()).flat_map(of_range)
             options = tf.data.Options()
             options.autotune.enabled = False  # see `padded`
             self._iterator = tf.compat.v1.data.make_initializable_iterator(
@@ -101,11 +98,10 @@ class SplitBatches:
             with tf.control_dependencies([is_reserved]):
                 self.batch = tf.nest.map_structure(tf.identity, batch)
                 self.weight = tf.identity(weight)
-            self._range = tf.compat.v1.placeholder(tf.int64, [3], f"{queue.name}_range")
+            self._range = tf.compat.v1.placeholder(tf.int64, [2], f"{queue.name}_range")
             self._read = tf.raw_ops.AssignVariableOp(resource=handle, value=self._range)
         self._queue = queue
-        self._numbers = itertools.count()
-        self._session: tf.compat.v1.Session | None = None  # in which the iterator was started
+        self._session: tf.compat.v1.Session | None = None  # in which the iterator may go on
 
     def splits(self, session: tf.compat.v1.Session, epoch: int | None = None) -> Iterator[Split]:
         """The splits of one epoch, as they are claimed; their batches come one after the other.
@@ -119,10 +115,11 @@ class SplitBatches:
         """
         claimed = iter(self._queue) if epoch is None else self._queue.of_epoch(epoch)
         for split in claimed:
-            session.run(self._read, {self._range: (split.offset, split.stop, next(self._numbers))})
+            stop = split.stop
+            session.run(self._read, {self._range: (split.offset, stop)})
             if self._session is not session:
                 session.run(self._iterator.initializer)
-            self._session = None  # an iterator that has failed is not read from again
+            self._session = None
             yield split
-            if split.finished:
+            if split.finished and split.stop == stop:  # all that was read ahead is used
                 self._session = session
