@@ -19,6 +19,9 @@ class Frame:
     line: int | None
     function: str
 
+    def __str__(self) -> str:
+        return f"{self.function} ({self.file.rpartition('/')[2]}:{self.line or '?'})"
+
 
 @dataclass(frozen=True)
 class Stack:
@@ -74,12 +77,13 @@ class Place(str, enum.Enum):
 
 
 _SESSION = "tensorflow/python/client/session.py"
+_BARRIER = "tfdist/barrier/interface.py"
 _COORDINATOR = "tensorflow/python/distribute/coordinator/cluster_coordinator.py"
 
 # Asked in this order: a call that others are made for comes before them. File, functions, place.
 _PLACES: tuple[tuple[str, tuple[str, ...], Place], ...] = (
     ("<frozen importlib._bootstrap>", ("_find_and_load",), Place.IMPORT),
-    ("tfdist/barrier/interface.py", ("wait",), Place.BARRIER),
+    (_BARRIER, ("wait",), Place.BARRIER),
     (_COORDINATOR, ("join", "schedule", "fetch"), Place.JOIN),
     (_SESSION, ("close",), Place.CLOSING),
     (_SESSION, ("_extend_graph",), Place.EXTENDING),
@@ -104,6 +108,10 @@ def place_of(stack: Stack) -> Place:
     """What the thread with these calls does."""
     if not stack.frames:
         return Place.UNKNOWN
+    for number, frame in enumerate(stack.frames[1:], start=1):
+        if frame.function == "_act" and frame.file.endswith(_BARRIER):
+            # The chief, in the action: the others wait for it.
+            stack = Stack(stack.frames[:number])
     for file, functions, place in _PLACES:
         if any(stack.has(function, file) for function in functions):
             return place
@@ -168,8 +176,7 @@ class TaskEvidence:
         """The most recent call of its main thread, as a user would look for it."""
         for stack in self.stacks:
             if stack.main and stack.frames:
-                frame = stack.frames[0]
-                return f"{frame.function} ({frame.file.rpartition('/')[2]}:{frame.line or '?'})"
+                return str(stack.frames[0])
         return None
 
 

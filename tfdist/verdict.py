@@ -11,8 +11,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import dropwhile, takewhile
 
-from tfdist.evidence import Evidence, Place, State, TaskEvidence
+from tfdist.evidence import Evidence, Frame, Place, Stack, State, TaskEvidence, place_of
 
 
 class Name(str, enum.Enum):
@@ -43,6 +44,11 @@ class Name(str, enum.Enum):
     def is_slow(self) -> bool:
         """Whether the job will get on by itself."""
         return self in (Name.SLOW, Name.SLOW_START, Name.SLOW_EXIT)
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether somebody has to do something about it."""
+        return not self.is_slow and self is not Name.FINE
 
 
 class Confidence(str, enum.Enum):
@@ -80,8 +86,19 @@ class Verdict:
 # Waits in which a task needs others.
 _NEEDS_OTHERS = (Place.RUN, Place.EAGER, Place.BARRIER, Place.JOIN, Place.INPUT)
 _LEAVES_OR_COMES = (Place.CLOSING, Place.EXTENDING)
-# Kernel functions in which threads wait that wait for no data: locks, timers, the network.
-_IDLE_WAITS = ("futex", "epoll", "poll", "hrtimer", "nanosleep", "sigtimedwait", "pipe_wait_signal")
+# Where a chief has no session, unless it has had one.
+_ELSEWHERE = (Place.SERVER, Place.WAIT, Place.PYTHON, Place.IMPORT)
+# A task that waits there may wait for its input; one at a barrier or in close does not.
+_MAY_READ = (Place.RUN, Place.EAGER, Place.INPUT, Place.SERVER, Place.WAIT, Place.UNKNOWN)
+# Parts of the names of kernel functions in which threads wait, and not for data: for locks, timers,
+# the network, signals, children, whoever connects or reads, memory, and a write. TensorFlow's own
+# threads are in futex_do_wait, do_epoll_wait and hrtimer_nanosleep (Linux 6.18).
+_IDLE_WAITS = (
+    *("futex", "poll", "select", "nanosleep", "sigtimedwait", "sigsuspend", "pause", "do_wait"),
+    *("accept", "wait_for_more_packets", "pipe_write", "locks_lock", "setlk", "io_wq", "io_sq"),
+    *("mmap", "mprotect", "brk", "dirty_pages", "writeback", "jbd2"),
+)
+_SCRIPT_OPS, _FROM_GENERATOR = "python/ops/script_ops.py", "data/ops/from_generator_op.py"
 _COORDINATOR = "cluster_coordinator.py"
 _IMPORT_SECS = 60.0
 
@@ -101,22 +118,32 @@ def judge(evidence: Evidence) -> Verdict:
 
 def _stopped(evidence: Evidence) -> Verdict | None:
     tasks = [task for task in evidence.tasks if task.state is State.STOPPED]
-    if not tasks:
+    if not tasks or _is_busy(evidence):
         return None
-    return _verdict(
-        Name.PEER_STOPPED, tasks, [f"{_names(tasks)}: stopped, by SIGSTOP or a debugger"]
-    )
+    told = [f"{_names(tasks)}: stopped, by SIGSTOP or a debugger"]
+    return _verdict(Name.PEER_STOPPED, tasks, [*told, *map(_stands, _waiting(evidence))])
 
 
 def _dead(evidence: Evidence) -> Verdict | None:
     tasks = [task for task in evidence.tasks if task.state in (State.DEAD, State.FAILED)]
-    if not tasks:
+    if not tasks or _is_busy(evidence):
         return None
     told = [_end(task) for task in tasks]
     waits = [task for task in _waiting(evidence) if task.place in _LEAVES_OR_COMES]
     if waits:
         return _verdict(Name.DEAD_DEPENDENCY, tasks, [*told, *map(_stands, waits)])
     return _verdict(Name.PEER_DEAD, tasks, [*told, *map(_stands, _waiting(evidence))])
+
+
+def _is_busy(evidence: Evidence) -> bool:
+    """Whether a trainer has something to do without the others, of which one may be missing."""
+    return any(task.works or _python_call(task) for task in _waiting(evidence))
+
+
+def _missing(evidence: Evidence) -> list[str]:
+    """The tasks that nobody waits for, so far."""
+    states = (State.STOPPED, State.DEAD, State.FAILED)
+    return [_end(task) for task in evidence.tasks if task.state in states]
 
 
 def _end(task: TaskEvidence) -> str:
@@ -137,16 +164,16 @@ def _slow(evidence: Evidence) -> Verdict | None:
         return _verdict(
             Name.SLOW,
             working,
-            [f"{_names(working)}: uses the CPU"],
+            [f"{_names(working)}: uses the CPU", *_missing(evidence)],
             Confidence.LIKELY,
             "a later look: a thread that spins looks the same",
         )
-    busy = [task for task in _alive(evidence) if task.place is Place.PYTHON and not task.left]
+    busy = [(task, call) for task in _waiting(evidence) if (call := _python_call(task))]
     if busy:
         return _verdict(
             Name.SLOW,
-            busy,
-            [f"{_names(busy)}: in {', '.join(filter(None, (task.call for task in busy)))}"],
+            [task for task, _ in busy],
+            [*(f"{task.name}: in {call}" for task, call in busy), *_missing(evidence)],
             Confidence.LIKELY,
             "a note of progress in that part of the script",
         )
@@ -156,14 +183,15 @@ def _slow(evidence: Evidence) -> Verdict | None:
 def _starting(evidence: Evidence) -> Verdict | None:
     """A trainer looks now and then whether the chief has initialised."""
     tasks = [task for task in _alive(evidence) if task.place is Place.STARTING]
-    absent = [task for task in evidence.tasks if task.state is State.ABSENT]
-    if not tasks:
+    chief = next((task for task in evidence.tasks if task.trains), None)
+    # If the chief hangs itself, what it hangs in tells why.
+    if not tasks or chief is None or (chief.lives and chief.place in _LEAVES_OR_COMES):
         return None
-    if absent:
+    if chief.state is State.ABSENT:
         return _verdict(
             Name.NOT_INITIALIZED,
-            absent,
-            [f"{_names(tasks)}: waits for the chief", f"{_names(absent)}: has not started"],
+            [chief],
+            [*map(_has_waited, tasks), f"{chief.name}, the chief, {chief.state.value}"],
         )
     overdue = [task for task in tasks if task.quiet_secs > 1.5 * task.recovery_secs + 2.0]
     if not overdue:
@@ -171,15 +199,38 @@ def _starting(evidence: Evidence) -> Verdict | None:
         return _verdict(
             Name.SLOW_START,
             tasks,
-            [f"{_names(tasks)}: looks only every {every:.0f} s whether the chief has initialised"],
+            [f"{_names(tasks)}: looks only every {every:g} s whether the chief has initialised"],
         )
+    told = [*map(_has_waited, overdue)]
+    if chief in tasks:
+        why = f"all wait for a chief, also {chief.name}, which should be it"
+        return _verdict(Name.NOT_INITIALIZED, [chief], [*told, why])
+    if chief.lives and chief.place in _ELSEWHERE and not chief.steps:
+        return _verdict(
+            Name.NOT_INITIALIZED,
+            [chief],
+            [*told, f"{_stands(chief)}, and is the chief, which has to initialise them"],
+            Confidence.LIKELY,
+            f"the log of {chief.name}: whether it has made its session",
+        )
+    has = f"has done {chief.steps} steps" if chief.steps else chief.state.value
+    initialised = bool(chief.steps) or not chief.lives
     return _verdict(
         Name.NOT_INITIALIZED,
         overdue,
-        [f"{task.name}: has waited {task.quiet_secs:.0f} s for variables" for task in overdue],
-        Confidence.LIKELY,
-        "the log of that task, which names the variables; each has to lie on a ps",
+        [
+            *told,
+            f"{chief.name}, the chief, {has}: those that lie on a ps are initialised"
+            if initialised
+            else _stands(chief),
+        ],
+        Confidence.LIKELY if initialised else Confidence.GUESS,
+        f"the log of {overdue[0].name} at level INFO, which names them; each has to lie on a ps",
     )
+
+
+def _has_waited(task: TaskEvidence) -> str:
+    return f"{task.name} has waited {task.quiet_secs:.0f} s for variables to be initialised"
 
 
 def _stopping(evidence: Evidence) -> Verdict | None:
@@ -200,7 +251,7 @@ def _stopping(evidence: Evidence) -> Verdict | None:
 def _exhausted(evidence: Evidence) -> Verdict | None:
     """Threads of one process wait for others of it that find no thread to run on."""
     for task in _alive(evidence):
-        blocked = sum(stack.count for stack in task.stacks if stack.has("execute_on", _COORDINATOR))
+        blocked = _functions(task)
         if task.servers > 1 and task.pool is not None and blocked >= task.pool:
             return _verdict(
                 Name.THREADS_EXHAUSTED,
@@ -216,7 +267,7 @@ def _exhausted(evidence: Evidence) -> Verdict | None:
 
 
 def _input(evidence: Evidence) -> Verdict | None:
-    tasks = [task for task in _alive(evidence) if task.trains and _reader(task) is not None]
+    tasks = [task for task in _alive(evidence) if not task.left and _reader(task) is not None]
     if not tasks:
         return None
     return _verdict(Name.INPUT_STALLED, tasks, [f"{task.name}: {_reader(task)}" for task in tasks])
@@ -224,16 +275,71 @@ def _input(evidence: Evidence) -> Verdict | None:
 
 def _reader(task: TaskEvidence) -> str | None:
     """What of its input a task waits for."""
+    if task.place not in _MAY_READ:
+        return None
     for stack in task.stacks:
-        if stack.has("_call", "ops/script_ops.py") or stack.has(
-            "generator_next_fn", "from_generator_op.py"
-        ):
-            frame = stack.frames[0]
-            return f"a function of its input is in {frame.function} ({frame.file}:{frame.line})"
-    waits = [name for name in task.waits if not any(idle in name for idle in _IDLE_WAITS)]
-    if waits:
+        if (call := _called(stack)) is not None:
+            what = "generator" if stack.has("generator_py_func", _FROM_GENERATOR) else "function"
+            return f"a {what} of its input is in {call}"
+    if waits := _data_waits(task):
         return f"a thread waits for data in the kernel, in {', '.join(waits)}"
     return "its iterator gives nothing" if task.place is Place.INPUT else None
+
+
+def _data_waits(task: TaskEvidence) -> list[str]:
+    """Kernel functions in which a thread of TensorFlow waits for data."""
+    waits = {
+        name: count
+        for name, count in task.waits.items()
+        if not any(idle in name for idle in _IDLE_WAITS)
+    }
+    # A thread of Python may wait there for something else, such as for what a child prints.
+    others = sum(
+        stack.count
+        for stack in task.stacks
+        if place_of(stack) is Place.PYTHON and _called(stack) is None
+    )
+    return sorted(waits) if sum(waits.values()) > others else []
+
+
+def _called(stack: Stack) -> str | None:
+    """A Python function, or generator, of the graph that TensorFlow calls, and where it is."""
+    calls = tuple(takewhile(lambda frame: not _is_script_op(frame), stack.frames))
+    if len(calls) == len(stack.frames) or place_of(Stack(calls)) not in (Place.PYTHON, Place.WAIT):
+        return None
+    users = [frame for frame in calls if "/tensorflow/python/" not in frame.file] or calls
+    return ", ".join(dict.fromkeys(str(frame) for frame in (users[-1], calls[0])))
+
+
+def _child_wait(task: TaskEvidence) -> Frame | None:
+    """The call in which its main thread waits for the end of another process."""
+    frames = next((stack.frames for stack in task.stacks if stack.main), ())
+    if task.place is not Place.WAIT or not any(_is_subprocess(frame) for frame in frames):
+        return None
+    calls = dropwhile(lambda frame: not _is_subprocess(frame), frames)
+    return next((frame for frame in calls if not _is_subprocess(frame)), None)
+
+
+def _is_subprocess(frame: Frame) -> bool:
+    return frame.file.endswith("/subprocess.py")
+
+
+def _is_script_op(frame: Frame) -> bool:
+    return frame.function == "__call__" and frame.file.endswith(_SCRIPT_OPS)
+
+
+def _python_call(task: TaskEvidence) -> str | None:
+    """What of Python, outside of TensorFlow, its training is in, and will perhaps get on."""
+    if task.place in (Place.PYTHON, Place.IMPORT):
+        return task.call
+    if (call := _child_wait(task)) is not None:
+        return f"{call}, which waits for a process that it has started"
+    for stack in task.stacks:
+        # A generator is of the input; what else waits for data may be.
+        waits = stack.has("generator_py_func", _FROM_GENERATOR) or _data_waits(task)
+        if place_of(stack) is Place.PYTHON and not waits and (function := _called(stack)):
+            return f"a function of its graph, {function}"
+    return None
 
 
 def _dependency(evidence: Evidence) -> Verdict | None:
@@ -284,13 +390,24 @@ def _deadlock(evidence: Evidence) -> Verdict | None:
         return None
     if any(task.place not in _NEEDS_OTHERS for task in waits):
         return None
-    return _verdict(
-        Name.DEADLOCK,
-        waits,
-        [*map(_stands, waits), "nobody has left, and nobody works"],
-        Confidence.LIKELY,
-        "tfdist stacks --native, for the operation in which each waits",
-    )
+    told = [*map(_stands, waits), *_scheduled(waits), "nobody has left, and nobody works"]
+    would_help = "tfdist stacks --native, for the operation in which each waits"
+    if all(task.place is Place.RUN and task.steps == 0 for task in waits):
+        told.append("nobody has done a step")
+        would_help += "; a queue is shared only where it is placed on a ps"
+    return _verdict(Name.DEADLOCK, waits, told, Confidence.LIKELY, would_help)
+
+
+def _scheduled(tasks: Sequence[TaskEvidence]) -> Iterator[str]:
+    """How many functions of a coordinator run at the moment."""
+    for task in tasks:
+        if (count := _functions(task)) and task.place is Place.JOIN:
+            yield f"{count} functions that {task.name} has scheduled run, and none ends"
+
+
+def _functions(task: TaskEvidence) -> int:
+    """That a coordinator in this task has given to workers, and which have not ended."""
+    return sum(stack.count for stack in task.stacks if stack.has("execute_on", _COORDINATOR))
 
 
 def _unknown(evidence: Evidence) -> Verdict:
@@ -312,6 +429,14 @@ def _failed(evidence: Evidence) -> Verdict | None:
     if not tasks:
         return None
     first = max(tasks, key=lambda task: task.ended_secs or 0.0)
+    # What then fails has lost a peer.
+    killed = [
+        task
+        for task in evidence.tasks
+        if task.state is State.DEAD and (task.ended_secs or 0.0) > (first.ended_secs or 0.0)
+    ]
+    if killed:
+        return _verdict(Name.PEER_DEAD, killed, [*map(_end, killed), _end(first)])
     return _verdict(Name.TASK_FAILED, [first], [_end(first)])
 
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tfdist.cli import doctor, run, stacks, status
+from tfdist.cli import doctor, repro, run, stacks, status
 from tfdist.cli.pipe import reader_may_leave
 from tfdist.errors import ConfigError
 
@@ -25,6 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_parser(commands)
     stacks.add_parser(commands)
     status.add_parser(commands)
+    repro.add_parser(commands)
     return parser
 
 

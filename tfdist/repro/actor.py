@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ class Actor:
         task: that this process is.
         random: seeded by the run and the rank.
         folder: one for all tasks of the run.
+        settings: of the case.
     """
 
-    def __init__(self, task: Task, folder: Path, seed: int) -> None:
-        self.task, self.folder = task, folder
+    def __init__(self, task: Task, folder: Path, seed: int, settings: Mapping[str, Any]) -> None:
+        self.task, self.folder, self.settings = task, folder, settings
         self.random = random.Random(f"{seed}/{task.name}")
         self._notes = notes.NoteFile(Path(os.environ[PROGRESS_VARIABLE]).parent / notes.NOTES_FILE)
 

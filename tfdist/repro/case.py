@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tfdist.cluster.shape import Shape
 from tfdist.repro.actor import Actor
@@ -31,6 +32,7 @@ class Case:
         runs: how often it is played by default; a race more than once.
         stall_secs: for how long nobody gets on before it is looked at.
         deadline_secs: of a run; it is judged then as it stands.
+        settings: what else its trainers have to know.
     """
 
     name: str
@@ -43,6 +45,7 @@ class Case:
     runs: int = 1
     stall_secs: float = 2.0
     deadline_secs: float = 60.0
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def family(self) -> str:
@@ -71,7 +74,7 @@ class Part:
 
     def __call__(self, task: Task) -> None:
         """Plays it as `task`."""
-        actor = Actor(task, Path(self.folder), self.seed)
+        actor = Actor(task, Path(self.folder), self.seed, self.case.settings)
         try:
             self.case.play(cured=self.cured)(actor)
         except Exception as error:

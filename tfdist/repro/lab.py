@@ -5,8 +5,8 @@ The process that does so has no TensorFlow in it, so that nothing that hangs the
 
 from __future__ import annotations
 
-import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -43,6 +43,7 @@ class Played:
         evidence: that the verdict is made of.
         slow: the verdicts before, of moments in which it was only slow.
         seconds: that it took, with the start and the end of all processes.
+        judged_secs: from its begin to the verdict, or to its end.
         told_secs: from the last time that anybody got on to the verdict; None if it has ended.
         folder: with all that its tasks have left.
     """
@@ -54,6 +55,7 @@ class Played:
     evidence: Evidence
     slow: tuple[Verdict, ...]
     seconds: float
+    judged_secs: float
     told_secs: float | None
     folder: Path
 
@@ -74,61 +76,66 @@ class _Judged(Exception):
     """Ends a run; it has a verdict."""
 
 
-def play(
-    case: Case,
-    *,
-    cured: bool,
-    seed: int,
-    folder: Path | None = None,
-    told: Callable[[str], None] = lambda line: None,
-) -> Played:
-    """Plays it once; blocks until all its processes are gone, `deadline_secs` and some at most.
+class Plays:
+    """Plays cases, perhaps several at the same time, in threads.
 
     Args:
-        case: to be played.
-        cured: whether with the cure.
-        seed: of its random numbers.
-        folder: for what the tasks leave, made anew; None makes a temporary one.
         told: gets a line for what happens.
     """
-    started = time.monotonic()
-    path = folder or Path(tempfile.mkdtemp(prefix="tfdist-repro-"))
-    path.mkdir(parents=True, exist_ok=True)
-    run = RunFolder(path)
-    environment = _QUIET if cured else _QUIET | _BARE
-    cluster = LocalCluster(case.shape, "processes", Surroundings(environment, run))
-    run.create(cluster.tasks, {"case": case.name, "cured": cured, "seed": seed})
-    watch = _Watch(case, cured, run, cluster, told)
-    try:
-        with cluster:
-            cluster.run(Part(case, cured, seed, str(path)), watch=watch)
-    except _Judged:
-        pass
-    except (TaskFailed, RunTimeout) as error:
-        told(str(error).splitlines()[0])
-    if watch.verdict is None:
-        watch.judge(0.0, over=True)
-    # That was just done.
-    assert watch.verdict is not None
-    assert watch.evidence is not None
-    (path / EVIDENCE_FILE).write_text(watch.evidence.to_json(), "utf-8")
-    seconds = time.monotonic() - started
-    return Played(
-        case,
-        cured,
-        seed,
-        watch.verdict,
-        watch.evidence,
-        tuple(watch.slow),
-        seconds,
-        watch.told_secs,
-        path,
-    )
 
+    def __init__(self, told: Callable[[str], None] = lambda line: None) -> None:
+        self._told = told
+        self._stopped = threading.Event()
 
-def forget(played: Played) -> None:
-    """Removes the folder of a run."""
-    shutil.rmtree(played.folder)
+    def stop(self) -> None:
+        """Ends what goes on, in a moment; whoever waits for it gets KeyboardInterrupt."""
+        self._stopped.set()
+
+    def __call__(self, case: Case, *, cured: bool, seed: int, folder: Path | None = None) -> Played:
+        """Plays it once; blocks until its processes are gone, `deadline_secs` and some at most.
+
+        Args:
+            case: to be played.
+            cured: whether with the cure.
+            seed: of its random numbers.
+            folder: for what the tasks leave, a new one; None makes a temporary one.
+        """
+        started = time.monotonic()
+        path = folder or Path(tempfile.mkdtemp(prefix="tfdist-repro-"))
+        path.mkdir(parents=True, exist_ok=True)
+        run = RunFolder(path)
+        environment = _QUIET if cured else _QUIET | _BARE
+        cluster = LocalCluster(case.shape, "processes", Surroundings(environment, run))
+        about = {"case": case.name, "cured": cured, "seed": seed, "monotonic": started}
+        run.create(cluster.tasks, about)
+        watch = _Watch(case, cured, run, cluster, self._told, self._stopped)
+        try:
+            with cluster:
+                cluster.run(Part(case, cured, seed, str(path)), watch=watch)
+        except _Judged:
+            pass
+        except (TaskFailed, RunTimeout) as error:
+            self._told(str(error).splitlines()[0])
+        judged = time.monotonic() - started
+        if watch.judged is None:
+            watch.judge(0.0, over=True)
+        else:
+            judged = watch.judged_at - started
+        assert watch.judged is not None  # it was just done
+        evidence, verdict = watch.judged
+        (path / EVIDENCE_FILE).write_text(evidence.to_json(), "utf-8")
+        return Played(
+            case,
+            cured,
+            seed,
+            verdict,
+            evidence,
+            tuple(watch.slow),
+            seconds=time.monotonic() - started,
+            judged_secs=judged,
+            told_secs=watch.told_secs,
+            folder=path,
+        )
 
 
 class _Watch:
@@ -141,19 +148,23 @@ class _Watch:
         run: RunFolder,
         cluster: LocalCluster,
         told: Callable[[str], None],
+        stopped: threading.Event,
     ) -> None:
+        self._stopped = stopped
         self._case, self._cured, self._run, self._cluster = case, cured, run, cluster
         self._told = told
         self._trainers = [task.name for task in cluster.trainers]
         self._deadline = Deadline(case.deadline_secs)
         self._stall = StallWatch()
         self._done: set[tuple[str, str, float]] = set()
-        self.verdict: Verdict | None = None
-        self.evidence: Evidence | None = None
+        self.judged: tuple[Evidence, Verdict] | None = None
+        self.judged_at = 0.0
         self.slow: list[Verdict] = []
         self.told_secs: float | None = None
 
     def __call__(self) -> None:
+        if self._stopped.is_set():
+            raise KeyboardInterrupt
         self._do_faults()
         for life in self._run.latest():
             if life.ended is not None:
@@ -161,31 +172,31 @@ class _Watch:
         standstill = self._stall.look(self._signs())
         if standstill.seconds < self._case.stall_secs and not self._deadline.expired:
             return
-        self.judge(standstill.seconds, over=False)
+        verdict = self.judge(standstill.seconds, over=False)
         # It may have got on in the moments that the look has taken.
         if self._stall.look(self._signs()).seconds < standstill.seconds:
-            self.verdict = None
+            self.judged = None
             return
-        assert self.verdict is not None
-        if self.verdict.name.is_slow and not self._deadline.expired:
-            self._told(f"only slow: {self.verdict}")
-            self.slow.append(self.verdict)
-            if self._cured or self.verdict.name not in self._case.expects:
-                self.verdict, self._stall = None, StallWatch()
+        if verdict.name.is_slow and not self._deadline.expired:
+            self._told(f"only slow: {verdict}")
+            self.slow.append(verdict)
+            if self._cured or verdict.name not in self._case.expects:
+                self.judged, self._stall = None, StallWatch()
                 return
         self.told_secs = self._stall.look(self._signs()).seconds
         raise _Judged
 
-    def judge(self, seconds: float, *, over: bool) -> None:
-        """Sets `evidence` and `verdict`."""
-        self.evidence = look(
+    def judge(self, seconds: float, *, over: bool) -> Verdict:
+        """Sets `judged`, and when."""
+        evidence = look(
             self._run,
             self._trainers,
             seconds=seconds,
             over=over,
             expected=self._case.examples,
         )
-        self.verdict = judge(self.evidence)
+        self.judged, self.judged_at = (evidence, judge(evidence)), time.monotonic()
+        return self.judged[1]
 
     def _signs(self) -> dict[str, Signs]:
         said = noted(self._run)
@@ -226,3 +237,15 @@ def _faults(run: RunFolder) -> list[tuple[str, str, float]]:
         for note in one.all(notes.FAULT)
     ]
     return sorted(found, key=lambda fault: fault[2])
+
+
+def play(
+    case: Case,
+    *,
+    cured: bool,
+    seed: int,
+    folder: Path | None = None,
+    told: Callable[[str], None] = lambda line: None,
+) -> Played:
+    """Plays a case once."""
+    return Plays(told)(case, cured=cured, seed=seed, folder=folder)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -15,13 +16,15 @@ from tfdist.cluster.kernel_threads import KernelThreads, kernel_threads
 from tfdist.cluster.processes import STACKS_FILE
 from tfdist.cluster.run_folder import RunFolder, TaskRecord
 from tfdist.cluster.stacks import GONE, STOPPED, Answer, ask
-from tfdist.evidence import Evidence, State, TaskEvidence
+from tfdist.deadline import Deadline
+from tfdist.evidence import Evidence, Place, State, TaskEvidence, place_of
 from tfdist.ledger import Ledger
 from tfdist.repro import notes
 from tfdist.repro.notes import Note, read_notes
 
 _ANSWER_SECS = 3.0
 _SAMPLE_SECS = 1.0
+_AGAIN_SECS = 0.1
 _WORKS_SHARE = 0.2  # of a core, while it is looked at
 _RUNNING = "running"
 
@@ -103,6 +106,11 @@ def look(
     )
 
 
+def _plays(run: RunFolder, life: TaskRecord) -> bool:
+    """Whether it runs the case; a worker that serves a coordinator does not, and notes nothing."""
+    return (run.folder_of(life.name, life.attempt) / notes.NOTES_FILE).exists()
+
+
 def _task(
     run: RunFolder,
     name: str,
@@ -112,6 +120,7 @@ def _task(
     over: bool,
 ) -> TaskEvidence:
     one = said.get(name, Noted())
+    trains = trains and (life is None or _plays(run, life))
     about = {key: value for key, value in one.about().items() if key != "global_step"}
     common: dict[str, Any] = {
         "name": name,
@@ -136,8 +145,27 @@ def _task(
     if process is None:
         return TaskEvidence(**common, state=State.DEAD)
     before, cpu_before = kernel_threads(life.pid), _cpu_secs(process)
-    answer = ask(process, run.folder_of(name, life.attempt) / STACKS_FILE, _ANSWER_SECS)
+    answer = _ask(process, run.folder_of(name, life.attempt) / STACKS_FILE)
     return _living(common, life, process, answer, before, cpu_before)
+
+
+def _ask(process: psutil.Process, path: Path) -> Answer:
+    """Where it stands; asked again while it may be passing by.
+
+    Who waits for the chief makes a session each time that it looks, and closes it: only if it
+    stays in there does it hang there.
+    """
+    deadline = Deadline(_SAMPLE_SECS)
+    while True:
+        answer = ask(process, path, _ANSWER_SECS)
+        if deadline.expired or not any(
+            stack.main
+            and stack.has("wait_for_session", "session_manager.py")
+            and place_of(stack) is not Place.STARTING
+            for stack in answer.stacks
+        ):
+            return answer
+        time.sleep(_AGAIN_SECS)
 
 
 def _end_of(life: TaskRecord, trains: bool, over: bool) -> State:
@@ -159,7 +187,8 @@ def _living(
         state = State.STOPPED if answer.state == STOPPED else State.DEAD
         return TaskEvidence(**common, state=state)
     start = time.monotonic()
-    cpu_asked = _cpu_secs(process)  # the answer itself is not work of the task
+    # The answer itself is not work of the task.
+    cpu_asked, read_asked = _cpu_secs(process), _bytes_read(process)
     time.sleep(_SAMPLE_SECS)
     used = (_cpu_secs(process) - cpu_asked) / (time.monotonic() - start)
     after = kernel_threads(life.pid)
@@ -167,8 +196,8 @@ def _living(
     return TaskEvidence(
         **common,
         stacks=answer.stacks,
-        waits=_waits(after),
-        works=used >= _WORKS_SHARE or spins,
+        waits=dict(_waits(before) & _waits(after)),  # who reads from a disk waits only for moments
+        works=used >= _WORKS_SHARE or spins or _bytes_read(process) > read_asked,
     )
 
 
@@ -177,16 +206,24 @@ def _cpu_secs(process: psutil.Process) -> float:
     return float(times.user + times.system)
 
 
+def _bytes_read(process: psutil.Process) -> int:
+    """From disks; what was in memory, or is of another user, does not count."""
+    try:
+        return int(process.io_counters().read_bytes)
+    except (psutil.Error, AttributeError, PermissionError):
+        return 0
+
+
 def _running(threads: KernelThreads) -> int:
     others = sum(count for thread, count in threads.others.items() if thread.state == _RUNNING)
     return others + (threads.main is not None and threads.main.state == _RUNNING)
 
 
-def _waits(threads: KernelThreads) -> dict[str, int]:
+def _waits(threads: KernelThreads) -> Counter[str]:
     waits = Counter[str]()
     for thread, count in threads.others.items():
         waits[thread.wchan] += count
     if threads.main is not None:
         waits[threads.main.wchan] += 1
     del waits[""]
-    return dict(waits)
+    return waits

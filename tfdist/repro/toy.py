@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
+from queue import Empty, SimpleQueue
 from typing import Any
 
 import tensorflow as tf
@@ -71,13 +73,16 @@ def updates(task: Task, number: Any, weight: Any = None) -> Any:
 
 
 @contextmanager
-def bare_session(actor: Actor, hooks: Sequence[Any] = (), *, filters: bool = True) -> Iterator[Any]:
+def bare_session(
+    actor: Actor, hooks: Sequence[Any] = (), *, filters: bool = True, grace_secs: float = 120.0
+) -> Iterator[Any]:
     """A `MonitoredSession` of plain TensorFlow on this trainer's own server.
 
     Only that the others look each half second whether the chief has initialised, instead of
-    each 30 s.
+    each 30 s. TensorFlow gives its own threads `grace_secs` to end.
     """
     task = actor.task
+    actor.about(grace_secs=grace_secs)
     config = tf.compat.v1.ConfigProto(device_filters=task.device_filters if filters else None)
     target = start_server(task).target
     if task.is_chief:
@@ -85,7 +90,9 @@ def bare_session(actor: Actor, hooks: Sequence[Any] = (), *, filters: bool = Tru
     else:
         actor.about(recovery_secs=_RECOVERY_SECS)
         creator = _WorkerSessionCreator(target, config)
-    with tf.compat.v1.train.MonitoredSession(creator, hooks) as session:
+    with tf.compat.v1.train.MonitoredSession(
+        creator, hooks, stop_grace_period_secs=grace_secs
+    ) as session:
         yield session
 
 
@@ -113,3 +120,27 @@ def train_to_the_end(actor: Actor, session: Any, step: Any, number: Any) -> None
         except tf.errors.OutOfRangeError:
             return
         actor.step(visited)
+
+
+def read_within(seconds: float, values: Iterable[Any], late: Callable[[], object]) -> Iterator[Any]:
+    """The same values, which a thread reads; calls `late` when the next one takes longer.
+
+    If that raises, the thread is left alone: nothing can end it as long as it is stuck.
+    """
+    read: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
+
+    def read_all() -> None:
+        for value in values:
+            read.put((value,))
+        read.put(())
+
+    threading.Thread(target=read_all, name="input", daemon=True).start()
+    while True:
+        try:
+            value = read.get(timeout=seconds)
+        except Empty:
+            late()
+            continue
+        if not value:
+            return
+        yield value[0]

@@ -1,0 +1,112 @@
+"""Looks at a process that lives, as a verdict needs it: where it stands, and whether it works."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from tfdist.cluster.kernel_threads import KernelThreads, kernel_threads
+from tfdist.cluster.stacks import GONE, STOPPED, Answer, ask
+from tfdist.deadline import Deadline
+from tfdist.evidence import Place, Stack, State, place_of
+
+_ANSWER_SECS = 3.0
+_SAMPLE_SECS = 1.0
+_AGAIN_SECS = 0.1
+_WORKS_SHARE = 0.2  # of a core, while it is looked at
+_RUNNING = "running"
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """What was seen of a process; the fields are those of `tfdist.evidence.TaskEvidence`."""
+
+    state: State
+    stacks: tuple[Stack, ...] = ()
+    waits: dict[str, int] = field(default_factory=dict)
+    works: bool = False
+
+
+def sight(process: psutil.Process, stacks: Path) -> Sighting:
+    """Looks at it; blocks for a second, or up to five where it does not answer.
+
+    Args:
+        process: that has a handler for STACKS_SIGNAL; another one is not asked for its stacks.
+        stacks: the file that its handler appends to.
+    """
+    try:
+        return _sight(process, stacks)
+    except psutil.NoSuchProcess:
+        return Sighting(State.DEAD)
+
+
+def _sight(process: psutil.Process, stacks: Path) -> Sighting:
+    before = kernel_threads(process.pid)  # the question wakes it up
+    answer = _asked(process, stacks)
+    if answer.state in (STOPPED, GONE):
+        return Sighting(State.STOPPED if answer.state == STOPPED else State.DEAD)
+    start = time.monotonic()
+    # From here: the answer itself is not work of the task.
+    cpu_secs, read = _cpu_secs(process), _bytes_read(process)
+    time.sleep(_SAMPLE_SECS)
+    used = (_cpu_secs(process) - cpu_secs) / (time.monotonic() - start)
+    after = kernel_threads(process.pid)
+    spins = _has_running(before) and _has_running(after)
+    return Sighting(
+        State.RUNS,
+        answer.stacks,
+        dict(_waits(before) & _waits(after)),  # who reads from a disk waits only for moments
+        works=used >= _WORKS_SHARE or spins or _bytes_read(process) > read,
+    )
+
+
+def _asked(process: psutil.Process, stacks: Path) -> Answer:
+    """Where it stands; asked again while it may be passing by.
+
+    Who waits for the chief makes a session each time that it looks, and closes it: only if it
+    stays in there does it hang there.
+    """
+    deadline = Deadline(_SAMPLE_SECS)
+    while True:
+        answer = ask(process, stacks, _ANSWER_SECS)
+        if deadline.expired or not any(
+            stack.main
+            and stack.has("wait_for_session", "session_manager.py")
+            and place_of(stack) is not Place.STARTING
+            for stack in answer.stacks
+        ):
+            return answer
+        time.sleep(_AGAIN_SECS)
+
+
+def _cpu_secs(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+def _bytes_read(process: psutil.Process) -> int:
+    """From disks; what was in memory, or is of another user, does not count."""
+    try:
+        return int(process.io_counters().read_bytes)
+    except (psutil.AccessDenied, PermissionError):
+        return 0
+
+
+def _has_running(threads: KernelThreads) -> bool:
+    found = [*threads.others, *filter(None, [threads.main])]
+    return any(thread.state == _RUNNING for thread in found)
+
+
+def _waits(threads: KernelThreads) -> Counter[str]:
+    """How many threads wait in each function of the kernel."""
+    waits = Counter[str]()
+    for thread, count in threads.others.items():
+        waits[thread.wchan] += count
+    if threads.main is not None:
+        waits[threads.main.wchan] += 1
+    del waits[""]
+    return waits

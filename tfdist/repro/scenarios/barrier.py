@@ -1,0 +1,105 @@
+"""A barrier in each step, as one of the operations of the training graph."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import Any
+
+import tensorflow as tf
+
+from tfdist.barrier import Barrier
+from tfdist.cluster.server import trainer_server
+from tfdist.repro.actor import Actor
+from tfdist.repro.scenarios.asynchronous import PS, padded_iterator
+from tfdist.repro.toy import (
+    BATCH,
+    bare_session,
+    global_step,
+    in_graph,
+    iterator,
+    share,
+    train_to_the_end,
+    updates,
+)
+from tfdist.task import Task
+from tfdist.train import graph
+from tfdist.train.epoch import Epoch, EpochResult
+
+
+@in_graph
+def uneven(actor: Actor) -> None:
+    """The worker has 2 batches and the chief 5, which waits for a token of the worker."""
+    _train(actor, [5, 2], tf.device(PS))
+
+
+@in_graph
+def uneven_cured(actor: Actor) -> None:
+    """The worker resigns, and nobody waits for it."""
+    _train_and_resign(actor, [5, 2])
+
+
+@in_graph
+def misplaced_queue(actor: Actor) -> None:
+    """The function that puts variables on the ps leaves queues where the trainer is."""
+    _train(actor, [3, 3], tf.compat.v1.device(graph.device_setter(actor.task)))
+
+
+@in_graph
+def misplaced_queue_cured(actor: Actor) -> None:
+    """The state of a `Barrier` lies on ps 0, and its operation where it has to be."""
+    with tf.compat.v1.device(graph.device_setter(actor.task)):
+        _train_and_resign(actor, [3, 3])
+
+
+def _train(actor: Actor, batches: list[int], place: AbstractContextManager[Any]) -> None:
+    number = iterator(share(actor.task, batches).batch(BATCH)).get_next()
+    step = updates(actor.task, number)
+    with place:
+        tokens = _tokens_of_others(actor.task, step)
+    with bare_session(actor) as session:
+        train_to_the_end(actor, session, tokens, number)
+
+
+def _tokens_of_others(task: Task, after: Any) -> Any:
+    """A queue for each trainer: all others put a token into it, and it takes as many.
+
+    So did TensorFlow's CNN benchmarks, in `add_sync_queues_and_barrier`.
+    """
+    others = len(task.trainers) - 1
+    queues = [
+        tf.queue.FIFOQueue(others, tf.bool, [[]], shared_name=f"tokens_{rank}")
+        for rank in range(others + 1)
+    ]
+    mine = queues.pop(task.rank)
+    with tf.control_dependencies([after]):
+        put = [queue.enqueue(True) for queue in queues]
+    with tf.control_dependencies(put):
+        return mine.dequeue_many(others)
+
+
+def _train_and_resign(actor: Actor, batches: list[int]) -> None:
+    """All take each step together, until their data end; then they wait for the others once."""
+    task = actor.task
+    data = padded_iterator(actor, batches)
+    number, weight, has_value = data.get_next()
+    update = graph.apply_if(has_value, lambda: updates(task, number, weight))
+    count = global_step(task)
+    with trainer_server(task) as target, Barrier(task, "step", timeout=30) as barrier:
+        step = barrier.op(after=[update])
+        with graph.session(task, target) as session:
+
+            def save(result: EpochResult) -> None:
+                result.check()
+                actor.saved(session.run(count))
+
+            expected = BATCH * sum(batches)
+            epoch = Epoch(task, "epoch", expected=expected, action=save, timeout=30)
+            session.run(data.initializer)
+            has = True
+            while has:
+                _, seen, real, has = session.run([step, number, weight, has_value])
+                actor.step(seen[real > 0])
+                epoch.visit(seen[real > 0])
+            barrier.resign()
+            epoch.finish()
+            actor.steps_in_all(session.run(count))

@@ -1,0 +1,202 @@
+"""A chief schedules functions, by a `ClusterCoordinator`; the workers are servers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfdist.cluster.ports import HeldPorts
+from tfdist.errors import EpochError
+from tfdist.repro.actor import Actor
+from tfdist.repro.toy import BATCH
+from tfdist.train.coordinator import SplitScheduler
+
+_EXAMPLES = 48
+_WORKERS = 2
+_SHARE = _EXAMPLES // _WORKERS
+_TOO_MANY = _EXAMPLES // BATCH + 1  # steps
+
+
+class _Job:
+    """What the chief has: a coordinator, and on the ps how often each example was visited.
+
+    The results of the functions do not tell that: one that was cancelled may have done its update.
+    """
+
+    def __init__(self, resolver: Any = None) -> None:
+        strategy = tf.distribute.ParameterServerStrategy(
+            resolver or tf.distribute.cluster_resolver.TFConfigClusterResolver()
+        )
+        self.coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
+        with strategy.scope():
+            self._visits = tf.Variable(tf.zeros([_EXAMPLES], tf.int64))
+            self._shares = tf.Variable(0, dtype=tf.int64)
+
+    def visit(self, number: Any, weight: Any = 1) -> None:
+        """Trains on a batch, on a worker."""
+        ones = tf.ones_like(number) * tf.cast(weight, tf.int64)
+        self._visits.scatter_add(tf.IndexedSlices(ones, number))
+
+    def visited(self, times_before: int = 0) -> list[int]:
+        """The numbers of all visits, but for so many of each."""
+        visits = enumerate(self._visits.numpy() - times_before)
+        return [number for number, count in visits for _ in range(count)]
+
+    def batches(self) -> Any:
+        """An iterator for each worker, of a share of its own, as of files on its own disk."""
+
+        def share() -> tf.data.Dataset:
+            start = (self._shares.assign_add(1) - 1) * _SHARE
+            return tf.data.Dataset.range(start, start + _SHARE).batch(BATCH)
+
+        return iter(self.coordinator.create_per_worker_dataset(share))
+
+    def run(self, step: Any, *calls: Any) -> None:
+        """Schedules a step with each of these arguments, and waits until all have ended."""
+        for argument in calls:
+            self.coordinator.schedule(step, args=(argument,))
+        self.coordinator.join()
+
+
+def finite_data(actor: Actor) -> None:
+    """Each worker has 6 batches, and the chief schedules as many steps, and one more."""
+    job = _Job()
+    step = tf.function(lambda batches: job.visit(next(batches)))
+    try:
+        job.run(step, *[job.batches()] * _TOO_MANY)
+    finally:
+        actor.step(job.visited())
+
+
+def finite_data_cured(actor: Actor) -> None:
+    """A function gets a split, and no iterator that may end."""
+    _visit_splits(actor, _Job())
+
+
+def slow_worker_loses_its_rest(actor: Actor) -> None:
+    """A worker has done 4 of its batches when the other has no more: the end, says the chief."""
+    job = _Job()
+    has_done_4, slow_disk = _queue_on_ps("has_done_4"), _queue_on_ps("slow_disk")
+
+    @tf.function
+    def step(batches: Any) -> None:
+        number = next(batches)
+        place = number[0] // BATCH
+        if place == 10:  # the fifth of the slow one
+            has_done_4.enqueue(place)
+        last_of_fast, rest_of_slow = tf.equal(place, 5), place >= 10
+        turn = tf.case(
+            [(last_of_fast, has_done_4.dequeue), (rest_of_slow, slow_disk.dequeue)],
+            default=lambda: place,
+        )
+        with tf.control_dependencies([turn]):
+            job.visit(number)
+
+    try:
+        job.run(step, *[job.batches()] * _TOO_MANY)
+    except tf.errors.OutOfRangeError:
+        actor.step(job.visited())
+
+
+def slow_worker_loses_its_rest_cured(actor: Actor) -> None:
+    """Who is fast gets more splits, and the end of one is no error."""
+    _visit_splits(actor, _Job())
+
+
+def blocking_barrier(actor: Actor) -> None:
+    """Each of 3 functions waits for all 3, and there are 2 workers."""
+    job = _Job()
+    job.run(_meeting(_WORKERS + 1), *tf.range(_WORKERS + 1))
+
+
+def blocking_barrier_cured(actor: Actor) -> None:
+    """No function waits for another one; the chief waits for all."""
+    _visit_splits(actor, _Job())
+
+
+def worker_stopped(actor: Actor) -> None:
+    """A worker is stopped, and what it has got is given to nobody else."""
+    job = _Job()
+    step = _meeting(_WORKERS)  # so that each worker gets one
+    job.run(step, *tf.range(_WORKERS))
+    actor.step()
+    actor.fault("pause", "worker:1")
+    job.run(step, *tf.range(_WORKERS))
+
+
+def worker_stopped_cured(actor: Actor) -> None:
+    """An EpochError comes when nobody gets on; then the other gets the splits of who is killed.
+
+    In the third epoch, for until then the chief makes functions: it tells all workers of them,
+    and would wait for that one without end.
+    """
+    job = _Job()
+    actor.step()
+    scheduler = _scheduler(job)
+    for _ in range(2):
+        scheduler.run_epoch(timeout=30)
+    actor.step()
+    actor.fault("pause", "worker:1")
+    try:
+        scheduler.run_epoch(timeout=1)
+    except EpochError:
+        actor.fault("kill", "worker:1")
+        job.coordinator.join()
+    actor.step(job.visited(times_before=2))
+
+
+def default_threads(actor: Actor) -> None:
+    """All servers are in one process, with as many threads as cores: here with 2."""
+    job = _Job(_servers(actor, threads=_WORKERS))
+    step = tf.function(lambda batches: job.visit(next(batches)))
+    job.run(step, *[job.batches()] * (_EXAMPLES // BATCH))
+    actor.step(job.visited())
+
+
+def default_threads_cured(actor: Actor) -> None:
+    """With one thread more than workers."""
+    _visit_splits(actor, _Job(_servers(actor, threads=_WORKERS + 1)))
+
+
+def _servers(actor: Actor, threads: int) -> Any:
+    """Starts a ps and the workers in this process."""
+    held = HeldPorts(_WORKERS + 1)
+    ps, *workers = [f"127.0.0.1:{port}" for port in held.ports]
+    cluster = tf.train.ClusterSpec({"ps": [ps], "worker": workers})
+    config = tf.compat.v1.ConfigProto(inter_op_parallelism_threads=threads)
+    for job in cluster.jobs:
+        for index in range(cluster.num_tasks(job)):
+            tf.distribute.Server(cluster, job_name=job, task_index=index, config=config)
+    actor.about(servers=len(held.ports), pool=threads)
+    return tf.distribute.cluster_resolver.SimpleClusterResolver(cluster, rpc_layer="grpc")
+
+
+def _queue_on_ps(name: str) -> Any:
+    with tf.device("/job:ps/task:0/device:CPU:0"):
+        return tf.queue.FIFOQueue(_EXAMPLES, [tf.int64], [[]], shared_name=name)
+
+
+def _meeting(parties: int) -> Any:
+    """A function that ends when it was called with all numbers below `parties`, one each."""
+    gate = _queue_on_ps("gate")
+
+    @tf.function
+    def meet(number: Any) -> None:
+        if number == parties - 1:
+            gate.enqueue_many(tf.range(parties, dtype=tf.int64))
+        gate.dequeue()
+
+    return meet
+
+
+def _scheduler(job: _Job) -> SplitScheduler:
+    splits = [(start, start + 2 * BATCH) for start in range(0, _EXAMPLES, 2 * BATCH)]
+    read = tf.data.Dataset.range
+    return SplitScheduler(job.coordinator, splits, read, job.visit, batch_size=BATCH)
+
+
+def _visit_splits(actor: Actor, job: _Job) -> None:
+    actor.step()
+    _scheduler(job).run_epoch(timeout=30)
+    actor.step(job.visited())

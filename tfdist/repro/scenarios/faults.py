@@ -1,0 +1,263 @@
+"""A task is killed or stopped while the others train.
+
+Cured, no example is lost: a split whose trainer is gone goes to another one, or to its next life.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import tensorflow as tf
+
+from tfdist.cluster.server import trainer_server
+from tfdist.errors import BarrierTimeout
+from tfdist.repro.actor import Actor
+from tfdist.repro.toy import (
+    BATCH,
+    bare_session,
+    in_graph,
+    iterator,
+    share,
+    train_to_the_end,
+    updates,
+)
+from tfdist.split_queue import Split, SplitQueue
+from tfdist.task import Task
+from tfdist.train import graph
+from tfdist.train.checkpoint import Checkpointer
+from tfdist.train.epoch import Epoch
+
+PS = "/job:ps/task:0/device:CPU:0"
+STEPS = 6  # batches of each trainer
+BEFORE = 2  # steps that it does before somebody is lost
+LEASE_SECS = 0.7
+_WAIT_SECS = 0.7  # for the others, in a step
+
+
+@in_graph
+def worker_killed_async(actor: Actor) -> None:
+    """Each trainer has its own share, and the rest of one that is killed is nobody's."""
+    number = iterator(share(actor.task, [STEPS, STEPS]).batch(BATCH)).get_next()
+    step = updates(actor.task, number)
+    with bare_session(actor) as session:
+        if not actor.task.is_chief:
+            _train_and_be_lost(actor, session, step, number, "kill")
+        train_to_the_end(actor, session, step, number)
+
+
+@in_graph
+def worker_killed_async_cured(actor: Actor) -> None:
+    """The chief goes on with the split of the worker when its lease has ended."""
+    model = Model(actor)
+    queue = split_queue(actor.task, "splits", 2 * STEPS, lease_secs=LEASE_SECS)
+    commit = queue.commit_after([model.update])
+    with trainer_server(actor.task) as target, graph.session(actor.task, target) as session:
+        if actor.task.is_chief:
+            actor.hear("ended worker:1")
+        for split in queue:
+            while not split.finished:
+                model.train(session, commit, split)
+                if not actor.task.is_chief:
+                    actor.fault("kill", "worker:1")
+
+
+@in_graph
+def worker_killed_sync(actor: Actor) -> None:
+    """The step of the others waits for one that is killed."""
+    _train_in_step(actor, "kill")
+
+
+@in_graph
+def worker_killed_sync_cured(actor: Actor) -> None:
+    """The chief hears who is missing, and has it started again."""
+    _train_in_step_and_wait(actor, "worker:1", "kill", "restart")
+
+
+@in_graph
+def worker_stopped_sync(actor: Actor) -> None:
+    """The step of the others waits for one that is stopped."""
+    _train_in_step(actor, "pause")
+
+
+@in_graph
+def worker_stopped_sync_cured(actor: Actor) -> None:
+    """The chief hears who is missing, and has it woken."""
+    _train_in_step_and_wait(actor, "worker:1", "pause", "resume")
+
+
+@in_graph
+def ps_killed(actor: Actor) -> None:
+    """The ps is killed within a step; who then closes its session waits for the ps."""
+    number = iterator(share(actor.task, [STEPS, STEPS]).batch(BATCH)).get_next()
+    with tf.device(PS):
+        begun, tokens = (_queue(name) for name in ("begun", "tokens"))
+        begin = begun.enqueue(0)
+    with tf.control_dependencies([begin]):
+        token = tokens.dequeue()
+    with tf.control_dependencies([token]):
+        step = updates(actor.task, number)
+    others = begun.dequeue()
+    with bare_session(actor) as session:
+        if actor.task.is_chief:
+            train_to_the_end(actor, session, step, number)
+        else:
+            session.run(others)
+            actor.fault("kill", "ps:0")
+
+
+def ps_killed_cured(actor: Actor) -> None:
+    """Whoever loses the ps makes a new session; the chief restores what it had saved."""
+    with trainer_server(actor.task) as target:
+        for attempt in itertools.count():
+            try:
+                with tf.Graph().as_default():
+                    _train_on_splits(actor, target, loses_ps=attempt == 0)
+                return
+            except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+                print(f"{actor.task.name} begins anew: {error}", file=sys.stderr)
+
+
+@in_graph
+def ps_stopped(actor: Actor) -> None:
+    """The ps is stopped: its connections are open, and no step ends."""
+    number = iterator(share(actor.task, [STEPS, STEPS]).batch(BATCH)).get_next()
+    step = updates(actor.task, number)
+    with bare_session(actor) as session:
+        if not actor.task.is_chief:
+            actor.step(session.run([step, number])[1])
+            actor.fault("pause", "ps:0")
+        else:
+            actor.hear("pause ps:0")
+        train_to_the_end(actor, session, step, number)
+
+
+@in_graph
+def ps_stopped_cured(actor: Actor) -> None:
+    """Whoever is not within a step hears that it is the ps that is missing, and has it woken."""
+    _train_in_step_and_wait(actor, "ps:0", "pause", "resume")
+
+
+def _train_in_step(actor: Actor, fault: str) -> None:
+    """Each step waits for that of the other, in queues on the ps; the worker is lost."""
+    task = actor.task
+    number = iterator(share(task, [STEPS, STEPS]).batch(BATCH)).get_next()
+    with tf.device(PS):
+        queues = [_queue(f"arrived_{rank}") for rank in range(len(task.trainers))]
+    with tf.control_dependencies([updates(task, number)]):
+        arrive = tf.group([queue.enqueue(0) for queue in queues])
+    with tf.control_dependencies([arrive]):
+        step = queues[task.rank].dequeue_many(len(queues))
+    with bare_session(actor) as session:
+        if not task.is_chief:
+            _train_and_be_lost(actor, session, step, number, fault)
+        train_to_the_end(actor, session, step, number)
+
+
+def _train_and_be_lost(actor: Actor, session: Any, step: Any, number: Any, fault: str) -> None:
+    for _ in range(BEFORE):
+        actor.step(session.run([step, number])[1])
+    actor.fault(fault, actor.task.name)
+
+
+def _train_in_step_and_wait(actor: Actor, lost: str, fault: str, cure: str) -> None:
+    """Each step waits for that of the other, but not for long: who is missing then is cured.
+
+    How far each has come in its share is kept on the ps.
+    """
+    task, model = actor.task, Model(actor)
+    queues = [
+        split_queue(task, f"share_{rank}", STEPS, first=STEPS * rank)
+        for rank in range(len(task.trainers))
+    ]
+    commit = queues[task.rank].commit_after([model.update])
+    with trainer_server(task) as target, graph.session(task, target) as session:
+        actor.tell(f"{task.name} trains")
+        for trainer in task.trainers:
+            actor.hear(f"{trainer} trains")
+        epoch = Epoch(task, "epoch", timeout=30)
+        split = next(splits := iter(queues[task.rank]), None)
+        while _goes_on(actor, epoch, split is not None, cure):
+            if split is None:
+                continue
+            model.train(session, commit, split)
+            if split.offset == BATCH * (STEPS + BEFORE):  # that is of worker 1
+                actor.fault(fault, lost)
+            if split.finished:
+                split = next(splits, None)
+
+
+def _goes_on(actor: Actor, epoch: Epoch, has_value: bool, cure: str) -> bool:
+    try:
+        return epoch.goes_on(has_value, timeout=_WAIT_SECS)
+    except BarrierTimeout as error:
+        for name in error.missing:
+            actor.fault(cure, name)
+        return epoch.goes_on(has_value)
+
+
+def _train_on_splits(actor: Actor, target: str, *, loses_ps: bool) -> None:
+    task, model = actor.task, Model(actor)
+    queue = split_queue(task, "splits", 2 * STEPS)
+    commit = queue.commit_after([model.update])
+    saver = Checkpointer(actor.folder / "model")
+
+    def restore(session: Any) -> None:
+        saver.restore(session)
+        queue.recover()
+
+    with graph.session(task, target, restore=restore) as session:
+        events = _lose_ps(actor, queue, lambda: saver.save(session)) if loses_ps else iter(())
+        for split in queue:
+            while not split.finished:
+                model.train(session, commit, split)
+                next(events, None)
+
+
+def _lose_ps(actor: Actor, queue: SplitQueue, save: Callable[[], object]) -> Iterator[None]:
+    """What each trainer does after its batches until the ps is lost; one of them is not saved."""
+    if actor.task.is_chief:
+        actor.hear("worker:1 trains")
+        with queue.held():
+            save()
+        actor.tell("saved")
+        actor.hear("worker:1 has trained")
+        actor.fault("kill", "ps:0")
+        actor.fault("restart", "ps:0")
+    else:
+        actor.tell("worker:1 trains")
+        actor.hear("saved")
+        yield
+        actor.tell("worker:1 has trained")
+        actor.hear("restart ps:0")
+
+
+class Model:
+    """An update, on a range of numbers that is fed."""
+
+    def __init__(self, actor: Actor) -> None:
+        self._actor = actor
+        self._range = tf.compat.v1.placeholder(tf.int64, [2])
+        self.update = updates(actor.task, tf.range(self._range[0], self._range[1]))
+
+    def train(self, session: Any, commit: Any, split: Split) -> None:
+        """On the batch that is reserved; notes it, and that it is committed."""
+        visited = range(split.offset, split.reserved)
+        fed = {self._range: (visited.start, visited.stop), **split.feed}
+        answer = session.run(commit, fed)
+        self._actor.step(visited)
+        split.committed(answer)
+
+
+def split_queue(
+    task: Task, name: str, batches: int, *, first: int = 0, lease_secs: float = 30.0
+) -> SplitQueue:
+    """Of so many batches, two in a split."""
+    splits = [(BATCH * batch, BATCH * (batch + 2)) for batch in range(first, first + batches, 2)]
+    return SplitQueue(task, name, splits, batch_size=BATCH, lease_secs=lease_secs, timeout=30)
+
+
+def _queue(name: str) -> Any:
+    return tf.queue.FIFOQueue(100, tf.int32, shapes=[()], shared_name=name)

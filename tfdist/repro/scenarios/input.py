@@ -1,0 +1,158 @@
+"""The input of a trainer never answers.
+
+Cured, it is read with a deadline, in a thread of Python: nothing ends a thread of TensorFlow that
+is stuck in a read. Who cannot read gives its split back, so that another trainer reads it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from itertools import islice
+
+import tensorflow as tf
+
+from tfdist.cluster.server import trainer_server
+from tfdist.repro.actor import Actor
+from tfdist.repro.toy import (
+    BATCH,
+    bare_session,
+    in_graph,
+    iterator,
+    read_within,
+    train_to_the_end,
+    updates,
+)
+from tfdist.split_queue import SplitQueue
+from tfdist.train import graph
+
+PS = "/job:ps/task:0/device:CPU:0"
+EACH = 4 * BATCH  # examples of each trainer
+_ANSWER_SECS = 0.5
+
+
+@in_graph
+def generator_never_answers(actor: Actor) -> None:
+    """The generator of the worker waits for what nobody sends, and the chief for the worker."""
+    task = actor.task
+
+    def numbers() -> Iterator[int]:
+        return _generated(actor, EACH * task.rank, EACH * (task.rank + 1))
+
+    data = tf.data.Dataset.from_generator(numbers, output_signature=tf.TensorSpec([], tf.int64))
+    number = iterator(data.batch(BATCH)).get_next()
+    with tf.device(PS):
+        arrived = [
+            tf.queue.FIFOQueue(100, tf.int32, shapes=[()], shared_name=f"arrived_{rank}")
+            for rank in range(len(task.trainers))
+        ]
+    with tf.control_dependencies([updates(task, number)]):
+        arrive = tf.group([tokens.enqueue(0) for tokens in arrived])
+    with tf.control_dependencies([arrive]):
+        step = arrived[task.rank].dequeue_many(len(arrived))
+    with bare_session(actor) as session:
+        train_to_the_end(actor, session, step, number)
+
+
+@in_graph
+def generator_never_answers_cured(actor: Actor) -> None:
+    """It has a deadline for each number."""
+    _train_on_what_answers(actor, lambda start, stop: _generated(actor, start, stop))
+
+
+@in_graph
+def file_never_answers(actor: Actor) -> None:
+    """The file of the worker can be opened by nobody, as on a mount whose server has gone."""
+    number = iterator(_lines(actor).batch(BATCH)).get_next()
+    step = updates(actor.task, number)
+    with bare_session(actor) as session:
+        train_to_the_end(actor, session, step, number)
+
+
+@in_graph
+def file_never_answers_cured(actor: Actor) -> None:
+    """It has a deadline for each line."""
+    path = _file(actor)
+
+    def numbers(start: int, stop: int) -> Iterator[int]:
+        with open(path) as lines:
+            yield from map(int, islice(lines, start, stop))
+
+    _train_on_what_answers(actor, numbers)
+
+
+@in_graph
+def on_the_ps_with_timeout(actor: Actor) -> None:
+    """The ps reads the file for the worker, whose run ends by its timeout; its share is lost."""
+    with tf.device(PS):
+        data = _lines(actor).batch(BATCH)
+        number = iterator(data, shared_name=actor.task.name).get_next()
+    step = updates(actor.task, number)
+    options = tf.compat.v1.RunOptions(timeout_in_ms=1000)
+    with bare_session(actor) as session:
+        try:
+            while True:
+                actor.step(session.run([step, number], options=options)[1])
+        except tf.errors.OutOfRangeError:
+            pass
+
+
+@in_graph
+def on_the_ps_with_timeout_cured(actor: Actor) -> None:
+    """The same as for a file: who reads is who trains."""
+    file_never_answers_cured(actor)
+
+
+def _generated(actor: Actor, start: int, stop: int) -> Iterator[int]:
+    """The numbers; of the worker only those of a batch."""
+    for number in range(start, stop):
+        if not actor.task.is_chief and number == start + BATCH:
+            threading.Event().wait()
+        yield number
+
+
+def _file(actor: Actor) -> str:
+    """With all numbers, as this trainer sees it."""
+    path = actor.folder / f"mount-{actor.task.rank}"
+    if actor.task.is_chief:
+        path.write_text("".join(f"{number}\n" for number in range(2 * EACH)), "ascii")
+    else:
+        os.mkfifo(path)  # whoever opens it waits for one who writes
+    return str(path)
+
+
+def _lines(actor: Actor) -> tf.data.Dataset:
+    """The numbers of this trainer's share."""
+    lines = tf.data.TextLineDataset(_file(actor)).skip(EACH * actor.task.rank).take(EACH)
+    return lines.map(lambda line: tf.strings.to_number(line, tf.int64))
+
+
+def _train_on_what_answers(actor: Actor, numbers: Callable[[int, int], Iterator[int]]) -> None:
+    """Trains on splits; a trainer whose input does not answer gives its split back, and ends."""
+    task = actor.task
+    splits = [(start, start + 2 * BATCH) for start in range(0, 2 * EACH, 2 * BATCH)]
+    queue = SplitQueue(task, "splits", splits, batch_size=BATCH, timeout=30)
+    number = tf.compat.v1.placeholder(tf.int64, [None])
+    commit = queue.commit_after([updates(task, number)])
+    with trainer_server(task) as target, graph.session(task, target) as session:
+        if task.is_chief:
+            actor.hear("worker:1 reads")
+        for split in queue:
+            actor.tell(f"{task.name} reads")
+            values = read_within(_ANSWER_SECS, numbers(split.offset, split.stop), _late)
+            try:
+                while not split.finished:
+                    visited = list(islice(values, split.reserved - split.offset))
+                    answer = session.run(commit, {number: visited, **split.feed})
+                    actor.step(visited)
+                    split.committed(answer)
+            except TimeoutError as error:
+                print(f"{task.name} ends: {error}", file=sys.stderr)
+                split.give_back()
+                return
+
+
+def _late() -> None:
+    raise TimeoutError(f"the input has given nothing for {_ANSWER_SECS} s")

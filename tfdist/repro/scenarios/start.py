@@ -1,0 +1,80 @@
+"""The trainers wait for the chief to initialise the variables."""
+
+from __future__ import annotations
+
+import tensorflow as tf
+
+from tfdist.cluster.server import start_server, trainer_server
+from tfdist.errors import StartTimeout
+from tfdist.repro.actor import Actor
+from tfdist.repro.scenarios.asynchronous import padded_iterator
+from tfdist.repro.toy import (
+    BATCH,
+    bare_session,
+    in_graph,
+    iterator,
+    share,
+    train_to_the_end,
+    updates,
+)
+from tfdist.train import graph
+
+_MISSED_SECS = 0.5
+
+
+@in_graph
+def chief_never_came(actor: Actor) -> None:
+    """A script that knows ps and workers alone: whoever is no worker serves, the chief too."""
+    task = actor.task
+    if task.task_type != "worker":
+        start_server(task).join()
+    number = iterator(share(task, [2, 2, 2]).batch(BATCH)).get_next()
+    step = updates(task, number)
+    with bare_session(actor) as session:
+        train_to_the_end(actor, session, step, number)
+
+
+def chief_never_came_cured(actor: Actor) -> None:
+    """Who misses the chief for too long hears its name; it comes late, and all is well."""
+    task = actor.task
+    with trainer_server(task) as target:
+        if task.is_chief:
+            for worker in task.trainers[1:]:
+                actor.hear(f"{worker} misses {task.name}")
+        else:
+            try:
+                _train(actor, target, [2, 2, 2], timeout=_MISSED_SECS)
+            except StartTimeout as error:
+                actor.tell(f"{task.name} misses {', '.join(error.missing)}")
+        _train(actor, target, [2, 2, 2])
+
+
+@in_graph
+def variable_off_the_ps(actor: Actor) -> None:
+    """The global step is made where nothing says that it belongs on the ps: each has its own."""
+    task = actor.task
+    tf.compat.v1.train.get_or_create_global_step()
+    number = iterator(share(task, [2, 2]).batch(BATCH)).get_next()
+    step = updates(task, number)
+    with bare_session(actor) as session:
+        train_to_the_end(actor, session, step, number)
+
+
+def variable_off_the_ps_cured(actor: Actor) -> None:
+    """All variables are made under the device function."""
+    with trainer_server(actor.task) as target:
+        _train(actor, target, [2, 2])
+
+
+def _train(actor: Actor, target: str, batches: list[int], *, timeout: float = 30) -> None:
+    """Each trains on its share, in a graph of its own."""
+    with tf.Graph().as_default():
+        data = padded_iterator(actor, batches)
+        number, weight, has_value = data.get_next()
+        step = graph.apply_if(has_value, lambda: updates(actor.task, number, weight))
+        with graph.session(actor.task, target, timeout=timeout) as session:
+            session.run(data.initializer)
+            has = True
+            while has:
+                _, seen, real, has = session.run([step, number, weight, has_value])
+                actor.step(seen[real > 0])

@@ -1,0 +1,136 @@
+"""Plays cases again and again: one often, for its rate; or all, broken and cured."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tfdist.cluster.shape import Shape
+from tfdist.repro.case import Case
+from tfdist.repro.lab import Played, Plays
+from tfdist.repro.rate import Rate
+from tfdist.verdict import Name
+
+
+@dataclass(frozen=True)
+class Row:
+    """A case in the matrix: all runs of both halves.
+
+    Attributes:
+        case: that was played.
+        broken: the runs of the broken one.
+        cured: those of the cured one.
+    """
+
+    case: Case
+    broken: tuple[Played, ...]
+    cured: tuple[Played, ...]
+
+    @property
+    def cured_ok(self) -> bool:
+        """Whether the cured one has ended each time, with every example visited."""
+        return all(played.as_expected for played in self.cured)
+
+    @property
+    def as_expected(self) -> bool:
+        """Whether both halves did what belongs to the case."""
+        return self.cured_ok and all(played.as_expected for played in self.broken)
+
+    def as_json(self) -> dict[str, Any]:
+        """As plain data."""
+        runs = (*self.broken, *self.cured)
+        return {
+            "case": self.case.name,
+            "expected": [name.value for name in self.case.expects],
+            "verdict": self.broken[-1].verdict.name.value,
+            "verdicts": {name.value: count for name, count in verdicts(self.broken).items()},
+            "cured_ok": self.cured_ok,
+            "as_expected": self.as_expected,
+            "seconds": round(sum(played.seconds for played in runs), 1),
+            "folders": [str(played.folder) for played in runs],
+        }
+
+
+def verdicts(runs: Sequence[Played]) -> Counter[Name]:
+    """How often each verdict came."""
+    return Counter(played.verdict.name for played in runs)
+
+
+def hang_rate(runs: Sequence[Played]) -> Rate:
+    """How many of the runs have not ended by themselves."""
+    return Rate(sum(played.told_secs is not None for played in runs), len(runs))
+
+
+def play_matrix(
+    cases: Sequence[Case], plays: Plays, folder: Path, jobs: int, seed: int
+) -> Iterator[Row]:
+    """Plays both halves of each case, `jobs` of them at a time; each row as soon as it is there.
+
+    Args:
+        cases: in their order.
+        plays: the lab.
+        folder: for what the runs leave.
+        jobs: how many runs go on at the same time.
+        seed: of the first run of each case; the next ones have the next numbers.
+    """
+    with ThreadPoolExecutor(jobs) as pool:
+
+        def start(case: Case, cured: bool, number: int) -> Callable[[], Played]:
+            path = folder / _folder_name(case, cured, number)
+            return pool.submit(plays, case, cured=cured, seed=seed + number, folder=path).result
+
+        started = [
+            (
+                case,
+                [start(case, False, number) for number in range(case.runs)],
+                [start(case, True, number) for number in range(1)],
+            )
+            for case in cases
+        ]
+        try:
+            for case, broken, cured in started:
+                yield Row(
+                    case,
+                    tuple(played() for played in broken),
+                    tuple(played() for played in cured),
+                )
+        except BaseException:
+            plays.stop()
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _folder_name(case: Case, cured: bool, number: int) -> str:
+    return f"{case.name.replace('/', '-')}-{'cured' if cured else 'broken'}-{number}"
+
+
+def grid(
+    case: Case,
+    *,
+    ps: Sequence[int],
+    workers: Sequence[int],
+    inter_op: Sequence[int],
+    iterator_on_ps: Sequence[bool],
+    epochs: int,
+) -> list[Case]:
+    """The job of tensorflow#23846 in all sizes; each trainer has as many examples as in `case`."""
+    share = case.shape.num_workers * case.settings["epochs"]
+    assert case.examples is not None
+    return [
+        replace(
+            case,
+            shape=Shape(num_ps, num_workers),
+            examples=case.examples // share * num_workers * epochs,
+            settings={"inter_op": threads, "iterator_on_ps": on_ps, "epochs": epochs},
+            stall_secs=max(case.stall_secs, 1.0 * num_workers),
+            deadline_secs=60.0 + 1.0 * num_workers * epochs,
+        )
+        for num_ps, num_workers, threads, on_ps in itertools.product(
+            ps, workers, inter_op, iterator_on_ps
+        )
+    ]

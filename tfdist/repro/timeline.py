@@ -1,0 +1,97 @@
+"""What each task of a run did and when, for a picture of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tfdist.cluster.run_folder import RunFolder, TaskRecord
+from tfdist.repro import notes
+from tfdist.repro.look import Noted, noted
+
+
+@dataclass(frozen=True)
+class Event:
+    """Something that a task noted.
+
+    Attributes:
+        at: in seconds since the run began.
+        kind: as in `tfdist.repro.notes`.
+        text: of it.
+    """
+
+    at: float
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Track:
+    """A task in a run.
+
+    Attributes:
+        name: of the task.
+        lives: when each of its processes began and was gone, in seconds since the run began.
+        events: in the order of time.
+    """
+
+    name: str
+    lives: tuple[tuple[float, float], ...]
+    events: tuple[Event, ...]
+
+
+def timeline(run: RunFolder, until: float) -> tuple[Track, ...]:
+    """The tasks of a run in their order.
+
+    Args:
+        run: that goes on, or is over.
+        until: seconds since it began, where those that live are cut off.
+    """
+    about, said = run.about, noted(run)
+    lives: dict[str, list[TaskRecord]] = {name: [] for name in about["tasks"]}
+    for life in run.lives():
+        lives[life.name].append(life)
+    return tuple(
+        Track(
+            name,
+            tuple(
+                (
+                    life.began - about["began"],
+                    min(until, (life.ended or float("inf")) - about["began"]),
+                )
+                for life in records
+            ),
+            _events(said.get(name, Noted()), about["monotonic"], until),
+        )
+        for name, records in lives.items()
+    )
+
+
+def _events(one: Noted, began: float, until: float) -> tuple[Event, ...]:
+    events = [
+        Event(note.at - began, note.kind, _text(note))
+        for life in one.lives
+        for note in life
+        if note.kind != notes.ABOUT and note.at - began <= until
+    ]
+    return tuple(sorted(events, key=lambda event: event.at))
+
+
+def _text(note: notes.Note) -> str:
+    if note.kind == notes.STEP:
+        return f"a step, examples {_shown(note.values['visited'])}"
+    if note.kind == notes.SAVED:
+        return f"saved step {note.values['step']}"
+    if note.kind == notes.FAULT:
+        return f"{note.values['what']} {note.values['task']}"
+    return {
+        notes.LEFT: "takes no further part",
+        notes.ENDED: "has ended",
+        notes.FAILED: f"failed: {note.values.get('error')}",
+    }[note.kind]
+
+
+def _shown(visited: Sequence[int]) -> str:
+    if not visited:
+        return "none"
+    return ", ".join(map(str, visited)) if len(visited) <= 8 else f"{min(visited)}..{max(visited)}"
