@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from tfdist.barrier import Barrier, BarrierStatistics
     from tfdist.cluster.local import LocalCluster, local_cluster
     from tfdist.cluster.server import serve_ps, trainer_server
+    from tfdist.cluster.watchdog import Watchdog
     from tfdist.deadline import Deadline
     from tfdist.eos import anyone_has_value, padded
     from tfdist.errors import (
@@ -75,6 +76,7 @@ __all__ = [
     "Task",
     "TaskFailed",
     "TfdistError",
+    "Watchdog",
     "anyone_has_value",
     "audit",
     "local_cluster",
@@ -117,6 +119,7 @@ _HOMES = {
     "Task": "tfdist.task",
     "TaskFailed": "tfdist.errors",
     "TfdistError": "tfdist.errors",
+    "Watchdog": "tfdist.cluster.watchdog",
     "anyone_has_value": "tfdist.eos",
     "audit": "tfdist.ledger",
     "local_cluster": "tfdist.cluster.local",

@@ -25,6 +25,8 @@ import signal
 import threading
 from collections.abc import Mapping, Sequence
 
+from tfdist.verdict import Verdict
+
 
 class TfdistError(Exception):
     """Base of every error that tfdist raises on purpose."""
@@ -100,6 +102,7 @@ class StallError(ClusterError):
         last: what was seen last, such as ``"worker:1 passed a barrier"``.
         places: how far each trainer was, by name.
         report: path of the report, if that is kept.
+        verdict: on the job, where it was made.
     """
 
     def __init__(
@@ -108,9 +111,11 @@ class StallError(ClusterError):
         last: Sequence[str],
         places: Mapping[str, str],
         report: str | None = None,
+        verdict: Verdict | None = None,
     ) -> None:
         parts = [
             f"nobody has got on for {seconds:.1f} s",
+            *([str(verdict)] if verdict is not None else []),
             *([f"the last: {', '.join(last)}"] if last else []),
             *(f"{name}: {place}" for name, place in places.items()),
             *([f"the report is in {report}"] if report is not None else []),
@@ -120,6 +125,7 @@ class StallError(ClusterError):
         self.last = tuple(last)
         self.places = dict(places)
         self.report = report
+        self.verdict = verdict
 
 
 class TaskFailed(ClusterError):

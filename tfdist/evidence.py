@@ -196,6 +196,7 @@ class Evidence:
     Attributes:
         tasks: all of it.
         over: whether the job is; else it stands still.
+        whole: whether all tasks were looked at, and not one alone.
         seconds: since anybody got on.
         barriers: at which somebody waits.
         expected: how many examples there are to visit; None if that is not known.
@@ -207,6 +208,7 @@ class Evidence:
 
     tasks: tuple[TaskEvidence, ...]
     over: bool = False
+    whole: bool = True
     seconds: float = 0.0
     barriers: tuple[BarrierEvidence, ...] = ()
     expected: int | None = None

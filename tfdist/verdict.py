@@ -50,6 +50,32 @@ class Name(str, enum.Enum):
         """Whether somebody has to do something about it."""
         return not self.is_slow and self is not Name.FINE
 
+    @property
+    def advice(self) -> str:
+        """What helps, in a line."""
+        return _ADVICE[self]
+
+
+_ADVICE = {
+    Name.INPUT_STALLED: "a deadline around the input; SplitQueue.give_back lets another one read",
+    Name.STRANDED_AT_BARRIER: "padded batches, and an end that all agree on, by Epoch; or resign()",
+    Name.PEER_DEAD: "tfdist run --restart, and a SplitQueue, so that others do what it left",
+    Name.PEER_STOPPED: "wake it; with the leases of a SplitQueue others take over meanwhile",
+    Name.DEAD_DEPENDENCY: "device_filters for each session, and iterators on their own trainer",
+    Name.NOT_INITIALIZED: "graph.session, and variables placed by graph.device_setter",
+    Name.THREADS_EXHAUSTED: "inter_op_parallelism_threads of the workers + 1, or processes",
+    Name.DEADLOCK: "place what is shared on a ps by name; never block in a scheduled function",
+    Name.UNKNOWN: "tfdist stacks --native",
+    Name.SLOW: "patience, or notes of tfdist.Progress",
+    Name.SLOW_START: "patience; graph.session looks more often",
+    Name.SLOW_EXIT: "patience",
+    Name.TASK_FAILED: "its error",
+    Name.SILENT_TRUNCATION: "padded batches: no error may mean the end",
+    Name.DUPLICATES: "splits of a SplitQueue instead of shares by number",
+    Name.SAVED_TOO_EARLY: "saving in the action of an Epoch, when all have ended",
+    Name.FINE: "nothing has to",
+}
+
 
 class Confidence(str, enum.Enum):
     """How much is to be made of it."""
@@ -100,12 +126,14 @@ _IDLE_WAITS = (
 )
 _SCRIPT_OPS, _FROM_GENERATOR = "python/ops/script_ops.py", "data/ops/from_generator_op.py"
 _COORDINATOR = "cluster_coordinator.py"
+# How often a job that is only slow is waited for once more, each time twice as long.
+PATIENCE = 3
 _IMPORT_SECS = 60.0
 
 
 def judge(evidence: Evidence) -> Verdict:
     """The verdict on a job that stands still or is over."""
-    rules = _OVER if evidence.over else _STALLED
+    rules = _OVER if evidence.over else _STALLED if evidence.whole else _ALONE
     for rule in rules:
         verdict = rule(evidence)
         if verdict is not None:
@@ -417,7 +445,9 @@ def _unknown(evidence: Evidence) -> Verdict:
         waits,
         [_stands(task) for task in waits] or ["nothing was seen of any task"],
         Confidence.GUESS,
-        "tfdist stacks --native, and notes of progress in the script",
+        "tfdist stacks --native, and notes of progress in the script"
+        if evidence.whole
+        else "a look at the other tasks: it waits for one of them",
     )
 
 
@@ -496,6 +526,8 @@ _STALLED: Sequence[_Rule] = (
     _stranded,
     _deadlock,
 )
+# Of one task alone: whom it waits for is not known.
+_ALONE: Sequence[_Rule] = (_stopped, _slow, _exhausted, _input, _dependency, _stopping)
 _OVER: Sequence[_Rule] = (_stopped, _failed, _lost, _early, _ledger, _fine)
 
 

@@ -90,9 +90,9 @@ def test_a_job_that_gets_on_while_the_report_is_made_goes_on(folder, monkeypatch
     progress = Progress(str(folder.folder_of("worker:0", 1) / "progress.json"), every_secs=0.0)
     report_of = stall._report_of
 
-    def get_on_and_report(run_folder):
+    def get_on_and_report(*about):
         progress.update("epoch 1", 3, 10)
-        return report_of(run_folder)
+        return report_of(*about)
 
     guard = StallGuard(folder, ["worker:0"], 1e-9, is_kept=False)
     with monkeypatch.context() as patch:

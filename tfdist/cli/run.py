@@ -110,6 +110,12 @@ def _add_end(group: argparse._ArgumentGroup) -> None:
         "with exit code 75",
     )
     group.add_argument(
+        "--on-stall",
+        choices=("end", "report"),
+        default="end",
+        help="what then: end the job, or only tell, and let it go on (default: end)",
+    )
+    group.add_argument(
         "--restart",
         type=int,
         default=0,
@@ -194,6 +200,8 @@ def _check(parsed: argparse.Namespace) -> None:
     }.items():
         if seconds is not None and not seconds > 0:
             raise ConfigError(flag, seconds, "more than 0 seconds")
+    if parsed.on_stall != "end" and parsed.stall_timeout is None:
+        raise ConfigError("--on-stall", parsed.on_stall, "needs --stall-timeout")
     if parsed.classic_flags and (parsed.chief or parsed.evaluator or parsed.coordinator):
         other = next(name for name in ("chief", "evaluator", "coordinator") if vars(parsed)[name])
         raise ConfigError(f"--{other}", True, "--classic-flags know only ps and workers")
@@ -243,7 +251,13 @@ def _guard(
     if parsed.stall_timeout is None:
         return None
     names = [task.name for task in trainers]
-    return StallGuard(launch, names, parsed.stall_timeout, is_kept=parsed.log_dir is not None)
+    return StallGuard(
+        launch,
+        names,
+        parsed.stall_timeout,
+        is_kept=parsed.log_dir is not None,
+        ends=parsed.on_stall == "end",
+    )
 
 
 def _shape(parsed: argparse.Namespace) -> Shape:

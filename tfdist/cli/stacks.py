@@ -27,6 +27,7 @@ from tfdist.cluster.kernel_threads import KernelThreads, kernel_threads
 from tfdist.cluster.live_runs import chosen_run, while_it_lasts
 from tfdist.cluster.processes import STACKS_FILE
 from tfdist.cluster.run_folder import RunFolder, TaskRecord
+from tfdist.cluster.sighting import Sighting, sight
 from tfdist.cluster.stacks import ANSWER_SECS, ANSWERED, GONE, MEANINGS, Answer, ask
 from tfdist.errors import ConfigError
 
@@ -65,12 +66,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 
 @dataclass(frozen=True)
-class _View:
+class View:
     """What is known of a task.
 
     Attributes:
         life: None if the task has not started.
         answer: None if it was not asked.
+        sighting: what the answer is a part of; None if it was only asked.
         native: what py-spy printed; None if it was not called, or failed.
         complaint: why there is nothing of py-spy although it was asked for.
     """
@@ -81,6 +83,7 @@ class _View:
     kernel: KernelThreads | None = None
     native: str | None = None
     complaint: str | None = None
+    sighting: Sighting | None = None
 
     @property
     def state(self) -> str:
@@ -140,7 +143,7 @@ class JobStacks:
 
     run: RunFolder
     runs: bool
-    views: list[_View]
+    views: list[View]
 
     @property
     def exit_code(self) -> int:
@@ -166,40 +169,51 @@ class JobStacks:
             console.print(line, soft_wrap=True)
 
 
-def stacks_of(
-    run: RunFolder, names: Sequence[str], *, native: bool = False, timeout: float = ANSWER_SECS
-) -> JobStacks:
+def stacks_of(run: RunFolder, names: Sequence[str], *, native: bool = False) -> JobStacks:
     """Asks all of these tasks at the same time.
 
     Args:
         run: whose tasks they are.
         names: of the tasks.
         native: whether py-spy is asked too, which may take longer.
-        timeout: in seconds, for their answers.
     """
     runs = run.runs
     lives = {life.name: life for life in run.latest()}
     with ThreadPoolExecutor(len(names)) as pool:
-        views = pool.map(lambda name: _view(run, name, lives.get(name), native, timeout), names)
+        views = pool.map(lambda name: _view(run, name, lives.get(name), native), names)
         return JobStacks(run, runs, list(views))
 
 
-def _view(
-    run: RunFolder, name: str, life: TaskRecord | None, native: bool, timeout: float
-) -> _View:
+def sightings_of(run: RunFolder, names: Sequence[str]) -> JobStacks:
+    """Looks at all of these tasks at the same time; blocks for a second, or up to five."""
+    runs = run.runs
+    lives = {life.name: life for life in run.latest()}
+    with ThreadPoolExecutor(len(names)) as pool:
+        views = pool.map(lambda name: _sighted(run, name, lives.get(name)), names)
+        return JobStacks(run, runs, list(views))
+
+
+def _sighted(run: RunFolder, name: str, life: TaskRecord | None) -> View:
+    if life is None or life.ended is not None or life.process is None:
+        return _view(run, name, life, False)
+    seen = sight(life.process, run.folder_of(name, life.attempt) / STACKS_FILE)
+    return View(name, life, seen.answer, seen.kernel, sighting=seen)
+
+
+def _view(run: RunFolder, name: str, life: TaskRecord | None, native: bool) -> View:
     """Looks at one task; blocks until it has answered or a deadline is over."""
     if life is None or life.ended is not None:
-        return _View(name, life)
+        return View(name, life)
     process = life.process
     if process is None:
-        return _View(name, life, Answer(GONE))
+        return View(name, life, Answer(GONE))
     kernel = kernel_threads(life.pid)  # before it is woken up by the question
-    answer = ask(process, run.folder_of(name, life.attempt) / STACKS_FILE, timeout)
+    answer = ask(process, run.folder_of(name, life.attempt) / STACKS_FILE, ANSWER_SECS)
     text, complaint = ask_py_spy(life.pid, native=True) if native else (None, None)
-    return _View(name, life, answer, kernel, text, complaint)
+    return View(name, life, answer, kernel, text, complaint)
 
 
-def _lines(view: _View, width: int) -> Iterator[str]:
+def _lines(view: View, width: int) -> Iterator[str]:
     life = view.life
     where = "" if life is None else f"  attempt {life.attempt}  pid {life.pid}"
     yield ""
@@ -211,7 +225,7 @@ def _lines(view: _View, width: int) -> Iterator[str]:
     yield from native_lines(view.native, view.complaint)
 
 
-def _task_json(view: _View) -> dict[str, Any]:
+def _task_json(view: View) -> dict[str, Any]:
     life, answer = view.life, view.answer
     return {
         "task": view.name,

@@ -6,13 +6,14 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from tfdist.cluster.kernel_threads import KernelThreads, kernel_threads
 from tfdist.cluster.stacks import GONE, STOPPED, Answer, ask
 from tfdist.deadline import Deadline
-from tfdist.evidence import Place, Stack, State, place_of
+from tfdist.evidence import Place, State, TaskEvidence, place_of
 
 _ANSWER_SECS = 3.0
 _SAMPLE_SECS = 1.0
@@ -23,12 +24,34 @@ _RUNNING = "running"
 
 @dataclass(frozen=True)
 class Sighting:
-    """What was seen of a process; the fields are those of `tfdist.evidence.TaskEvidence`."""
+    """What was seen of a process.
 
-    state: State
-    stacks: tuple[Stack, ...] = ()
+    Attributes:
+        answer: to the question where it stands.
+        kernel: its threads, before it was asked.
+        waits: for each function of the kernel in which threads have waited for long, how many did.
+        works: whether it has used the CPU, or read from a disk.
+    """
+
+    answer: Answer
+    kernel: KernelThreads | None = None
     waits: dict[str, int] = field(default_factory=dict)
     works: bool = False
+
+    @property
+    def state(self) -> State:
+        """Whether it lives."""
+        return {STOPPED: State.STOPPED, GONE: State.DEAD}.get(self.answer.state, State.RUNS)
+
+    def evidence(self, **known: Any) -> TaskEvidence:
+        """It as evidence, with what else is known of the task."""
+        return TaskEvidence(
+            **known,
+            state=self.state,
+            stacks=self.answer.stacks,
+            waits=self.waits,
+            works=self.works,
+        )
 
 
 def sight(process: psutil.Process, stacks: Path) -> Sighting:
@@ -41,14 +64,14 @@ def sight(process: psutil.Process, stacks: Path) -> Sighting:
     try:
         return _sight(process, stacks)
     except psutil.NoSuchProcess:
-        return Sighting(State.DEAD)
+        return Sighting(Answer(GONE))
 
 
 def _sight(process: psutil.Process, stacks: Path) -> Sighting:
     before = kernel_threads(process.pid)  # the question wakes it up
     answer = _asked(process, stacks)
     if answer.state in (STOPPED, GONE):
-        return Sighting(State.STOPPED if answer.state == STOPPED else State.DEAD)
+        return Sighting(answer, before)
     start = time.monotonic()
     # From here: the answer itself is not work of the task.
     cpu_secs, read = _cpu_secs(process), _bytes_read(process)
@@ -57,8 +80,8 @@ def _sight(process: psutil.Process, stacks: Path) -> Sighting:
     after = kernel_threads(process.pid)
     spins = _has_running(before) and _has_running(after)
     return Sighting(
-        State.RUNS,
-        answer.stacks,
+        answer,
+        before,
         dict(_waits(before) & _waits(after)),  # who reads from a disk waits only for moments
         works=used >= _WORKS_SHARE or spins or _bytes_read(process) > read,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from tfdist.evidence import Evidence, TaskEvidence
@@ -41,6 +42,11 @@ _LEGEND = {
 }
 
 
+# Of the checkout that this file is in; where there is none, a name to look for.
+_DOCS = Path(__file__).parents[2] / "docs" / "hang.md"
+HANG_PAGE = _DOCS.as_uri() if _DOCS.exists() else "docs/hang.md"
+
+
 @dataclass(frozen=True)
 class Report:
     """All that the page shows.
@@ -51,10 +57,10 @@ class Report:
         evidence: that it is made of.
         tracks: what each task did.
         seconds: from the begin to the verdict.
-        reproduce: the command that plays it once more.
-        cure: what helps, in a line.
-        page: the address of the page that tells more, relative or not.
+        reproduce: the command that plays it once more; "" where there is none.
         about: what is shown, in a line.
+        cure: what helps, in a line; "" for the advice of the verdict.
+        page: the address of the page that tells more.
     """
 
     title: str
@@ -62,10 +68,10 @@ class Report:
     evidence: Evidence
     tracks: tuple[Track, ...]
     seconds: float
-    reproduce: str
-    cure: str
-    page: str
+    reproduce: str = ""
     about: str = ""
+    cure: str = ""
+    page: str = HANG_PAGE
 
 
 def page_of(report: Report) -> str:
@@ -85,8 +91,9 @@ def page_of(report: Report) -> str:
     _text(body, "h2", "Where each task stands")
     for task in report.evidence.tasks:
         _add_task(body, task)
-    _text(body, "h2", "Once more")
-    _text(body, "pre", report.reproduce)
+    if report.reproduce:
+        _text(body, "h2", "Once more")
+        _text(body, "pre", report.reproduce)
     return "<!doctype html>\n" + ET.tostring(html, encoding="unicode", method="html") + "\n"
 
 
@@ -106,7 +113,7 @@ def _add_verdict(body: ET.Element, report: Report) -> None:
         sure += f" What would tell more: {verdict.would_help}."
     _text(body, "p", sure)
     cure = ET.SubElement(body, "p")
-    cure.text = f"What helps: {report.cure}. "
+    cure.text = f"What helps: {report.cure or report.verdict.name.advice}. "
     link = _text(cure, "a", "More about it")
     link.set("href", report.page)
 

@@ -1,0 +1,88 @@
+"""What a run of `tfdist run` shows of itself, as the evidence for a verdict."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Collection, Mapping
+from contextlib import suppress
+from typing import Any
+
+from tfdist.barrier_notes import passed_at
+from tfdist.cli.barriers import Barriers
+from tfdist.cli.stacks import JobStacks, View
+from tfdist.cluster.processes import PROGRESS_FILE
+from tfdist.cluster.run_folder import ERROR_FILE, RunFolder
+from tfdist.evidence import BarrierEvidence, Evidence, State, TaskEvidence
+
+
+def job_evidence(
+    stacks: JobStacks, barriers: Barriers, trainers: Collection[str], seconds: float
+) -> Evidence:
+    """Of a run that stands still.
+
+    Args:
+        stacks: of `sightings_of`.
+        barriers: of the run.
+        trainers: names of those tasks that train.
+        seconds: since anybody got on.
+    """
+    resigned = {
+        place["trainer"]
+        for report in barriers.reports
+        for place in report["places"]
+        if place["state"] == "resigned"
+    }
+    return Evidence(
+        tasks=tuple(
+            _task(stacks.run, view, view.name in trainers, view.name in resigned)
+            for view in stacks.views
+        ),
+        seconds=seconds,
+        barriers=tuple(_barrier(report) for report in barriers.reports if report["places"]),
+    )
+
+
+def _barrier(report: Mapping[str, Any]) -> BarrierEvidence:
+    by_state: dict[str, list[str]] = {"arrived": [], "missing": [], "resigned": []}
+    for place in report["places"]:
+        by_state[place["state"]].append(place["trainer"])
+    return BarrierEvidence(report["name"], tuple(by_state["arrived"]), tuple(by_state["missing"]))
+
+
+def _task(run: RunFolder, view: View, trains: bool, left: bool) -> TaskEvidence:
+    life = view.life
+    if life is None:
+        return TaskEvidence(view.name, trains, State.ABSENT)
+    folder = run.folder_of(view.name, life.attempt)
+    known: dict[str, Any] = {
+        "name": view.name,
+        "trains": trains,
+        "left": left,
+        "quiet_secs": _quiet_secs(run, view),
+    }
+    with suppress(FileNotFoundError):
+        known["steps"] = json.loads((folder / PROGRESS_FILE).read_text("utf-8"))["done"]
+    if view.sighting is not None:
+        return view.sighting.evidence(**known)
+    if life.ended is None:
+        return TaskEvidence(**known, state=State.DEAD)
+    code = life.exit_code or 0
+    state = State.ENDED if code == 0 else State.DEAD if code < 0 else State.FAILED
+    error = None
+    if (folder / ERROR_FILE).exists():
+        message = json.loads((folder / ERROR_FILE).read_text("utf-8"))["message"]
+        error = next(iter(str(message).strip().splitlines()), None)
+    return TaskEvidence(**known, state=state, ended_secs=time.time() - life.ended, error=error)
+
+
+def _quiet_secs(run: RunFolder, view: View) -> float:
+    """Since its last note of progress, since it passed a barrier, or since it has begun."""
+    assert view.life is not None
+    folder = run.folder_of(view.name, view.life.attempt)
+    times = [view.life.began]
+    if (passed := passed_at(folder)) is not None:
+        times.append(passed / 1e9)
+    with suppress(FileNotFoundError):
+        times.append((folder / PROGRESS_FILE).stat().st_mtime)
+    return max(0.0, time.time() - max(times))
