@@ -134,7 +134,7 @@ class TaskEvidence:
         error: the last line of its failure.
         stacks: of its Python threads; that of the main thread first, if it is marked so.
         waits: for each function of the kernel in which threads wait, how many do.
-        works: whether it has used the CPU while it was looked at.
+        works: whether it has used the CPU, or read from a disk, while it was looked at.
         quiet_secs: since it got on, by its own word.
         left: whether it takes no further part, by its own word, though it lives.
         steps: how many it has done, by its own word.

@@ -187,12 +187,13 @@ def _slow(evidence: Evidence) -> Verdict | None:
     working = [task for task in evidence.tasks if task.lives and task.works]
     importing = [task for task in _alive(evidence) if task.place is Place.IMPORT]
     if importing and evidence.seconds < _IMPORT_SECS:
-        return _verdict(Name.SLOW_START, importing, [f"{_names(importing)}: still importing"])
+        told = [f"{task.name}: still importing, in {task.call}" for task in importing]
+        return _verdict(Name.SLOW_START, importing, told)
     if working:
         return _verdict(
             Name.SLOW,
             working,
-            [f"{_names(working)}: uses the CPU", *_missing(evidence)],
+            [f"{_names(working)}: uses the CPU, or reads from a disk", *_missing(evidence)],
             Confidence.LIKELY,
             "a later look: a thread that spins looks the same",
         )

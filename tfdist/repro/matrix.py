@@ -301,7 +301,7 @@ _INPUT = (
     ),
     Case(
         "input/on-the-ps-with-timeout",
-        "the same file is read on the ps: there the timeout of a run ends it, and the share is lost",
+        "the same file is read on the ps: there the timeout ends the run, and the share is lost",
         "who reads is who trains, with a deadline; the split is given back",
         (Name.TASK_FAILED,),
         examples=32,

@@ -1,0 +1,71 @@
+"""The report in a real browser: it is drawn, and asks nobody for anything."""
+
+import json
+import shutil
+import struct
+import subprocess
+import zlib
+
+import pytest
+
+from tests.unit.test_page import REPORT
+from tfdist.repro.page import page_of
+
+# As root it needs --no-sandbox; the others keep it from looking for its maker's hosts.
+FLAGS = (
+    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"),
+    *("--disable-sync", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-features=NetworkTimeServiceQuerying", "--hide-scrollbars"),
+)
+
+
+@pytest.fixture
+def chromium(tmp_path):
+    path = shutil.which("chromium") or shutil.which("google-chrome")
+    if path is None:
+        pytest.skip("needs chromium: apt-get install chromium")
+
+    def run(*arguments):
+        command = [path, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", *arguments]
+        return subprocess.run(command, capture_output=True, timeout=60, check=True).stdout
+
+    return run
+
+
+def test_the_page_is_drawn_and_asks_for_nothing(chromium, tmp_path):
+    page, picture, log = (tmp_path / name for name in ("page.html", "page.png", "log.json"))
+    page.write_text(page_of(REPORT), "utf-8")
+    shown = chromium("--dump-dom", f"--log-net-log={log}", page.as_uri()).decode()
+    assert "STRANDED_AT_BARRIER" in shown
+    assert requests(log) == []
+    chromium(f"--screenshot={picture}", "--window-size=1000,1200", page.as_uri())
+    width, height, colors = look_at(picture)
+    assert (width, height) == (1000, 1200)
+    assert colors > 10  # not an empty page
+
+
+def requests(log):
+    """The addresses that were asked for over the network."""
+    events = json.loads(log.read_text())["events"]
+    urls = {event["params"]["url"] for event in events if "url" in event.get("params", {})}
+    return sorted(url for url in urls if url.startswith(("http", "ws")))
+
+
+def look_at(picture):
+    """Width, height, and how many colors a PNG has; of 8 bits a channel, as browsers write it."""
+    data, place, packed = picture.read_bytes(), 8, b""
+    while place < len(data):
+        (length,) = struct.unpack(">I", data[place : place + 4])
+        kind, body = data[place + 4 : place + 8], data[place + 8 : place + 8 + length]
+        if kind == b"IHDR":
+            width, height, depth, color = struct.unpack(">IIBB", body[:10])
+        elif kind == b"IDAT":
+            packed += body
+        place += 12 + length
+    assert depth == 8
+    channels = {2: 3, 6: 4}[color]
+    raw, stride = zlib.decompress(packed), 1 + width * channels
+    # Filtered bytes, which differ where the picture does.
+    rows = (raw[row * stride + 1 : (row + 1) * stride] for row in range(height))
+    pixels = {row[x : x + channels] for row in rows for x in range(0, len(row), channels)}
+    return width, height, len(pixels)

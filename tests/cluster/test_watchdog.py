@@ -1,0 +1,105 @@
+"""Watchdog: a process that does not get on is told and ended, and one that does is left alone."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+
+import tfdist
+from tfdist import ConfigError
+from tfdist.task import PROGRESS_VARIABLE
+
+BEGIN = """
+import threading, time, tfdist
+"""
+STUCK = """
+with tfdist.Watchdog(1.0) as watchdog:
+    watchdog.progress.update("epoch 1", 3, 10)
+    threading.Event().wait(60)
+"""
+TOLD = """
+with tfdist.Watchdog(1.0, on_stall="report"):
+    threading.Event().wait(5)
+print("goes on")
+"""
+GETS_ON = """
+with tfdist.Watchdog(2.0) as watchdog:
+    for step in range(12):
+        threading.Event().wait(0.5)
+        watchdog.progress.update(f"step {step}", step, 12)
+print("done")
+"""
+DEAF = """
+import signal
+with tfdist.Watchdog(1.0):
+    threading.Event().wait(0.1)
+    with open("/proc/self/fd/0") as file:
+        pass
+    import os
+    os.kill(os.getpid(), signal.SIGSTOP)
+"""
+
+
+def run(script):
+    command = [sys.executable, "-c", BEGIN + script]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+
+
+def test_who_hangs_is_told_and_ended():
+    ended = run(STUCK)
+    assert ended.returncode == 75, ended.stderr
+    assert "has not got on for" in ended.stderr
+    assert "UNKNOWN" in ended.stderr
+    assert "threading.py" in ended.stderr
+
+
+def test_who_only_wants_to_be_told_goes_on():
+    ended = run(TOLD)
+    assert (ended.returncode, ended.stdout) == (0, "goes on\n"), ended.stderr
+    assert "has not got on for" in ended.stderr
+
+
+def test_who_gets_on_is_left_alone():
+    ended = run(GETS_ON)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
+
+
+def test_who_cannot_end_by_itself_is_killed():
+    ended = run(DEAF)
+    assert ended.returncode == -9, ended.stderr
+    assert "PEER_STOPPED" in ended.stderr
+
+
+def test_a_barrier_is_a_sign_of_life(monkeypatch):
+    monkeypatch.delenv(PROGRESS_VARIABLE, raising=False)
+    with tfdist.Watchdog(60):
+        folder = Path(os.environ[PROGRESS_VARIABLE]).parent
+        with tfdist.local_cluster(1, 1) as cluster:
+            cluster.run(lambda task: tfdist.Barrier(task, "end", timeout=20).wait())
+        assert (folder / "barrier-passed").exists()
+
+
+def test_nothing_is_left_behind(monkeypatch):
+    monkeypatch.delenv(PROGRESS_VARIABLE, raising=False)
+    before = set(os.listdir(tempfile.gettempdir()))
+    children = set(psutil.Process().children())
+    with tfdist.Watchdog(60):
+        assert set(psutil.Process().children()) > children
+    assert set(psutil.Process().children()) == children
+    assert PROGRESS_VARIABLE not in os.environ
+    left = set(os.listdir(tempfile.gettempdir())) - before
+    assert not [name for name in left if name.startswith("tfdist-watchdog")]
+
+
+@pytest.mark.parametrize(
+    ("values", "field"),
+    [({"timeout": 0}, "timeout"), ({"timeout": 1, "on_stall": "x"}, "on_stall")],
+)
+def test_bad_input_is_named(values, field):
+    with pytest.raises(ConfigError) as caught:
+        tfdist.Watchdog(**values)
+    assert caught.value.field == field

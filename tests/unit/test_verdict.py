@@ -1,0 +1,176 @@
+"""Verdicts: on evidence that was recorded from the cases of the lab, and rule by rule."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tfdist.evidence import (
+    BarrierEvidence,
+    Evidence,
+    Frame,
+    Place,
+    Stack,
+    State,
+    TaskEvidence,
+    place_of,
+)
+from tfdist.repro.matrix import CASES, find
+from tfdist.verdict import Confidence, Name, judge
+
+RECORDED = sorted((Path(__file__).parent / "evidence").glob("*.json"))
+SITE = "/lib/site-packages/"
+
+# The frames by which a main thread is told.
+AT = {
+    Place.RUN: ("tensorflow/python/client/session.py", "_call_tf_sessionrun"),
+    Place.CLOSING: ("tensorflow/python/client/session.py", "close"),
+    Place.EXTENDING: ("tensorflow/python/client/session.py", "_extend_graph"),
+    Place.STARTING: ("tensorflow/python/training/session_manager.py", "wait_for_session"),
+    Place.STOPPING: ("tensorflow/python/training/coordinator.py", "join"),
+    Place.INPUT: ("tensorflow/python/ops/gen_dataset_ops.py", "iterator_get_next"),
+    Place.EAGER: ("tensorflow/python/eager/execute.py", "quick_execute"),
+    Place.BARRIER: ("tfdist/barrier/interface.py", "wait"),
+    Place.IMPORT: ("<frozen importlib._bootstrap>", "_find_and_load"),
+    Place.WAIT: ("python3.11/threading.py", "wait"),
+    Place.PYTHON: ("train.py", "evaluate"),
+    Place.SERVER: ("tfdist/cluster/server.py", "serve"),
+}
+MAIN = Frame("/work/train.py", 10, "<module>")
+
+
+def stands(place, main=True):
+    file, function = AT[place]
+    path = file if file.startswith("<") else SITE + file
+    return Stack((Frame(path, 1, function), MAIN), main=main)
+
+
+def at(place, name="worker:0", **more):
+    return TaskEvidence(name, stacks=(stands(place),), **more)
+
+
+PS = at(Place.SERVER, "ps:0", trains=False)
+
+
+def job(*tasks, **more):
+    return Evidence((PS, *tasks), **more)
+
+
+@pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
+def test_the_verdict_on_what_was_recorded_is_that_of_the_case(path):
+    case = find(path.stem.replace("--", "/"))
+    evidence = Evidence.parse(path.read_text("utf-8"))
+    assert judge(evidence).name in case.expects
+    assert Evidence.parse(evidence.to_json()) == evidence
+
+
+def test_there_is_a_record_of_each_case():
+    assert {path.stem.replace("--", "/") for path in RECORDED} == {case.name for case in CASES}
+
+
+@pytest.mark.parametrize("place", list(AT))
+def test_a_place_is_told_by_its_frame(place):
+    assert place_of(stands(place)) is place
+
+
+@pytest.mark.parametrize(
+    ("outer", "inner"),
+    [
+        (Place.BARRIER, Place.RUN),
+        (Place.STARTING, Place.RUN),
+        (Place.EXTENDING, Place.STARTING),
+        (Place.CLOSING, Place.STARTING),
+    ],
+)
+def test_of_two_places_the_one_that_says_more_counts(outer, inner):
+    assert place_of(Stack(stands(inner).frames + stands(outer).frames)) is outer
+    assert place_of(Stack(stands(outer).frames + stands(inner).frames)) is outer
+
+
+ENDED = at(Place.RUN, "worker:1", state=State.ENDED, ended_secs=3.0)
+WAITS = at(Place.RUN)
+
+
+@pytest.mark.parametrize(
+    ("evidence", "name", "culprits"),
+    [
+        (job(WAITS, ENDED), Name.STRANDED_AT_BARRIER, ["worker:1"]),
+        (job(at(Place.EAGER), at(Place.PYTHON, "worker:1", left=True)),
+         Name.STRANDED_AT_BARRIER, ["worker:1"]),
+        (job(WAITS, replace(ENDED, state=State.DEAD)), Name.PEER_DEAD, ["worker:1"]),
+        (job(WAITS, replace(ENDED, state=State.FAILED)), Name.PEER_DEAD, ["worker:1"]),
+        (job(WAITS, replace(ENDED, state=State.STOPPED)), Name.PEER_STOPPED, ["worker:1"]),
+        (job(at(Place.CLOSING), ENDED), Name.DEAD_DEPENDENCY, ["worker:1"]),
+        (job(at(Place.EXTENDING), replace(ENDED, state=State.DEAD)),
+         Name.DEAD_DEPENDENCY, ["worker:1"]),
+        (job(WAITS, at(Place.INPUT, "worker:1")), Name.INPUT_STALLED, ["worker:1"]),
+        (job(WAITS, replace(WAITS, name="worker:1", waits={"wait_for_partner": 1})),
+         Name.INPUT_STALLED, ["worker:1"]),
+        (job(WAITS, replace(WAITS, name="worker:1")), Name.DEADLOCK, ["worker:0", "worker:1"]),
+        (job(WAITS, replace(WAITS, name="worker:1", works=True)), Name.SLOW, ["worker:1"]),
+        (job(WAITS, at(Place.PYTHON, "worker:1")), Name.SLOW, ["worker:1"]),
+        (job(WAITS, at(Place.IMPORT, "worker:1"), seconds=5.0), Name.SLOW_START, ["worker:1"]),
+        (job(WAITS, at(Place.WAIT, "worker:1")), Name.UNKNOWN, ["worker:0", "worker:1"]),
+        (job(TaskEvidence("worker:0", state=State.ABSENT), at(Place.STARTING, "worker:1")),
+         Name.NOT_INITIALIZED, ["worker:0"]),
+        (job(at(Place.RUN, steps=3), at(Place.STARTING, "worker:1", quiet_secs=5.0)),
+         Name.SLOW_START, ["worker:1"]),
+        (job(at(Place.STOPPING, quiet_secs=20.0)), Name.SLOW_EXIT, ["worker:0"]),
+    ],
+    ids=lambda value: value.value if isinstance(value, Name) else "",
+)  # fmt: skip
+def test_a_job_that_stands_still(evidence, name, culprits):
+    verdict = judge(evidence)
+    assert (verdict.name, list(verdict.culprits)) == (name, culprits)
+    assert verdict.because
+    assert verdict.would_help or verdict.confidence is Confidence.CERTAIN
+
+
+def test_a_barrier_whose_name_is_known_makes_it_certain():
+    barrier = BarrierEvidence("epoch_end", ("worker:0",), ("worker:1",))
+    verdict = judge(job(at(Place.BARRIER), ENDED, barriers=(barrier,)))
+    assert (verdict.name, verdict.confidence) == (Name.STRANDED_AT_BARRIER, Confidence.CERTAIN)
+    assert any("'epoch_end'" in reason for reason in verdict.because)
+
+
+WELL = tuple(TaskEvidence(f"worker:{n}", state=State.ENDED, ended_secs=1.0) for n in range(2))
+
+
+@pytest.mark.parametrize(
+    ("evidence", "name"),
+    [
+        (Evidence(WELL, over=True, expected=4), Name.FINE),
+        (Evidence(WELL, over=True), Name.FINE),
+        (Evidence(WELL, over=True, expected=4, missing=((2, 4),)), Name.SILENT_TRUNCATION),
+        (Evidence(WELL, over=True, expected=4, duplicates=((2, 4),)), Name.DUPLICATES),
+        (Evidence(WELL, over=True, expected=4, step=9, saved_step=3), Name.SAVED_TOO_EARLY),
+        (Evidence(WELL, over=True, expected=4, step=9, saved_step=9), Name.FINE),
+        (Evidence((WELL[0], replace(WELL[1], state=State.FAILED, error="ValueError: x")),
+                  over=True, expected=4), Name.TASK_FAILED),
+        (Evidence((WELL[0], replace(WELL[1], state=State.DEAD)), over=True, expected=4,
+                  missing=((2, 4),)), Name.PEER_DEAD),
+        (Evidence((WELL[0], replace(WELL[1], state=State.DEAD)), over=True, expected=4),
+         Name.FINE),
+    ],
+)  # fmt: skip
+def test_a_job_that_is_over(evidence, name):
+    assert judge(evidence).name is name
+
+
+def test_of_one_task_alone_it_is_not_said_for_whom_it_waits():
+    verdict = judge(Evidence((WAITS,), whole=False))
+    assert (verdict.name, verdict.confidence) == (Name.UNKNOWN, Confidence.GUESS)
+    assert "other tasks" in verdict.would_help
+    stalled = judge(Evidence((at(Place.INPUT),), whole=False))
+    assert stalled.name is Name.INPUT_STALLED
+
+
+def test_each_name_has_advice():
+    assert all(name.advice for name in Name)
+
+
+def test_a_verdict_reads_as_one_line():
+    text = str(judge(job(WAITS, ENDED)))
+    assert text.startswith("STRANDED_AT_BARRIER (worker:1): worker:1 has ended 3 s ago; ")
+    assert text.endswith("[likely]")
+    assert "\n" not in text
