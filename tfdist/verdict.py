@@ -164,8 +164,9 @@ def _dead(evidence: Evidence) -> Verdict | None:
 
 
 def _is_busy(evidence: Evidence) -> bool:
-    """Whether a trainer has something to do without the others, of which one may be missing."""
-    return any(task.works or _python_call(task) for task in _waiting(evidence))
+    """Whether somebody has something to do without those that are missing."""
+    works = any(task.works for task in _alive(evidence))
+    return works or any(_python_call(task) for task in _waiting(evidence))
 
 
 def _missing(evidence: Evidence) -> list[str]:

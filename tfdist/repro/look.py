@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,8 @@ from tfdist.repro.notes import Note, read_notes
 _ANSWER_SECS = 3.0
 _SAMPLE_SECS = 1.0
 _AGAIN_SECS = 0.1
-_WORKS_SHARE = 0.2  # of a core, while it is looked at
+_WORKS_SHARE, _LEAST_SHARE = 0.2, 0.03  # of a core, while it is looked at
+_NO_WAITS = (Place.EAGER, Place.PYTHON)
 _RUNNING = "running"
 
 
@@ -144,9 +146,9 @@ def _task(
     process = life.process
     if process is None:
         return TaskEvidence(**common, state=State.DEAD)
-    before, cpu_before = kernel_threads(life.pid), _cpu_secs(process)
+    before = kernel_threads(life.pid)
     answer = _ask(process, run.folder_of(name, life.attempt) / STACKS_FILE)
-    return _living(common, life, process, answer, before, cpu_before)
+    return _living(run, common, life, process, answer, before)
 
 
 def _ask(process: psutil.Process, path: Path) -> Answer:
@@ -176,12 +178,12 @@ def _end_of(life: TaskRecord, trains: bool, over: bool) -> State:
 
 
 def _living(
+    run: RunFolder,
     common: dict[str, Any],
     life: TaskRecord,
     process: psutil.Process,
     answer: Answer,
     before: KernelThreads,
-    cpu_before: float,
 ) -> TaskEvidence:
     if answer.state in (STOPPED, GONE):
         state = State.STOPPED if answer.state == STOPPED else State.DEAD
@@ -193,12 +195,29 @@ def _living(
     used = (_cpu_secs(process) - cpu_asked) / (time.monotonic() - start)
     after = kernel_threads(life.pid)
     spins = bool(_running(before)) and bool(_running(after))
+    moves = _moves(
+        answer, ask(process, run.folder_of(life.name, life.attempt) / STACKS_FILE, _ANSWER_SECS)
+    )
     return TaskEvidence(
         **common,
         stacks=answer.stacks,
         waits=dict(_waits(before) & _waits(after)),  # who reads from a disk waits only for moments
-        works=used >= _WORKS_SHARE or spins or _bytes_read(process) > read_asked,
+        works=used >= _works_share() or spins or moves or _bytes_read(process) > read_asked,
     )
+
+
+def _works_share() -> float:
+    """Of a core; on a crowded machine a task that works gets less of it."""
+    crowd = os.getloadavg()[0] / (os.cpu_count() or 1)
+    return max(_LEAST_SHARE, _WORKS_SHARE / max(1.0, crowd))
+
+
+def _moves(first: Answer, second: Answer) -> bool:
+    """Whether a main thread that is in no wait stands elsewhere now, as one that builds a graph."""
+    stacks = [next((s for s in answer.stacks if s.main), None) for answer in (first, second)]
+    if stacks[0] is None or stacks[1] is None or place_of(stacks[0]) not in _NO_WAITS:
+        return False
+    return stacks[0].frames != stacks[1].frames
 
 
 def _cpu_secs(process: psutil.Process) -> float:
