@@ -23,7 +23,7 @@ from tfdist.errors import ConfigError
 from tfdist.repro.case import Case
 from tfdist.repro.lab import Played, Plays
 from tfdist.repro.matrix import CASES, T23846, find
-from tfdist.repro.page import HANG_PAGE, Report, page_of
+from tfdist.repro.page import Report, docs_page, page_of
 from tfdist.repro.series import Row, grid, hang_rate, play_matrix, verdicts
 from tfdist.repro.timeline import timeline
 
@@ -292,7 +292,7 @@ class _Lab:
             seconds=played.judged_secs,
             reproduce=f"tfdist repro run {case.name}{half} --seed {played.seed}",
             cure=case.cure,
-            page=f"{HANG_PAGE}#{case.family}",
+            page=docs_page(f"hangs/{case.module}.md"),
         )
         (played.folder / PAGE_FILE).write_text(page_of(report), "utf-8")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from dataclasses import dataclass, field
@@ -18,7 +19,8 @@ from tfdist.evidence import Place, State, TaskEvidence, place_of
 _ANSWER_SECS = 3.0
 _SAMPLE_SECS = 1.0
 _AGAIN_SECS = 0.1
-_WORKS_SHARE = 0.2  # of a core, while it is looked at
+_WORKS_SHARE, _LEAST_SHARE = 0.2, 0.03  # of a core, while it is looked at
+_NO_WAITS = (Place.EAGER, Place.PYTHON)
 _RUNNING = "running"
 
 
@@ -79,12 +81,27 @@ def _sight(process: psutil.Process, stacks: Path) -> Sighting:
     used = (_cpu_secs(process) - cpu_secs) / (time.monotonic() - start)
     after = kernel_threads(process.pid)
     spins = _has_running(before) and _has_running(after)
+    moves = _moves(answer, ask(process, stacks, _ANSWER_SECS))
     return Sighting(
         answer,
         before,
         dict(_waits(before) & _waits(after)),  # who reads from a disk waits only for moments
-        works=used >= _WORKS_SHARE or spins or _bytes_read(process) > read,
+        works=used >= _works_share() or spins or moves or _bytes_read(process) > read,
     )
+
+
+def _works_share() -> float:
+    """Of a core; on a crowded machine a task that works gets less of it."""
+    crowd = os.getloadavg()[0] / (os.cpu_count() or 1)
+    return max(_LEAST_SHARE, _WORKS_SHARE / max(1.0, crowd))
+
+
+def _moves(first: Answer, second: Answer) -> bool:
+    """Whether a main thread that is in no wait stands elsewhere now, as one that builds a graph."""
+    stacks = [next((s for s in answer.stacks if s.main), None) for answer in (first, second)]
+    if stacks[0] is None or stacks[1] is None or place_of(stacks[0]) not in _NO_WAITS:
+        return False
+    return stacks[0].frames != stacks[1].frames
 
 
 def _asked(process: psutil.Process, stacks: Path) -> Answer:

@@ -52,10 +52,15 @@ class Case:
         """The part of the name before the slash."""
         return self.name.partition("/")[0]
 
+    @property
+    def module(self) -> str:
+        """The module of `tfdist.repro.scenarios` that has it; its page in docs/hangs too."""
+        return self.family.replace("-", "_")
+
     def play(self, *, cured: bool) -> Callable[[Actor], None]:
         """The function that each trainer runs; importing it imports TensorFlow."""
-        family, _, name = self.name.replace("-", "_").partition("/")
-        module = importlib.import_module(f"tfdist.repro.scenarios.{family}")
+        name = self.name.partition("/")[2].replace("-", "_")
+        module = importlib.import_module(f"tfdist.repro.scenarios.{self.module}")
         play: Callable[[Actor], None] = getattr(module, f"{name}_cured" if cured else name)
         return play
 

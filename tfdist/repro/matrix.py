@@ -157,7 +157,7 @@ _COLLECTIVE = (
     Case(
         "collective/distributed-dataset",
         "uneven data in a distributed dataset: TensorFlow asks all whether they have something",
-        "padded batches and anyone_has_value, also where batches have a static size",
+        "padded batches and anyone_has_value: then all batches have one static size",
         (Name.FINE,),
         shape=_MIRRORED,
         examples=24,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -42,9 +42,13 @@ _LEGEND = {
 }
 
 
-# Of the checkout that this file is in; where there is none, a name to look for.
-_DOCS = Path(__file__).parents[2] / "docs" / "hang.md"
-HANG_PAGE = _DOCS.as_uri() if _DOCS.exists() else "docs/hang.md"
+_DOCS = Path(__file__).parents[2] / "docs"  # of the checkout that this file is in
+
+
+def docs_page(name: str) -> str:
+    """The address of a page of the documentation; where there is no checkout, only its name."""
+    path = _DOCS / name
+    return path.as_uri() if path.exists() else f"docs/{name}"
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Report:
     reproduce: str = ""
     about: str = ""
     cure: str = ""
-    page: str = HANG_PAGE
+    page: str = field(default_factory=lambda: docs_page("hang.md"))
 
 
 def page_of(report: Report) -> str:

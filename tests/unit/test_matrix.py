@@ -1,0 +1,50 @@
+"""The cases of the lab: each is there, broken and cured, short, and has its page."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from tfdist import ConfigError
+from tfdist.repro.matrix import CASES, T23846, find
+from tfdist.repro.series import grid
+
+ROOT = Path(__file__).parents[2]
+MOST_LINES = 60  # a screen
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_each_case_has_both_halves_and_a_line_on_its_page(case):
+    source = ROOT / "tfdist" / "repro" / "scenarios" / f"{case.module}.py"
+    found = {
+        node.name: node.end_lineno - node.lineno
+        for node in ast.parse(source.read_text("utf-8")).body
+        if isinstance(node, ast.FunctionDef)
+    }
+    name = case.name.partition("/")[2].replace("-", "_")
+    assert found[name] <= MOST_LINES
+    assert found[f"{name}_cured"] <= MOST_LINES
+    page = (ROOT / "docs" / "hangs" / f"{case.module}.md").read_text("utf-8")
+    assert f"`{case.name}`" in page
+    assert all(name.value in page or len(case.expects) > 1 for name in case.expects)
+
+
+def test_names_are_unique_and_a_wrong_one_is_told():
+    names = [case.name for case in CASES]
+    assert len(set(names)) == len(names)
+    assert find("t23846") is T23846
+    with pytest.raises(ConfigError) as caught:
+        find("sync/no-such-case")
+    assert caught.value.field == "CASE"
+
+
+def test_a_grid_has_each_size_once_and_counts_its_examples():
+    cases = grid(
+        T23846, ps=[1, 2], workers=[4, 8], inter_op=[1], iterator_on_ps=[False, True], epochs=25
+    )
+    sizes = {
+        (case.shape.num_ps, case.shape.num_workers, case.settings["iterator_on_ps"])
+        for case in cases
+    }
+    assert len(cases) == len(sizes) == 8
+    assert {case.examples for case in cases} == {4 * 96 * 25, 8 * 96 * 25}
