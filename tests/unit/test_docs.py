@@ -26,8 +26,9 @@ def pages(root: Path) -> list[Path]:
 
 
 def docs_text(root: Path) -> dict[str, str]:
-    """The pages of docs/ by name."""
-    return {path.name: path.read_text("utf-8") for path in sorted((root / "docs").rglob("*.md"))}
+    """The pages of docs/ by their paths in it."""
+    paths = sorted((root / "docs").rglob("*.md"))
+    return {str(path.relative_to(root / "docs")): path.read_text("utf-8") for path in paths}
 
 
 def tokens(path: Path) -> Iterator[Token]:
