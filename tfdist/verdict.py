@@ -129,6 +129,7 @@ _COORDINATOR = "cluster_coordinator.py"
 # How often a job that is only slow is waited for once more, each time twice as long.
 PATIENCE = 3
 _IMPORT_SECS = 60.0
+_CLOSE_SECS = 8.0
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -261,6 +262,22 @@ def _starting(evidence: Evidence) -> Verdict | None:
 
 def _has_waited(task: TaskEvidence) -> str:
     return f"{task.name} has waited {task.quiet_secs:.0f} s for variables to be initialised"
+
+
+def _closing(evidence: Evidence) -> Verdict | None:
+    """A session may take its time to close: up to 5 s were seen where nobody was missing."""
+    tasks = [
+        task
+        for task in _alive(evidence)
+        if task.place is Place.CLOSING and 0 < max(evidence.seconds, task.quiet_secs) < _CLOSE_SECS
+    ]
+    missing = (State.STOPPED, State.DEAD, State.FAILED)
+    if not tasks or any(task.state in missing for task in evidence.tasks if not task.trains):
+        return None
+    told = [
+        f"{task.name}: closes its session, which may take {_CLOSE_SECS:.0f} s" for task in tasks
+    ]
+    return _verdict(Name.SLOW_EXIT, tasks, [*told, *_missing(evidence)])
 
 
 def _stopping(evidence: Evidence) -> Verdict | None:
@@ -517,6 +534,7 @@ def _fine(evidence: Evidence) -> Verdict | None:
 _Rule = Callable[[Evidence], "Verdict | None"]
 
 _STALLED: Sequence[_Rule] = (
+    _closing,
     _stopped,
     _dead,
     _slow,
