@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -72,7 +73,7 @@ class Place(str, enum.Enum):
     IMPORT = "imports"
     SERVER = "serves"
     WAIT = "waits, outside of TensorFlow"
-    PYTHON = "in Python, outside of TensorFlow"
+    PYTHON = "in Python, and waits for nobody there"
     UNKNOWN = "nobody knows where"
 
 
@@ -100,6 +101,8 @@ _PLACES: tuple[tuple[str, tuple[str, ...], Place], ...] = (
     ("tensorflow/python/eager/execute.py", ("quick_execute",), Place.EAGER),
     ("tensorflow/python/eager/context.py", ("call_function",), Place.EAGER),
 )
+# Files whose functions call into TensorFlow's library.
+_CALLS_INTO_TENSORFLOW = re.compile(r"/tensorflow/python/(eager/|client/|.*/gen_\w+_ops\.py$)")
 # Modules of the standard library in which a thread waits.
 _WAITING = ("threading.py", "queue.py", "selectors.py", "socket.py", "subprocess.py")
 
@@ -116,8 +119,8 @@ def place_of(stack: Stack) -> Place:
         if any(stack.has(function, file) for function in functions):
             return place
     top = stack.frames[0].file
-    # An operation without a name here, such as that of a fast path.
-    if "/tensorflow/python/" in top:
+    # The rest of TensorFlow's Python builds a graph, say, and waits for nobody.
+    if _CALLS_INTO_TENSORFLOW.search(top):
         return Place.EAGER
     return Place.WAIT if top.rpartition("/")[2] in _WAITING else Place.PYTHON
 

@@ -144,6 +144,7 @@ _COLLECTIVE = (
         shape=_MIRRORED,
         examples=24,
         issues=(37112, 35878),
+        stall_secs=4.0,
     ),
     Case(
         "collective/with-timeout",
@@ -162,6 +163,7 @@ _COLLECTIVE = (
         shape=_MIRRORED,
         examples=24,
         issues=(36153, 36846),
+        stall_secs=10.0,
     ),
     Case(
         "collective/infinite-and-finite",
@@ -188,6 +190,7 @@ _COLLECTIVE = (
         (Name.PEER_STOPPED,),
         shape=_MIRRORED,
         examples=32,
+        stall_secs=4.0,
     ),
 )
 
@@ -202,7 +205,7 @@ _COORDINATOR = (
         shape=_COORDINATED,
         examples=48,
         issues=(61129,),
-        stall_secs=3.0,
+        stall_secs=10.0,
     ),
     Case(
         "coordinator/slow-worker-loses-its-rest",
@@ -212,7 +215,7 @@ _COORDINATOR = (
         shape=_COORDINATED,
         examples=48,
         issues=(61129,),
-        stall_secs=3.0,
+        stall_secs=10.0,
     ),
     Case(
         "coordinator/blocking-barrier",
@@ -221,7 +224,7 @@ _COORDINATOR = (
         (Name.DEADLOCK,),
         shape=_COORDINATED,
         examples=48,
-        stall_secs=3.0,
+        stall_secs=4.0,
     ),
     Case(
         "coordinator/worker-stopped",
@@ -239,7 +242,7 @@ _COORDINATOR = (
         (Name.THREADS_EXHAUSTED,),
         shape=Shape(num_ps=0, num_workers=1),
         examples=48,
-        stall_secs=3.0,
+        stall_secs=4.0,
     ),
 )
 
@@ -250,6 +253,7 @@ _FAULTS = (
         "a SplitQueue: the others go on with its split, at its committed offset",
         (Name.PEER_DEAD,),
         examples=48,
+        stall_secs=4.0,
     ),
     Case(
         "faults/worker-killed-sync",
@@ -257,6 +261,7 @@ _FAULTS = (
         "the wait of a step has a timeout and names it; started again, it goes on where it was",
         (Name.PEER_DEAD,),
         examples=48,
+        stall_secs=4.0,
     ),
     Case(
         "faults/worker-stopped-sync",
@@ -264,6 +269,7 @@ _FAULTS = (
         "the wait of a step has a timeout and names it; woken, it goes on",
         (Name.PEER_STOPPED,),
         examples=48,
+        stall_secs=4.0,
     ),
     Case(
         "faults/ps-killed",
@@ -272,6 +278,7 @@ _FAULTS = (
         (Name.DEAD_DEPENDENCY,),
         examples=48,
         issues=(24338, 21745),
+        stall_secs=4.0,
     ),
     Case(
         "faults/ps-stopped",
@@ -279,6 +286,7 @@ _FAULTS = (
         "a barrier, whose timeout names the ps; it is woken, and all goes on",
         (Name.PEER_STOPPED,),
         examples=48,
+        stall_secs=4.0,
     ),
 )
 
@@ -317,6 +325,7 @@ _DATA_SERVICE = (
         (Name.PEER_DEAD,),
         shape=Shape(num_workers=3),
         examples=200,
+        stall_secs=4.0,
     ),
     Case(
         "data-service/dispatcher-killed",
@@ -325,6 +334,7 @@ _DATA_SERVICE = (
         (Name.PEER_DEAD,),
         shape=Shape(num_ps=0, num_workers=3),
         examples=200,
+        stall_secs=4.0,
     ),
 )
 

@@ -69,8 +69,8 @@ class _Model:
             actor.step(number.numpy()[weight.numpy() > 0])
             if after is not None:
                 after(int(self.steps.numpy()))
-        # Who is through reads from nobody any more, but others may still read from it: so it leaves
-        # only when they are through as well. That they miss the same here does not matter.
+        # A step ends for one trainer while another still reads from it: whoever leaves then is an
+        # error there ("Socket closed", 2 of 40 runs). So all take one more, whose end they may miss.
         with suppress(tf.errors.UnavailableError):
             run()
 

@@ -183,10 +183,11 @@ def _train_in_step_and_wait(actor: Actor, lost: str, fault: str, cure: str) -> N
             if split is None:
                 continue
             model.train(session, commit, split)
-            if split.offset == BATCH * (STEPS + BEFORE):  # that is of worker 1
-                actor.fault(fault, lost)
+            is_lost = split.offset == BATCH * (STEPS + BEFORE)  # which worker 1 has
             if split.finished:
                 split = next(splits, None)
+            if is_lost:
+                actor.fault(fault, lost)
 
 
 def _goes_on(actor: Actor, epoch: Epoch, has_value: bool, cure: str) -> bool:
