@@ -145,6 +145,7 @@ class TaskEvidence:
         pool: how many operations may block in its process at the same time.
         recovery_secs: between two looks whether the chief has initialised.
         grace_secs: for which it may wait for its own threads when it ends.
+        close_secs: that its session may take to close; with an input that tunes itself a minute.
     """
 
     name: str
@@ -162,6 +163,7 @@ class TaskEvidence:
     pool: int | None = None
     recovery_secs: float = 30.0
     grace_secs: float = 120.0
+    close_secs: float = 60.0
 
     @property
     def place(self) -> Place:

@@ -129,7 +129,6 @@ _COORDINATOR = "cluster_coordinator.py"
 # How often a job that is only slow is waited for once more, each time twice as long.
 PATIENCE = 3
 _IMPORT_SECS = 60.0
-_CLOSE_SECS = 8.0
 
 
 def judge(evidence: Evidence) -> Verdict:
@@ -166,8 +165,22 @@ def _dead(evidence: Evidence) -> Verdict | None:
 
 def _is_busy(evidence: Evidence) -> bool:
     """Whether somebody has something to do without those that are missing."""
-    works = any(task.works for task in _alive(evidence))
-    return works or any(_python_call(task) for task in _waiting(evidence))
+    return bool(_working(evidence)) or any(_python_call(task) for task in _waiting(evidence))
+
+
+def _working(evidence: Evidence) -> list[TaskEvidence]:
+    """Those that get something done.
+
+    Who waits for the chief makes a session each time that it looks, which is work for it and for
+    the ps, and does nothing.
+    """
+    tasks = _alive(evidence)
+    looks = any(task.place is Place.STARTING for task in tasks)
+    return [
+        task
+        for task in tasks
+        if task.works and task.place is not Place.STARTING and (task.trains or not looks)
+    ]
 
 
 def _missing(evidence: Evidence) -> list[str]:
@@ -186,7 +199,7 @@ def _end(task: TaskEvidence) -> str:
 
 def _slow(evidence: Evidence) -> Verdict | None:
     """Somebody works, or is in Python: the others wait for it."""
-    working = [task for task in evidence.tasks if task.lives and task.works]
+    working = _working(evidence)
     importing = [task for task in _alive(evidence) if task.place is Place.IMPORT]
     if importing and evidence.seconds < _IMPORT_SECS:
         told = [f"{task.name}: still importing, in {task.call}" for task in importing]
@@ -265,17 +278,20 @@ def _has_waited(task: TaskEvidence) -> str:
 
 
 def _closing(evidence: Evidence) -> Verdict | None:
-    """A session may take its time to close: up to 5 s were seen where nobody was missing."""
+    """A session that is closed waits for the thread that tunes its input (TensorFlow 2.21)."""
     tasks = [
         task
         for task in _alive(evidence)
-        if task.place is Place.CLOSING and 0 < max(evidence.seconds, task.quiet_secs) < _CLOSE_SECS
+        if task.place is Place.CLOSING
+        and 0 < max(evidence.seconds, task.quiet_secs) < task.close_secs
     ]
     missing = (State.STOPPED, State.DEAD, State.FAILED)
     if not tasks or any(task.state in missing for task in evidence.tasks if not task.trains):
         return None
     told = [
-        f"{task.name}: closes its session, which may take {_CLOSE_SECS:.0f} s" for task in tasks
+        f"{task.name}: closes its session; tf.data, which tunes itself, may keep it for "
+        f"{task.close_secs:.0f} s"
+        for task in tasks
     ]
     return _verdict(Name.SLOW_EXIT, tasks, [*told, *_missing(evidence)])
 

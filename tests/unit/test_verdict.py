@@ -52,8 +52,8 @@ def at(place, name="worker:0", **more):
 PS = at(Place.SERVER, "ps:0", trains=False)
 
 
-def job(*tasks, **more):
-    return Evidence((PS, *tasks), **more)
+def job(*tasks, works=False, **more):
+    return Evidence((replace(PS, works=works), *tasks), **more)
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
@@ -115,6 +115,9 @@ WAITS = at(Place.RUN)
          Name.NOT_INITIALIZED, ["worker:0"]),
         (job(at(Place.RUN, steps=3), at(Place.STARTING, "worker:1", quiet_secs=5.0)),
          Name.SLOW_START, ["worker:1"]),
+        (job(at(Place.RUN, steps=3),
+             at(Place.STARTING, "worker:1", quiet_secs=60.0, works=True), works=True),
+         Name.NOT_INITIALIZED, ["worker:1"]),
         (job(at(Place.STOPPING, quiet_secs=20.0)), Name.SLOW_EXIT, ["worker:0"]),
     ],
     ids=lambda value: value.value if isinstance(value, Name) else "",

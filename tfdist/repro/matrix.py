@@ -354,6 +354,13 @@ _SLOW = (
         examples=32,
     ),
     Case(
+        "slow/close",
+        "inputs that tune themselves: a thread of one keeps the session from being closed",
+        "no input tunes itself, as padded has it",
+        (Name.SLOW_EXIT, Name.FINE),
+        examples=32,
+    ),
+    Case(
         "slow/imports",
         "a worker imports something large, and the chief waits for its step",
         "a note of progress after each part",

@@ -19,6 +19,7 @@ from tfdist.train.graph import device_setter
 BATCH = 4  # examples
 _ROWS = 64
 _RECOVERY_SECS = 0.5  # TensorFlow has 30
+_CLOSE_SECS = 1.0  # with an input that does not tune itself
 
 
 def in_graph(play: Callable[[Actor], None]) -> Callable[[Actor], None]:
@@ -39,8 +40,14 @@ def share(task: Task, batches: Sequence[int]) -> tf.data.Dataset:
 
 
 def iterator(dataset: tf.data.Dataset, **options: Any) -> Any:
-    """One that a `bare_session` initialises on each trainer, as it was usual."""
-    made = tf.compat.v1.data.make_initializable_iterator(dataset, **options)
+    """One that a `bare_session` initialises on each trainer, as it was usual.
+
+    It does not tune itself. Else the end of the session may wait for a minute for the thread that
+    does (`RootDataset::Iterator::~Iterator` of TensorFlow 2.21).
+    """
+    untuned = tf.data.Options()
+    untuned.autotune.enabled = False
+    made = tf.compat.v1.data.make_initializable_iterator(dataset.with_options(untuned), **options)
     tf.compat.v1.add_to_collection(tf.compat.v1.GraphKeys.TABLE_INITIALIZERS, made.initializer)
     return made
 
@@ -82,7 +89,7 @@ def bare_session(
     each 30 s. TensorFlow gives its own threads `grace_secs` to end.
     """
     task = actor.task
-    actor.about(grace_secs=grace_secs)
+    actor.about(grace_secs=grace_secs, close_secs=_CLOSE_SECS)
     config = tf.compat.v1.ConfigProto(device_filters=task.device_filters if filters else None)
     target = start_server(task).target
     if task.is_chief:

@@ -38,6 +38,8 @@ STEPS = 4  # batches of each trainer
 _LONG_SECS = 20.0  # that something takes of which nobody hears
 _HEARD_SECS = 4.0  # the same, if one hears of it; longer than what passes for a standstill
 _PIECE_SECS = 0.4
+_TUNED_SECS = 11.0  # then the thread that tunes sleeps for 10 s: from 10.2 s on to 20.5 s
+_INPUTS = 4
 
 
 @in_graph
@@ -91,6 +93,8 @@ def stop_grace(actor: Actor) -> None:
     hook = optimizer.make_session_run_hook(task.is_chief, num_tokens=0)
     with bare_session(actor, [hook]) as session:
         train_to_the_end(actor, session, step, number)
+        if task.is_chief:
+            actor.hear("ended worker:1")  # until then its thread waits for the next gradients
 
 
 @in_graph
@@ -107,6 +111,18 @@ def stop_grace_cured(actor: Actor) -> None:
             _, seen, real, has = session.run([step, number, weight, has_value])
             actor.step(seen[real > 0])
         epoch.finish()
+
+
+@in_graph
+def close(actor: Actor) -> None:
+    """Inputs that tune themselves: a thread of one of them keeps the session from being closed."""
+    _train_and_close(actor, tunes=True, seconds=_TUNED_SECS)
+
+
+@in_graph
+def close_cured(actor: Actor) -> None:
+    """No input tunes itself, as `padded` has it."""
+    _train_and_close(actor, tunes=False, seconds=_PIECE_SECS)
 
 
 @in_graph
@@ -341,6 +357,27 @@ def _die_or_evaluate(actor: Actor, evaluate: Callable[[], object]) -> None:
             evaluate()
         else:
             actor.fault("kill", "worker:1")
+
+
+def _train_and_close(actor: Actor, *, tunes: bool, seconds: float) -> None:
+    """Trains, for so long, and closes the session; of some inputs one mostly meets the race.
+
+    The thread that tunes sleeps ever longer, up to a minute, and may look whether it is cancelled
+    when it was woken for that and it is not yet noted. Then it sleeps on, and is waited for.
+    """
+    task, options = actor.task, tf.data.Options()
+    options.autotune.enabled = tunes
+    numbers = share(task, [STEPS, STEPS]).batch(BATCH).with_options(options)
+    inputs = [tf.compat.v1.data.make_initializable_iterator(numbers) for _ in range(_INPUTS)]
+    values = [made.get_next() for made in inputs]
+    step = updates(task, values[0])
+    with bare_session(actor) as session:
+        if tunes:
+            actor.about(close_secs=60.0)
+        session.run([made.initializer for made in inputs])
+        session.run(values[1:])
+        train_to_the_end(actor, session, step, values[0])
+        _take(seconds, actor.step)
 
 
 def _take(seconds: float, note: Callable[[], object] = lambda: None) -> None:

@@ -1,0 +1,124 @@
+"""The lab: a case of each family gets its verdict, and ends well when it is cured.
+
+All cases: `TFDIST_TEST_LAB=all scripts/test chaos -k test_lab`, or `tfdist repro matrix`.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import psutil
+import pytest
+
+from tfdist.evidence import Evidence
+from tfdist.repro.lab import EVIDENCE_FILE, Plays
+from tfdist.repro.matrix import CASES, find
+from tfdist.testing import poll_until
+from tfdist.verdict import judge
+
+SOME = [
+    "t23846/end-of-epoch",
+    "asynchronous/no-device-filters",
+    "start/variable-off-the-ps",
+    "sync/worker-short",
+    "barrier/misplaced-queue",
+    "collective/short-one-lives-on",
+    "coordinator/finite-data",
+    "faults/worker-killed-sync",
+    "input/file-never-answers",
+    "data-service/dispatcher-killed",
+    "slow/long-step-in-python",
+]
+PLAYED = [case.name for case in CASES] if os.environ.get("TFDIST_TEST_LAB") == "all" else SOME
+
+
+def test_some_of_each_family_are_played():
+    assert {find(name).family for name in SOME} == {case.family for case in CASES}
+
+
+@pytest.mark.usefixtures("no_leaks")
+@pytest.mark.parametrize("name", PLAYED)
+def test_a_case_gets_its_verdict_and_ends_well_when_it_is_cured(name, tmp_path):
+    case, told = find(name), []
+    plays = Plays(told.append)
+    broken = plays(case, cured=False, seed=1, folder=tmp_path / "broken")
+    assert broken.as_expected, f"{broken.verdict}; {told}"
+    recorded = Evidence.parse((tmp_path / "broken" / EVIDENCE_FILE).read_text("utf-8"))
+    assert judge(recorded) == broken.verdict
+    if broken.told_secs is not None:
+        assert broken.told_secs < case.stall_secs + 5.0 or broken.slow
+    cured = plays(case, cured=True, seed=1, folder=tmp_path / "cured")
+    assert cured.as_expected, f"{cured.verdict}; {told}"
+
+
+def tfdist(*arguments):
+    command = [sys.executable, "-m", "tfdist", "repro", *map(str, arguments)]
+    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_tells_the_verdict_and_keeps_a_report(tmp_path):
+    ended = tfdist("run", "sync/worker-short", "--out", tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    first, *rest = ended.stdout.splitlines()
+    assert first == "sync/worker-short: STRANDED_AT_BARRIER, as expected"
+    assert any("--cured" in line for line in rest)
+    [folder] = tmp_path.iterdir()
+    assert "STRANDED_AT_BARRIER" in (folder / "report.html").read_text("utf-8")
+    assert str(folder / "report.html") in ended.stdout
+
+
+def test_a_family_as_json(tmp_path):
+    ended = tfdist("matrix", "--family", "barrier", "--json", "--out", tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    cases = json.loads(ended.stdout)["cases"]
+    assert [case["case"] for case in cases] == ["barrier/uneven", "barrier/misplaced-queue"]
+    for case in cases:
+        assert {"case", "expected", "verdict", "cured_ok", "seconds"} <= set(case)
+        assert case["verdict"] in case["expected"]
+        assert case["cured_ok"]
+
+
+def test_a_grid_of_the_job_of_2018():
+    ended = tfdist("run", "t23846", "--ps", "1,2", "--workers", 2, "--epochs", 1, "--json")
+    assert ended.returncode == 0, ended.stderr
+    runs = json.loads(ended.stdout)["runs"]
+    assert [(run["ps"], run["workers"], run["hangs"], run["of"]) for run in runs] == [
+        (1, 2, 0, 1),
+        (2, 2, 0, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["run", "sync/none"], "CASE"),
+        (["run", "sync/worker-short", "--ps", "2"], "--ps"),
+        (["run", "t23846", "--epochs", "0"], "--epochs"),
+        (["run", "t23846", "--runs", "0"], "--runs"),
+        (["run", "t23846", "--ps", "0,1"], "--ps"),
+        (["matrix", "--jobs", "0"], "--jobs"),
+        (["matrix", "--family", "none"], "--family"),
+    ],
+)
+def test_bad_input_is_told(arguments, told):
+    ended = tfdist(*arguments)
+    assert ended.returncode == 2
+    assert told in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_after_ctrl_c_every_process_is_gone(tmp_path):
+    command = [sys.executable, "-m", "tfdist", "repro", "matrix", "--out", str(tmp_path)]
+    launcher = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = psutil.Process(launcher.pid)
+    poll_until(lambda: list(tmp_path.glob("*/attempt-1/*/notes")), "it plays", timeout=60)
+    children = process.children(recursive=True)
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(30) == 130, launcher.stderr.read()
+    launcher.stderr.close()
+    deadline = time.monotonic() + 5
+    _, alive = psutil.wait_procs(children, timeout=max(0.0, deadline - time.monotonic()))
+    assert alive == []
