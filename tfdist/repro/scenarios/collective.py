@@ -69,8 +69,8 @@ class _Model:
             actor.step(number.numpy()[weight.numpy() > 0])
             if after is not None:
                 after(int(self.steps.numpy()))
-        # A step ends for one trainer while another still reads from it: whoever leaves then is an
-        # error there ("Socket closed", 2 of 40 runs). So all take one more, whose end they may miss.
+        # A step ends for one trainer while another still reads from it: who leaves then is an
+        # error there ("Socket closed", 2 of 40 runs). So all take one more, and may miss its end.
         with suppress(tf.errors.UnavailableError):
             run()
 
