@@ -14,10 +14,10 @@ import psutil
 import pytest
 
 from tfdist.evidence import Evidence
+from tfdist.judge import judge
 from tfdist.repro.lab import EVIDENCE_FILE, Plays
 from tfdist.repro.matrix import CASES, find
 from tfdist.testing import poll_until
-from tfdist.verdict import judge
 
 SOME = [
     "t23846/end-of-epoch",

@@ -21,6 +21,7 @@ LAYERS = {
     "deadline": 0,
     "errors": 0,
     "evidence": 0,
+    "judge": 0,
     "ledger": 0,
     "mistaken": 0,
     "planner": 0,
@@ -28,6 +29,7 @@ LAYERS = {
     "splits": 0,
     "stall": 0,
     "task": 0,
+    "task_waits": 0,
     "verdict": 0,
     # 1: one mechanism each, on TensorFlow
     "barrier": 1,

@@ -6,10 +6,10 @@ from html.parser import HTMLParser
 import pytest
 
 from tests.unit.test_verdict import ENDED, WAITS, job
+from tfdist.judge import judge
 from tfdist.repro import notes
 from tfdist.repro.page import Report, page_of, waits_for
 from tfdist.repro.timeline import Event, Track
-from tfdist.verdict import judge
 
 EVIDENCE = job(WAITS, ENDED)
 TRACKS = (

@@ -15,8 +15,9 @@ from tfdist.evidence import (
     TaskEvidence,
     place_of,
 )
+from tfdist.judge import judge
 from tfdist.repro.matrix import CASES, find
-from tfdist.verdict import Confidence, Name, judge
+from tfdist.verdict import Confidence, Name
 
 RECORDED = sorted((Path(__file__).parent / "evidence").glob("*.json"))
 SITE = "/lib/site-packages/"

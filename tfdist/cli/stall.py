@@ -20,10 +20,11 @@ from tfdist.cluster.life_signs import life_signs
 from tfdist.cluster.run_folder import RunFolder
 from tfdist.errors import StallError
 from tfdist.evidence import Evidence
+from tfdist.judge import judge
 from tfdist.repro.page import Report, page_of
 from tfdist.repro.timeline import timeline
 from tfdist.stall import StallWatch, Standstill
-from tfdist.verdict import PATIENCE, Verdict, judge
+from tfdist.verdict import PATIENCE, Verdict
 
 # Who does not answer in this time is in the report as such, which is to come within 5 s.
 _ANSWER_SECS = 3.0

@@ -20,8 +20,9 @@ from tfdist.cluster.sighting import Sighting, sight
 from tfdist.cluster.watchdog import END
 from tfdist.deadline import Deadline
 from tfdist.evidence import Evidence
+from tfdist.judge import judge
 from tfdist.stall import Signs, StallWatch
-from tfdist.verdict import PATIENCE, judge
+from tfdist.verdict import PATIENCE
 
 _LOOK_SECS = 0.25
 _END_SECS = 2.0  # for the process to end by itself

@@ -18,12 +18,13 @@ from tfdist.cluster.run_folder import RunFolder
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError, ConfigError, RunTimeout, TaskFailed
 from tfdist.evidence import Evidence
+from tfdist.judge import judge
 from tfdist.repro import notes
 from tfdist.repro.actor import event_file
 from tfdist.repro.case import Case, Part
 from tfdist.repro.look import look, noted
 from tfdist.stall import Signs, StallWatch
-from tfdist.verdict import Name, Verdict, judge
+from tfdist.verdict import Name, Verdict
 
 EVIDENCE_FILE = "evidence.json"
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
