@@ -35,8 +35,8 @@ _NOT_ALL_ANSWER = 1
 
 _DESCRIPTION = """\
 Asks each task of a job of `tfdist run` where its threads stand, and prints the stacks, the most
-recent call first. It works while a task is stuck inside of TensorFlow, and changes nothing. Of a
-job that is over it says how each task ended.
+recent call first. It works while a task is stuck inside of TensorFlow. Of a job that is over it
+says how each task ended.
 """
 
 

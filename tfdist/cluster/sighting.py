@@ -81,7 +81,7 @@ def _sight(process: psutil.Process, stacks: Path) -> Sighting:
     used = (_cpu_secs(process) - cpu_secs) / (time.monotonic() - start)
     after = kernel_threads(process.pid)
     spins = _has_running(before) and _has_running(after)
-    moves = _moves(answer, ask(process, stacks, _ANSWER_SECS))
+    moves = _moves(process, stacks, answer)
     return Sighting(
         answer,
         before,
@@ -96,12 +96,17 @@ def _works_share() -> float:
     return max(_LEAST_SHARE, _WORKS_SHARE / max(1.0, crowd))
 
 
-def _moves(first: Answer, second: Answer) -> bool:
-    """Whether a main thread that is in no wait stands elsewhere now, as one that builds a graph."""
-    stacks = [next((s for s in answer.stacks if s.main), None) for answer in (first, second)]
-    if stacks[0] is None or stacks[1] is None or place_of(stacks[0]) not in _NO_WAITS:
+def _moves(process: psutil.Process, stacks: Path, first: Answer) -> bool:
+    """Whether a main thread that is in no wait stands elsewhere now, as one that builds a graph.
+
+    Only such a one is asked again: each question is a small risk; see `tfdist.cluster.stacks`.
+    """
+    before = next((stack for stack in first.stacks if stack.main), None)
+    if before is None or place_of(before) not in _NO_WAITS:
         return False
-    return stacks[0].frames != stacks[1].frames
+    again = ask(process, stacks, _ANSWER_SECS)
+    after = next((stack for stack in again.stacks if stack.main), before)
+    return after.frames != before.frames
 
 
 def _asked(process: psutil.Process, stacks: Path) -> Answer:

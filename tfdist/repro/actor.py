@@ -58,8 +58,10 @@ class Actor:
         if error is None:
             self._notes.write(notes.ENDED)
         else:
-            last = (str(error) or repr(error)).strip().splitlines()[0]
-            self._notes.write(notes.FAILED, error=f"{type(error).__name__}: {last}"[:300])
+            lines = [line for line in str(error).splitlines() if line.strip(": ")]
+            # TensorFlow's own heading says nothing.
+            told = next((line for line in lines if line != "Graph execution error:"), repr(error))
+            self._notes.write(notes.FAILED, error=f"{type(error).__name__}: {told}"[:300])
 
     def fault(self, what: str, task: str) -> None:
         """Asks the lab to kill, pause, resume or restart a task, and blocks until it has."""

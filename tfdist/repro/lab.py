@@ -73,6 +73,9 @@ class Played:
         return self.verdict.name in fine and not self.evidence.missing
 
 
+_CURED_PATIENCE = 3
+
+
 class _Judged(Exception):
     """Ends a run; it has a verdict."""
 
@@ -152,6 +155,8 @@ class _Watch:
         stopped: threading.Event,
     ) -> None:
         self._stopped = stopped
+        # A cured one has to end; on a busy machine that may take its time.
+        self._stall_secs = case.stall_secs * (_CURED_PATIENCE if cured else 1)
         self._case, self._cured, self._run, self._cluster = case, cured, run, cluster
         self._told = told
         self._trainers = [task.name for task in cluster.trainers]
@@ -171,7 +176,7 @@ class _Watch:
             if life.ended is not None:
                 event_file(self._run.path, f"ended {life.name}").touch()
         standstill = self._stall.look(self._signs())
-        if standstill.seconds < self._case.stall_secs and not self._deadline.expired:
+        if standstill.seconds < self._stall_secs and not self._deadline.expired:
             return
         verdict = self.judge(standstill.seconds, over=False)
         # It may have got on in the moments that the look has taken.
@@ -238,15 +243,3 @@ def _faults(run: RunFolder) -> list[tuple[str, str, float]]:
         for note in one.all(notes.FAULT)
     ]
     return sorted(found, key=lambda fault: fault[2])
-
-
-def play(
-    case: Case,
-    *,
-    cured: bool,
-    seed: int,
-    folder: Path | None = None,
-    told: Callable[[str], None] = lambda line: None,
-) -> Played:
-    """Plays a case once."""
-    return Plays(told)(case, cured=cured, seed=seed, folder=folder)

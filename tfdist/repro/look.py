@@ -2,33 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import time
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
-import psutil
-
-from tfdist.cluster.kernel_threads import KernelThreads, kernel_threads
 from tfdist.cluster.processes import STACKS_FILE
 from tfdist.cluster.run_folder import RunFolder, TaskRecord
-from tfdist.cluster.stacks import GONE, STOPPED, Answer, ask
-from tfdist.deadline import Deadline
-from tfdist.evidence import Evidence, Place, State, TaskEvidence, place_of
+from tfdist.cluster.sighting import sight
+from tfdist.evidence import Evidence, State, TaskEvidence
 from tfdist.ledger import Ledger
 from tfdist.repro import notes
 from tfdist.repro.notes import Note, read_notes
-
-_ANSWER_SECS = 3.0
-_SAMPLE_SECS = 1.0
-_AGAIN_SECS = 0.1
-_WORKS_SHARE, _LEAST_SHARE = 0.2, 0.03  # of a core, while it is looked at
-_NO_WAITS = (Place.EAGER, Place.PYTHON)
-_RUNNING = "running"
 
 
 @dataclass
@@ -146,28 +132,7 @@ def _task(
     process = life.process
     if process is None:
         return TaskEvidence(**common, state=State.DEAD)
-    before = kernel_threads(life.pid)
-    answer = _ask(process, run.folder_of(name, life.attempt) / STACKS_FILE)
-    return _living(run, common, life, process, answer, before)
-
-
-def _ask(process: psutil.Process, path: Path) -> Answer:
-    """Where it stands; asked again while it may be passing by.
-
-    Who waits for the chief makes a session each time that it looks, and closes it: only if it
-    stays in there does it hang there.
-    """
-    deadline = Deadline(_SAMPLE_SECS)
-    while True:
-        answer = ask(process, path, _ANSWER_SECS)
-        if deadline.expired or not any(
-            stack.main
-            and stack.has("wait_for_session", "session_manager.py")
-            and place_of(stack) is not Place.STARTING
-            for stack in answer.stacks
-        ):
-            return answer
-        time.sleep(_AGAIN_SECS)
+    return sight(process, run.folder_of(name, life.attempt) / STACKS_FILE).evidence(**common)
 
 
 def _end_of(life: TaskRecord, trains: bool, over: bool) -> State:
@@ -175,74 +140,3 @@ def _end_of(life: TaskRecord, trains: bool, over: bool) -> State:
     if life.stopped and not trains and over:
         return State.ENDED
     return State.ENDED if life.exit_code == 0 and not trains else State.DEAD
-
-
-def _living(
-    run: RunFolder,
-    common: dict[str, Any],
-    life: TaskRecord,
-    process: psutil.Process,
-    answer: Answer,
-    before: KernelThreads,
-) -> TaskEvidence:
-    if answer.state in (STOPPED, GONE):
-        state = State.STOPPED if answer.state == STOPPED else State.DEAD
-        return TaskEvidence(**common, state=state)
-    start = time.monotonic()
-    # The answer itself is not work of the task.
-    cpu_asked, read_asked = _cpu_secs(process), _bytes_read(process)
-    time.sleep(_SAMPLE_SECS)
-    used = (_cpu_secs(process) - cpu_asked) / (time.monotonic() - start)
-    after = kernel_threads(life.pid)
-    spins = bool(_running(before)) and bool(_running(after))
-    moves = _moves(
-        answer, ask(process, run.folder_of(life.name, life.attempt) / STACKS_FILE, _ANSWER_SECS)
-    )
-    return TaskEvidence(
-        **common,
-        stacks=answer.stacks,
-        waits=dict(_waits(before) & _waits(after)),  # who reads from a disk waits only for moments
-        works=used >= _works_share() or spins or moves or _bytes_read(process) > read_asked,
-    )
-
-
-def _works_share() -> float:
-    """Of a core; on a crowded machine a task that works gets less of it."""
-    crowd = os.getloadavg()[0] / (os.cpu_count() or 1)
-    return max(_LEAST_SHARE, _WORKS_SHARE / max(1.0, crowd))
-
-
-def _moves(first: Answer, second: Answer) -> bool:
-    """Whether a main thread that is in no wait stands elsewhere now, as one that builds a graph."""
-    stacks = [next((s for s in answer.stacks if s.main), None) for answer in (first, second)]
-    if stacks[0] is None or stacks[1] is None or place_of(stacks[0]) not in _NO_WAITS:
-        return False
-    return stacks[0].frames != stacks[1].frames
-
-
-def _cpu_secs(process: psutil.Process) -> float:
-    times = process.cpu_times()
-    return float(times.user + times.system)
-
-
-def _bytes_read(process: psutil.Process) -> int:
-    """From disks; what was in memory, or is of another user, does not count."""
-    try:
-        return int(process.io_counters().read_bytes)
-    except (psutil.Error, AttributeError, PermissionError):
-        return 0
-
-
-def _running(threads: KernelThreads) -> int:
-    others = sum(count for thread, count in threads.others.items() if thread.state == _RUNNING)
-    return others + (threads.main is not None and threads.main.state == _RUNNING)
-
-
-def _waits(threads: KernelThreads) -> Counter[str]:
-    waits = Counter[str]()
-    for thread, count in threads.others.items():
-        waits[thread.wchan] += count
-    if threads.main is not None:
-        waits[threads.main.wchan] += 1
-    del waits[""]
-    return waits
