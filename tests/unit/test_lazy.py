@@ -41,3 +41,12 @@ def test_a_loaded_tensorflow_is_seen():
 def test_a_failing_child_is_not_taken_for_a_lazy_one():
     with pytest.raises(AssertionError, match="ZeroDivisionError"):
         loads_tensorflow("1 / 0")
+
+
+def test_the_command_starts_no_thread_before_it_may_isolate_itself():
+    # Such as numpy does: a process with threads cannot enter a user namespace.
+    code = "import os, tfdist.cli\nprint(len(os.listdir('/proc/self/task')))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert ended.stdout == "1\n"

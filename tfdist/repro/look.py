@@ -12,7 +12,6 @@ from tfdist.cluster.processes import STACKS_FILE
 from tfdist.cluster.run_folder import RunFolder, TaskRecord
 from tfdist.cluster.sighting import sight
 from tfdist.evidence import Evidence, State, TaskEvidence
-from tfdist.ledger import Ledger
 from tfdist.repro import notes
 from tfdist.repro.notes import Note, read_notes
 
@@ -66,6 +65,9 @@ def look(
         over: whether it is over.
         expected: how many examples there are.
     """
+    # Not before: numpy starts threads, with which a process cannot be isolated any more.
+    from tfdist.ledger import Ledger
+
     said = noted(run)
     lives = {life.name: life for life in run.latest()}
     names = run.about["tasks"]
