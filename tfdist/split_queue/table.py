@@ -199,7 +199,7 @@ class TableOps:
             speaks = tf.equal(ranks.life[self._rank], life)
             is_present = tf.equal(counts.epoch, epoch)
             holds = ranks.held[self._rank] >= 0
-            may = speaks & is_present & tf.logical_not(counts.is_held)
+            may = section.is_alone & speaks & is_present & tf.logical_not(counts.is_held)
             seeks = may & tf.logical_not(holds)
             expired = (ranks.lease_end <= now) & seeks
             ranks, counts = section.lose(ranks, counts, expired, retries=1)
@@ -316,7 +316,8 @@ class TableOps:
             ranks, counts = section.ranks(), section.counts()
             is_held = counts.is_held
             is_next = tf.equal(epoch, counts.epoch + 1)
-            begins = section.is_over(ranks) & is_next & tf.logical_not(is_held)
+            is_free = section.is_alone & tf.logical_not(is_held)
+            begins = section.is_over(ranks) & is_next & is_free
 
             def begin() -> Any:
                 values = {
@@ -336,65 +337,69 @@ class TableOps:
 
     def snapshot(self) -> dict[str, Any]:
         """Fetches all variables by name; of no length if it was refused."""
-
-        def read(section: _Section) -> dict[str, Any]:
-            return {name: section.read(name) for name in _Names._fields}
-
-        def nothing() -> dict[str, Any]:
-            return {name: tf.zeros([0], tf.int64) for name in _Names._fields}
-
-        found: dict[str, Any] = self._alone(read, nothing)
-        return found
+        with tf.device(None), tf.compat.v1.device(PS_DEVICE):
+            section = _Section(self._name, self._plan)
+            found = {name: section.read(name) for name in _Names._fields}
+            section.stored.extend(found.values())
+            with tf.control_dependencies([section.leave()]):
+                return {name: section.if_alone(value) for name, value in found.items()}
 
     def _locked(self, change: Callable[[_Section], Answer]) -> Any:
         """The answer as a vector, once all is stored."""
-
-        def stacked(section: _Section) -> Any:
-            answer = change(section)
-            with tf.control_dependencies(section.stored):
-                return tf.stack([tf.cast(number, tf.int64) for number in answer])
-
-        return self._alone(stacked, lambda: tf.constant(_code(REFUSED), tf.int64))
-
-    def _alone(self, within: Callable[[_Section], Any], refused: Callable[[], Any]) -> Any:
-        """What is read and stored within it happens as one; `refused` if somebody else is there.
-
-        The lock alone does not keep others out, for TensorFlow lets go of it when another that
-        waits for it is cancelled (`AcquireAsync` in core/kernels/mutex_ops.cc). So there is a guard
-        too. It is no error to find it taken: that would fail the run of an update.
-        """
         with tf.device(None), tf.compat.v1.device(PS_DEVICE):
-            mutex = tf.raw_ops.MutexV2(shared_name=f"tfdist/splits/{self._name}/lock")
-            lock = tf.raw_ops.MutexLock(mutex=mutex)
-            with tf.control_dependencies([lock]):
-                is_free = _take(self._name)
-
-            def enter() -> Any:
-                found = within(_Section(self._name, self._plan))
-                with (
-                    tf.control_dependencies(tf.nest.flatten(found)),
-                    tf.control_dependencies([_open(self._name)]),
-                ):
-                    return tf.nest.map_structure(tf.identity, found)
-
-            found = tf.cond(is_free, enter, refused)
-            with tf.control_dependencies(tf.nest.flatten(found)):
-                done = tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
-            with tf.control_dependencies([done]):
-                return tf.nest.map_structure(tf.identity, found)
+            section = _Section(self._name, self._plan)
+            answer = change(section)
+            code = tf.where(section.is_alone, tf.cast(answer.code, tf.int64), np.int64(REFUSED))
+            with tf.control_dependencies([section.leave()]):
+                told = answer._replace(code=code)
+                return tf.stack([tf.cast(number, tf.int64) for number in told])
 
 
 class _Section:
-    """What is read, and stored, one after the other."""
+    """What is read and stored within it happens as one; nothing is stored if it is not alone.
+
+    The lock alone does not keep others out, for TensorFlow lets go of it when another that waits
+    for it is cancelled (`AcquireAsync` in core/kernels/mutex_ops.cc). So there is a guard too. To
+    find it taken is no error, for that would fail the run of an update: then nothing is stored.
+
+    No condition decides that. One may be cancelled when its trainer dies, and would leave the guard
+    taken for ever; simple operations, once they have begun, all run.
+
+    Attributes:
+        is_alone: whether nobody else is within one.
+        now: the time, in us.
+        stored: what comes before whatever is read next.
+    """
 
     def __init__(self, name: str, plan: Plan) -> None:
-        self._plan = plan
+        self._plan, self._guard = plan, _guard(name)
         self._handles = {
             field: tf.raw_ops.VarHandleOp(dtype=tf.int64, shape=None, shared_name=variable)
             for field, variable in zip(_Names._fields, _names(name), strict=True)
         }
-        self.stored: list[Any] = []
-        self.now = tf.cast(1e6 * tf.timestamp(), tf.int64)
+        mutex = tf.raw_ops.MutexV2(shared_name=f"tfdist/splits/{name}/lock")
+        self._lock = tf.raw_ops.MutexLock(mutex=mutex)
+        with tf.control_dependencies([self._lock]):
+            self.is_alone = _take(name)
+        self.stored: list[Any] = [self.is_alone]
+        with tf.control_dependencies(self.stored):
+            self.now = tf.cast(1e6 * tf.timestamp(), tf.int64)
+
+    def leave(self) -> Any:
+        """Gives the guard and the lock back when all is stored."""
+        with tf.control_dependencies(self.stored):
+            opened = tf.raw_ops.ResourceScatterUpdate(
+                resource=self._guard,
+                indices=self.if_alone(tf.range(3)),
+                updates=self.if_alone(tf.zeros([3], tf.int64)),
+            )
+        with tf.control_dependencies([opened]):
+            return tf.raw_ops.ConsumeMutexLock(mutex_lock=self._lock)
+
+    def if_alone(self, values: Any) -> Any:
+        """All rows of it, or none."""
+        rows = tf.convert_to_tensor(values)
+        return rows[: tf.shape(rows)[0] * tf.cast(self.is_alone, tf.int32)]
 
     def read(self, name: str) -> Any:
         """A whole variable, with what was stored before."""
@@ -409,18 +414,16 @@ class _Section:
             )
 
     def put(self, name: str, places: Any, values: Any) -> None:
-        """Stores in one place, or in several."""
+        """Stores in one place."""
+        rows = self.if_alone(tf.reshape(places, [-1]))
         with tf.control_dependencies(self.stored):
-            self.stored.append(
-                tf.raw_ops.ResourceScatterUpdate(
-                    resource=self._handles[name], indices=places, updates=values
-                )
-            )
+            self.stored.append(self._scatter(name, rows, self.if_alone(tf.expand_dims(values, 0))))
 
     def store(self, name: str, value: Any) -> None:
-        """Stores a whole variable."""
+        """Stores a whole variable, whose size does not change."""
+        rows = self.if_alone(tf.range(tf.shape(value)[0]))
         with tf.control_dependencies(self.stored):
-            self.stored.append(self.assign(name, value))
+            self.stored.append(self._scatter(name, rows, self.if_alone(value)))
 
     def assign(self, name: str, value: Any) -> Any:
         """The operation that does."""
@@ -470,7 +473,7 @@ class _Section:
                     self.assign("lost", all_lost),
                 )
 
-        self.stored.append(tf.cond(tf.reduce_any(loses), note, tf.no_op))
+        self.stored.append(tf.cond(self.is_alone & tf.reduce_any(loses), note, tf.no_op))
         first = tf.reduce_min(tf.where(loses, ranks.held, counts.cursor))
         after = ranks._replace(
             held=tf.where(loses, np.int64(NOTHING), ranks.held),
