@@ -5,6 +5,7 @@ import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -12,6 +13,7 @@ import tfdist
 from tfdist import ConfigError, EpochError, SplitLost, splits
 from tfdist.split_queue import table
 from tfdist.split_queue.connection import Connection
+from tfdist.split_queue.section import open_guard, take_guard
 from tfdist.split_queue.table import TableOps
 from tfdist.testing import poll_until
 
@@ -320,7 +322,7 @@ def test_a_commit_that_finds_another_one_at_the_table_is_sent_again(trainers):
         queue = tfdist.SplitQueue(task, name, [(0, 8)], batch_size=AHEAD)
         commit = queue.commit_after([])
         with tf.device("/job:ps/task:0"):
-            come, go = table._take(name), table._open(name)
+            come, go = take_guard(name), open_guard(name)
         config = tf.compat.v1.ConfigProto(device_filters=["/job:ps"])
         target = f"grpc://{task.cluster_spec['ps'][0]}"
         with tf.compat.v1.Session(target, graph=graph, config=config) as session:
@@ -335,6 +337,26 @@ def test_a_commit_that_finds_another_one_at_the_table_is_sent_again(trainers):
                     committed.result(0.2)
                 session.run(go)
                 committed.result(TIMEOUT)
+            assert split.offset == AHEAD
+            queue.close()
+
+
+def test_who_dies_while_it_still_sends_a_commit_leaves_the_table_to_the_others(trainers):
+    task, name = trainers[0], f"queue{next(_names)}"
+    with tf.Graph().as_default() as graph:
+        queue = tfdist.SplitQueue(task, name, [(0, 8)], batch_size=AHEAD)
+        with tf.device("/job:ps/task:0"):
+            never = tf.queue.FIFOQueue(1, tf.int64, [], shared_name=f"{name}_never").dequeue()
+            offset = tf.constant(AHEAD, tf.int64)
+        commit = queue._ops.commit(np.int64(1), never, offset, np.int64(AHEAD))
+        config = tf.compat.v1.ConfigProto(device_filters=["/job:ps"])
+        target = f"grpc://{task.cluster_spec['ps'][0]}"
+        with tf.compat.v1.Session(target, graph=graph, config=config) as session:
+            session.run(tf.compat.v1.global_variables_initializer())
+            with pytest.raises(tf.errors.DeadlineExceededError):
+                session.run(commit, options=tf.compat.v1.RunOptions(timeout_in_ms=500))
+            split = next(iter(queue))
+            split.commit()
             assert split.offset == AHEAD
             queue.close()
 

@@ -12,7 +12,8 @@ import tensorflow as tf
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError
 from tfdist.mistaken import retry_if_mistaken
-from tfdist.split_queue.table import PS_DEVICE, REFUSED, Answer, TableOps
+from tfdist.split_queue.section import PS_DEVICE
+from tfdist.split_queue.table import REFUSED, Answer, TableOps
 from tfdist.task import session_target
 
 # A call that comes after the ps has gone waits for so long (`set_fail_fast(false)` in

@@ -19,6 +19,7 @@ from tfdist.errors import ClusterError, ConfigError, EpochError, SplitLost
 from tfdist.ledger import Ledger, Range
 from tfdist.split_queue import table
 from tfdist.split_queue.connection import Connection
+from tfdist.split_queue.section import PS_DEVICE
 from tfdist.split_queue.table import Answer, TableOps
 from tfdist.splits import DONE, LEASED, NOT_HELD, Loss, Plan, epoch_order
 from tfdist.task import Task
@@ -202,7 +203,7 @@ class SplitQueue:
         to `Split.committed`. A run that fails may have applied the update or not: after it give the
         split back, or end.
         """
-        with tf.compat.v1.device(table.PS_DEVICE):
+        with tf.compat.v1.device(PS_DEVICE):
             attempt, offset = tf.unstack(self.lease)
         with tf.control_dependencies(operations):
             life, size = np.int64(self._life), np.int64(self.batch_size)
