@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import psutil
 import pytest
@@ -18,6 +19,7 @@ from tfdist.judge import judge
 from tfdist.repro.lab import EVIDENCE_FILE, Plays
 from tfdist.repro.matrix import CASES, find
 from tfdist.testing import poll_until
+from tfdist.verdict import Name
 
 SOME = [
     "t23846/end-of-epoch",
@@ -52,6 +54,14 @@ def test_a_case_gets_its_verdict_and_ends_well_when_it_is_cured(name, tmp_path):
         assert broken.told_secs < case.stall_secs + 5.0 or broken.slow
     cured = plays(case, cured=True, seed=1, folder=tmp_path / "cured")
     assert cured.as_expected, f"{cured.verdict}; {told}"
+
+
+@pytest.mark.usefixtures("no_leaks")
+def test_a_job_that_has_not_ended_in_its_time_and_gets_on_is_no_hang(tmp_path):
+    case = replace(find("t23846"), deadline_secs=0.5)
+    played = Plays()(case, cured=False, seed=1, folder=tmp_path)
+    assert (played.verdict.name, played.hangs) == (Name.SLOW, False)
+    assert "gets on" in str(played.verdict)
 
 
 def tfdist(*arguments):

@@ -25,7 +25,8 @@ from tests.chaos.split_schedule import (
 )
 from tfdist import splits
 from tfdist.errors import SplitLost
-from tfdist.splits import NOTHING, Lease, Over, Plan, SplitTable
+from tfdist.split_plan import Plan
+from tfdist.splits import NOTHING, Lease, Over, SplitTable
 
 LEASE_US = 1000
 STEP_US = 20  # a step takes less

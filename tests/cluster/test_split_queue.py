@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import tfdist
 from tfdist import ConfigError, EpochError, SplitLost, splits
+from tfdist.split_plan import Plan, epoch_order
 from tfdist.split_queue import table
 from tfdist.split_queue.connection import Connection
 from tfdist.split_queue.section import open_guard, take_guard
@@ -48,7 +49,7 @@ class Twins:
     """The table on the ps and that of the rules; each call is made to both."""
 
     def __init__(self, trainers, ranges, retries=1, lease_us=HOUR_US):
-        self.plan = splits.Plan(ranges, seed=3, lease_us=lease_us, max_retries=retries)
+        self.plan = Plan(ranges, seed=3, lease_us=lease_us, max_retries=retries)
         self._clock = itertools.count(0, 2)  # so that a lease of 1 us ends before the next call
         self.rules = splits.SplitTable.start(self.plan, len(trainers))
         name = f"twins{next(_names)}"
@@ -140,7 +141,7 @@ class Twins:
             assert answer.code == table.GIVEN
 
     def begin_epoch(self, epoch):
-        order = splits.epoch_order(len(self.plan.splits), self.plan.seed, epoch)
+        order = epoch_order(len(self.plan.splits), self.plan.seed, epoch)
         in_order = [self.plan.splits[index] for index in order]
         self.connections[0].begin_epoch(epoch, in_order)
         self.rules = splits.begin_epoch(self.rules, epoch)

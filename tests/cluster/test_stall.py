@@ -87,16 +87,17 @@ def folder(tmp_path):
     return run_folder
 
 
-# Both train, and then take long in Python, one after the other.
+# The chief computes for long between two barriers.
 SLOW = """
-import time, tfdist
+import tfdist
 
 task = tfdist.Task.from_env()
 with tfdist.trainer_server(task):
     meeting = tfdist.Barrier(task, "meeting", timeout=60)
     meeting.wait()
-    if task.is_chief:
-        time.sleep(6)
+    deadline = tfdist.Deadline(5)
+    while task.is_chief and not deadline.expired:
+        sum(range(1000))
     meeting.wait()
 print("done")
 """

@@ -3,19 +3,18 @@
 import pytest
 
 from tfdist.errors import ConfigError, SplitLost
+from tfdist.split_plan import Plan, epoch_order
 from tfdist.splits import (
     NOBODY,
     Lease,
     Loss,
     Over,
-    Plan,
     SplitTable,
     Wait,
     begin_epoch,
     claim,
     commit,
     enter,
-    epoch_order,
     give_back,
     hold,
     restored,

@@ -40,7 +40,8 @@ import pytest
 
 from tfdist import splits
 from tfdist.errors import SplitLost
-from tfdist.splits import LEASED, NOTHING, Lease, Over, Plan, Saving, SplitTable, Wait
+from tfdist.split_plan import Plan
+from tfdist.splits import LEASED, NOTHING, Lease, Over, Saving, SplitTable, Wait
 
 BATCH = 1  # records, so that each is one step
 LIFE, NEW, OLD = 1, 2, 3  # of each trainer: the present one, the one that enters, any other

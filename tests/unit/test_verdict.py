@@ -37,7 +37,7 @@ AT = {
     Place.PYTHON: ("train.py", "evaluate"),
     Place.SERVER: ("tfdist/cluster/server.py", "serve"),
 }
-MAIN = Frame("/work/train.py", 10, "<module>")
+MAIN = Frame("/jobs/train.py", 10, "<module>")
 
 
 def stands(place, main=True):

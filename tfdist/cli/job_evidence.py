@@ -27,12 +27,10 @@ def job_evidence(
         trainers: names of those tasks that train.
         seconds: since anybody got on.
     """
-    resigned = {
-        place["trainer"]
-        for report in barriers.reports
-        for place in report["places"]
-        if place["state"] == "resigned"
-    }
+    places = [place for report in barriers.reports for place in report["places"]]
+    resigned = {place["trainer"] for place in places if place["state"] == "resigned"}
+    # Who has resigned at one barrier may wait at another.
+    resigned -= {place["trainer"] for place in places if place["state"] == "arrived"}
     return Evidence(
         tasks=tuple(
             _task(stacks.run, view, view.name in trainers, view.name in resigned)

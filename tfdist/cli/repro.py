@@ -194,7 +194,7 @@ def matrix(parsed: argparse.Namespace) -> int:
     console = PipeConsole(highlight=False, markup=False, emoji=False, soft_wrap=True)
     with _lab(parsed) as lab:
         for row in play_matrix(cases, lab.plays, lab.folder, parsed.jobs, parsed.seed):
-            for played in (*row.broken, *row.cured):
+            for played in (*row.broken, row.cured):
                 lab.report(played)
             rows.append(row)
             if not parsed.json:
@@ -213,7 +213,7 @@ def _row_line(row: Row, width: int) -> str:
         for name, count in verdicts(row.broken).items()
     )
     mark = "as expected" if row.as_expected else "NOT AS EXPECTED"
-    cured = "cured: all examples" if row.cured_ok else f"cured: {row.cured[-1].verdict}"
+    cured = "cured: all examples" if row.cured_ok else f"cured: {row.cured.verdict}"
     return f"{row.case.name:{width}}  {mark}: {found}; {cured}"
 
 

@@ -18,7 +18,6 @@ from tfdist.cli.thread_text import kernel_lines, stack_lines
 from tfdist.cluster.processes import PROGRESS_FILE, STACKS_FILE
 from tfdist.cluster.sighting import Sighting, sight
 from tfdist.cluster.watchdog import END
-from tfdist.deadline import Deadline
 from tfdist.evidence import Evidence
 from tfdist.judge import judge
 from tfdist.stall import Signs, StallWatch
@@ -81,7 +80,7 @@ def _end(process: psutil.Process) -> None:
     os.write(sys.stdout.fileno(), END)
     os.close(sys.stdout.fileno())  # it reads until then
     with suppress(psutil.TimeoutExpired):
-        process.wait(Deadline(_END_SECS).remaining)
+        process.wait(_END_SECS)
         return
     with suppress(psutil.NoSuchProcess):
         process.send_signal(signal.SIGKILL)

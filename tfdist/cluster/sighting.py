@@ -104,7 +104,7 @@ def _moves(process: psutil.Process, stacks: Path, first: Answer) -> bool:
     before = next((stack for stack in first.stacks if stack.main), None)
     if before is None or place_of(before) not in _NO_WAITS:
         return False
-    again = ask(process, stacks, _ANSWER_SECS)
+    again = ask(process, stacks, _SAMPLE_SECS)
     after = next((stack for stack in again.stacks if stack.main), before)
     return after.frames != before.frames
 

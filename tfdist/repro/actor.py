@@ -14,7 +14,7 @@ from tfdist.errors import StartTimeout
 from tfdist.repro import notes
 from tfdist.task import PROGRESS_VARIABLE, Task
 
-HEAR_SECS = 40.0
+_HEAR_SECS = 40.0
 _POLL_SECS = 0.02
 
 
@@ -72,7 +72,7 @@ class Actor:
         """Tells all tasks that something has happened."""
         event_file(self.folder, event).touch()
 
-    def hear(self, event: str, timeout: float = HEAR_SECS) -> None:
+    def hear(self, event: str, timeout: float = _HEAR_SECS) -> None:
         """Blocks until somebody has told it; "ended worker:1" the lab tells, when it is gone.
 
         Raises:

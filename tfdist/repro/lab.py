@@ -5,7 +5,6 @@ The process that does so has no TensorFlow in it, so that nothing that hangs the
 
 from __future__ import annotations
 
-import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +15,7 @@ from tfdist.cluster.local import LocalCluster
 from tfdist.cluster.processes import Surroundings
 from tfdist.cluster.run_folder import RunFolder
 from tfdist.deadline import Deadline
-from tfdist.errors import ClusterError, ConfigError, RunTimeout, TaskFailed
+from tfdist.errors import ClusterError, ConfigError
 from tfdist.evidence import Evidence
 from tfdist.judge import judge
 from tfdist.repro import notes
@@ -30,6 +29,8 @@ EVIDENCE_FILE = "evidence.json"
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 # As TensorFlow has it, where tfdist has "use_caller": who calls a task that has gone waits for it.
 _BARE = {"GRPC_FAIL_FAST": "false"}
+# A cured job has to end; on a busy machine that may take its time.
+_CURED_PATIENCE = 3
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,11 @@ class Played:
     folder: Path
 
     @property
+    def hangs(self) -> bool:
+        """Whether it stood still for good, and had to be ended."""
+        return self.told_secs is not None and not self.verdict.name.is_slow
+
+    @property
     def as_expected(self) -> bool:
         """Whether the verdict is one that belongs to the case; of a cured one, that it is fine.
 
@@ -71,9 +77,6 @@ class Played:
         lost = any(True for _ in _faults(RunFolder(self.folder)))
         fine = (Name.FINE, Name.DUPLICATES) if lost else (Name.FINE,)
         return self.verdict.name in fine and not self.evidence.missing
-
-
-_CURED_PATIENCE = 3
 
 
 class _Judged(Exception):
@@ -95,19 +98,18 @@ class Plays:
         """Ends what goes on, in a moment; whoever waits for it gets KeyboardInterrupt."""
         self._stopped.set()
 
-    def __call__(self, case: Case, *, cured: bool, seed: int, folder: Path | None = None) -> Played:
+    def __call__(self, case: Case, *, cured: bool, seed: int, folder: Path) -> Played:
         """Plays it once; blocks until its processes are gone, `deadline_secs` and some at most.
 
         Args:
             case: to be played.
             cured: whether with the cure.
             seed: of its random numbers.
-            folder: for what the tasks leave, a new one; None makes a temporary one.
+            folder: for what the tasks leave; a new one, or empty.
         """
         started = time.monotonic()
-        path = folder or Path(tempfile.mkdtemp(prefix="tfdist-repro-"))
-        path.mkdir(parents=True, exist_ok=True)
-        run = RunFolder(path)
+        folder.mkdir(parents=True, exist_ok=True)
+        run = RunFolder(folder)
         environment = _QUIET if cured else _QUIET | _BARE
         cluster = LocalCluster(case.shape, "processes", Surroundings(environment, run))
         about = {"case": case.name, "cured": cured, "seed": seed, "monotonic": started}
@@ -115,10 +117,10 @@ class Plays:
         watch = _Watch(case, cured, run, cluster, self._told, self._stopped)
         try:
             with cluster:
-                cluster.run(Part(case, cured, seed, str(path)), watch=watch)
+                cluster.run(Part(case, cured, seed, str(folder)), watch=watch)
         except _Judged:
             pass
-        except (TaskFailed, RunTimeout) as error:
+        except ClusterError as error:
             self._told(str(error).splitlines()[0])
         judged = time.monotonic() - started
         if watch.judged is None:
@@ -127,7 +129,7 @@ class Plays:
             judged = watch.judged_at - started
         assert watch.judged is not None  # it was just done
         evidence, verdict = watch.judged
-        (path / EVIDENCE_FILE).write_text(evidence.to_json(), "utf-8")
+        (folder / EVIDENCE_FILE).write_text(evidence.to_json(), "utf-8")
         return Played(
             case,
             cured,
@@ -138,7 +140,7 @@ class Plays:
             seconds=time.monotonic() - started,
             judged_secs=judged,
             told_secs=watch.told_secs,
-            folder=path,
+            folder=folder,
         )
 
 
@@ -155,7 +157,6 @@ class _Watch:
         stopped: threading.Event,
     ) -> None:
         self._stopped = stopped
-        # A cured one has to end; on a busy machine that may take its time.
         self._stall_secs = case.stall_secs * (_CURED_PATIENCE if cured else 1)
         self._case, self._cured, self._run, self._cluster = case, cured, run, cluster
         self._told = told
@@ -176,7 +177,10 @@ class _Watch:
             if life.ended is not None:
                 event_file(self._run.path, f"ended {life.name}").touch()
         standstill = self._stall.look(self._signs())
-        if standstill.seconds < self._stall_secs and not self._deadline.expired:
+        if standstill.seconds < self._stall_secs:
+            if self._deadline.expired:
+                self._judge_overdue(standstill.seconds)
+                raise _Judged
             return
         verdict = self.judge(standstill.seconds, over=False)
         # It may have got on in the moments that the look has taken.
@@ -194,15 +198,22 @@ class _Watch:
 
     def judge(self, seconds: float, *, over: bool) -> Verdict:
         """Sets `judged`, and when."""
-        evidence = look(
-            self._run,
-            self._trainers,
-            seconds=seconds,
-            over=over,
-            expected=self._case.examples,
-        )
+        evidence = self._look(seconds, over)
         self.judged, self.judged_at = (evidence, judge(evidence)), time.monotonic()
         return self.judged[1]
+
+    def _judge_overdue(self, seconds: float) -> None:
+        """It gets on, and has not ended in its time: it hangs in nothing."""
+        evidence = self._look(seconds, over=False)
+        living = tuple(task.name for task in evidence.tasks if task.trains and task.lives)
+        told = f"has not ended after {self._deadline.elapsed:.0f} s, and gets on"
+        self.judged = evidence, Verdict(Name.SLOW, living, (told,))
+        self.judged_at, self.told_secs = time.monotonic(), seconds
+
+    def _look(self, seconds: float, over: bool) -> Evidence:
+        return look(
+            self._run, self._trainers, seconds=seconds, over=over, expected=self._case.examples
+        )
 
     def _signs(self) -> dict[str, Signs]:
         said = noted(self._run)
@@ -227,10 +238,7 @@ class _Watch:
                 }
                 if what not in acts:
                     raise ConfigError("fault", what, f"one of {', '.join(acts)}")
-                try:
-                    acts[what](task)
-                except ClusterError as error:
-                    self._told(str(error))
+                acts[what](task)
                 self._told(f"{what} {task}")
                 event_file(self._run.path, f"{what} {task}").touch()
 

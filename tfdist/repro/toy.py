@@ -17,6 +17,7 @@ from tfdist.task import Task
 from tfdist.train.graph import device_setter
 
 BATCH = 4  # examples
+PS = "/job:ps/task:0/device:CPU:0"
 _ROWS = 64
 _RECOVERY_SECS = 0.5  # TensorFlow has 30
 _CLOSE_SECS = 1.0  # with an input that does not tune itself
@@ -77,6 +78,19 @@ def updates(task: Task, number: Any, weight: Any = None) -> Any:
         return optimizer.apply_gradients(
             gradients(task, optimizer, number, weight), global_step=step
         )
+
+
+def wait_for_all(task: Task, after: Any) -> Any:
+    """The operation that ends when all have come there, by queues on the ps, as it was usual."""
+    with tf.device(PS):
+        arrived = [
+            tf.queue.FIFOQueue(100, tf.int32, shapes=[()], shared_name=f"arrived_{rank}")
+            for rank in range(len(task.trainers))
+        ]
+    with tf.control_dependencies([after]):
+        arrive = tf.group([tokens.enqueue(0) for tokens in arrived])
+    with tf.control_dependencies([arrive]):
+        return arrived[task.rank].dequeue_many(len(arrived))
 
 
 @contextmanager

@@ -17,11 +17,12 @@ import tensorflow as tf
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError, ConfigError, EpochError, SplitLost
 from tfdist.ledger import Ledger, Range
+from tfdist.split_plan import Plan, epoch_order
 from tfdist.split_queue import table
 from tfdist.split_queue.connection import Connection
 from tfdist.split_queue.section import PS_DEVICE
 from tfdist.split_queue.table import Answer, TableOps
-from tfdist.splits import DONE, LEASED, NOT_HELD, Loss, Plan, epoch_order
+from tfdist.splits import DONE, LEASED, NOT_HELD, Loss
 from tfdist.task import Task
 
 _POLL_SECS, _LONGEST_POLL_SECS = 0.005, 0.2

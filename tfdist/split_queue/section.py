@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfdist.splits import DEAD, NOTHING, REVOKED, TODO, Plan
+from tfdist.split_plan import Plan
+from tfdist.splits import DEAD, NOTHING, REVOKED, TODO
 
 PS_DEVICE = "/job:ps/task:0/device:CPU:0"
 _PHILOX = 1  # of tf.random.Algorithm

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfdist.split_plan import Plan
 from tfdist.split_queue.section import (
     PS_DEVICE,
     Counts,
@@ -25,7 +26,7 @@ from tfdist.split_queue.section import (
     take_guard,
     variable_names,
 )
-from tfdist.splits import DONE, LEASED, NOBODY, NOTHING, REVOKED, TODO, Loss, Plan, SplitTable
+from tfdist.splits import DONE, LEASED, NOBODY, NOTHING, REVOKED, TODO, Loss, SplitTable
 
 # What an operation answers, in the first place of an Answer.
 GIVEN, WAIT, OVER, REPLACED, LOST, NOT_RESERVED, SAVING, NOT_BEGUN, REFUSED = range(9)

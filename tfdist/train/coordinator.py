@@ -22,8 +22,8 @@ from tfdist.deadline import Deadline
 from tfdist.eos import padded
 from tfdist.errors import ConfigError, EpochError
 from tfdist.ledger import Ledger, Range
+from tfdist.split_plan import check_splits, epoch_order
 from tfdist.split_queue import SplitReport
-from tfdist.splits import check_splits, epoch_order
 
 _PS_DEVICE = "/job:ps/replica:0/task:0/device:CPU:0"
 _AHEAD = 256  # functions that are scheduled: `schedule` blocks at as many per worker

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import tensorflow as tf
 
 from tfdist.cluster.server import start_server, trainer_server
-from tfdist.eos import padded
 from tfdist.repro.actor import Actor
+from tfdist.repro.padded_share import PaddedShare
 from tfdist.repro.toy import (
     BATCH,
+    PS,
     bare_session,
     global_step,
     in_graph,
@@ -21,9 +20,6 @@ from tfdist.repro.toy import (
 )
 from tfdist.split_queue import SplitQueue
 from tfdist.train import graph
-from tfdist.train.epoch import Epoch, EpochResult
-
-PS = "/job:ps/task:0/device:CPU:0"
 
 
 @in_graph
@@ -167,30 +163,7 @@ def shared_iterator_cured(actor: Actor) -> None:
 
 def _train_padded(actor: Actor, batches: list[int]) -> None:
     """Each trains on its share, and all end together; then the chief saves."""
-    task = actor.task
-    data = padded_iterator(actor, batches)
-    number, weight, has_value = data.get_next()
-    step = graph.apply_if(has_value, lambda: updates(task, number, weight))
-    count = global_step(task)
+    task, data = actor.task, PaddedShare(actor, batches)
+    step = graph.apply_if(data.has_value, lambda: updates(task, data.number, data.weight))
     with trainer_server(task) as target, graph.session(task, target) as session:
-
-        def save(result: EpochResult) -> None:
-            result.check()
-            actor.saved(session.run(count))
-
-        expected = BATCH * sum(batches)
-        epoch = Epoch(task, "epoch", expected=expected, action=save, timeout=30)
-        session.run(data.initializer)
-        has = True
-        while has:
-            _, seen, real, has = session.run([step, number, weight, has_value])
-            actor.step(seen[real > 0])
-            epoch.visit(seen[real > 0])
-        epoch.finish()
-        actor.steps_in_all(session.run(count))
-
-
-def padded_iterator(actor: Actor, batches: list[int]) -> Any:
-    """Of this trainer's share, in batches that never end."""
-    data = padded(share(actor.task, batches), BATCH)
-    return tf.compat.v1.data.make_initializable_iterator(data)
+        data.train(session, step)

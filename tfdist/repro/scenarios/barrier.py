@@ -10,11 +10,11 @@ import tensorflow as tf
 from tfdist.barrier import Barrier
 from tfdist.cluster.server import trainer_server
 from tfdist.repro.actor import Actor
-from tfdist.repro.scenarios.asynchronous import PS, padded_iterator
+from tfdist.repro.padded_share import PaddedShare
 from tfdist.repro.toy import (
     BATCH,
+    PS,
     bare_session,
-    global_step,
     in_graph,
     iterator,
     share,
@@ -23,7 +23,6 @@ from tfdist.repro.toy import (
 )
 from tfdist.task import Task
 from tfdist.train import graph
-from tfdist.train.epoch import Epoch, EpochResult
 
 
 @in_graph
@@ -79,27 +78,9 @@ def _tokens_of_others(task: Task, after: Any) -> Any:
 
 def _train_and_resign(actor: Actor, batches: list[int]) -> None:
     """All take each step together, until their data end; then they wait for the others once."""
-    task = actor.task
-    data = padded_iterator(actor, batches)
-    number, weight, has_value = data.get_next()
-    update = graph.apply_if(has_value, lambda: updates(task, number, weight))
-    count = global_step(task)
+    task, data = actor.task, PaddedShare(actor, batches)
+    update = graph.apply_if(data.has_value, lambda: updates(task, data.number, data.weight))
     with trainer_server(task) as target, Barrier(task, "step", timeout=30) as barrier:
         step = barrier.op(after=[update])
         with graph.session(task, target) as session:
-
-            def save(result: EpochResult) -> None:
-                result.check()
-                actor.saved(session.run(count))
-
-            expected = BATCH * sum(batches)
-            epoch = Epoch(task, "epoch", expected=expected, action=save, timeout=30)
-            session.run(data.initializer)
-            has = True
-            while has:
-                _, seen, real, has = session.run([step, number, weight, has_value])
-                actor.step(seen[real > 0])
-                epoch.visit(seen[real > 0])
-            barrier.resign()
-            epoch.finish()
-            actor.steps_in_all(session.run(count))
+            data.train(session, step, ended=barrier.resign)

@@ -17,12 +17,14 @@ from tfdist.errors import BarrierTimeout
 from tfdist.repro.actor import Actor
 from tfdist.repro.toy import (
     BATCH,
+    PS,
     bare_session,
     in_graph,
     iterator,
     share,
     train_to_the_end,
     updates,
+    wait_for_all,
 )
 from tfdist.split_queue import Split, SplitQueue
 from tfdist.task import Task
@@ -30,7 +32,6 @@ from tfdist.train import graph
 from tfdist.train.checkpoint import Checkpointer
 from tfdist.train.epoch import Epoch
 
-PS = "/job:ps/task:0/device:CPU:0"
 STEPS = 6  # batches of each trainer
 BEFORE = 2  # steps that it does before somebody is lost
 LEASE_SECS = 0.7
@@ -144,12 +145,7 @@ def _train_in_step(actor: Actor, fault: str) -> None:
     """Each step waits for that of the other, in queues on the ps; the worker is lost."""
     task = actor.task
     number = iterator(share(task, [STEPS, STEPS]).batch(BATCH)).get_next()
-    with tf.device(PS):
-        queues = [_queue(f"arrived_{rank}") for rank in range(len(task.trainers))]
-    with tf.control_dependencies([updates(task, number)]):
-        arrive = tf.group([queue.enqueue(0) for queue in queues])
-    with tf.control_dependencies([arrive]):
-        step = queues[task.rank].dequeue_many(len(queues))
+    step = wait_for_all(task, updates(task, number))
     with bare_session(actor) as session:
         if not task.is_chief:
             _train_and_be_lost(actor, session, step, number, fault)

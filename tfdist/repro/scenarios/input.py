@@ -18,17 +18,18 @@ from tfdist.cluster.server import trainer_server
 from tfdist.repro.actor import Actor
 from tfdist.repro.toy import (
     BATCH,
+    PS,
     bare_session,
     in_graph,
     iterator,
     read_within,
     train_to_the_end,
     updates,
+    wait_for_all,
 )
 from tfdist.split_queue import SplitQueue
 from tfdist.train import graph
 
-PS = "/job:ps/task:0/device:CPU:0"
 EACH = 4 * BATCH  # examples of each trainer
 _ANSWER_SECS = 0.5
 
@@ -43,15 +44,7 @@ def generator_never_answers(actor: Actor) -> None:
 
     data = tf.data.Dataset.from_generator(numbers, output_signature=tf.TensorSpec([], tf.int64))
     number = iterator(data.batch(BATCH)).get_next()
-    with tf.device(PS):
-        arrived = [
-            tf.queue.FIFOQueue(100, tf.int32, shapes=[()], shared_name=f"arrived_{rank}")
-            for rank in range(len(task.trainers))
-        ]
-    with tf.control_dependencies([updates(task, number)]):
-        arrive = tf.group([tokens.enqueue(0) for tokens in arrived])
-    with tf.control_dependencies([arrive]):
-        step = arrived[task.rank].dequeue_many(len(arrived))
+    step = wait_for_all(task, updates(task, number))
     with bare_session(actor) as session:
         train_to_the_end(actor, session, step, number)
 

@@ -18,7 +18,7 @@ from tfdist.barrier import Barrier
 from tfdist.cluster.server import start_server, trainer_server
 from tfdist.deadline import Deadline
 from tfdist.repro.actor import Actor
-from tfdist.repro.scenarios.asynchronous import padded_iterator
+from tfdist.repro.padded_share import PaddedShare
 from tfdist.repro.toy import (
     BATCH,
     bare_session,
@@ -29,11 +29,10 @@ from tfdist.repro.toy import (
     share,
     train_to_the_end,
     updates,
+    wait_for_all,
 )
 from tfdist.train import graph
-from tfdist.train.epoch import Epoch
 
-PS = "/job:ps/task:0/device:CPU:0"
 STEPS = 4  # batches of each trainer
 _LONG_SECS = 20.0  # that something takes of which nobody hears
 _HEARD_SECS = 4.0  # the same, if one hears of it; longer than what passes for a standstill
@@ -100,17 +99,10 @@ def stop_grace(actor: Actor) -> None:
 @in_graph
 def stop_grace_cured(actor: Actor) -> None:
     """They agree on their steps at a barrier, for which no thread is needed."""
-    task = actor.task
-    data = padded_iterator(actor, [STEPS, STEPS])
-    number, weight, has_value = data.get_next()
-    step = graph.apply_if(has_value, lambda: updates(task, number, weight))
+    task, data = actor.task, PaddedShare(actor, [STEPS, STEPS])
+    step = graph.apply_if(data.has_value, lambda: updates(task, data.number, data.weight))
     with trainer_server(task) as target, graph.session(task, target) as session:
-        epoch, has = Epoch(task, "epoch", timeout=30), True
-        session.run(data.initializer)
-        while epoch.goes_on(has):
-            _, seen, real, has = session.run([step, number, weight, has_value])
-            actor.step(seen[real > 0])
-        epoch.finish()
+        data.train(session, step, together=True)
 
 
 @in_graph
@@ -284,7 +276,7 @@ def _train_together(
         with tf.device(task.device):
             number = _called(through, number)
     update = updates(task, number)
-    step = _wait_in_queues(actor, update) if wait is None else wait(update)
+    step = wait_for_all(task, update) if wait is None else wait(update)
     with bare_session(actor) as session:
         for turn in range(STEPS):
             if slow and turn == STEPS // 2:
@@ -310,18 +302,6 @@ def _read_ahead(actor: Actor, parse: Callable[[Any], Any] | None) -> tf.data.Dat
     if parse is not None:
         batches = batches.map(lambda batch: _called(parse, batch))
     return batches.prefetch(1)
-
-
-def _wait_in_queues(actor: Actor, after: Any) -> Any:
-    with tf.device(PS):
-        arrived = [
-            tf.queue.FIFOQueue(100, tf.int32, shapes=[()], shared_name=f"arrived_{rank}")
-            for rank in range(len(actor.task.trainers))
-        ]
-    with tf.control_dependencies([after]):
-        arrive = tf.group([tokens.enqueue(0) for tokens in arrived])
-    with tf.control_dependencies([arrive]):
-        return arrived[actor.task.rank].dequeue_many(len(arrived))
 
 
 def _train_and_evaluate(actor: Actor, evaluate: Callable[[Any], object]) -> None:

@@ -7,7 +7,7 @@ import tensorflow as tf
 from tfdist.cluster.server import start_server, trainer_server
 from tfdist.errors import StartTimeout
 from tfdist.repro.actor import Actor
-from tfdist.repro.scenarios.asynchronous import padded_iterator
+from tfdist.repro.padded_share import PaddedShare
 from tfdist.repro.toy import (
     BATCH,
     bare_session,
@@ -69,12 +69,7 @@ def variable_off_the_ps_cured(actor: Actor) -> None:
 def _train(actor: Actor, target: str, batches: list[int], *, timeout: float = 30) -> None:
     """Each trains on its share, in a graph of its own."""
     with tf.Graph().as_default():
-        data = padded_iterator(actor, batches)
-        number, weight, has_value = data.get_next()
-        step = graph.apply_if(has_value, lambda: updates(actor.task, number, weight))
-        with graph.session(actor.task, target, timeout=timeout) as session:
-            session.run(data.initializer)
-            has = True
-            while has:
-                _, seen, real, has = session.run([step, number, weight, has_value])
-                actor.step(seen[real > 0])
+        task, data = actor.task, PaddedShare(actor, batches)
+        step = graph.apply_if(data.has_value, lambda: updates(task, data.number, data.weight))
+        with graph.session(task, target, timeout=timeout) as session:
+            data.train(session, step)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from tfdist.barrier import Barrier
 from tfdist.cluster.server import trainer_server
 from tfdist.repro.actor import Actor
-from tfdist.repro.scenarios.asynchronous import padded_iterator
+from tfdist.repro.padded_share import PaddedShare
 from tfdist.repro.toy import (
     BATCH,
     bare_session,
@@ -24,7 +24,6 @@ from tfdist.repro.toy import (
     train_to_the_end,
 )
 from tfdist.train import graph
-from tfdist.train.epoch import Epoch, EpochResult
 
 # The thread of the chief waits for gradients, and no end of the session wakes it. TensorFlow gives
 # it 120 s.
@@ -104,31 +103,15 @@ def _train_together(actor: Actor, batches: list[int]) -> None:
 
     Who has nothing left takes part with nothing, until nobody has.
     """
-    task = actor.task
-    data = padded_iterator(actor, batches)
-    number, weight, has_value = data.get_next()
+    task, data = actor.task, PaddedShare(actor, batches)
     count = global_step(task)
     with trainer_server(task) as target, Barrier(task, "read", timeout=30) as read:
         with tf.compat.v1.device(graph.device_setter(task)):
             optimizer = tf.compat.v1.train.GradientDescentOptimizer(0.1)
-            found = gradients(task, optimizer, number, weight)
+            found = gradients(task, optimizer, data.number, data.weight)
             with tf.control_dependencies([read.op(after=[rows.values for rows, _ in found])]):
                 step = graph.apply_if(
-                    has_value, lambda: optimizer.apply_gradients(found, global_step=count)
+                    data.has_value, lambda: optimizer.apply_gradients(found, global_step=count)
                 )
         with graph.session(task, target) as session:
-
-            def save(result: EpochResult) -> None:
-                result.check()
-                actor.saved(session.run(count))
-
-            expected = BATCH * sum(batches)
-            epoch = Epoch(task, "epoch", expected=expected, action=save, timeout=30)
-            session.run(data.initializer)
-            has = True
-            while epoch.goes_on(has):
-                _, seen, real, has = session.run([step, number, weight, has_value])
-                actor.step(seen[real > 0])
-                epoch.visit(seen[real > 0])
-            epoch.finish()
-            actor.steps_in_all(session.run(count))
+            data.train(session, step, together=True)
