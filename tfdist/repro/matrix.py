@@ -355,7 +355,7 @@ _SLOW = (
     ),
     Case(
         "slow/close",
-        "inputs that tune themselves: a thread of one keeps the session from being closed",
+        "inputs that tune themselves: a thread of one may keep the session from being closed",
         "no input tunes itself, as padded has it",
         (Name.SLOW_EXIT, Name.FINE),
         examples=32,
