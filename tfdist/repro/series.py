@@ -52,6 +52,10 @@ class Row:
             "cured_ok": self.cured_ok,
             "as_expected": self.as_expected,
             "seconds": round(sum(played.seconds for played in runs), 1),
+            "stall_secs": self.case.stall_secs,
+            "told_secs": [
+                played.told_secs and round(played.told_secs, 1) for played in self.broken
+            ],
             "folders": [str(played.folder) for played in runs],
         }
 
