@@ -47,6 +47,16 @@ class Stack:
         )
 
 
+def folded(threads: Iterable[Stack]) -> tuple[Stack, ...]:
+    """Threads that stand at the same place as one, and that of the main thread first."""
+    counts: dict[tuple[tuple[Frame, ...], bool], tuple[int, bool]] = {}
+    for stack in threads:
+        count, main = counts.get((stack.frames, stack.cut), (0, False))
+        counts[stack.frames, stack.cut] = (count + stack.count, main or stack.main)
+    found = [Stack(frames, count, main, cut) for (frames, cut), (count, main) in counts.items()]
+    return tuple(sorted(found, key=lambda stack: (not stack.main, -stack.count)))
+
+
 class State(str, enum.Enum):
     """Whether a task lives."""
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from tfdist.cluster import py_spy
 from tfdist.cluster.kernel_threads import KernelThreads, kernel_threads
-from tfdist.cluster.stacks import GONE, STOPPED, Answer, ask
+from tfdist.cluster.stacks import ANSWERED, GONE, STOPPED, STOPPED_STATES, Answer, ask
 from tfdist.deadline import Deadline
 from tfdist.evidence import Place, State, TaskEvidence, place_of
 
@@ -36,7 +38,7 @@ class Sighting:
     """
 
     answer: Answer
-    kernel: KernelThreads | None = None
+    kernel: KernelThreads = field(default_factory=KernelThreads)
     waits: dict[str, int] = field(default_factory=dict)
     works: bool = False
 
@@ -63,31 +65,46 @@ def sight(process: psutil.Process, stacks: Path) -> Sighting:
         process: that has a handler for STACKS_SIGNAL; another one is not asked for its stacks.
         stacks: the file that its handler appends to.
     """
+    return _sight(process, lambda: ask(process, stacks, _ANSWER_SECS))
+
+
+def sight_stranger(process: psutil.Process) -> Sighting:
+    """Looks at a process that tfdist need not have started, by py-spy; blocks for some seconds.
+
+    Raises:
+        ClusterError: py-spy is not installed, or cannot read it.
+    """
+
+    def asked() -> Answer:
+        if process.status() in STOPPED_STATES:
+            return Answer(STOPPED)  # py-spy cannot read it then
+        return Answer(ANSWERED, py_spy.dump(process.pid))
+
+    return _sight(process, asked)
+
+
+def _sight(process: psutil.Process, ask_it: Callable[[], Answer]) -> Sighting:
     try:
-        return _sight(process, stacks)
+        before = kernel_threads(process.pid)  # the question wakes it up
+        answer = _asked(ask_it)
+        if answer.state in (STOPPED, GONE):
+            return Sighting(answer, before)
+        start = time.monotonic()
+        # From here: the answer itself is not work of the task.
+        cpu_secs, read = _cpu_secs(process), _bytes_read(process)
+        time.sleep(_SAMPLE_SECS)
+        used = (_cpu_secs(process) - cpu_secs) / (time.monotonic() - start)
+        after = kernel_threads(process.pid)
+        spins = _has_running(before) and _has_running(after)
+        moves = _moves(answer, ask_it)
+        return Sighting(
+            answer,
+            before,
+            dict(_waits(before) & _waits(after)),  # who reads from a disk waits only for moments
+            works=used >= _works_share() or spins or moves or _bytes_read(process) > read,
+        )
     except psutil.NoSuchProcess:
         return Sighting(Answer(GONE))
-
-
-def _sight(process: psutil.Process, stacks: Path) -> Sighting:
-    before = kernel_threads(process.pid)  # the question wakes it up
-    answer = _asked(process, stacks)
-    if answer.state in (STOPPED, GONE):
-        return Sighting(answer, before)
-    start = time.monotonic()
-    # From here: the answer itself is not work of the task.
-    cpu_secs, read = _cpu_secs(process), _bytes_read(process)
-    time.sleep(_SAMPLE_SECS)
-    used = (_cpu_secs(process) - cpu_secs) / (time.monotonic() - start)
-    after = kernel_threads(process.pid)
-    spins = _has_running(before) and _has_running(after)
-    moves = _moves(process, stacks, answer)
-    return Sighting(
-        answer,
-        before,
-        dict(_waits(before) & _waits(after)),  # who reads from a disk waits only for moments
-        works=used >= _works_share() or spins or moves or _bytes_read(process) > read,
-    )
 
 
 def _works_share() -> float:
@@ -96,7 +113,7 @@ def _works_share() -> float:
     return max(_LEAST_SHARE, _WORKS_SHARE / max(1.0, crowd))
 
 
-def _moves(process: psutil.Process, stacks: Path, first: Answer) -> bool:
+def _moves(first: Answer, ask_it: Callable[[], Answer]) -> bool:
     """Whether a main thread that is in no wait stands elsewhere now, as one that builds a graph.
 
     Only such a one is asked again: each question is a small risk; see `tfdist.cluster.stacks`.
@@ -104,12 +121,11 @@ def _moves(process: psutil.Process, stacks: Path, first: Answer) -> bool:
     before = next((stack for stack in first.stacks if stack.main), None)
     if before is None or place_of(before) not in _NO_WAITS:
         return False
-    again = ask(process, stacks, _SAMPLE_SECS)
-    after = next((stack for stack in again.stacks if stack.main), before)
+    after = next((stack for stack in ask_it().stacks if stack.main), before)
     return after.frames != before.frames
 
 
-def _asked(process: psutil.Process, stacks: Path) -> Answer:
+def _asked(ask_it: Callable[[], Answer]) -> Answer:
     """Where it stands; asked again while it may be passing by.
 
     Who waits for the chief makes a session each time that it looks, and closes it: only if it
@@ -117,7 +133,7 @@ def _asked(process: psutil.Process, stacks: Path) -> Answer:
     """
     deadline = Deadline(_SAMPLE_SECS)
     while True:
-        answer = ask(process, stacks, _ANSWER_SECS)
+        answer = ask_it()
         if deadline.expired or not any(
             stack.main
             and stack.has("wait_for_session", "session_manager.py")

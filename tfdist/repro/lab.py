@@ -113,7 +113,7 @@ class Plays:
         environment = _QUIET if cured else _QUIET | _BARE
         cluster = LocalCluster(case.shape, "processes", Surroundings(environment, run))
         about = {"case": case.name, "cured": cured, "seed": seed, "monotonic": started}
-        run.create(cluster.tasks, about)
+        run.create(cluster.tasks, cluster.trainers, about)
         watch = _Watch(case, cured, run, cluster, self._told, self._stopped)
         try:
             with cluster:

@@ -96,11 +96,6 @@ def look(
     )
 
 
-def _plays(run: RunFolder, life: TaskRecord) -> bool:
-    """Whether it runs the case; a worker that serves a coordinator does not, and notes nothing."""
-    return (run.folder_of(life.name, life.attempt) / notes.NOTES_FILE).exists()
-
-
 def _task(
     run: RunFolder,
     name: str,
@@ -110,7 +105,6 @@ def _task(
     over: bool,
 ) -> TaskEvidence:
     one = said.get(name, Noted())
-    trains = trains and (life is None or _plays(run, life))
     about = {key: value for key, value in one.about().items() if key != "global_step"}
     common: dict[str, Any] = {
         "name": name,
