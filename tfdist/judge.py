@@ -15,10 +15,10 @@ from tfdist.task_waits import python_call, reader, scheduled_functions
 from tfdist.verdict import Confidence, Name, Verdict
 
 # Waits in which a task needs others.
-_NEEDS_OTHERS = (Place.RUN, Place.EAGER, Place.BARRIER, Place.JOIN, Place.INPUT)
+_NEEDS_OTHERS = (Place.RUN, Place.EAGER, Place.BARRIER, Place.JOIN)
 _LEAVES_OR_COMES = (Place.CLOSING, Place.EXTENDING)
 # Where a chief has no session, unless it has had one.
-_ELSEWHERE = (Place.SERVER, Place.WAIT, Place.PYTHON, Place.IMPORT)
+_ELSEWHERE = (Place.SERVER, Place.WAIT)
 _IMPORT_SECS = 60.0
 
 
@@ -120,7 +120,7 @@ def _starting(evidence: Evidence) -> Verdict | None:
     tasks = [task for task in _alive(evidence) if task.place is Place.STARTING]
     chief = next((task for task in evidence.tasks if task.trains), None)
     # If the chief hangs itself, what it hangs in tells why.
-    if not tasks or chief is None or (chief.lives and chief.place in _LEAVES_OR_COMES):
+    if not tasks or chief is None or chief.place in _LEAVES_OR_COMES:
         return None
     if chief.state is State.ABSENT:
         return _verdict(
@@ -140,7 +140,7 @@ def _starting(evidence: Evidence) -> Verdict | None:
     if chief in tasks:
         why = f"all wait for a chief, also {chief.name}, which should be it"
         return _verdict(Name.NOT_INITIALIZED, [chief], [*told, why])
-    if chief.lives and chief.place in _ELSEWHERE and not chief.steps:
+    if chief.place in _ELSEWHERE and not chief.steps:
         return _verdict(
             Name.NOT_INITIALIZED,
             [chief],
