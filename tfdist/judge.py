@@ -202,6 +202,24 @@ def _stopping(evidence: Evidence) -> Verdict | None:
 # --- what it hangs in
 
 
+def _unreachable(evidence: Evidence) -> Verdict | None:
+    """What a task has sent is not acknowledged: a kernel does that, also for a stopped process."""
+    pairs = [(task, peer) for task in _alive(evidence) for peer in task.unanswered]
+    if not pairs:
+        return None
+    # Who is at one end of all these connections is the cause; of one connection both may be.
+    ends = [{task.name, peer} for task, peer in pairs]
+    common = set.intersection(*ends)
+    tasks = [task for task in evidence.tasks if task.name in (common or set.union(*ends))]
+    return _verdict(
+        Name.PEER_UNREACHABLE,
+        tasks,
+        [f"{task.name} has sent to {peer}, whose machine does not answer" for task, peer in pairs],
+        Confidence.LIKELY,
+        "ping between the two machines, and their firewalls",
+    )
+
+
 def _exhausted(evidence: Evidence) -> Verdict | None:
     """Threads of one process wait for others of it that find no thread to run on."""
     for task in _alive(evidence):
@@ -371,6 +389,7 @@ _STALLED: Sequence[_Rule] = (
     _stopped,
     _dead,
     _slow,
+    _unreachable,
     _starting,
     _exhausted,
     _input,
@@ -380,7 +399,15 @@ _STALLED: Sequence[_Rule] = (
     _deadlock,
 )
 # Of one task alone: whom it waits for is not known.
-_ALONE: Sequence[_Rule] = (_stopped, _slow, _exhausted, _input, _dependency, _stopping)
+_ALONE: Sequence[_Rule] = (
+    _stopped,
+    _slow,
+    _unreachable,
+    _exhausted,
+    _input,
+    _dependency,
+    _stopping,
+)
 _OVER: Sequence[_Rule] = (_stopped, _failed, _lost, _early, _ledger, _fine)
 
 

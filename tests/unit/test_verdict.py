@@ -126,6 +126,16 @@ WAITS = at(Place.RUN)
          Name.UNKNOWN, ["worker:0", "worker:1"]),
         (job(WAITS, TaskEvidence("worker:1", state=State.ABSENT)), Name.UNKNOWN, ["worker:0"]),
         (job(at(Place.SERVER, left=True), ENDED), Name.UNKNOWN, []),
+        # Who is at one end of each connection that is not acknowledged.
+        (job(replace(WAITS, unanswered=("worker:2",)), at(Place.RUN, "worker:1"),
+             at(Place.RUN, "worker:2", unanswered=("ps:0",))),
+         Name.PEER_UNREACHABLE, ["worker:2"]),
+        (job(replace(WAITS, unanswered=("ps:0",)), at(Place.RUN, "worker:1")),
+         Name.PEER_UNREACHABLE, ["ps:0", "worker:0"]),
+        (job(replace(WAITS, unanswered=("10.0.0.9:2222",)), at(Place.RUN, "worker:1")),
+         Name.PEER_UNREACHABLE, ["worker:0"]),
+        (job(replace(WAITS, unanswered=("ps:0",)), at(Place.PYTHON, "worker:1")),
+         Name.SLOW, ["worker:1"]),
         # Those that are missing are not the cause where somebody has something to do.
         *[(job(busy, replace(ENDED, state=state)), Name.SLOW, ["worker:0"])
           for busy in (at(Place.PYTHON), at(Place.RUN, works=True))
@@ -243,6 +253,7 @@ SCHEDULED = Stack((Frame(SITE + "cluster_coordinator.py", 1, "execute_on"),), co
     [
         (at(Place.RUN, state=State.STOPPED), Name.PEER_STOPPED),
         (at(Place.RUN, works=True), Name.SLOW),
+        (at(Place.RUN, unanswered=("10.0.0.9:2222",)), Name.PEER_UNREACHABLE),
         (at(Place.CLOSING), Name.DEAD_DEPENDENCY),
         (at(Place.STOPPING), Name.SLOW_EXIT),
         (TaskEvidence("worker:0", stacks=(stands(Place.JOIN), SCHEDULED), servers=3, pool=2),

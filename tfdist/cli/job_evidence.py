@@ -13,6 +13,7 @@ from tfdist.cli.barriers import Barriers
 from tfdist.cli.job_stacks import JobStacks, View
 from tfdist.cluster.processes import PROGRESS_FILE
 from tfdist.cluster.run_folder import ERROR_FILE, RunFolder
+from tfdist.cluster.sighting import name_peers
 from tfdist.evidence import BarrierEvidence, Evidence, State, TaskEvidence
 
 
@@ -31,9 +32,12 @@ def job_evidence(
     resigned = {place["trainer"] for place in places if place["state"] == "resigned"}
     # Who has resigned at one barrier may wait at another.
     resigned -= {place["trainer"] for place in places if place["state"] == "arrived"}
-    tasks = tuple(
-        _task(stacks.run, view, view.name in trainers, view.name in resigned)
-        for view in stacks.views
+    tasks = name_peers(
+        [
+            _task(stacks.run, view, view.name in trainers, view.name in resigned)
+            for view in stacks.views
+        ],
+        {view.name: view.seen for view in stacks.views if view.seen is not None},
     )
     if seconds is None:
         seconds = min((task.quiet_secs for task in tasks if task.trains), default=0.0)

@@ -21,7 +21,7 @@ from tfdist.cli.thread_text import (
 )
 from tfdist.cluster import py_spy
 from tfdist.cluster.kernel_threads import KernelThreads, kernel_threads
-from tfdist.cluster.sighting import sight_stranger
+from tfdist.cluster.sighting import Sighting, name_peers, sight_stranger
 from tfdist.errors import ClusterError, ConfigError
 from tfdist.evidence import Evidence, Place, Stack, TaskEvidence
 from tfdist.judge import judge
@@ -105,14 +105,21 @@ def _process(pid: int) -> psutil.Process:
 def _verdict(processes: Sequence[psutil.Process]) -> Verdict:
     """On these; whether they are all of their job is not known."""
     with ThreadPoolExecutor(len(processes)) as pool:
-        return judge(Evidence(tuple(pool.map(_evidence, processes)), whole=False))
+        names = [f"pid {process.pid}" for process in processes]
+        seen = dict(zip(names, pool.map(_sight, processes), strict=True))
+    tasks = (_evidence(name, one) for name, one in seen.items())
+    return judge(Evidence(name_peers(tasks, seen), whole=False))
 
 
-def _evidence(process: psutil.Process) -> TaskEvidence:
+def _sight(process: psutil.Process) -> Sighting:
     try:
-        task = sight_stranger(process).evidence(name=f"pid {process.pid}")
+        return sight_stranger(process)
     except ClusterError as error:
         raise ConfigError("--verdict", process.pid, f"py-spy has to read it: {error}") from None
+
+
+def _evidence(name: str, seen: Sighting) -> TaskEvidence:
+    task = seen.evidence(name=name)
     return replace(task, trains=task.place is not Place.SERVER)
 
 

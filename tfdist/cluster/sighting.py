@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from tfdist.cluster import py_spy
+from tfdist.cluster.connections import Connection, connections_of
 from tfdist.cluster.kernel_threads import KernelThreads, kernel_threads
 from tfdist.cluster.stacks import ANSWERED, GONE, STOPPED, STOPPED_STATES, Answer, ask
 from tfdist.deadline import Deadline
@@ -24,6 +25,7 @@ _AGAIN_SECS = 0.1
 _WORKS_SHARE, _LEAST_SHARE = 0.2, 0.03  # of a core, while it is looked at
 _NO_WAITS = (Place.EAGER, Place.PYTHON)
 _RUNNING = "running"
+_RESENT = 2  # times: after some 0.6 s without an answer
 
 
 @dataclass(frozen=True)
@@ -35,12 +37,14 @@ class Sighting:
         kernel: its threads, before it was asked.
         waits: for each function of the kernel in which threads have waited for long, how many did.
         works: whether it has used the CPU, or read from a disk.
+        connections: that it has.
     """
 
     answer: Answer
     kernel: KernelThreads = field(default_factory=KernelThreads)
     waits: dict[str, int] = field(default_factory=dict)
     works: bool = False
+    connections: tuple[Connection, ...] = ()
 
     @property
     def state(self) -> State:
@@ -55,7 +59,26 @@ class Sighting:
             stacks=self.answer.stacks,
             waits=self.waits,
             works=self.works,
+            unanswered=tuple(
+                sorted({end.remote for end in self.connections if end.resent >= _RESENT})
+            ),
         )
+
+
+def name_peers(
+    tasks: Iterable[TaskEvidence], seen: Mapping[str, Sighting]
+) -> tuple[TaskEvidence, ...]:
+    """The tasks with the names of those that do not answer them, where these were seen too.
+
+    Args:
+        tasks: as `Sighting.evidence` gives them.
+        seen: by name, those whose processes live.
+    """
+    names = {end.local: name for name, one in seen.items() for end in one.connections}
+    return tuple(
+        replace(task, unanswered=tuple(names.get(end, end) for end in task.unanswered))
+        for task in tasks
+    )
 
 
 def sight(process: psutil.Process, stacks: Path) -> Sighting:
@@ -88,7 +111,7 @@ def _sight(process: psutil.Process, ask_it: Callable[[], Answer]) -> Sighting:
         before = kernel_threads(process.pid)  # the question wakes it up
         answer = _asked(ask_it)
         if answer.state in (STOPPED, GONE):
-            return Sighting(answer, before)
+            return Sighting(answer, before, connections=connections_of(process.pid))
         start = time.monotonic()
         # From here: the answer itself is not work of the task.
         cpu_secs, read = _cpu_secs(process), _bytes_read(process)
@@ -102,6 +125,7 @@ def _sight(process: psutil.Process, ask_it: Callable[[], Answer]) -> Sighting:
             before,
             dict(_waits(before) & _waits(after)),  # who reads from a disk waits only for moments
             works=used >= _works_share() or spins or moves or _bytes_read(process) > read,
+            connections=connections_of(process.pid),
         )
     except psutil.NoSuchProcess:
         return Sighting(Answer(GONE))
