@@ -36,10 +36,18 @@ class EchoNetwork:
         assert process.stdout.readline() == b"ready\n"
         return process
 
-    def ask(self, host, other, *, timeout=0.3, size=1000):
-        command = [*ECHO, "ask", other, str(timeout), str(size)]
-        process = self.network.start(host, command, stdout=subprocess.PIPE)
-        return json.loads(process.communicate(timeout=60)[0])
+    def ask(self, host, other, **options):
+        return self.ask_all([(host, other)], **options)[0]
+
+    def ask_all(self, pairs, *, timeout=0.3, size=1000):
+        """What `ask` of echo.py says for each (host, other); all ask at once."""
+        processes = [
+            self.network.start(
+                host, [*ECHO, "ask", other, str(timeout), str(size)], stdout=subprocess.PIPE
+            )
+            for host, other in pairs
+        ]
+        return [json.loads(process.communicate(timeout=60)[0]) for process in processes]
 
     def send(self, host, other, count):
         """Sends datagrams, and returns how many have arrived there then."""

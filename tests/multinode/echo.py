@@ -1,7 +1,7 @@
 """A tiny server and its clients, for hosts of a test network: `python echo.py VERB ...`.
 
 `serve`: answers TCP and keeps what comes by UDP, both at PORT; says `ready`.
-`ask HOST TIMEOUT SIZE`: connects, asks ten times for a byte and once for SIZE; prints JSON.
+`ask HOST TIMEOUT SIZE`: connects, asks six times for a byte and once for SIZE; prints JSON.
 `hold HOST`: connects, says `ready`, and for each line of its input, a number of seconds, asks for a
 byte and prints whether the answer came in that time.
 `send HOST COUNT`: sends so many datagrams.
@@ -54,7 +54,7 @@ def ask(host, timeout, size):
         print(json.dumps({"error": type(error).__name__, "errno": error.errno, "secs": secs}))
         return
     trips = []
-    for _ in range(10):
+    for _ in range(6):
         begin = time.monotonic()
         connection.sendall(b"x")
         connection.recv(1)

@@ -29,7 +29,7 @@ _AT_ONCE = 64  # frames of one direction, before the other one is looked at
 _MOST_FRAMES = 10_000  # on their way; a real cable's ends drop what is too much as well
 
 
-class _Direction:
+class Direction:
     """Frames on their way from one device to the other."""
 
     def __init__(self, source: int, sink: int, seed: str) -> None:
@@ -74,8 +74,8 @@ def _main() -> None:
     enter(settings["switch"], ["net"])
     port = _tap(settings["port"])
     directions = [
-        _Direction(card, port, f"{settings['seed']} out"),
-        _Direction(port, card, f"{settings['seed']} in"),
+        Direction(card, port, f"{settings['seed']} out"),
+        Direction(port, card, f"{settings['seed']} in"),
     ]
     print("ok", flush=True)
     while True:
