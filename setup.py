@@ -63,6 +63,6 @@ setup(
     extras_require=EXTRAS,
     entry_points={
         "console_scripts": ["tfdist=tfdist.cli:main"],
-        "pytest11": ["tfdist=tfdist.testing"],
+        "pytest11": ["tfdist=tfdist.testing.plugin"],
     },
 )

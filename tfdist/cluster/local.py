@@ -7,7 +7,7 @@ import queue
 import signal
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from tfdist.cluster.outcome import Outcome, RunningTask
@@ -42,12 +42,23 @@ class LocalCluster:
         backend: str,
         surroundings: Surroundings,
         serve: Callable[[Task], object] | None = None,
+        addresses: Sequence[str] | None = None,
     ) -> None:
-        """See `local_cluster`; those that serve run `serve`, or tfdist's own server if None."""
+        """See `local_cluster`.
+
+        Args:
+            shape: which tasks there are.
+            backend: of BACKENDS.
+            surroundings: what the tasks get besides their function.
+            serve: what those run that serve; None for tfdist's own server.
+            addresses: of the tasks, as many as `shape.num_servers`, where each has a network of
+                its own; None for free ports of this machine, which are held.
+        """
         if backend not in BACKENDS:
             raise ConfigError("backend", backend, f"one of {', '.join(BACKENDS)}")
         self._shape, self._backend, self._surroundings = shape, backend, surroundings
         self._serve = serve or _serve
+        self._addresses = addresses
         self._hold_ports()
         self._has_run = False
         self._running: dict[str, RunningTask] = {}
@@ -166,8 +177,9 @@ class LocalCluster:
         self._held.close()
 
     def _hold_ports(self) -> None:
-        self._held = HeldPorts(self._shape.num_servers)
-        self.tasks = self._shape.tasks([f"127.0.0.1:{port}" for port in self._held.ports])
+        self._held = HeldPorts(0 if self._addresses is not None else self._shape.num_servers)
+        here = [f"127.0.0.1:{port}" for port in self._held.ports]
+        self.tasks = self._shape.tasks(here if self._addresses is None else list(self._addresses))
         self.trainers = tuple(
             task for task in self.tasks if task.is_trainer and not self._shape.serves(task)
         )
