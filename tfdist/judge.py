@@ -246,9 +246,12 @@ def _input(evidence: Evidence) -> Verdict | None:
 
 
 def _dependency(evidence: Evidence) -> Verdict | None:
-    """Who comes or leaves talks to all tasks that it knows, also to those that have left."""
+    """Who comes or leaves talks to all tasks that it knows, and each run to those that serve it."""
     waits = [task for task in _waiting(evidence) if task.place in _LEAVES_OR_COMES]
     ended = [task for task in evidence.tasks if task.state is State.ENDED]
+    if not waits:
+        ended = [task for task in ended if not task.trains]
+        waits = [task for task in _waiting(evidence) if ended and task.place in _NEEDS_OTHERS]
     if not waits:
         return None
     return _verdict(

@@ -89,6 +89,7 @@ def test_of_two_places_the_one_that_says_more_counts(outer, inner):
     assert place_of(Stack(stands(outer).frames + stands(inner).frames)) is outer
 
 
+SCHEDULED = Stack((Frame(SITE + "cluster_coordinator.py", 1, "execute_on"),), count=2)
 ENDED = at(Place.RUN, "worker:1", state=State.ENDED, ended_secs=3.0)
 WAITS = at(Place.RUN)
 
@@ -126,6 +127,22 @@ WAITS = at(Place.RUN)
          Name.UNKNOWN, ["worker:0", "worker:1"]),
         (job(WAITS, TaskEvidence("worker:1", state=State.ABSENT)), Name.UNKNOWN, ["worker:0"]),
         (job(at(Place.SERVER, left=True), ENDED), Name.UNKNOWN, []),
+        (Evidence((replace(PS, state=State.ENDED), WAITS)), Name.DEAD_DEPENDENCY, ["ps:0"]),
+        (job(WAITS, works=True), Name.SLOW, ["ps:0"]),
+        (job(replace(WAITS, works=True), at(Place.STARTING, "worker:1", quiet_secs=60.0)),
+         Name.SLOW, ["worker:0"]),
+        (job(at(Place.WAIT), ENDED), Name.UNKNOWN, ["worker:0"]),
+        (job(at(Place.INPUT, left=True), replace(WAITS, name="worker:1")),
+         Name.STRANDED_AT_BARRIER, ["worker:0"]),
+        (job(at(Place.CLOSING, quiet_secs=5.0), replace(ENDED, state=State.DEAD)),
+         Name.SLOW_EXIT, ["worker:0"]),
+        # Threads are short only where several servers share fewer than they block.
+        *[(job(TaskEvidence("worker:0", stacks=(stands(Place.JOIN), SCHEDULED), **threads)),
+           name, ["worker:0"])
+          for threads, name in (({"servers": 3, "pool": 2}, Name.THREADS_EXHAUSTED),
+                                ({"servers": 1, "pool": 2}, Name.DEADLOCK),
+                                ({"servers": 3, "pool": 3}, Name.DEADLOCK),
+                                ({"servers": 3}, Name.DEADLOCK))],
         # Who is at one end of each connection that is not acknowledged.
         (job(replace(WAITS, unanswered=("worker:2",)), at(Place.RUN, "worker:1"),
              at(Place.RUN, "worker:2", unanswered=("ps:0",))),
@@ -198,6 +215,34 @@ def test_a_job_that_is_over(evidence, name):
     assert judge(evidence).name is name
 
 
+@pytest.mark.parametrize(
+    ("ago", "name"), [(5.0, Name.PEER_DEAD), (2.0, Name.TASK_FAILED)], ids=["before", "after"]
+)
+def test_a_task_that_was_killed_before_one_fails_is_the_cause(ago, name):
+    failed = replace(WELL[0], state=State.FAILED, ended_secs=3.0)
+    killed = replace(WELL[1], state=State.DEAD, ended_secs=ago)
+    assert judge(Evidence((failed, killed), over=True)).name is name
+
+
+def test_who_saves_is_the_chief():
+    verdict = judge(job(*WELL, over=True, step=9, saved_step=3))
+    assert (verdict.name, verdict.culprits) == (Name.SAVED_TOO_EARLY, ("worker:0",))
+
+
+def test_a_barrier_at_which_somebody_else_is_missing_is_no_proof():
+    barrier = BarrierEvidence("other", ("worker:0",), ("worker:7",))
+    verdict = judge(job(at(Place.BARRIER), ENDED, barriers=(barrier,)))
+    assert (verdict.name, verdict.confidence) == (Name.STRANDED_AT_BARRIER, Confidence.LIKELY)
+    assert not any("'other'" in reason for reason in verdict.because)
+
+
+def test_where_nothing_is_known_it_is_said_where_each_stands():
+    assert judge(job(at(Place.WAIT))).because == (
+        "worker:0 waits, outside of TensorFlow, wait (threading.py:1)",
+    )
+    assert judge(Evidence(())).because == ("nothing was seen of any task",)
+
+
 def test_of_one_task_alone_it_is_not_said_for_whom_it_waits():
     verdict = judge(Evidence((WAITS,), whole=False))
     assert (verdict.name, verdict.confidence) == (Name.UNKNOWN, Confidence.GUESS)
@@ -242,10 +287,8 @@ def test_what_a_lost_task_has_left_is_said_with_five_ranges_at_most():
     assert told.because[-1] == "nobody visited 0, 2, 4, 6, 8, and 2 ranges more"
     told = judge(Evidence((WELL[0], lost), over=True, expected=14, missing=tuple(missing[:5])))
     assert told.because[-1] == "nobody visited 0, 2, 4, 6, 8"
-    assert len(judge(Evidence((WELL[0], lost), over=True)).because) == 1
-
-
-SCHEDULED = Stack((Frame(SITE + "cluster_coordinator.py", 1, "execute_on"),), count=2)
+    not_counted = judge(Evidence((WELL[0], lost), over=True))
+    assert (not_counted.name, len(not_counted.because)) == (Name.PEER_DEAD, 1)
 
 
 @pytest.mark.parametrize(
