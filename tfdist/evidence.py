@@ -74,6 +74,7 @@ class Place(str, enum.Enum):
     BARRIER = "at a barrier of tfdist"
     JOIN = "in ClusterCoordinator.join"
     STARTING = "waits for the chief to initialise"
+    CONNECTING = "waits for a ps to listen"
     CLOSING = "closes its session"
     STOPPING = "waits for its own threads, in Coordinator.join"
     EXTENDING = "sends its graph to all tasks"
@@ -99,6 +100,8 @@ _PLACES: tuple[tuple[str, tuple[str, ...], Place], ...] = (
     (_SESSION, ("close",), Place.CLOSING),
     (_SESSION, ("_extend_graph",), Place.EXTENDING),
     ("tensorflow/python/training/session_manager.py", ("wait_for_session",), Place.STARTING),
+    ("tfdist/train/graph.py", ("_wait_until_ready",), Place.STARTING),
+    ("tfdist/cluster/server.py", ("_wait_for_ps",), Place.CONNECTING),
     ("tensorflow/python/training/coordinator.py", ("join",), Place.STOPPING),
     (
         "tensorflow/python/ops/gen_dataset_ops.py",

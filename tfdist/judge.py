@@ -115,6 +115,14 @@ def _slow(evidence: Evidence) -> Verdict | None:
     return None
 
 
+def _connecting(evidence: Evidence) -> Verdict | None:
+    tasks = [task for task in _alive(evidence) if task.place is Place.CONNECTING]
+    if not tasks:
+        return None
+    told = f"{_names(tasks)}: waits for a ps to listen, and will say for which if none does"
+    return _verdict(Name.SLOW_START, tasks, [told])
+
+
 def _starting(evidence: Evidence) -> Verdict | None:
     """A trainer looks now and then whether the chief has initialised."""
     tasks = [task for task in _alive(evidence) if task.place is Place.STARTING]
@@ -393,6 +401,7 @@ _STALLED: Sequence[_Rule] = (
     _dead,
     _slow,
     _unreachable,
+    _connecting,
     _starting,
     _exhausted,
     _input,
@@ -406,6 +415,7 @@ _ALONE: Sequence[_Rule] = (
     _stopped,
     _slow,
     _unreachable,
+    _connecting,
     _exhausted,
     _input,
     _dependency,

@@ -28,6 +28,7 @@ AT = {
     Place.CLOSING: ("tensorflow/python/client/session.py", "close"),
     Place.EXTENDING: ("tensorflow/python/client/session.py", "_extend_graph"),
     Place.STARTING: ("tensorflow/python/training/session_manager.py", "wait_for_session"),
+    Place.CONNECTING: ("tfdist/cluster/server.py", "_wait_for_ps"),
     Place.STOPPING: ("tensorflow/python/training/coordinator.py", "join"),
     Place.INPUT: ("tensorflow/python/ops/gen_dataset_ops.py", "iterator_get_next"),
     Place.EAGER: ("tensorflow/python/eager/execute.py", "quick_execute"),
@@ -80,6 +81,7 @@ def test_a_place_is_told_by_its_frame(place):
     [
         (Place.BARRIER, Place.RUN),
         (Place.STARTING, Place.RUN),
+        (Place.CONNECTING, Place.PYTHON),
         (Place.EXTENDING, Place.STARTING),
         (Place.CLOSING, Place.STARTING),
     ],
@@ -143,6 +145,15 @@ WAITS = at(Place.RUN)
                                 ({"servers": 1, "pool": 2}, Name.DEADLOCK),
                                 ({"servers": 3, "pool": 3}, Name.DEADLOCK),
                                 ({"servers": 3}, Name.DEADLOCK))],
+        (job(at(Place.CONNECTING)), Name.SLOW_START, ["worker:0"]),
+        (Evidence((replace(PS, state=State.DEAD), at(Place.CONNECTING))), Name.PEER_DEAD, ["ps:0"]),
+        # Who waits for the chief has nothing to do without it, in a session of tfdist either.
+        (job(at(Place.STARTING, "worker:1"), at(Place.RUN, state=State.STOPPED), works=True),
+         Name.PEER_STOPPED, ["worker:0"]),
+        (job(TaskEvidence("worker:1", stacks=(Stack(
+            (Frame("/x/python3.11/threading.py", 1, "wait"),
+             Frame("/x/tfdist/train/graph.py", 9, "_wait_until_ready"), MAIN), main=True),)),
+             at(Place.RUN, state=State.STOPPED)), Name.PEER_STOPPED, ["worker:0"]),
         # Who is at one end of each connection that is not acknowledged.
         (job(replace(WAITS, unanswered=("worker:2",)), at(Place.RUN, "worker:1"),
              at(Place.RUN, "worker:2", unanswered=("ps:0",))),
@@ -298,6 +309,7 @@ def test_what_a_lost_task_has_left_is_said_with_five_ranges_at_most():
         (at(Place.RUN, works=True), Name.SLOW),
         (at(Place.RUN, unanswered=("10.0.0.9:2222",)), Name.PEER_UNREACHABLE),
         (at(Place.CLOSING), Name.DEAD_DEPENDENCY),
+        (at(Place.CONNECTING), Name.SLOW_START),
         (at(Place.STOPPING), Name.SLOW_EXIT),
         (TaskEvidence("worker:0", stacks=(stands(Place.JOIN), SCHEDULED), servers=3, pool=2),
          Name.THREADS_EXHAUSTED),

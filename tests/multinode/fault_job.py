@@ -1,0 +1,108 @@
+"""The training job that tests/multinode/test_fault_matrix.py plays under each fault.
+
+A chief and a worker visit the splits of two epochs; each update counts its examples on the ps, in
+the run that commits them, so that the counts cannot differ from what was trained. The chief saves
+at the end of each epoch. Whoever loses the ps makes a new session, and goes on from what was saved.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import tensorflow as tf
+
+from tfdist import BarrierBroken, Epoch, EpochResult, SplitLost, SplitQueue, trainer_server
+from tfdist.repro.actor import Actor, event_file
+from tfdist.train import graph
+from tfdist.train.checkpoint import Checkpointer
+
+BATCH, BATCHES, EPOCHS = 4, 12, 2
+RECORDS = BATCH * BATCHES
+SPLITS = [(start, start + 2 * BATCH) for start in range(0, RECORDS, 2 * BATCH)]
+LEASE_SECS = 1.5
+_ATTEMPTS, _WAIT_SECS = 4, 10.0
+_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, BarrierBroken)
+
+
+def train(actor: Actor) -> None:
+    """Trains until all epochs have ended; begins anew where the ps was lost, but not for ever."""
+    if actor.task.is_chief:
+        _moment(actor, "start")
+    with trainer_server(actor.task, timeout=_WAIT_SECS) as target:
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                with tf.Graph().as_default():
+                    _train(actor, target)
+                return
+            except _LOST as error:
+                if attempt == _ATTEMPTS:
+                    raise
+                print(f"{actor.task.name} begins anew: {error}", file=sys.stderr, flush=True)
+
+
+def _moment(actor: Actor, moment: str) -> None:
+    """Asks for the fault of this run if this is its moment, once."""
+    victim, chosen = actor.settings["victim"], actor.settings["moment"]
+    if moment == chosen and not event_file(actor.folder, f"begin {victim}").exists():
+        actor.fault("begin", victim)
+
+
+def _train(actor: Actor, target: str) -> None:
+    task = actor.task
+    queue = SplitQueue(
+        task, "all", SPLITS, batch_size=BATCH, lease_secs=LEASE_SECS, max_retries=9, timeout=20
+    )
+    with tf.device("/job:ps/task:0"):
+        tf.compat.v1.train.get_or_create_global_step()
+        counts = tf.compat.v1.get_variable(
+            "counts", [EPOCHS, RECORDS], tf.int32, tf.zeros_initializer(), use_resource=True
+        )
+    batch = tf.compat.v1.placeholder(tf.int32, [3])  # epoch, begin, end
+    numbers = tf.range(batch[1], batch[2])
+    places = tf.stack([tf.fill(tf.shape(numbers), batch[0]), numbers], axis=1)
+    commit = queue.commit_after([counts.scatter_nd_add(places, tf.ones_like(numbers))])
+    saver = Checkpointer(actor.settings["folder"] + "/model")
+
+    def restore(session: tf.compat.v1.Session) -> None:
+        saver.restore(session)
+        queue.recover()
+
+    def save(result: EpochResult) -> None:
+        _moment(actor, "checkpoint")
+        saver.save(session)
+        visits = session.run(counts)[result.number - 1].tolist()
+        note = {"visits": visits, "again": queue.report().visited_again}
+        counts_file(actor.folder, result.number).write_text(json.dumps(note))
+        actor.step()
+
+    with (
+        graph.session(task, target, restore=restore) as session,
+        Epoch(task, "all", first=queue.first_epoch, action=save, timeout=_WAIT_SECS) as epoch,
+    ):
+        while epoch.number <= EPOCHS:
+            for split in queue.of_epoch(epoch.number):
+                try:
+                    while not split.finished:
+                        _moment(actor, _moment_of(epoch.number, split.reserved))
+                        fed = {batch: (epoch.number - 1, split.offset, split.reserved)}
+                        split.committed(session.run(commit, {**fed, **split.feed}))
+                        actor.step()
+                except SplitLost:
+                    continue  # others have it now
+            if not task.is_chief:
+                _moment(actor, "barrier")
+            epoch.finish()
+        queue.close()
+
+
+def _moment_of(epoch: int, stop: int) -> str:
+    if epoch == 1 and stop == RECORDS:
+        return "last batch"
+    return "mid-epoch" if epoch == 1 and stop > RECORDS // 2 else ""
+
+
+def counts_file(folder: Path, epoch: int) -> Path:
+    """Where the chief writes how often each record of an epoch was visited."""
+    return folder / f"counts-{epoch}.json"

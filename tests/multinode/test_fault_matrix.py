@@ -1,0 +1,176 @@
+"""A training job under each fault, at each task and moment: what becomes of it is never a riddle.
+
+Either every example of every epoch is accounted for, or the job stops with a verdict that names
+what is the matter. All cells: `TFDIST_TEST_FAULTS=all scripts/test multinode -k fault_matrix`.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.multinode import fault_job
+from tfdist.cluster.shape import Shape
+from tfdist.deadline import Deadline
+from tfdist.repro.actor import Actor
+from tfdist.repro.case import Case
+from tfdist.repro.lab import Plays
+from tfdist.testing.faults import (
+    Bandwidth,
+    Cut,
+    Delay,
+    DiskFull,
+    LinkDown,
+    Loss,
+    NetworkFault,
+    OneWayCut,
+    Unplug,
+)
+from tfdist.testing.network import Network
+from tfdist.testing.placement import cluster_on
+from tfdist.testing.task_faults import Kill, Pause, Restart, TaskFault
+from tfdist.verdict import Name
+
+VICTIMS = ("ps:0", "chief:0", "worker:0")
+MOMENTS = ("start", "mid-epoch", "last batch", "barrier", "checkpoint")
+HOSTS = ("ps-0", "chief-0", "worker-0")
+SHAPE = Shape(num_ps=1, num_workers=1, chief=True)
+
+
+def host(task: str) -> str:
+    return task.replace(":", "-")
+
+
+def peer(task: str) -> str:
+    """Whom it talks to most: the ps, and the ps to the chief."""
+    return "chief-0" if task == "ps:0" else "ps-0"
+
+
+# By name: the fault of a victim, and for how many seconds it lasts; None is for good.
+FAULTS: dict[str, tuple[Callable[[str], NetworkFault | TaskFault], float | None]] = {
+    "kill": (Kill, None),
+    "restart": (Restart, 0.5),
+    "stop and wake": (Pause, 2.0),
+    "stop": (Pause, None),
+    "unplug": (lambda task: Unplug(host(task)), None),
+    "unplug and plug": (lambda task: Unplug(host(task)), 2.0),
+    "link down and up": (lambda task: LinkDown(host(task)), 2.0),
+    "cut": (lambda task: Cut(host(task), peer(task)), 2.0),
+    "one way": (lambda task: OneWayCut(host(task), peer(task)), 2.0),
+    "delay": (lambda task: Delay(host(task), secs=0.02, jitter_secs=0.02), None),
+    "loss": (lambda task: Loss(host(task), part=0.02), None),
+    "bandwidth": (lambda task: Bandwidth(host(task), 64_000), None),
+    "disk full": (lambda task: DiskFull(), None),
+}
+# What may stop the job, if it does not recover.
+STOPS = {
+    Name.PEER_DEAD,
+    Name.PEER_STOPPED,
+    Name.PEER_UNREACHABLE,
+    Name.DEAD_DEPENDENCY,
+    Name.TASK_FAILED,
+}
+# From these it has to recover.
+PASSING = {
+    "stop and wake",
+    "unplug and plug",
+    "link down and up",
+    "cut",
+    "one way",
+    "delay",
+    "loss",
+    "bandwidth",
+}
+
+
+@dataclass(frozen=True)
+class Cell(Case):
+    """A case of the lab that plays the job of this suite."""
+
+    def play(self, *, cured: bool) -> Callable[[Actor], None]:
+        return fault_job.train
+
+
+class Hosts:
+    """The stage: each task on a host of its own; the fault begins when a task asks for it."""
+
+    def __init__(self, network: Network, fault: NetworkFault | TaskFault, secs: float | None):
+        self._network, self._fault, self._secs = network, fault, secs
+        self._subject: Any = None
+        self._lasts: Deadline | None = None
+
+    def cluster(self, shape, surroundings):
+        return cluster_on(
+            self._network, shape.num_ps, shape.num_workers, chief=True, surroundings=surroundings
+        )
+
+    def do(self, cluster, what, task):
+        if self._subject is not None:
+            return  # two have asked at the same moment
+        self._subject = self._network if isinstance(self._fault, NetworkFault) else cluster
+        self._fault.begin(self._subject)
+        self._lasts = None if self._secs is None else Deadline(self._secs)
+
+    def look(self):
+        if self._lasts is not None and self._lasts.expired:
+            self._lasts = None
+            self._fault.end(self._subject)
+
+
+def cells():
+    """Each fault at each victim, the moments in turn; or all."""
+    for number, (fault, victim) in enumerate(itertools.product(FAULTS, VICTIMS)):
+        if fault == "disk full" and victim != "chief:0":
+            continue  # the chief alone writes
+        every = os.environ.get("TFDIST_TEST_FAULTS") == "all"
+        for moment in MOMENTS if every else [MOMENTS[number % len(MOMENTS)]]:
+            if fault != "disk full" or moment == "checkpoint" or not every:
+                yield pytest.param(fault, victim, moment, id=f"{fault}, {victim}, {moment}")
+
+
+@pytest.mark.usefixtures("no_leaks")
+@pytest.mark.parametrize(("fault", "victim", "moment"), list(cells()))
+def test_what_becomes_of_the_job_is_known(fault, victim, moment, tmp_path):
+    make, secs = FAULTS[fault]
+    told: list[str] = []
+    relayed = [host(victim)] if fault in ("delay", "loss") else []
+    with Network(HOSTS, relayed=relayed) as network:
+        cell = Cell(
+            f"{fault}, {victim}, {moment}",
+            about="",
+            cure="",
+            expects=(),
+            shape=SHAPE,
+            stall_secs=1.5,
+            deadline_secs=45.0,
+            settings={"victim": victim, "moment": moment, "folder": str(network.shared)},
+        )
+        stage = Hosts(network, make(victim), secs)
+        played = Plays(told.append, stage)(cell, cured=True, seed=1, folder=tmp_path)
+    missing = not_accounted_for(tmp_path)
+    outcome = "recovered" if not missing else f"stopped: {played.verdict}"
+    print(f"{cell.name}: {outcome}, after {played.seconds:.1f} s")
+    if missing:
+        assert played.verdict.name in STOPS, f"{played.verdict}; {missing}; {told}"
+        assert fault not in PASSING, f"{played.verdict}; {missing}; {told}"
+
+
+def not_accounted_for(folder: Path) -> str:
+    """What is wrong with the visits of the epochs; empty if every example is accounted for."""
+    for epoch in range(1, fault_job.EPOCHS + 1):
+        file = fault_job.counts_file(folder, epoch)
+        if not file.exists():
+            return f"epoch {epoch} has not ended"
+        note = json.loads(file.read_text("utf-8"))
+        again = {number for start, stop in note["again"] for number in range(start, stop)}
+        for number, count in enumerate(note["visits"]):
+            if count < 1 or (count > 1 and number not in again):
+                return f"example {number} of epoch {epoch} was visited {count} times"
+    return ""
