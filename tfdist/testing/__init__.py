@@ -9,19 +9,33 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from tfdist.testing.capabilities import capabilities
     from tfdist.testing.host_process import HostProcess
+    from tfdist.testing.incident import Incident, random_incident
     from tfdist.testing.network import Network
     from tfdist.testing.placement import cluster_on, host_names
     from tfdist.testing.polling import poll_until
 
-__all__ = ["HostProcess", "Network", "cluster_on", "host_names", "poll_until"]
+__all__ = [
+    "HostProcess",
+    "Incident",
+    "Network",
+    "capabilities",
+    "cluster_on",
+    "host_names",
+    "poll_until",
+    "random_incident",
+]
 
 _HOMES = {
     "HostProcess": "tfdist.testing.host_process",
+    "Incident": "tfdist.testing.incident",
     "Network": "tfdist.testing.network",
+    "capabilities": "tfdist.testing.capabilities",
     "cluster_on": "tfdist.testing.placement",
     "host_names": "tfdist.testing.placement",
     "poll_until": "tfdist.testing.polling",
+    "random_incident": "tfdist.testing.incident",
 }
 
 
