@@ -18,6 +18,7 @@ EXTRAS = {
         "ruff>=0.17,<0.18",
         "mypy>=2.4,<2.5",
         "types-psutil>=7.0",
+        "types-PyYAML>=6",
         *DOCS,
     ],
     # The peers of the benchmarks. Gloo, the barrier's, comes only inside torch; dask's workers are
@@ -57,6 +58,7 @@ setup(
         "numpy>=1.26",  # what TensorFlow 2.21 itself asks for
         "portpicker>=1.6",
         "psutil>=6.0",
+        "PyYAML>=6",
         "rich>=13.7",
     ],
     extras_require=EXTRAS,
