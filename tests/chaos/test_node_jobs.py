@@ -64,8 +64,8 @@ def test_the_ps_leave_when_all_are_done_those_of_plain_tensorflow_too(script):
 
 
 def test_all_servers_leave_when_the_coordinator_is_done():
-    example = Path(__file__).parent / "public/coordinator.py"
-    ends = run_job(Shape(num_ps=1, num_workers=2, coordinator=True), "--coordinator", example)
+    public = Path(__file__).parent / "public/parameter_server_loop.py"
+    ends = run_job(Shape(num_ps=1, num_workers=2, coordinator=True), "--coordinator", public)
     assert {name: code for name, (code, _) in ends.items()} == dict.fromkeys(ends, 0), ends
 
 
