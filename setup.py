@@ -13,6 +13,7 @@ EXTRAS = {
     "test": [
         "pytest>=9.0",
         "hypothesis>=6.130",
+        "py-spy>=0.4",
         "absl-py>=2.1",  # real flags for Task.from_flags
         # Capped: a newer formatter or type checker would fail `scripts/check` on unchanged code.
         "ruff>=0.17,<0.18",
@@ -29,7 +30,7 @@ EXTRAS = {
     # a peer of startup. One release of each, because a ratio to a peer that changes says
     # nothing; torch has over 1 GB, so never part of "test".
     "bench": ["torch==2.13.0", "distributed==2026.8.0"],
-    # Shows where a stalled task stands, down to the native frames: py-spy dump --native --pid PID.
+    # Shows where any stalled process stands, down to the native frames: tfdist stacks --native.
     "debug": ["py-spy>=0.4"],
     "docs": DOCS,
     # For docker/Dockerfile: what serves the folder of the checkpoints.
@@ -70,6 +71,6 @@ setup(
     extras_require=EXTRAS,
     entry_points={
         "console_scripts": ["tfdist=tfdist.cli:main"],
-        "pytest11": ["tfdist=tfdist.testing"],
+        "pytest11": ["tfdist=tfdist.testing.plugin"],
     },
 )

@@ -232,7 +232,9 @@ def _run(parsed: argparse.Namespace, lives: list[TaskRecord]) -> None:
         serve = None if parsed.builtin_ps else script
         try:
             with cluster_of(_shape(parsed), script, serve, environment, launch) as (cluster, job):
-                launch.create(cluster.tasks, {"id": identity, "script": parsed.script})
+                launch.create(
+                    cluster.tasks, cluster.trainers, {"id": identity, "script": parsed.script}
+                )
                 with ProgressView(launch, cluster.tasks), cluster:
                     guard = _guard(parsed, launch, cluster.trainers)
                     cluster.run(job, timeout=parsed.timeout, restarts=parsed.restart, watch=guard)

@@ -7,7 +7,6 @@ a network namespace of its own a process has one interface, loopback, which nobo
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import os
 import socket
@@ -15,9 +14,9 @@ import struct
 
 import psutil
 
+from tfdist.cluster.kernel_calls import CLONE_NEWNET, CLONE_NEWUSER, setns, unshare
 from tfdist.errors import ClusterError
 
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000  # linux/sched.h
 _SIOCGIFFLAGS, _SIOCSIFFLAGS = 0x8913, 0x8914  # linux/sockios.h
 _IFF_UP = 1
 _IFREQ = "16sh22x"  # a name and its flags, in a struct ifreq of 40 bytes
@@ -48,7 +47,7 @@ def isolate() -> None:
             f"this process has {threads} threads; it can be isolated while it has one"
         )
     # First alone, which a privileged process may: inside a user namespace it would lose rights.
-    for flags in (_CLONE_NEWNET, _CLONE_NEWUSER | _CLONE_NEWNET):
+    for flags in (CLONE_NEWNET, CLONE_NEWUSER | CLONE_NEWNET):
         refusal = _rehearse(flags)
         if not refusal:
             _enter(flags)
@@ -76,11 +75,8 @@ def enter_network(pid: int) -> None:
         for kind in ("user", "net"):
             if not _is_own(pid, kind):
                 namespaces.append(os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC))
-        libc = ctypes.CDLL(None, use_errno=True)  # os.setns is new in Python 3.12
         for namespace in namespaces:
-            if libc.setns(namespace, 0) != 0:
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number), "setns")
+            setns(namespace)
     except OSError as error:
         raise ClusterError(f"cannot enter the network of process {pid}: {error}") from error
     finally:
@@ -120,11 +116,8 @@ def _rehearse(flags: int) -> str:
 def _enter(flags: int) -> None:
     """Enters new namespaces; OSError if the kernel refuses, which may be too late to go back."""
     uid, gid = os.geteuid(), os.getegid()
-    libc = ctypes.CDLL(None, use_errno=True)  # os.unshare is new in Python 3.12
-    if libc.unshare(flags) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), "unshare")
-    if flags & _CLONE_NEWUSER:
+    unshare(flags)
+    if flags & CLONE_NEWUSER:
         _write("setgroups", "deny")  # without it nobody may map a group
         _write("uid_map", f"{uid} {uid} 1")
         _write("gid_map", f"{gid} {gid} 1")

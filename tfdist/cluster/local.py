@@ -7,7 +7,7 @@ import queue
 import signal
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from tfdist.cluster.outcome import Outcome, RunningTask
@@ -33,7 +33,7 @@ class LocalCluster:
 
     Attributes:
         tasks: all of them. (A second run on threads is at new ports.)
-        trainers: those that train, by rank.
+        trainers: those that train, by rank: with a coordinator the chief alone.
     """
 
     def __init__(
@@ -42,12 +42,23 @@ class LocalCluster:
         backend: str,
         surroundings: Surroundings,
         serve: Callable[[Task], object] | None = None,
+        addresses: Sequence[str] | None = None,
     ) -> None:
-        """See `local_cluster`; those that serve run `serve`, or tfdist's own server if None."""
+        """See `local_cluster`.
+
+        Args:
+            shape: which tasks there are.
+            backend: of BACKENDS.
+            surroundings: what the tasks get besides their function.
+            serve: what those run that serve; None for tfdist's own server.
+            addresses: of the tasks, as many as `shape.num_servers`, where each has a network of
+                its own; None for free ports of this machine, which are held.
+        """
         if backend not in BACKENDS:
             raise ConfigError("backend", backend, f"one of {', '.join(BACKENDS)}")
         self._shape, self._backend, self._surroundings = shape, backend, surroundings
         self._serve = serve or _serve
+        self._addresses = addresses
         self._hold_ports()
         self._has_run = False
         self._running: dict[str, RunningTask] = {}
@@ -114,7 +125,7 @@ class LocalCluster:
                 self._start(task, function)
         results: dict[str, Result] = {}
         try:
-            while not all(task.name in results for task in self._trains):
+            while not all(task.name in results for task in self.trainers):
                 self._check_killed(done=set(results))
                 ended = self._next_end(deadline)
                 if ended is not None:
@@ -127,7 +138,7 @@ class LocalCluster:
         except BaseException:
             self._stop()
             raise
-        return [results[task.name] for task in self._trains]
+        return [results[task.name] for task in self.trainers]
 
     def kill(self, name: str) -> None:
         """Ends the task at once, as a crash would: "worker:1". `restart` may start it again."""
@@ -166,10 +177,12 @@ class LocalCluster:
         self._held.close()
 
     def _hold_ports(self) -> None:
-        self._held = HeldPorts(self._shape.num_servers)
-        self.tasks = self._shape.tasks([f"127.0.0.1:{port}" for port in self._held.ports])
-        self.trainers = tuple(task for task in self.tasks if task.is_trainer)
-        self._trains = [task for task in self.trainers if not self._shape.serves(task)]
+        self._held = HeldPorts(0 if self._addresses is not None else self._shape.num_servers)
+        here = [f"127.0.0.1:{port}" for port in self._held.ports]
+        self.tasks = self._shape.tasks(here if self._addresses is None else list(self._addresses))
+        self.trainers = tuple(
+            task for task in self.tasks if task.is_trainer and not self._shape.serves(task)
+        )
 
     def _start_servers(self) -> None:
         for task in self.tasks:
@@ -234,7 +247,7 @@ class LocalCluster:
     def _check_killed(self, done: set[str]) -> None:
         """Raises TaskFailed if nobody is left to wait for but those that were killed."""
         with self._lock:
-            left = [task for task in self._trains if task.name not in done]
+            left = [task for task in self.trainers if task.name not in done]
             if all(task.name in self._killed for task in left):
                 killed = "kill() ended it, and nobody restarted it"
                 raise TaskFailed(left[0].name, -signal.SIGKILL, killed)

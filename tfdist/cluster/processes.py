@@ -10,7 +10,6 @@ that one dies with us. A guardian ends what the tasks have started.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import faulthandler
 import multiprocessing
 import os
@@ -28,6 +27,7 @@ import psutil
 
 from tfdist.cluster.environment import SERVER_ENVIRONMENT
 from tfdist.cluster.guardian import Guardian
+from tfdist.cluster.kernel_calls import end_with_parent
 from tfdist.cluster.outcome import Observer, Outcome
 from tfdist.cluster.usage import Usage
 from tfdist.errors import ClusterError
@@ -37,7 +37,6 @@ from tfdist.task import PROGRESS_VARIABLE, Task
 PROGRESS_FILE, STACKS_FILE = "progress.json", "stacks"
 STACKS_SIGNAL = signal.SIGRTMAX
 
-_PR_SET_PDEATHSIG = 1
 _LEAVE_SECS = 5.0
 _SAMPLE_SECS = 0.5
 _READY, _GO = b"ready", b"go"
@@ -51,10 +50,13 @@ class Surroundings:
         environment: environment variables for all tasks.
         observer: gets their output, and is told what happens to them; without one they write
             where this process does.
+        enter: called in the process of each task before its function, while it has one thread,
+            such as to put it into namespaces; must pickle. What it raises is the task's failure.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
     observer: Observer | None = None
+    enter: Callable[[Task], object] | None = None
 
 
 _context = multiprocessing.get_context("forkserver")
@@ -143,7 +145,15 @@ class ProcessTask:
                 )
         self._process = _context.Process(
             target=_task_main,
-            args=(task, function, environment, end_of_task, _Streams(streams), folder),
+            args=(
+                task,
+                function,
+                surroundings.enter,
+                environment,
+                end_of_task,
+                _Streams(streams),
+                folder,
+            ),
             name=task.name,
         )
         self._process.start()
@@ -270,6 +280,7 @@ def _received_streams(duplicates: list[Any]) -> _Streams:
 def _task_main(
     task: Task,
     function: Callable[[Task], object],
+    enter: Callable[[Task], object] | None,
     environment: dict[str, str],
     channel: Connection,
     streams: _Streams,
@@ -288,6 +299,8 @@ def _task_main(
         stacks = open(os.path.join(folder, STACKS_FILE), "wb", buffering=0)  # noqa: SIM115
         faulthandler.register(STACKS_SIGNAL, stacks, all_threads=True)
     try:
+        if enter is not None:
+            enter(task)
         outcome = Outcome(result=function(task))
     except SystemExit as error:
         outcome = Outcome.of_exit(error)
@@ -321,9 +334,7 @@ def _wait_for_go(channel: Connection) -> None:
 def die_with_parent() -> None:
     """Has the kernel end this process when the one that forked it ends."""
     parent = os.getppid()
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
+    end_with_parent()
     if os.getppid() != parent:  # it died before the call
         os._exit(1)
 

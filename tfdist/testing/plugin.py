@@ -26,13 +26,13 @@ from tfdist.cluster.isolation import is_reachable, isolate
 from tfdist.cluster.processes import fork_server_processes
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError
+from tfdist.testing.polling import POLL_SECS
 
 if TYPE_CHECKING:
     from tfdist.cluster.local import LocalCluster
 
 Found = TypeVar("Found")
 
-_POLL_SECS = 0.02
 _LEAVE_SECS = 5.0
 _ISOLATED = pytest.StashKey[str]()
 
@@ -70,18 +70,6 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return told and f"tfdist: {told}"
 
 
-def poll_until(condition: Callable[[], object], what: str, *, timeout: float = 10.0) -> None:
-    """Returns once `condition()` is true; fails after `timeout` seconds, saying `what` was not.
-
-    For a test that has to wait for something which cannot call back.
-    """
-    deadline = Deadline(timeout)
-    while not condition():
-        if deadline.expired:
-            pytest.fail(f"not after {timeout:.1f} s: {what}")
-        time.sleep(_POLL_SECS)
-
-
 @pytest.fixture
 def make_cluster() -> Iterator[Callable[..., LocalCluster]]:
     """`tfdist.local_cluster`, entered, and left at the end of the test."""
@@ -110,7 +98,7 @@ def _wait_until_gone(find: Callable[[], set[Found]], describe: Callable[[set[Fou
     while left := find():
         if deadline.expired:
             pytest.fail(f"left behind after {_LEAVE_SECS:.1f} s: {describe(left)}")
-        time.sleep(_POLL_SECS)
+        time.sleep(POLL_SECS)
 
 
 def _processes() -> set[psutil.Process]:

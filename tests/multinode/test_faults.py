@@ -1,0 +1,170 @@
+"""Each fault does what it promises, to nobody else, and is over at its end."""
+
+import errno
+import sys
+
+import pytest
+
+from tests.multinode.conftest import HOSTS, Connection
+from tfdist.errors import ClusterError, ConfigError
+from tfdist.testing import faults
+
+SILENT_SECS = 0.3
+PAIRS = [(host, other) for host in HOSTS for other in HOSTS if host != other]
+
+
+def reached(echo, timeout):
+    """Which pairs of hosts can talk: the first has connected to the second."""
+    answers = echo.ask_all(PAIRS, timeout=timeout)
+    return {pair for pair, answer in zip(PAIRS, answers, strict=True) if "trips" in answer}
+
+
+@pytest.fixture(autouse=True)
+def _over_at_its_end(echo):
+    yield
+    # Who has asked in vain for a host's card asks again a second later.
+    assert reached(echo, timeout=10) == set(PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("fault", "still"),
+    [
+        (faults.Unplug("a"), {("b", "c"), ("c", "b")}),
+        (faults.Unplug("c"), {("a", "b"), ("b", "a")}),
+        (faults.LinkDown("a"), {("b", "c"), ("c", "b")}),
+        (faults.LinkDown("c"), {("a", "b"), ("b", "a")}),
+        (faults.Cut("a", "b"), {("a", "c"), ("c", "a"), ("b", "c"), ("c", "b")}),
+        (faults.Cut("c", "a"), {("a", "b"), ("b", "a"), ("b", "c"), ("c", "b")}),
+        (faults.OneWayCut("c", "a"), {("a", "b"), ("b", "a"), ("b", "c"), ("c", "b")}),
+        (faults.Loss("c", 1.0), {("a", "b"), ("b", "a")}),
+    ],
+    ids=str,
+)
+def test_who_can_talk_meanwhile(echo, fault, still):
+    with fault.on(echo.network):
+        assert reached(echo, SILENT_SECS) == still
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        faults.Unplug("c"),
+        faults.LinkDown("c"),
+        faults.Cut("a", "c"),
+        faults.OneWayCut("a", "c"),
+        faults.OneWayCut("c", "a"),
+        faults.Loss("c", 1.0),
+    ],
+    ids=str,
+)
+def test_a_connection_stands_still_and_goes_on_afterwards(echo, fault):
+    connection = Connection(echo, "a", "c")
+    assert connection.answers(10)
+    with fault.on(echo.network):
+        assert not connection.answers(SILENT_SECS)
+    assert connection.answers(10)
+
+
+@pytest.mark.parametrize("host", ["a", "c"])
+def test_a_host_whose_link_is_down_knows_it_and_one_that_is_unplugged_does_not(echo, host):
+    with faults.LinkDown(host).on(echo.network):
+        assert echo.ask(host, "b")["errno"] == errno.ENETUNREACH
+        assert echo.ask("b", host)["error"] == "TimeoutError"
+    with faults.Unplug(host).on(echo.network):
+        assert echo.ask(host, "b")["error"] == "TimeoutError"
+        assert echo.ask("b", host)["error"] == "TimeoutError"
+
+
+def test_a_one_way_cut_is_open_the_other_way(echo):
+    assert echo.send("a", "b", 5) == echo.send("b", "a", 5) == 5
+    with faults.OneWayCut("a", "b").on(echo.network):
+        assert echo.send("a", "b", 5) == 0
+        assert echo.send("b", "a", 5) == 5
+
+
+def test_a_delay_is_that_long_each_way(echo):
+    with faults.Delay("c", 0.05).on(echo.network):
+        for pair in (("a", "c"), ("c", "a")):
+            assert 0.1 <= min(echo.ask(*pair)["trips"]) < 0.15
+        assert min(echo.ask("a", "b")["trips"]) < 0.05
+    assert min(echo.ask("a", "c")["trips"]) < 0.05
+
+
+def test_jitter_comes_on_top_of_the_delay(echo):
+    with faults.Delay("c", 0.01, jitter_secs=0.04).on(echo.network):
+        trips = echo.ask("a", "c")["trips"]
+    assert min(trips) >= 0.02
+    assert max(trips) - min(trips) > 0.01
+    assert sorted(trips)[3] < 0.12
+
+
+def test_a_part_is_lost(echo):
+    with faults.Loss("c", 0.5).on(echo.network):
+        # That the question itself is answered may take TCP some tries.
+        assert 40 <= echo.send("a", "c", 200) <= 160
+
+
+@pytest.mark.parametrize("host", ["a", "c"])
+def test_bandwidth_is_limited_each_way(echo, host):
+    size = 100_000
+    with faults.Bandwidth(host, 200_000).on(echo.network):
+        for pair in ((host, "b"), ("b", host)):
+            assert 0.4 <= echo.ask(*pair, size=size)["secs"] < 2
+    assert echo.ask(host, "b", size=size)["secs"] < 0.4
+
+
+def test_on_a_full_disk_nobody_can_write(echo):
+    network = echo.network
+    code = (
+        "import sys\n"
+        "try: open(sys.argv[1], 'wb', 0).write(b'x')\n"
+        "except OSError as error: sys.exit(error.errno)"
+    )
+
+    def write():
+        command = [sys.executable, "-IS", "-c", code, network.shared / "file"]
+        return network.start("a", command).wait(10)
+
+    with faults.DiskFull().on(network):
+        assert write() == errno.ENOSPC
+    assert write() == 0
+    assert [path.name for path in network.shared_here.iterdir()] == ["file"]
+
+
+def test_faults_overlap(echo):
+    network = echo.network
+    with faults.Delay("c", 0.03).on(network):
+        with faults.Loss("c", 1.0).on(network), faults.Bandwidth("c", 1000).on(network):
+            assert "error" in echo.ask("a", "c")
+        assert 0.06 <= min(echo.ask("a", "c")["trips"]) < 0.1
+    with faults.Cut("a", "b").on(network), faults.LinkDown("a").on(network):
+        pass
+
+
+def test_a_fault_is_over_after_an_error_too(echo):
+    with pytest.raises(ZeroDivisionError), faults.Unplug("a").on(echo.network):
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (faults.Unplug("d"), "host: got 'd'; one of a, b, c"),
+        (faults.Cut("a", "a"), "hosts: got"),
+        (faults.Cut("a", "d"), "host: got 'd'"),
+        (faults.Delay("a", 0.1), "host: got 'a'; among the `relayed`"),
+        (faults.Delay("c", -0.1), "delay_secs: got -0.1"),
+        (faults.Loss("c", 1.5), "loss: got 1.5"),
+        (faults.Bandwidth("a", 0), "bytes_per_sec: got 0"),
+    ],
+    ids=str,
+)
+def test_a_fault_that_cannot_be_is_refused_and_changes_nothing(echo, fault, told):
+    with pytest.raises(ConfigError, match=told):
+        fault.begin(echo.network)
+
+
+def test_a_second_limit_of_one_link_is_refused(echo):
+    limit = faults.Bandwidth("a", 10_000_000)
+    with limit.on(echo.network), pytest.raises(ClusterError, match="a: tc qdisc add"):
+        limit.begin(echo.network)

@@ -1,0 +1,55 @@
+"""Calls of the Linux kernel that Python has no function for, at least not in 3.10.
+
+Each raises OSError with the name of the call. Standard library alone: small programs that start
+without site import this.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+
+CLONE_NEWNS, CLONE_NEWUTS = 0x00020000, 0x04000000  # linux/sched.h
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000  # linux/mount.h
+_MNT_DETACH = 2
+_PR_SET_PDEATHSIG = 1
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def unshare(flags: int) -> None:
+    """Puts this process into new namespaces; with CLONE_NEWPID that of its next children."""
+    _check(_libc.unshare(flags), "unshare")
+
+
+def setns(namespace: int, flags: int = 0) -> None:
+    """Puts this process into a namespace that is open as a descriptor, of the kind of `flags`.
+
+    Entering a mount namespace makes its root the current folder.
+    """
+    _check(_libc.setns(namespace, flags), "setns")
+
+
+def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
+    """Mounts `source` at `target`, or changes what is mounted there, as `flags` say."""
+    arguments = (os.fsencode(source), os.fsencode(target), kind.encode() or None)
+    result = _libc.mount(*arguments, ctypes.c_ulong(flags), options.encode() or None)
+    _check(result, f"mount at {target}")
+
+
+def unmount(target: str) -> None:
+    """Takes away what is mounted at `target`; who still uses it keeps it."""
+    _check(_libc.umount2(os.fsencode(target), _MNT_DETACH), f"umount of {target}")
+
+
+def end_with_parent() -> None:
+    """Has the kernel send this process SIGKILL when the thread that forked it ends."""
+    _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL), "prctl(PR_SET_PDEATHSIG)")
+
+
+def _check(result: int, call: str) -> None:
+    if result != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), call)
