@@ -84,7 +84,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run
         path = tmp_path / name
         path.mkdir()
         run = RunFolder(path)
-        run.create(tasks or [Task("worker", 0, {"worker": ["localhost:1"]})], {})
+        all_tasks = tasks or [Task("worker", 0, {"worker": ["localhost:1"]})]
+        run.create(all_tasks, [task for task in all_tasks if task.is_trainer], {})
         return run
 
     return make

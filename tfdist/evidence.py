@@ -47,6 +47,16 @@ class Stack:
         )
 
 
+def folded(threads: Iterable[Stack]) -> tuple[Stack, ...]:
+    """Threads that stand at the same place as one, and that of the main thread first."""
+    counts: dict[tuple[tuple[Frame, ...], bool], tuple[int, bool]] = {}
+    for stack in threads:
+        count, main = counts.get((stack.frames, stack.cut), (0, False))
+        counts[stack.frames, stack.cut] = (count + stack.count, main or stack.main)
+    found = [Stack(frames, count, main, cut) for (frames, cut), (count, main) in counts.items()]
+    return tuple(sorted(found, key=lambda stack: (not stack.main, -stack.count)))
+
+
 class State(str, enum.Enum):
     """Whether a task lives."""
 
@@ -138,6 +148,8 @@ class TaskEvidence:
         stacks: of its Python threads; that of the main thread first, if it is marked so.
         waits: for each function of the kernel in which threads wait, how many do.
         works: whether it has used the CPU, or read from a disk, while it was looked at.
+        unanswered: names of the tasks, or addresses, whose machine does not acknowledge what it
+            has sent them.
         quiet_secs: since it got on, by its own word.
         left: whether it takes no further part, by its own word, though it lives.
         steps: how many it has done, by its own word.
@@ -156,6 +168,7 @@ class TaskEvidence:
     stacks: tuple[Stack, ...] = ()
     waits: Mapping[str, int] = field(default_factory=dict)
     works: bool = False
+    unanswered: tuple[str, ...] = ()
     quiet_secs: float = 0.0
     left: bool = False
     steps: int | None = None
@@ -249,7 +262,8 @@ def _task(values: dict[str, Any]) -> TaskEvidence:
         )
         for stack in values["stacks"]
     )
-    return TaskEvidence(**{**values, "stacks": stacks, "state": State(values["state"])})
+    read = {"stacks": stacks, "state": State(values["state"])}
+    return TaskEvidence(**{**values, **read, "unanswered": tuple(values.get("unanswered", ()))})
 
 
 def _ranges(pairs: Iterable[Iterable[int]]) -> tuple[Range, ...]:

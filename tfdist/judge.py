@@ -15,10 +15,10 @@ from tfdist.task_waits import python_call, reader, scheduled_functions
 from tfdist.verdict import Confidence, Name, Verdict
 
 # Waits in which a task needs others.
-_NEEDS_OTHERS = (Place.RUN, Place.EAGER, Place.BARRIER, Place.JOIN, Place.INPUT)
+_NEEDS_OTHERS = (Place.RUN, Place.EAGER, Place.BARRIER, Place.JOIN)
 _LEAVES_OR_COMES = (Place.CLOSING, Place.EXTENDING)
 # Where a chief has no session, unless it has had one.
-_ELSEWHERE = (Place.SERVER, Place.WAIT, Place.PYTHON, Place.IMPORT)
+_ELSEWHERE = (Place.SERVER, Place.WAIT)
 _IMPORT_SECS = 60.0
 
 
@@ -120,7 +120,7 @@ def _starting(evidence: Evidence) -> Verdict | None:
     tasks = [task for task in _alive(evidence) if task.place is Place.STARTING]
     chief = next((task for task in evidence.tasks if task.trains), None)
     # If the chief hangs itself, what it hangs in tells why.
-    if not tasks or chief is None or (chief.lives and chief.place in _LEAVES_OR_COMES):
+    if not tasks or chief is None or chief.place in _LEAVES_OR_COMES:
         return None
     if chief.state is State.ABSENT:
         return _verdict(
@@ -140,7 +140,7 @@ def _starting(evidence: Evidence) -> Verdict | None:
     if chief in tasks:
         why = f"all wait for a chief, also {chief.name}, which should be it"
         return _verdict(Name.NOT_INITIALIZED, [chief], [*told, why])
-    if chief.lives and chief.place in _ELSEWHERE and not chief.steps:
+    if chief.place in _ELSEWHERE and not chief.steps:
         return _verdict(
             Name.NOT_INITIALIZED,
             [chief],
@@ -202,6 +202,24 @@ def _stopping(evidence: Evidence) -> Verdict | None:
 # --- what it hangs in
 
 
+def _unreachable(evidence: Evidence) -> Verdict | None:
+    """What a task has sent is not acknowledged: a kernel does that, also for a stopped process."""
+    pairs = [(task, peer) for task in _alive(evidence) for peer in task.unanswered]
+    if not pairs:
+        return None
+    # Who is at one end of all these connections is the cause; of one connection both may be.
+    ends = [{task.name, peer} for task, peer in pairs]
+    common = set.intersection(*ends)
+    tasks = [task for task in evidence.tasks if task.name in (common or set.union(*ends))]
+    return _verdict(
+        Name.PEER_UNREACHABLE,
+        tasks,
+        [f"{task.name} has sent to {peer}, whose machine does not answer" for task, peer in pairs],
+        Confidence.LIKELY,
+        "ping between the two machines, and their firewalls",
+    )
+
+
 def _exhausted(evidence: Evidence) -> Verdict | None:
     """Threads of one process wait for others of it that find no thread to run on."""
     for task in _alive(evidence):
@@ -228,9 +246,12 @@ def _input(evidence: Evidence) -> Verdict | None:
 
 
 def _dependency(evidence: Evidence) -> Verdict | None:
-    """Who comes or leaves talks to all tasks that it knows, also to those that have left."""
+    """Who comes or leaves talks to all tasks that it knows, and each run to those that serve it."""
     waits = [task for task in _waiting(evidence) if task.place in _LEAVES_OR_COMES]
     ended = [task for task in evidence.tasks if task.state is State.ENDED]
+    if not waits:
+        ended = [task for task in ended if not task.trains]
+        waits = [task for task in _waiting(evidence) if ended and task.place in _NEEDS_OTHERS]
     if not waits:
         return None
     return _verdict(
@@ -371,6 +392,7 @@ _STALLED: Sequence[_Rule] = (
     _stopped,
     _dead,
     _slow,
+    _unreachable,
     _starting,
     _exhausted,
     _input,
@@ -380,7 +402,15 @@ _STALLED: Sequence[_Rule] = (
     _deadlock,
 )
 # Of one task alone: whom it waits for is not known.
-_ALONE: Sequence[_Rule] = (_stopped, _slow, _exhausted, _input, _dependency, _stopping)
+_ALONE: Sequence[_Rule] = (
+    _stopped,
+    _slow,
+    _unreachable,
+    _exhausted,
+    _input,
+    _dependency,
+    _stopping,
+)
 _OVER: Sequence[_Rule] = (_stopped, _failed, _lost, _early, _ledger, _fine)
 
 

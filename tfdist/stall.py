@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,12 @@ class Standstill:
     Attributes:
         seconds: since the last sign was seen.
         last: that sign, "worker:1 passed a barrier", or those that were seen at the same time.
+        news: by task what each has done since the look before.
     """
 
     seconds: float
     last: tuple[str, ...] = ()
+    news: Mapping[str, str] = field(default_factory=dict)
 
 
 class StallWatch:
@@ -67,10 +69,12 @@ class StallWatch:
         now = self._clock()
         self._notes_are_made |= any(sign.progress is not None for sign in signs.values())
         seen = {name: self._news(self._before.get(name), sign) for name, sign in signs.items()}
-        if news := tuple(f"{name} {what}" for name, what in seen.items() if what is not None):
-            self._since, self._last = now, news
+        news = {name: what for name, what in seen.items() if what is not None}
+        if news:
+            self._since = now
+            self._last = tuple(f"{name} {what}" for name, what in news.items())
         self._before = dict(signs)
-        return Standstill(now - self._since, self._last)
+        return Standstill(now - self._since, self._last, news)
 
     def _news(self, before: Signs | None, now: Signs) -> str | None:
         """What a task has done between the two, in a few words."""

@@ -17,6 +17,7 @@ class Name(str, enum.Enum):
     STRANDED_AT_BARRIER = "STRANDED_AT_BARRIER"
     PEER_DEAD = "PEER_DEAD"
     PEER_STOPPED = "PEER_STOPPED"
+    PEER_UNREACHABLE = "PEER_UNREACHABLE"
     DEAD_DEPENDENCY = "DEAD_DEPENDENCY"
     NOT_INITIALIZED = "NOT_INITIALIZED"
     THREADS_EXHAUSTED = "THREADS_EXHAUSTED"
@@ -54,6 +55,7 @@ _ADVICE = {
     Name.STRANDED_AT_BARRIER: "padded batches, and an end that all agree on, by Epoch; or resign()",
     Name.PEER_DEAD: "tfdist run --restart, and a SplitQueue, so that others do what it left",
     Name.PEER_STOPPED: "wake it; with the leases of a SplitQueue others take over meanwhile",
+    Name.PEER_UNREACHABLE: "the network in between; then tfdist run --restart, or a new session",
     Name.DEAD_DEPENDENCY: "device_filters for each session, and iterators on their own trainer",
     Name.NOT_INITIALIZED: "graph.session, and variables placed by graph.device_setter",
     Name.THREADS_EXHAUSTED: "inter_op_parallelism_threads of the workers + 1, or processes",

@@ -34,7 +34,9 @@ SOME = [
     "data-service/dispatcher-killed",
     "slow/long-step-in-python",
 ]
-PLAYED = [case.name for case in CASES] if os.environ.get("TFDIST_TEST_LAB") == "all" else SOME
+SLOW = [case.name for case in CASES if all(name.is_slow for name in case.expects)]
+if ALL := os.environ.get("TFDIST_TEST_LAB") == "all":
+    SOME = [case.name for case in CASES]
 
 
 def test_some_of_each_family_are_played():
@@ -42,7 +44,7 @@ def test_some_of_each_family_are_played():
 
 
 @pytest.mark.usefixtures("no_leaks")
-@pytest.mark.parametrize("name", PLAYED)
+@pytest.mark.parametrize("name", SOME)
 def test_a_case_gets_its_verdict_and_ends_well_when_it_is_cured(name, tmp_path):
     case, told = find(name), []
     plays = Plays(told.append)
@@ -62,6 +64,15 @@ def test_a_job_that_has_not_ended_in_its_time_and_gets_on_is_no_hang(tmp_path):
     played = Plays()(case, cured=False, seed=1, folder=tmp_path)
     assert (played.verdict.name, played.hangs) == (Name.SLOW, False)
     assert "gets on" in str(played.verdict)
+
+
+@pytest.mark.usefixtures("no_leaks")
+@pytest.mark.parametrize("name", SLOW if ALL else ["slow/evaluation"])
+def test_a_job_that_is_only_slow_is_never_said_to_hang_until_it_ends(name, tmp_path):
+    goes_on = replace(find(name), expects=())  # which no verdict of slowness ends
+    played = Plays()(goes_on, cured=False, seed=1, folder=tmp_path)
+    assert played.slow
+    assert played.told_secs is None, str(played.verdict)  # it has ended by itself
 
 
 def tfdist(*arguments):

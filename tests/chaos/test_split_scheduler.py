@@ -10,6 +10,7 @@ import tensorflow as tf
 import tfdist
 from tests.chaos import scheduler_jobs
 from tfdist.testing import poll_until
+from tfdist.train import coordinator
 
 RECORDS = [400, 240, 1, 1359]
 TOTAL = sum(RECORDS)
@@ -116,3 +117,11 @@ def test_a_checkpoint_has_the_model_and_how_far_it_was_trained(make_cluster, fil
     report, visits = run(cluster, scheduler_jobs.restored, files=files, path=saved)
     assert wrong_visits(visits, report) == []
     assert (report.epoch, report.over) == (1, True)
+
+
+def test_a_worker_of_a_seeded_script_that_is_started_again_is_another_owner():
+    owners = []
+    for _ in range(2):
+        tf.random.set_seed(1)
+        owners.append(int(tf.function(coordinator.new_owner)()))
+    assert owners[0] != owners[1]

@@ -1,6 +1,7 @@
 """What every kind of barrier promises, over a real ps."""
 
 import itertools
+import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
@@ -8,7 +9,7 @@ from concurrent.futures import wait as wait_for
 import pytest
 
 from tfdist import Barrier, BarrierBroken, BarrierError, BarrierTimeout, ConfigError, Task
-from tfdist.barrier import connection
+from tfdist.barrier import connection, vector
 from tfdist.barrier_notes import passed_at
 from tfdist.deadline import Deadline
 from tfdist.task import PROGRESS_VARIABLE
@@ -373,3 +374,13 @@ def test_a_ps_has_no_place_at_a_barrier(trainers):
     ps = Task("ps", 0, trainers[0].cluster_spec)
     with pytest.raises(ConfigError, match="only a chief or a worker"):
         Barrier(ps, "wrong")
+
+
+def test_a_seeded_script_that_is_started_again_is_another_one():
+    lives, tables = [], []
+    for _ in range(2):
+        random.seed(1)
+        lives.append(vector.new_life())
+        tables.append(tuple(vector.start(2)))
+    assert lives[0] != lives[1]
+    assert tables[0] != tables[1]

@@ -285,6 +285,21 @@ def test_a_task_that_is_not_there_is_one_line_and_2(folder, capsys):
     assert capsys.readouterr().err == "tfdist: --task: got 'worker:7'; one of worker:0\n"
 
 
+# A generator of an input waits for something that never comes.
+INPUT = """
+import threading
+import tensorflow as tf
+
+def numbers():
+    yield 1
+    print("here", flush=True)
+    threading.Event().wait()
+
+for _ in tf.data.Dataset.from_generator(numbers, output_signature=tf.TensorSpec((), tf.int32)):
+    pass
+"""
+
+
 @pytest.fixture
 def stranger():
     """A Python that knows nothing of tfdist and waits for a line, which it gives back."""
@@ -308,14 +323,42 @@ def is_alive(stranger):
 @pytest.mark.parametrize("native", [[], ["--native"]])
 def test_any_processes_survive_to_be_looked_at(stranger, native):
     ended = tfdist("stacks", "--pid", stranger.pid, os.getpid(), "--json", *native)
-    about = json.loads(ended.stdout)
-    process, own = about["processes"]
+    assert ended.returncode == 0, ended.stderr
+    process, own = json.loads(ended.stdout)["processes"]
     assert (process["pid"], own["pid"]) == (stranger.pid, os.getpid())
     assert process["kernel"]["main"]["state"] == "sleeping"
     assert process["kernel"]["main"]["syscall"] is not None
-    assert (process["native"] is None) == (process["complaint"] is not None)
-    assert ended.returncode == (1 if process["complaint"] and native else 0)
+    [main] = process["stacks"]
+    assert main["main"]
+    calls = [frame["function"] for frame in main["frames"]]
+    assert "<module>" in calls
+    assert (len(calls) > 1) == bool(native)  # `input` is written in C
+    assert process["complaint"] is None
     assert is_alive(stranger)
+
+
+# Each is a process that does not get on, and what is told of it.
+STANDS = {
+    "import threading; print('here', flush=True); threading.Event().wait()": "UNKNOWN",
+    "print('here', flush=True); list(iter(int, 1))": "SLOW",
+    "import os, signal; print('here', flush=True); os.kill(0, signal.SIGSTOP)": "PEER_STOPPED",
+    INPUT: "INPUT_STALLED",
+}
+
+
+@pytest.mark.parametrize("code", STANDS)
+def test_there_is_a_verdict_on_a_process_that_tfdist_did_not_start(code):
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        try:
+            assert process.stdout.readline() == "here\n"
+            ended = tfdist("stacks", "--pid", process.pid, "--verdict")
+        finally:
+            process.kill()
+    verdict, advice = ended.stdout.splitlines()[:2]
+    assert verdict.startswith(f"{STANDS[code]} (pid {process.pid}): ")
+    assert advice.startswith("what helps: ")
 
 
 def test_it_is_said_that_no_signal_is_sent(stranger, capsys):
@@ -337,6 +380,15 @@ def test_py_spy_that_fails_is_told(program, complaint, stranger, tmp_path, monke
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     assert main(["stacks", "--pid", str(stranger.pid)]) == 1
     assert capsys.readouterr().out.splitlines()[-1] == f"  py-spy failed: {complaint}"
+
+
+def test_without_py_spy_there_is_no_verdict(stranger, monkeypatch, capsys):
+    monkeypatch.setattr("tfdist.cluster.py_spy.find_py_spy", lambda: None)
+    assert main(["stacks", "--verdict", "--pid", str(stranger.pid)]) == 2
+    assert capsys.readouterr().err == (
+        f"tfdist: --verdict: got {stranger.pid}; py-spy has to read it: py-spy is not installed: "
+        "pip install 'tfdist[debug]'\n"
+    )
 
 
 def test_without_py_spy_one_line_for_all_says_how_to_get_it(stranger, monkeypatch, capsys):

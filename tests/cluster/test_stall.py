@@ -74,6 +74,8 @@ def test_a_job_that_stands_still_is_reported_and_ended(script, tmp_path):
         ["ps:0", "worker:0", "worker:1"], "answered"
     )
     assert kept["seconds"] >= 2
+    page = (folder / "stall.html").read_text("utf-8")
+    assert "s: noted progress" in page  # when, in the timeline
     assert kept["places"].keys() == {"worker:0", "worker:1"}
 
 
@@ -81,7 +83,8 @@ def test_a_job_that_stands_still_is_reported_and_ended(script, tmp_path):
 def folder(tmp_path):
     """The folder of a run with a worker that is this process."""
     run_folder = RunFolder(tmp_path)
-    run_folder.create([Task("worker", 0, {"worker": ["localhost:1"]})], {})
+    task = Task("worker", 0, {"worker": ["localhost:1"]})
+    run_folder.create([task], [task], {})
     run_folder.folder("worker:0", 1)
     run_folder.started("worker:0", 1, os.getpid())
     return run_folder
@@ -123,15 +126,15 @@ def test_who_only_wants_to_be_told_has_the_job_go_on(script, tmp_path):
 
 def test_a_job_that_gets_on_while_the_report_is_made_goes_on(folder, monkeypatch, capsys):
     progress = Progress(str(folder.folder_of("worker:0", 1) / "progress.json"), every_secs=0.0)
-    report_of = stall._report_of
+    report_of = stall.report_of
 
-    def get_on_and_report(*about):
+    def get_on_and_report(*about, **more):
         progress.update("epoch 1", 3, 10)
-        return report_of(*about)
+        return report_of(*about, **more)
 
     guard = StallGuard(folder, ["worker:0"], 1e-9, is_kept=False)
     with monkeypatch.context() as patch:
-        patch.setattr(stall, "_report_of", get_on_and_report)
+        patch.setattr(stall, "report_of", get_on_and_report)
         guard()  # sees that it has started
         guard()
     assert capsys.readouterr().err == ""

@@ -6,7 +6,7 @@ import pytest
 
 from tfdist.cli.barriers import Barriers
 from tfdist.cli.job_evidence import job_evidence
-from tfdist.cli.stacks import JobStacks, View
+from tfdist.cli.job_stacks import JobStacks, View
 from tfdist.cluster.outcome import Outcome
 from tfdist.cluster.run_folder import RunFolder
 from tfdist.evidence import State
@@ -19,7 +19,8 @@ NAMES = ["worker:0", "worker:1"]
 @pytest.fixture
 def run(tmp_path):
     run = RunFolder(tmp_path)
-    run.create([TASK, Task("worker", 1, TASK.cluster_spec)], {})
+    tasks = [TASK, Task("worker", 1, TASK.cluster_spec)]
+    run.create(tasks, tasks, {})
     for name in NAMES:
         run.folder(name, 1)
         run.started(name, 1, 2**22 + 1)  # above every pid

@@ -19,7 +19,8 @@ TRAINERS = ["worker:0"]
 @pytest.fixture
 def run(tmp_path):
     folder = RunFolder(tmp_path)
-    folder.create([Task("ps", 0, CLUSTER), Task("worker", 0, CLUSTER)], {})
+    worker = Task("worker", 0, CLUSTER)
+    folder.create([Task("ps", 0, CLUSTER), worker], [worker], {})
     return folder
 
 

@@ -21,7 +21,8 @@ def logs(tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     path = tmp_path / "logs" / "20300101-a"
     path.mkdir(parents=True)
-    RunFolder(path).create([Task("worker", 0, {"worker": ["localhost:1"]})], {})
+    task = Task("worker", 0, {"worker": ["localhost:1"]})
+    RunFolder(path).create([task], [task], {})
     return path
 
 

@@ -56,14 +56,14 @@ def test_a_job_that_has_no_task_yet_stands_still():
 )
 def test_a_sign_begins_the_time_anew_and_is_named(job, changes, what):
     job.look(9.0)
-    assert job.look(1.0, **changes) == Standstill(0.0, (f"worker:1 {what}",))
+    assert job.look(1.0, **changes) == Standstill(0.0, (f"worker:1 {what}",), {"worker:1": what})
     assert job.look(2.0) == Standstill(2.0, (f"worker:1 {what}",))
 
 
 def test_a_restart_is_a_sign_though_the_new_life_has_noted_nothing(job):
     job.look(1.0, progress="12 of 100", passed_at=7, printed=80)
     restarted = job.look(5.0, attempt=2, progress=None, passed_at=None, printed=0)
-    assert restarted == Standstill(0.0, ("worker:1 started",))
+    assert restarted == Standstill(0.0, ("worker:1 started",), {"worker:1": "started"})
     assert job.look(5.0).seconds == 5.0
 
 

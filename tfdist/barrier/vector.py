@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import random
+import secrets
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,7 +45,8 @@ _NUM_SINGLES = len(State._fields) - _NUM_ROWS
 
 def new_life() -> int:
     """A number for a life: even with two parities added to it, another one differs."""
-    return 4 * random.randrange(1, 2**60)
+    # Not of `random`: a script seeds that, and its next life would be taken for the last one.
+    return 4 * (1 + secrets.randbelow(2**60 - 1))
 
 
 def arrival_key(life: int, parity: int) -> int:
@@ -62,7 +63,7 @@ def start(parties: int) -> np.ndarray:
     """The vector before anybody came."""
     state = State(*[0] * len(State._fields))._replace(
         keys=_NOBODY + 1,
-        incarnation=random.getrandbits(62),
+        incarnation=secrets.randbits(62),
         parity=1,
         expected=parties,
         missing=parties,

@@ -10,32 +10,40 @@ from typing import Any
 
 from tfdist.barrier_notes import passed_at
 from tfdist.cli.barriers import Barriers
-from tfdist.cli.stacks import JobStacks, View
+from tfdist.cli.job_stacks import JobStacks, View
 from tfdist.cluster.processes import PROGRESS_FILE
 from tfdist.cluster.run_folder import ERROR_FILE, RunFolder
+from tfdist.cluster.sighting import name_peers
 from tfdist.evidence import BarrierEvidence, Evidence, State, TaskEvidence
 
 
 def job_evidence(
-    stacks: JobStacks, barriers: Barriers, trainers: Collection[str], seconds: float
+    stacks: JobStacks, barriers: Barriers, trainers: Collection[str], seconds: float | None
 ) -> Evidence:
-    """Of a run that stands still.
+    """Of a run that stands still, or is over.
 
     Args:
-        stacks: of `sightings_of`.
+        stacks: of all its tasks, looked at for a verdict.
         barriers: of the run.
         trainers: names of those tasks that train.
-        seconds: since anybody got on.
+        seconds: since anybody got on; if None, since any trainer did by its own word.
     """
     places = [place for report in barriers.reports for place in report["places"]]
     resigned = {place["trainer"] for place in places if place["state"] == "resigned"}
     # Who has resigned at one barrier may wait at another.
     resigned -= {place["trainer"] for place in places if place["state"] == "arrived"}
-    return Evidence(
-        tasks=tuple(
+    tasks = name_peers(
+        [
             _task(stacks.run, view, view.name in trainers, view.name in resigned)
             for view in stacks.views
-        ),
+        ],
+        {view.name: view.seen for view in stacks.views if view.seen is not None},
+    )
+    if seconds is None:
+        seconds = min((task.quiet_secs for task in tasks if task.trains), default=0.0)
+    return Evidence(
+        tasks=tasks,
+        over=not stacks.runs,
         seconds=seconds,
         barriers=tuple(_barrier(report) for report in barriers.reports if report["places"]),
     )
@@ -61,8 +69,8 @@ def _task(run: RunFolder, view: View, trains: bool, left: bool) -> TaskEvidence:
     }
     with suppress(FileNotFoundError):
         known["steps"] = json.loads((folder / PROGRESS_FILE).read_text("utf-8"))["done"]
-    if view.sighting is not None:
-        return view.sighting.evidence(**known)
+    if view.seen is not None:
+        return view.seen.evidence(**known)
     if life.ended is None:
         return TaskEvidence(**known, state=State.DEAD)
     code = life.exit_code or 0

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import psutil
@@ -17,11 +16,16 @@ from tfdist.cli.thread_text import (
     install_lines,
     kernel_json,
     kernel_lines,
-    native_lines,
+    py_spy_lines,
+    verdict_lines,
 )
 from tfdist.cluster import py_spy
 from tfdist.cluster.kernel_threads import KernelThreads, kernel_threads
-from tfdist.errors import ConfigError
+from tfdist.cluster.sighting import Sighting, name_peers, sight_stranger
+from tfdist.errors import ClusterError, ConfigError
+from tfdist.evidence import Evidence, Place, Stack, TaskEvidence
+from tfdist.judge import judge
+from tfdist.verdict import Verdict
 
 _NOT_ALL_TOLD = 1
 
@@ -31,21 +35,21 @@ class _View:
     """What is known of a process.
 
     Attributes:
-        native: what py-spy printed; None if it failed.
+        stacks: what py-spy tells of it; none if it failed.
         complaint: why there is nothing of py-spy.
         wants_native: whether the frames of C and C++ were asked for.
     """
 
     pid: int
     kernel: KernelThreads
-    native: str | None
+    stacks: tuple[Stack, ...]
     complaint: str | None
     wants_native: bool
 
     @property
     def is_gone(self) -> bool:
         """Whether it had no thread any more."""
-        return self.kernel == KernelThreads(None, Counter(), 0)
+        return self.kernel == KernelThreads()
 
     @property
     def is_well(self) -> bool:
@@ -55,28 +59,68 @@ class _View:
         return not self.is_gone and (self.complaint is None or is_enough)
 
 
-def show_processes(pids: Sequence[int], console: Console, *, native: bool, as_json: bool) -> int:
+def show_processes(
+    pids: Sequence[int], console: Console, *, native: bool, judged: bool, as_json: bool
+) -> int:
     """Prints where they stand and returns the exit code: 1 if one is gone or py-spy has failed.
 
+    Args:
+        pids: of the processes.
+        console: for what is printed.
+        native: whether the frames of C and C++ are asked for too.
+        judged: whether there is to be a verdict.
+        as_json: whether one JSON object is printed instead.
+
     Raises:
-        ConfigError: there is no such process.
+        ConfigError: there is no such process; or there is to be a verdict, and py-spy cannot
+            read one of them.
     """
-    for pid in pids:
-        if pid < 1 or not psutil.pid_exists(pid):
-            raise ConfigError("--pid", pid, "no such process")
+    processes = [_process(pid) for pid in pids]
+    verdict = _verdict(processes) if judged else None
     with ThreadPoolExecutor(len(pids)) as pool:
         views = list(pool.map(lambda pid: _view(pid, native), pids))
     code = 0 if all(view.is_well for view in views) else _NOT_ALL_TOLD
     if as_json:
-        print(json.dumps({"exit_code": code, "processes": [_json(view) for view in views]}))
+        about = {"exit_code": code, "processes": [_json(view) for view in views]}
+        print(json.dumps({**about, "verdict": verdict and asdict(verdict)}))
         return code
-    lines = ["no signal is sent to a process by its pid; what /proc and py-spy tell:"]
+    lines = [*verdict_lines(verdict)] if verdict is not None else []
+    lines += ["no signal is sent to a process by its pid; what /proc and py-spy tell:"]
     for view in views:
         lines += ["", f"pid {view.pid}" + (" is gone" if view.is_gone else "")]
-        lines += [*kernel_lines(view.kernel), *native_lines(view.native, view.complaint)]
+        lines += kernel_lines(view.kernel)
+        lines += py_spy_lines(view.stacks, view.complaint, console.width)
     for line in (*lines, *install_lines([view.complaint for view in views])):
         console.print(line, soft_wrap=True)
     return code
+
+
+def _process(pid: int) -> psutil.Process:
+    try:
+        return psutil.Process(pid)
+    except (psutil.NoSuchProcess, ValueError):
+        raise ConfigError("--pid", pid, "no such process") from None
+
+
+def _verdict(processes: Sequence[psutil.Process]) -> Verdict:
+    """On these; whether they are all of their job is not known."""
+    with ThreadPoolExecutor(len(processes)) as pool:
+        names = [f"pid {process.pid}" for process in processes]
+        seen = dict(zip(names, pool.map(_sight, processes), strict=True))
+    tasks = (_evidence(name, one) for name, one in seen.items())
+    return judge(Evidence(name_peers(tasks, seen), whole=False))
+
+
+def _sight(process: psutil.Process) -> Sighting:
+    try:
+        return sight_stranger(process)
+    except ClusterError as error:
+        raise ConfigError("--verdict", process.pid, f"py-spy has to read it: {error}") from None
+
+
+def _evidence(name: str, seen: Sighting) -> TaskEvidence:
+    task = seen.evidence(name=name)
+    return replace(task, trains=task.place is not Place.SERVER)
 
 
 def _view(pid: int, native: bool) -> _View:
@@ -89,6 +133,6 @@ def _json(view: _View) -> dict[str, Any]:
         "pid": view.pid,
         "gone": view.is_gone,
         "kernel": kernel_json(view.kernel),
-        "native": view.native,
+        "stacks": [asdict(stack) for stack in view.stacks],
         "complaint": view.complaint,
     }

@@ -11,20 +11,28 @@ from tfdist.cluster import py_spy
 from tfdist.cluster.kernel_threads import KernelThread, KernelThreads
 from tfdist.cluster.stacks import Answer
 from tfdist.errors import ClusterError
-from tfdist.evidence import Frame
+from tfdist.evidence import Frame, Stack
+from tfdist.verdict import Verdict
 
 
-def ask_py_spy(pid: int, *, native: bool) -> tuple[str | None, str | None]:
-    """What py-spy says, or why it does not."""
+def ask_py_spy(pid: int, *, native: bool) -> tuple[tuple[Stack, ...], str | None]:
+    """What py-spy says, and why it says nothing."""
     try:
         return py_spy.dump(pid, native=native), None
     except ClusterError as error:
-        return None, str(error)
+        return (), str(error)
 
 
-def stack_lines(answer: Answer, width: int) -> Iterator[str]:
+def answer_lines(answer: Answer, width: int) -> Iterator[str]:
     """What the process says of its Python."""
-    for stack in answer.stacks:
+    yield from stack_lines(answer.stacks, width)
+    if answer.more_threads:
+        yield "  ... more threads; only 100 are shown, perhaps not the main one"
+
+
+def stack_lines(stacks: Sequence[Stack], width: int) -> Iterator[str]:
+    """Where its threads stand."""
+    for stack in stacks:
         others = stack.count - stack.main
         parts = ["main thread"] if stack.main else []
         parts += [f"{others} thread{'' if others == 1 else 's'}"] if others else []
@@ -35,8 +43,6 @@ def stack_lines(answer: Answer, width: int) -> Iterator[str]:
             yield "    no Python"
         if stack.cut:
             yield "    ... older calls"
-    if answer.more_threads:
-        yield "  ... more threads; only 100 are shown, perhaps not the main one"
 
 
 def _frame_text(frame: Frame, width: int) -> str:
@@ -71,12 +77,11 @@ def _kernel_text(thread: KernelThread) -> str:
     return thread.state + (f" in {thread.wchan}" if thread.wchan else "")
 
 
-def native_lines(text: str | None, complaint: str | None) -> Iterator[str]:
+def py_spy_lines(stacks: Sequence[Stack], complaint: str | None, width: int) -> Iterator[str]:
     """What py-spy says; that it is not installed is left to `install_lines`."""
-    if text is not None:
-        yield "  py-spy"
-        for line in text.rstrip().splitlines():
-            yield f"    {line}"
+    if stacks:
+        yield "  py-spy:"
+        yield from stack_lines(stacks, width)
     elif complaint is not None and complaint != py_spy.INSTALL:
         yield f"  {complaint}"
 
@@ -97,3 +102,9 @@ def kernel_json(kernel: KernelThreads) -> dict[str, Any]:
         ],
         "unreadable": kernel.unreadable,
     }
+
+
+def verdict_lines(verdict: Verdict) -> Iterator[str]:
+    """A verdict, and what helps."""
+    yield str(verdict)
+    yield f"what helps: {verdict.name.advice} (docs/hang.md)"

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from tfdist.barrier_notes import passed_at
-from tfdist.cli.thread_text import kernel_lines, stack_lines
+from tfdist.cli.thread_text import answer_lines, kernel_lines
 from tfdist.cluster.processes import PROGRESS_FILE, STACKS_FILE
 from tfdist.cluster.sighting import Sighting, sight
 from tfdist.cluster.watchdog import END
@@ -71,8 +71,7 @@ def _signs(folder: Path) -> Signs:
 
 def _lines(seen: Sighting) -> list[str]:
     width = shutil.get_terminal_size().columns
-    kernel = [] if seen.kernel is None else list(kernel_lines(seen.kernel))
-    return [*kernel, *stack_lines(seen.answer, width)]
+    return [*kernel_lines(seen.kernel), *answer_lines(seen.answer, width)]
 
 
 def _end(process: psutil.Process) -> None:

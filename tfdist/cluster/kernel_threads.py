@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 _GONE_ERRORS = (FileNotFoundError, ProcessLookupError)
@@ -51,9 +51,9 @@ class KernelThreads:
         unreadable: how many could not be read.
     """
 
-    main: KernelThread | None
-    others: Counter[KernelThread]
-    unreadable: int
+    main: KernelThread | None = None
+    others: Counter[KernelThread] = field(default_factory=Counter)
+    unreadable: int = 0
 
 
 def kernel_threads(pid: int) -> KernelThreads:

@@ -79,7 +79,7 @@ def chosen_run(path: str | None) -> RunFolder:
     if path is not None:
         run = RunFolder.find(path)
         try:
-            if {"launcher", "tasks", "cluster"} <= run.about.keys():
+            if {"launcher", "tasks", "trainers", "cluster"} <= run.about.keys():
                 return run
         except (AttributeError, ValueError):
             pass

@@ -33,7 +33,7 @@ class LocalCluster:
 
     Attributes:
         tasks: all of them. (A second run on threads is at new ports.)
-        trainers: those that train, by rank.
+        trainers: those that train, by rank: with a coordinator the chief alone.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class LocalCluster:
                 self._start(task, function)
         results: dict[str, Result] = {}
         try:
-            while not all(task.name in results for task in self._trains):
+            while not all(task.name in results for task in self.trainers):
                 self._check_killed(done=set(results))
                 ended = self._next_end(deadline)
                 if ended is not None:
@@ -138,7 +138,7 @@ class LocalCluster:
         except BaseException:
             self._stop()
             raise
-        return [results[task.name] for task in self._trains]
+        return [results[task.name] for task in self.trainers]
 
     def kill(self, name: str) -> None:
         """Ends the task at once, as a crash would: "worker:1". `restart` may start it again."""
@@ -180,8 +180,9 @@ class LocalCluster:
         self._held = HeldPorts(0 if self._addresses is not None else self._shape.num_servers)
         here = [f"127.0.0.1:{port}" for port in self._held.ports]
         self.tasks = self._shape.tasks(here if self._addresses is None else list(self._addresses))
-        self.trainers = tuple(task for task in self.tasks if task.is_trainer)
-        self._trains = [task for task in self.trainers if not self._shape.serves(task)]
+        self.trainers = tuple(
+            task for task in self.tasks if task.is_trainer and not self._shape.serves(task)
+        )
 
     def _start_servers(self) -> None:
         for task in self.tasks:
@@ -246,7 +247,7 @@ class LocalCluster:
     def _check_killed(self, done: set[str]) -> None:
         """Raises TaskFailed if nobody is left to wait for but those that were killed."""
         with self._lock:
-            left = [task for task in self._trains if task.name not in done]
+            left = [task for task in self.trainers if task.name not in done]
             if all(task.name in self._killed for task in left):
                 killed = "kill() ended it, and nobody restarted it"
                 raise TaskFailed(left[0].name, -signal.SIGKILL, killed)

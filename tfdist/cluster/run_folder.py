@@ -122,7 +122,9 @@ class RunFolder:
             raise ConfigError("RUN", path, f"the folder of a run, which has a file {RUN_FILE}")
         return cls(max(runs, key=lambda file: file.stat().st_mtime).parent)
 
-    def create(self, tasks: Sequence[Task], about: Mapping[str, Any]) -> None:
+    def create(
+        self, tasks: Sequence[Task], trainers: Sequence[Task], about: Mapping[str, Any]
+    ) -> None:
         """Writes `run.json`: when it began, the launcher, the cluster, and what else is given."""
         pid = os.getpid()
         self._write(
@@ -131,6 +133,7 @@ class RunFolder:
                 "began": time.time(),
                 "launcher": {"pid": pid, "ticks": start_ticks(pid)},
                 "tasks": [task.name for task in tasks],
+                "trainers": [task.name for task in trainers],
                 "cluster": tasks[0].cluster_spec,
                 **about,
             },

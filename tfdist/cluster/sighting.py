@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from tfdist.cluster import py_spy
+from tfdist.cluster.connections import Connection, connections_of
 from tfdist.cluster.kernel_threads import KernelThreads, kernel_threads
-from tfdist.cluster.stacks import GONE, STOPPED, Answer, ask
+from tfdist.cluster.stacks import ANSWERED, GONE, STOPPED, STOPPED_STATES, Answer, ask
 from tfdist.deadline import Deadline
 from tfdist.evidence import Place, State, TaskEvidence, place_of
 
@@ -22,6 +25,7 @@ _AGAIN_SECS = 0.1
 _WORKS_SHARE, _LEAST_SHARE = 0.2, 0.03  # of a core, while it is looked at
 _NO_WAITS = (Place.EAGER, Place.PYTHON)
 _RUNNING = "running"
+_RESENT = 2  # times: after some 0.6 s without an answer
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,14 @@ class Sighting:
         kernel: its threads, before it was asked.
         waits: for each function of the kernel in which threads have waited for long, how many did.
         works: whether it has used the CPU, or read from a disk.
+        connections: that it has.
     """
 
     answer: Answer
-    kernel: KernelThreads | None = None
+    kernel: KernelThreads = field(default_factory=KernelThreads)
     waits: dict[str, int] = field(default_factory=dict)
     works: bool = False
+    connections: tuple[Connection, ...] = ()
 
     @property
     def state(self) -> State:
@@ -53,7 +59,26 @@ class Sighting:
             stacks=self.answer.stacks,
             waits=self.waits,
             works=self.works,
+            unanswered=tuple(
+                sorted({end.remote for end in self.connections if end.resent >= _RESENT})
+            ),
         )
+
+
+def name_peers(
+    tasks: Iterable[TaskEvidence], seen: Mapping[str, Sighting]
+) -> tuple[TaskEvidence, ...]:
+    """The tasks with the names of those that do not answer them, where these were seen too.
+
+    Args:
+        tasks: as `Sighting.evidence` gives them.
+        seen: by name, those whose processes live.
+    """
+    names = {end.local: name for name, one in seen.items() for end in one.connections}
+    return tuple(
+        replace(task, unanswered=tuple(names.get(end, end) for end in task.unanswered))
+        for task in tasks
+    )
 
 
 def sight(process: psutil.Process, stacks: Path) -> Sighting:
@@ -63,31 +88,47 @@ def sight(process: psutil.Process, stacks: Path) -> Sighting:
         process: that has a handler for STACKS_SIGNAL; another one is not asked for its stacks.
         stacks: the file that its handler appends to.
     """
+    return _sight(process, lambda: ask(process, stacks, _ANSWER_SECS))
+
+
+def sight_stranger(process: psutil.Process) -> Sighting:
+    """Looks at a process that tfdist need not have started, by py-spy; blocks for some seconds.
+
+    Raises:
+        ClusterError: py-spy is not installed, or cannot read it.
+    """
+
+    def asked() -> Answer:
+        if process.status() in STOPPED_STATES:
+            return Answer(STOPPED)  # py-spy cannot read it then
+        return Answer(ANSWERED, py_spy.dump(process.pid))
+
+    return _sight(process, asked)
+
+
+def _sight(process: psutil.Process, ask_it: Callable[[], Answer]) -> Sighting:
     try:
-        return _sight(process, stacks)
+        before = kernel_threads(process.pid)  # the question wakes it up
+        answer = _asked(ask_it)
+        if answer.state in (STOPPED, GONE):
+            return Sighting(answer, before, connections=connections_of(process.pid))
+        start = time.monotonic()
+        # From here: the answer itself is not work of the task.
+        cpu_secs, read = _cpu_secs(process), _bytes_read(process)
+        time.sleep(_SAMPLE_SECS)
+        used = (_cpu_secs(process) - cpu_secs) / (time.monotonic() - start)
+        after = kernel_threads(process.pid)
+        spins = _has_running(before) and _has_running(after)
+        moves = _moves(answer, ask_it)
+        return Sighting(
+            answer,
+            before,
+            dict(_waits(before) & _waits(after)),  # who reads from a disk waits only for moments
+            works=used >= _works_share() or spins or moves or _bytes_read(process) > read,
+            connections=connections_of(process.pid),
+        )
     except psutil.NoSuchProcess:
         return Sighting(Answer(GONE))
-
-
-def _sight(process: psutil.Process, stacks: Path) -> Sighting:
-    before = kernel_threads(process.pid)  # the question wakes it up
-    answer = _asked(process, stacks)
-    if answer.state in (STOPPED, GONE):
-        return Sighting(answer, before)
-    start = time.monotonic()
-    # From here: the answer itself is not work of the task.
-    cpu_secs, read = _cpu_secs(process), _bytes_read(process)
-    time.sleep(_SAMPLE_SECS)
-    used = (_cpu_secs(process) - cpu_secs) / (time.monotonic() - start)
-    after = kernel_threads(process.pid)
-    spins = _has_running(before) and _has_running(after)
-    moves = _moves(process, stacks, answer)
-    return Sighting(
-        answer,
-        before,
-        dict(_waits(before) & _waits(after)),  # who reads from a disk waits only for moments
-        works=used >= _works_share() or spins or moves or _bytes_read(process) > read,
-    )
 
 
 def _works_share() -> float:
@@ -96,7 +137,7 @@ def _works_share() -> float:
     return max(_LEAST_SHARE, _WORKS_SHARE / max(1.0, crowd))
 
 
-def _moves(process: psutil.Process, stacks: Path, first: Answer) -> bool:
+def _moves(first: Answer, ask_it: Callable[[], Answer]) -> bool:
     """Whether a main thread that is in no wait stands elsewhere now, as one that builds a graph.
 
     Only such a one is asked again: each question is a small risk; see `tfdist.cluster.stacks`.
@@ -104,12 +145,11 @@ def _moves(process: psutil.Process, stacks: Path, first: Answer) -> bool:
     before = next((stack for stack in first.stacks if stack.main), None)
     if before is None or place_of(before) not in _NO_WAITS:
         return False
-    again = ask(process, stacks, _SAMPLE_SECS)
-    after = next((stack for stack in again.stacks if stack.main), before)
+    after = next((stack for stack in ask_it().stacks if stack.main), before)
     return after.frames != before.frames
 
 
-def _asked(process: psutil.Process, stacks: Path) -> Answer:
+def _asked(ask_it: Callable[[], Answer]) -> Answer:
     """Where it stands; asked again while it may be passing by.
 
     Who waits for the chief makes a session each time that it looks, and closes it: only if it
@@ -117,7 +157,7 @@ def _asked(process: psutil.Process, stacks: Path) -> Answer:
     """
     deadline = Deadline(_SAMPLE_SECS)
     while True:
-        answer = ask(process, stacks, _ANSWER_SECS)
+        answer = ask_it()
         if deadline.expired or not any(
             stack.main
             and stack.has("wait_for_session", "session_manager.py")

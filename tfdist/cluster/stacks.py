@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import time
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import psutil
 
 from tfdist.cluster.processes import STACKS_SIGNAL
 from tfdist.deadline import Deadline
-from tfdist.evidence import Frame, Stack
+from tfdist.evidence import Frame, Stack, folded
 
 # What may come of asking.
 ANSWERED, STOPPED, GONE = "answered", "stopped", "gone"
@@ -33,7 +32,7 @@ MEANINGS = {
 
 ANSWER_SECS = 5.0
 _POLL_SECS = 0.02
-_STOPPED_STATES = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+STOPPED_STATES = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 _GONE_ERRORS = (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError)
 _THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+).*:$")
 _FRAME = re.compile(r"  File (.*), line (\d+|\?+) in (.*)$")
@@ -79,7 +78,7 @@ def ask(process: psutil.Process, path: Path, timeout: float = ANSWER_SECS) -> An
 def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
     if process.status() == psutil.STATUS_ZOMBIE:
         return Answer(GONE)
-    if process.status() in _STOPPED_STATES:
+    if process.status() in STOPPED_STATES:
         return Answer(STOPPED)
     masks = _masks(process.pid)
     # Without a handler the signal would end it.
@@ -96,9 +95,9 @@ def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
         if over and dump and dump == seen:
             return Answer(ANSWERED, parse(dump, whole=True), _leaves_out_threads(dump))
         seen = dump if over else None
-        if process.status() in (*_STOPPED_STATES, psutil.STATUS_ZOMBIE) or deadline.expired:
+        if process.status() in (*STOPPED_STATES, psutil.STATUS_ZOMBIE) or deadline.expired:
             gone = process.status() == psutil.STATUS_ZOMBIE
-            stopped = process.status() in _STOPPED_STATES
+            stopped = process.status() in STOPPED_STATES
             state = GONE if gone else STOPPED if stopped else SILENT
             return Answer(state, parse(dump, whole=False))
         time.sleep(min(_POLL_SECS, deadline.remaining))
@@ -182,11 +181,8 @@ def parse(dump: str, *, whole: bool) -> tuple[Stack, ...]:
             frames[thread].append(Frame(frame[1].strip('"'), number, frame[3]))
         elif thread is not None and line.strip() == _MORE and line != _MORE:
             cut.add(thread)
-    has_main = whole and thread is not None and not _leaves_out_threads(dump)
-    main = frames[thread] if thread is not None and has_main else None
-    alike = Counter((tuple(calls), thread in cut) for thread, calls in frames.items())
-    stacks = [
-        Stack(calls, count, main is not None and tuple(main) == calls, is_cut)
-        for (calls, is_cut), count in alike.items()
-    ]
-    return tuple(sorted(stacks, key=lambda stack: (not stack.main, -stack.count)))
+    has_main = whole and not _leaves_out_threads(dump)
+    return folded(
+        Stack(tuple(calls), 1, has_main and name == thread, name in cut)
+        for name, calls in frames.items()
+    )

@@ -10,10 +10,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from tfdist.cluster.local import LocalCluster
 from tfdist.cluster.processes import Surroundings
 from tfdist.cluster.run_folder import RunFolder
+from tfdist.cluster.shape import Shape
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError, ConfigError
 from tfdist.evidence import Evidence
@@ -83,15 +85,54 @@ class _Judged(Exception):
     """Ends a run; it has a verdict."""
 
 
+class Stage(Protocol):
+    """Where the tasks of a case live, and what can happen to them there."""
+
+    def cluster(self, shape: Shape, surroundings: Surroundings) -> LocalCluster:
+        """The tasks, each in a process of its own."""
+
+    def do(self, cluster: LocalCluster, what: str, task: str) -> None:
+        """What a task has asked for: a fault, or its end."""
+
+    def look(self) -> None:
+        """Is called each moment."""
+
+
+class OneMachine:
+    """This one: tasks are killed, paused, resumed and restarted."""
+
+    def cluster(self, shape: Shape, surroundings: Surroundings) -> LocalCluster:
+        """On loopback."""
+        return LocalCluster(shape, "processes", surroundings)
+
+    def do(self, cluster: LocalCluster, what: str, task: str) -> None:
+        """Raises ConfigError if it is none of these."""
+        acts = {
+            "kill": cluster.kill,
+            "pause": cluster.pause,
+            "resume": cluster.resume,
+            "restart": cluster.restart,
+        }
+        if what not in acts:
+            raise ConfigError("fault", what, f"one of {', '.join(acts)}")
+        acts[what](task)
+
+    def look(self) -> None:
+        """Nothing happens by itself."""
+
+
 class Plays:
     """Plays cases, perhaps several at the same time, in threads.
 
     Args:
         told: gets a line for what happens.
+        stage: where.
     """
 
-    def __init__(self, told: Callable[[str], None] = lambda line: None) -> None:
-        self._told = told
+    def __init__(
+        self, told: Callable[[str], None] = lambda line: None, stage: Stage | None = None
+    ) -> None:
+        self._told, self._stage = told, stage or OneMachine()
         self._stopped = threading.Event()
 
     def stop(self) -> None:
@@ -111,10 +152,10 @@ class Plays:
         folder.mkdir(parents=True, exist_ok=True)
         run = RunFolder(folder)
         environment = _QUIET if cured else _QUIET | _BARE
-        cluster = LocalCluster(case.shape, "processes", Surroundings(environment, run))
+        cluster = self._stage.cluster(case.shape, Surroundings(environment, run))
         about = {"case": case.name, "cured": cured, "seed": seed, "monotonic": started}
-        run.create(cluster.tasks, about)
-        watch = _Watch(case, cured, run, cluster, self._told, self._stopped)
+        run.create(cluster.tasks, cluster.trainers, about)
+        watch = _Watch(case, cured, run, cluster, self._stage, self._told, self._stopped)
         try:
             with cluster:
                 cluster.run(Part(case, cured, seed, str(folder)), watch=watch)
@@ -153,13 +194,14 @@ class _Watch:
         cured: bool,
         run: RunFolder,
         cluster: LocalCluster,
+        stage: Stage,
         told: Callable[[str], None],
         stopped: threading.Event,
     ) -> None:
         self._stopped = stopped
         self._stall_secs = case.stall_secs * (_CURED_PATIENCE if cured else 1)
         self._case, self._cured, self._run, self._cluster = case, cured, run, cluster
-        self._told = told
+        self._stage, self._told = stage, told
         self._trainers = [task.name for task in cluster.trainers]
         self._deadline = Deadline(case.deadline_secs)
         self._stall = StallWatch()
@@ -173,6 +215,7 @@ class _Watch:
         if self._stopped.is_set():
             raise KeyboardInterrupt
         self._do_faults()
+        self._stage.look()
         for life in self._run.latest():
             if life.ended is not None:
                 event_file(self._run.path, f"ended {life.name}").touch()
@@ -230,15 +273,7 @@ class _Watch:
         for what, task, at in _faults(self._run):
             if (what, task, at) not in self._done:
                 self._done.add((what, task, at))
-                acts = {
-                    "kill": self._cluster.kill,
-                    "pause": self._cluster.pause,
-                    "resume": self._cluster.resume,
-                    "restart": self._cluster.restart,
-                }
-                if what not in acts:
-                    raise ConfigError("fault", what, f"one of {', '.join(acts)}")
-                acts[what](task)
+                self._stage.do(self._cluster, what, task)
                 self._told(f"{what} {task}")
                 event_file(self._run.path, f"{what} {task}").touch()
 

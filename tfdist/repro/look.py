@@ -10,7 +10,7 @@ from typing import Any
 
 from tfdist.cluster.processes import STACKS_FILE
 from tfdist.cluster.run_folder import RunFolder, TaskRecord
-from tfdist.cluster.sighting import sight
+from tfdist.cluster.sighting import Sighting, name_peers, sight
 from tfdist.evidence import Evidence, State, TaskEvidence
 from tfdist.repro import notes
 from tfdist.repro.notes import Note, read_notes
@@ -71,11 +71,13 @@ def look(
     said = noted(run)
     lives = {life.name: life for life in run.latest()}
     names = run.about["tasks"]
+    seen: dict[str, Sighting] = {}
     with ThreadPoolExecutor(len(names)) as pool:
         tasks = pool.map(
-            lambda name: _task(run, name, lives.get(name), said, name in trainers, over), names
+            lambda name: _task(run, name, lives.get(name), said, seen, name in trainers, over),
+            names,
         )
-        evidence = tuple(tasks)
+        evidence = name_peers(list(tasks), seen)
     ledger = Ledger()
     for note in (note for one in said.values() for note in one.all(notes.STEP)):
         ledger.add(note.values["visited"])
@@ -96,21 +98,16 @@ def look(
     )
 
 
-def _plays(run: RunFolder, life: TaskRecord) -> bool:
-    """Whether it runs the case; a worker that serves a coordinator does not, and notes nothing."""
-    return (run.folder_of(life.name, life.attempt) / notes.NOTES_FILE).exists()
-
-
 def _task(
     run: RunFolder,
     name: str,
     life: TaskRecord | None,
     said: Mapping[str, Noted],
+    seen: dict[str, Sighting],
     trains: bool,
     over: bool,
 ) -> TaskEvidence:
     one = said.get(name, Noted())
-    trains = trains and (life is None or _plays(run, life))
     about = {key: value for key, value in one.about().items() if key != "global_step"}
     common: dict[str, Any] = {
         "name": name,
@@ -134,7 +131,8 @@ def _task(
     process = life.process
     if process is None:
         return TaskEvidence(**common, state=State.DEAD)
-    return sight(process, run.folder_of(name, life.attempt) / STACKS_FILE).evidence(**common)
+    seen[name] = sight(process, run.folder_of(name, life.attempt) / STACKS_FILE)
+    return seen[name].evidence(**common)
 
 
 def _end_of(life: TaskRecord, trains: bool, over: bool) -> State:

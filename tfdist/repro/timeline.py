@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tfdist.barrier_notes import passed_at
-from tfdist.cluster.processes import PROGRESS_FILE
 from tfdist.cluster.run_folder import RunFolder, TaskRecord
 from tfdist.repro import notes
 from tfdist.repro.look import Noted, noted
@@ -43,14 +40,18 @@ class Track:
     events: tuple[Event, ...]
 
 
-def timeline(run: RunFolder, until: float) -> tuple[Track, ...]:
+def timeline(
+    run: RunFolder, until: float, seen: Mapping[str, Sequence[Event]] | None = None
+) -> tuple[Track, ...]:
     """The tasks of a run in their order.
 
     Args:
         run: that goes on, or is over.
         until: seconds since it began, where those that live are cut off.
+        seen: by task, what was seen of it from outside; if None, what it notes as one that plays
+            a case.
     """
-    about, said = run.about, noted(run)
+    about, said = run.about, noted(run) if seen is None else {}
     lives: dict[str, list[TaskRecord]] = {name: [] for name in about["tasks"]}
     for life in run.lives():
         lives[life.name].append(life)
@@ -64,10 +65,9 @@ def timeline(run: RunFolder, until: float) -> tuple[Track, ...]:
                 )
                 for life in records
             ),
-            (
-                *_events(said.get(name, Noted()), about.get("monotonic", 0.0), until),
-                *_signs(run, records, about["began"]),
-            ),
+            _events(said.get(name, Noted()), about["monotonic"], until)
+            if seen is None
+            else tuple(seen.get(name, ())),
         )
         for name, records in lives.items()
     )
@@ -81,17 +81,6 @@ def _events(one: Noted, began: float, until: float) -> tuple[Event, ...]:
         if note.kind != notes.ABOUT and note.at - began <= until
     ]
     return tuple(sorted(events, key=lambda event: event.at))
-
-
-def _signs(run: RunFolder, lives: Sequence[TaskRecord], began: float) -> Iterator[Event]:
-    """What a task that does not play a case leaves: when it last got on."""
-    for life in lives:
-        folder = run.folder_of(life.name, life.attempt)
-        with suppress(FileNotFoundError):
-            at = (folder / PROGRESS_FILE).stat().st_mtime - began
-            yield Event(at, notes.STEP, f"noted {(folder / PROGRESS_FILE).read_text('utf-8')}")
-        if (passed := passed_at(folder)) is not None:
-            yield Event(passed / 1e9 - began, notes.STEP, "passed a barrier")
 
 
 def _text(note: notes.Note) -> str:

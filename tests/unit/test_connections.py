@@ -1,0 +1,51 @@
+"""The connections of a process as the kernel has them."""
+
+import os
+import socket
+
+import pytest
+
+from tfdist.cluster.connections import Connection, _endpoint, connections_of
+
+
+@pytest.mark.parametrize(
+    ("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
+)
+def test_both_ends_of_a_connection_are_seen(family, address):
+    with (
+        socket.create_server((address, 0), family=family) as server,
+        socket.create_connection(server.getsockname()[:2]) as client,
+        server.accept()[0],
+    ):
+        (host, near), (_, far) = client.getsockname()[:2], client.getpeername()[:2]
+        name = f"[{host}]" if ":" in host else host
+        found = connections_of(os.getpid())
+        assert Connection(f"{name}:{near}", f"{name}:{far}", 0) in found
+        assert Connection(f"{name}:{far}", f"{name}:{near}", 0) in found
+    assert all(str(near) not in end.local for end in connections_of(os.getpid()))
+
+
+def test_those_of_another_process_are_not_seen():
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+    ):
+        assert client.getsockname()[1] not in {
+            int(end.local.rpartition(":")[2]) for end in connections_of(os.getppid())
+        }
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("0100007F:08AE", "127.0.0.1:2222"),
+        ("0000000000000000FFFF00000200000A:0050", "10.0.0.2:80"),
+        ("00000000000000000000000001000000:0050", "[::1]:80"),
+    ],
+)
+def test_an_address_is_read_as_the_kernel_writes_it(text, address):
+    assert _endpoint(text) == address
+
+
+def test_a_process_that_is_gone_has_none():
+    assert connections_of(2**22 + 1) == ()
