@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tfdist.testing.capabilities import capabilities
+    from tfdist.testing.compose_nodes import ComposeNodes, compose_nodes
     from tfdist.testing.host_process import HostProcess
     from tfdist.testing.incident import Incident, random_incident
     from tfdist.testing.network import Network
@@ -17,22 +18,26 @@ if TYPE_CHECKING:
     from tfdist.testing.polling import poll_until
 
 __all__ = [
+    "ComposeNodes",
     "HostProcess",
     "Incident",
     "Network",
     "capabilities",
     "cluster_on",
+    "compose_nodes",
     "host_names",
     "poll_until",
     "random_incident",
 ]
 
 _HOMES = {
+    "ComposeNodes": "tfdist.testing.compose_nodes",
     "HostProcess": "tfdist.testing.host_process",
     "Incident": "tfdist.testing.incident",
     "Network": "tfdist.testing.network",
     "capabilities": "tfdist.testing.capabilities",
     "cluster_on": "tfdist.testing.placement",
+    "compose_nodes": "tfdist.testing.compose_nodes",
     "host_names": "tfdist.testing.placement",
     "poll_until": "tfdist.testing.polling",
     "random_incident": "tfdist.testing.incident",

@@ -1,0 +1,156 @@
+"""The services of a compose file as docker compose runs them, of either version."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+
+from tfdist.cluster.compose import read_compose
+from tfdist.errors import ClusterError, ConfigError, RunTimeout, StartTimeout
+from tfdist.testing.compose_nodes import ComposeNodes
+
+_COMPOSE = (["docker", "compose"], ["docker-compose"])
+_ANSWER_SECS = 60.0
+_HEALTH = "{{if .State.Health}}{{.State.Health.Status}}{{end}}"
+
+
+class EngineNodes(ComposeNodes):
+    """Each service in a container, on the engine that DOCKER_HOST names or that is the usual one.
+
+    Images have to be there, or to be had. The project gets a name of its own, so that the same file
+    can be up several times.
+
+    Args:
+        paths: a compose file and its overrides.
+        profiles: whose services are wanted too.
+        environ: the variables of docker compose, and of the files.
+
+    Raises:
+        ConfigError: a file is wrong, or says what tfdist does not know.
+        ClusterError: there is no docker compose.
+    """
+
+    backend = "compose"
+
+    def __init__(
+        self,
+        paths: Sequence[str | os.PathLike[str]],
+        profiles: Sequence[str] = (),
+        *,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._services = read_compose(paths, profiles, environ).services
+        self._environ = dict(environ)
+        compose = _found_compose(environ)
+        if compose is None:
+            raise ClusterError("there is neither docker compose nor docker-compose")
+        files = [word for path in paths for word in ("-f", os.fspath(path))]
+        wanted = [word for profile in profiles for word in ("--profile", profile)]
+        self._compose = [*compose, "-p", f"tfdist-{secrets.token_hex(4)}", *files, *wanted]
+
+    def up(self, timeout: float) -> None:  # noqa: D102
+        try:
+            self._run([*self._compose, "up", "-d"], timeout)
+        except subprocess.TimeoutExpired:
+            raise StartTimeout(
+                list(self._services), timeout, "docker compose still waits"
+            ) from None
+
+    def wait(self, service: str, timeout: float) -> int:  # noqa: D102
+        try:
+            return int(self._run(["docker", "wait", self._container(service)], timeout))
+        except subprocess.TimeoutExpired:
+            raise RunTimeout([service], timeout) from None
+
+    def health(self, service: str) -> str:  # noqa: D102
+        container = self._container(service)
+        return self._run(["docker", "inspect", "--format", _HEALTH, container]).strip()
+
+    def output(self, service: str) -> str:  # noqa: D102
+        return self._run(["docker", "logs", self._container(service)])
+
+    def stop(self, service: str) -> None:  # noqa: D102
+        self._act("stop", service, _ANSWER_SECS + self._services[service].stop_grace_secs)
+
+    def kill(self, name: str) -> None:  # noqa: D102
+        self._act("kill", name)
+        self.wait(name, _ANSWER_SECS)
+
+    def restart(self, name: str) -> None:  # noqa: D102
+        self._act("start", name)
+
+    def pause(self, name: str) -> None:  # noqa: D102
+        self._act("pause", name)
+
+    def resume(self, name: str) -> None:  # noqa: D102
+        self._act("unpause", name)
+
+    def close(self) -> None:  # noqa: D102
+        self._run([*self._compose, "down", "--volumes", "--timeout", "0"])
+
+    def _act(self, verb: str, service: str, timeout: float = _ANSWER_SECS) -> None:
+        self._container(service)
+        self._run([*self._compose, verb, service], timeout)
+
+    def _container(self, service: str) -> str:
+        if service not in self._services:
+            raise ConfigError("service", service, f"one of {', '.join(self._services)}")
+        found = self._run([*self._compose, "ps", "-a", "-q", service]).strip()
+        if not found:
+            raise ClusterError(f"{service} was not started")
+        return found
+
+    def _run(self, command: Sequence[str], timeout: float = _ANSWER_SECS) -> str:
+        """What a command prints on both streams; ClusterError with that if it fails."""
+        ended = subprocess.run(
+            command,
+            env=self._environ,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=timeout,
+            check=False,
+        )
+        if ended.returncode != 0:
+            raise ClusterError(f"{' '.join(command)}: {ended.stdout.strip()}")
+        return ended.stdout
+
+
+def missing_for_engine(environ: Mapping[str, str] = os.environ) -> str:
+    """What this machine lacks for `EngineNodes`, in words; empty if nothing."""
+    if shutil.which("docker", path=environ.get("PATH")) is None:
+        return "the program docker"
+    if _found_compose(environ) is None:
+        return "docker compose, version 2, or docker-compose, version 1"
+    answer = _tried(["docker", "version", "--format", "{{.Server.Version}}"], environ)
+    return "" if answer.returncode == 0 else f"a docker engine: {answer.stdout.strip()}"
+
+
+def _found_compose(environ: Mapping[str, str]) -> list[str] | None:
+    for command in _COMPOSE:
+        found = shutil.which(command[0], path=environ.get("PATH"))
+        if found and _tried([*command, "version"], environ).returncode == 0:
+            return command
+    return None
+
+
+def _tried(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(
+            command,
+            env=dict(environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=_ANSWER_SECS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as late:
+        return subprocess.CompletedProcess(late.cmd, 1, f"no answer after {_ANSWER_SECS:g} s")
