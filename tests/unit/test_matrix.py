@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tfdist import ConfigError
+from tfdist.cli import main
 from tfdist.repro.matrix import CASES, T23846, find
 from tfdist.repro.series import grid
 
@@ -48,3 +49,13 @@ def test_a_grid_has_each_size_once_and_counts_its_examples():
     }
     assert len(cases) == len(sizes) == 8
     assert {case.examples for case in cases} == {4 * 96 * 25, 8 * 96 * 25}
+
+
+def test_the_list_is_readable_on_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "40")
+    assert main(["repro", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines if not line.startswith(" ")] == [
+        case.name for case in CASES
+    ]
+    assert all(len(line) <= 40 for line in lines if line.startswith(" "))

@@ -16,7 +16,7 @@ def end_at_once_on_signals() -> None:
     Python runs a signal's handler between two steps of the main thread, so never while that is
     inside of TensorFlow; and the first process of a container is not ended by a signal that it
     does not handle. So a thread waits for them. A signal that is ignored stays so, and so does a
-    handler that the program installs later.
+    handler that the program installs later. Children that are forked do not inherit any of it.
     """
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
@@ -24,8 +24,11 @@ def end_at_once_on_signals() -> None:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, _leave)
     signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
-    os.register_at_fork(after_in_child=_forget)
     threading.Thread(target=_wait, args=(read_end,), name="signals", daemon=True).start()
+    fork = _Fork()
+    os.register_at_fork(
+        before=fork.hold, after_in_parent=fork.release, after_in_child=fork.release_in_child
+    )
 
 
 def _wait(read_end: int) -> None:
@@ -39,10 +42,22 @@ def _leave(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
-def _forget() -> None:
-    """A child's signals are its own: it shares the pipe, and would end its parent."""
-    signal.set_wakeup_fd(-1)
-    if signal.getsignal(signal.SIGTERM) is _leave:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if signal.getsignal(signal.SIGINT) is _leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+class _Fork(threading.local):
+    """Keeps a signal from a child until that has handlers of its own.
+
+    The pipe is its parent's too, which would end in its place.
+    """
+
+    def hold(self) -> None:
+        self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+    def release(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+
+    def release_in_child(self) -> None:
+        signal.set_wakeup_fd(-1)
+        if signal.getsignal(signal.SIGTERM) is _leave:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is _leave:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.release()

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
+from rich.padding import Padding
 
 from tfdist.cli.arguments import add_json
 from tfdist.cli.pipe import PipeConsole
@@ -111,13 +111,11 @@ def list_cases(parsed: argparse.Namespace) -> int:
     if parsed.json:
         print(json.dumps({"cases": [_case_json(case) for case in CASES]}))
         return 0
-    table = Table(box=None, padding=(0, 1), pad_edge=False)
-    table.add_column("case", no_wrap=True)
-    table.add_column("what happens", ratio=3)
-    table.add_column("verdict", ratio=2)
+    console = PipeConsole(highlight=False, markup=False, emoji=False)
     for case in CASES:
-        table.add_row(case.name, case.about, " or ".join(name.value for name in case.expects))
-    PipeConsole(highlight=False, markup=False, emoji=False).print(table)
+        expected = " or ".join(name.value for name in case.expects)
+        console.print(f"{case.name}: {expected}", soft_wrap=True)
+        console.print(Padding(case.about, (0, 0, 0, 4)))
     return 0
 
 
