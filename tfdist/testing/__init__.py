@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     from tfdist.testing.network import Network
     from tfdist.testing.placement import cluster_on, host_names
     from tfdist.testing.polling import poll_until
+    from tfdist.testing.root_folder import Bind, RootFolder
 
 __all__ = [
+    "Bind",
     "ComposeNodes",
     "HostProcess",
     "Incident",
     "Network",
+    "RootFolder",
     "capabilities",
     "cluster_on",
     "compose_nodes",
@@ -31,10 +34,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Bind": "tfdist.testing.root_folder",
     "ComposeNodes": "tfdist.testing.compose_nodes",
     "HostProcess": "tfdist.testing.host_process",
     "Incident": "tfdist.testing.incident",
     "Network": "tfdist.testing.network",
+    "RootFolder": "tfdist.testing.root_folder",
     "capabilities": "tfdist.testing.capabilities",
     "cluster_on": "tfdist.testing.placement",
     "compose_nodes": "tfdist.testing.compose_nodes",
