@@ -8,9 +8,11 @@ meet. No namespace has a name: all are held by processes that end with this one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
 import tempfile
@@ -111,7 +113,8 @@ class Network:
             return
         assert holder.stdin is not None
         assert holder.stdout is not None
-        holder.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it was killed before it had read all
+            holder.stdin.close()
         try:
             holder.wait(_LEAVE_SECS)
         except subprocess.TimeoutExpired:  # somebody has stopped it
@@ -120,10 +123,11 @@ class Network:
         holder.stdout.close()
         for link in self._links.values():
             link.close()
-        deadline = Deadline(_LEAVE_SECS)
-        for process in self._started:
-            process.wait(deadline.remaining)
+        self._links.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
+        deadline = Deadline(_LEAVE_SECS)
+        while self._started:
+            self._started.pop().wait(deadline.remaining)
 
     def address(self, host: str) -> str:
         """The host's IP address."""
@@ -164,6 +168,8 @@ class Network:
                 a host that has a root folder of its own.
             options: of `subprocess.Popen`, such as `stdout`. Its streams are bytes.
         """
+        if not command:
+            raise ConfigError("command", command, "a program, and its arguments")
         is_own = host in self._roots
         folder = os.fspath(cwd) if cwd is not None else "/" if is_own else os.getcwd()
         words = [str(self.holder(host)), folder, *(os.fspath(word) for word in command)]
@@ -251,6 +257,8 @@ class Network:
         assert self._holder.stdout is not None
         self._holder.stdin.write(json.dumps(settings) + "\n")
         self._holder.stdin.flush()
+        if not select.select([self._holder.stdout], [], [], _COMMAND_SECS)[0]:
+            raise ClusterError(f"the holder of a network is silent for {_COMMAND_SECS:g} s")
         word = json.loads(self._holder.stdout.readline() or '{"error": "its process failed"}')
         if "error" in word:
             raise ClusterError(f"this machine refused a network of hosts: {word['error']}")
