@@ -117,7 +117,7 @@ def test_signals_reach_a_command_and_what_it_has_started(echo):
     process.terminate()
     assert process.communicate(timeout=10)[0] == b"bye\n"
     assert process.returncode == 3
-    assert not any(child.is_running() for child in children)
+    poll_until(lambda: not any(child.is_running() for child in children), "both have ended")
 
 
 def test_a_command_gets_its_surroundings(echo, tmp_path):

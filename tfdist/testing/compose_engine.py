@@ -50,9 +50,12 @@ class EngineNodes(ComposeNodes):
             raise ClusterError("there is neither docker compose nor docker-compose")
         files = [word for path in paths for word in ("-f", os.fspath(path))]
         wanted = [word for profile in profiles for word in ("--profile", profile)]
-        self._compose = [*compose, "-p", f"tfdist-{secrets.token_hex(4)}", *files, *wanted]
+        self._project = f"tfdist-{secrets.token_hex(4)}"
+        self._compose = [*compose, "-p", self._project, *files, *wanted]
+        self._was_up = False
 
     def up(self, timeout: float) -> None:  # noqa: D102
+        self._was_up = True
         try:
             self._run([*self._compose, "up", "-d"], timeout)
         except subprocess.TimeoutExpired:
@@ -92,13 +95,20 @@ class EngineNodes(ComposeNodes):
         self._run(["docker", "unpause", self._container(name)])
 
     def close(self) -> None:  # noqa: D102
-        self._run([*self._compose, "down", "--volumes", "--timeout", "0"])
+        if self._was_up:
+            self._run([*self._compose, "down", "--volumes", "--timeout", "0"])
 
     def _container(self, service: str) -> str:
         if service not in self._services:
             raise ConfigError("service", service, f"one of {', '.join(self._services)}")
         if service not in self._containers:
-            found = self._run([*self._compose, "ps", "-a", "-q", service]).strip()
+            labels = {"project": self._project, "service": service}
+            wanted = [
+                word
+                for key, value in labels.items()
+                for word in ("--filter", f"label=com.docker.compose.{key}={value}")
+            ]
+            found = self._run(["docker", "ps", "--all", "--quiet", *wanted]).strip()
             if not found:
                 raise ClusterError(f"{service} was not started")
             self._containers[service] = found  # also when it is started again
