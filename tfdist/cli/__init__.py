@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from tfdist.cli import doctor, repro, run, stacks, status
+from tfdist.cli import compose, doctor, node, repro, run, stacks, status
 from tfdist.cli.pipe import reader_may_leave
 from tfdist.errors import ConfigError
 
@@ -22,6 +22,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     run.add_parser(commands)
+    node.add_parser(commands)
+    compose.add_parser(commands)
     doctor.add_parser(commands)
     stacks.add_parser(commands)
     status.add_parser(commands)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 
+from tfdist.cluster.script import Script
+
 
 def add_run(parser: argparse.ArgumentParser) -> None:
     """Adds RUN, which `chosen_run` of `tfdist.cluster.live_runs` understands."""
@@ -20,3 +22,17 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object on standard output"
     )
+
+
+def add_script(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """Adds the script and its arguments, which `script_of` gives back."""
+    parser.add_argument("script", help=meaning)
+    parser.add_argument(
+        "arguments", nargs=argparse.REMAINDER, help="arguments of the script, after -- if you like"
+    )
+
+
+def script_of(parsed: argparse.Namespace) -> Script:
+    """The script with its arguments and, where there is such an option, the classic flags."""
+    arguments = parsed.arguments[1:] if parsed.arguments[:1] == ["--"] else parsed.arguments
+    return Script(parsed.script, arguments, parsed.classic_flags)

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NoReturn
 
+from tfdist.cli.arguments import add_script, script_of
 from tfdist.cli.launch import Launch, process_cluster, thread_cluster
 from tfdist.cli.network import isolate_or_tell
 from tfdist.cli.output import Output
@@ -25,7 +26,6 @@ from tfdist.cluster.identity import ID_VARIABLE
 from tfdist.cluster.live_runs import PREFIX, linked
 from tfdist.cluster.local import BACKENDS
 from tfdist.cluster.run_folder import TaskRecord
-from tfdist.cluster.script import Script
 from tfdist.cluster.shape import Shape
 from tfdist.errors import ClusterError, ConfigError, StallError, TaskFailed
 from tfdist.task import Task
@@ -55,10 +55,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_cluster(parser.add_argument_group("the cluster"))
     _add_end(parser.add_argument_group("how it ends"))
     _add_output(parser.add_argument_group("what it shows"))
-    parser.add_argument("script", help="the Python script that every worker runs")
-    parser.add_argument(
-        "arguments", nargs=argparse.REMAINDER, help="arguments of the script, after -- if you like"
-    )
+    add_script(parser, "the Python script that every worker runs")
     parser.set_defaults(command_function=command)
 
 
@@ -224,8 +221,7 @@ def _run(parsed: argparse.Namespace, lives: list[TaskRecord]) -> None:
     if not parsed.verbose:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     output = Output(prefix=parsed.prefix, all_on_stderr=parsed.json)
-    arguments = parsed.arguments[1:] if parsed.arguments[:1] == ["--"] else parsed.arguments
-    script = Script(parsed.script, arguments, parsed.classic_flags)
+    script = script_of(parsed)
     with _terminable(), _folder(parsed.log_dir) as folder:
         launch = Launch(folder, output)
         identity = f"{os.path.basename(folder)}-{os.getpid()}"

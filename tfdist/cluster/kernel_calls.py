@@ -12,7 +12,7 @@ import signal
 
 CLONE_NEWNS, CLONE_NEWUTS = 0x00020000, 0x04000000  # linux/sched.h
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
-MS_BIND, MS_REC, MS_PRIVATE = 0x1000, 0x4000, 0x40000  # linux/mount.h
+MS_RDONLY, MS_REMOUNT, MS_BIND, MS_REC, MS_PRIVATE = 1, 0x20, 0x1000, 0x4000, 0x40000  # mount.h
 _MNT_DETACH = 2
 _PR_SET_PDEATHSIG = 1
 
@@ -42,6 +42,15 @@ def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str
 def unmount(target: str) -> None:
     """Takes away what is mounted at `target`; who still uses it keeps it."""
     _check(_libc.umount2(os.fsencode(target), _MNT_DETACH), f"umount of {target}")
+
+
+def pivot_root(new: str) -> None:
+    """Makes `new`, at which something is mounted, the root folder, and lets go of the old one."""
+    os.chdir(new)
+    # Both in one place: the old root comes to lie on the new one, and is taken away from there.
+    _check(_libc.pivot_root(b".", b"."), f"pivot_root to {new}")
+    unmount(".")
+    os.chdir("/")
 
 
 def end_with_parent() -> None:

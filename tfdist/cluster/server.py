@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _GRACE_SECS = 5.0  # for the second messages, after all first ones have come
-_LINGER_SECS = 0.2  # lets the last replies leave; whoever misses his waits _LAST_ANSWER_SECS
+LINGER_SECS = 0.2  # lets the last replies leave; whoever misses his waits _LAST_ANSWER_SECS
 _ANSWER_SECS = 10.0
 _LAST_ANSWER_SECS = 1.0
 _POLL_SECS = 0.05
@@ -35,6 +35,8 @@ _POLL_SECS = 0.05
 # TensorFlow cannot stop a server inside its process, and a second one on the same port would
 # take half of the connections; so each process keeps the servers that it has started.
 _servers: dict[str, tf.distribute.Server] = {}
+
+_done: set[str] = set()  # TF_CONFIG of the trainers of this process that have told every ps
 
 
 def start_server(task: Task, config: tf.compat.v1.ConfigProto | None = None) -> Any:
@@ -114,7 +116,7 @@ def serve(
         if message == mailbox.DISMISS:
             return
         (training if message == mailbox.DONE else unaware).discard(rank)
-    time.sleep(_LINGER_SECS)
+    time.sleep(LINGER_SECS)
 
 
 @contextmanager
@@ -146,6 +148,41 @@ def trainer_server(
     yield server.target
     for ps in _ps_of(task):
         _say_done(task, ps)
+    _done.add(task.to_env())
+
+
+def let_servers_leave(task: Task, *, coordinator: bool) -> list[str]:
+    """Tells the servers of a trainer's job that it is done, unless `trainer_server` has told them.
+
+    For a trainer that a script of plain TensorFlow runs, which tells nobody. Blocks for 10 s at
+    most for each server that does not answer.
+
+    Args:
+        task: a trainer that has ended well.
+        coordinator: whether it alone trains, so that all servers leave: the ps and the workers.
+
+    Returns:
+        The names of those that did not answer.
+    """
+    if task.to_env() in _done or not task.is_trainer:
+        return []
+    servers = _ps_of(task)
+    if coordinator:
+        servers += [Task("worker", index, task.cluster_spec) for index in range(task.num_workers)]
+    if not servers:
+        return []
+    import tensorflow as tf
+
+    silent = []
+    for server in servers:
+        try:
+            if coordinator:
+                dismiss(server)
+            else:
+                _say_done(task, server)
+        except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
+            silent.append(server.name)
+    return silent
 
 
 def dismiss(task: Task) -> None:

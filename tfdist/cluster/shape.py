@@ -36,15 +36,16 @@ class Shape:
     @property
     def num_servers(self) -> int:
         """How many tasks have an address."""
-        return self.num_ps + self._num_chiefs + self.num_workers
+        return self.num_ps + self.num_chiefs + self.num_workers
 
     @property
-    def _num_chiefs(self) -> int:
+    def num_chiefs(self) -> int:
+        """1 if there is a chief beside the workers, else 0."""
         return int(self.chief or self.coordinator)
 
     def cluster_spec(self, addresses: list[str]) -> ClusterSpec:
         """The addresses by type, which are as many as there are servers."""
-        counts = {"ps": self.num_ps, "chief": self._num_chiefs, "worker": self.num_workers}
+        counts = {"ps": self.num_ps, "chief": self.num_chiefs, "worker": self.num_workers}
         rest = iter(addresses)
         spec = {name: [next(rest) for _ in range(count)] for name, count in counts.items()}
         return {name: part for name, part in spec.items() if part}

@@ -1,7 +1,7 @@
 """Entering the namespaces of a host: as a function, and as the program that runs a command there.
 
-The program's arguments are the process that holds the namespaces and the command. It lives as long
-as the command and ends as that does, with its exit code or by its signal.
+The program's arguments are the process that holds the namespaces, the command's folder, and the
+command. It lives as long as that and ends as that does, with its exit code or by its signal.
 """
 
 from __future__ import annotations
@@ -27,19 +27,18 @@ _ASKS_TO_END = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT}
 _NO_HOST, _NOT_FOUND = 125, 127  # as env(1) and the shells say it
 
 
-def enter(holder: int, kinds: Sequence[str] = tuple(_KINDS)) -> None:
+def enter(holder: int, kinds: Sequence[str], folder: str | None = None) -> None:
     """Puts this process, which has one thread, into namespaces of the process `holder`.
-
-    The current folder stays, by its path.
 
     Args:
         holder: its process id.
         kinds: of "net", "uts", "pid", "mnt". "pid" is for the children of this process.
+        folder: where it is then; None for where it is now, by the path.
 
     Raises:
         OSError: the holder is gone, or the kernel refused.
     """
-    folder = os.getcwd()
+    folder = folder or os.getcwd()
     # All are opened before the first is entered: from inside the others may not be seen.
     opened = {kind: os.open(f"/proc/{holder}/ns/{kind}", os.O_RDONLY) for kind in kinds}
     for kind, namespace in opened.items():
@@ -49,11 +48,12 @@ def enter(holder: int, kinds: Sequence[str] = tuple(_KINDS)) -> None:
 
 
 def _main() -> None:
-    holder, *command = sys.argv[1:]
+    holder, folder, *command = sys.argv[1:]
     # Whoever asks the process group to end means the command, which may want to say good-bye.
     signal.pthread_sigmask(signal.SIG_BLOCK, _ASKS_TO_END)
+    _forget_locale()
     try:
-        enter(int(holder))
+        enter(int(holder), list(_KINDS), folder)
     except OSError as error:
         print(f"cannot enter the host: {error}", file=sys.stderr, flush=True)
         os._exit(_NO_HOST)
@@ -70,6 +70,14 @@ def _main() -> None:
             signal.signal(-ended, signal.SIG_DFL)
         os.kill(os.getpid(), -ended)
     os._exit(ended)
+
+
+def _forget_locale() -> None:
+    """Takes out of the environment what Python itself has put there at its start (PEP 538)."""
+    with open("/proc/self/environ", "rb") as file:
+        given = file.read().split(b"\0")
+    if not any(variable.startswith(b"LC_CTYPE=") for variable in given):
+        os.environ.pop("LC_CTYPE", None)
 
 
 def _become(command: list[str]) -> NoReturn:

@@ -89,8 +89,8 @@ class LinkDown(NetworkFault):
 class OneWayCut(NetworkFault):
     """What `source` sends to `target` is lost in silence; the other way is open.
 
-    TCP answers each piece, so a connection between the two stands still, as with `Cut`. What is
-    different is that the target still sees nothing, and the source still hears.
+    TCP waits for answers, so a connection between the two stands still, as with `Cut`. What needs
+    none still arrives the other way.
     """
 
     source: str
@@ -194,15 +194,26 @@ class Bandwidth(NetworkFault):
         if self.bytes_per_sec < 1:
             raise ConfigError("bytes_per_sec", self.bytes_per_sec, "at least 1")
         burst = max(_SMALLEST_BURST, self.bytes_per_sec // 100)
-        rate = f"tbf rate {8 * self.bytes_per_sec}bit burst {burst} latency 400ms"
-        self._change(network, "add", *rate.split())
+        rate = f"tbf rate {8 * self.bytes_per_sec}bit burst {burst} latency 400ms".split()
+        out, back = self._ends(network)
+        self._change(network, out, "add", *rate)
+        try:
+            self._change(network, back, "add", *rate)
+        except BaseException:
+            self._change(network, out, "del")
+            raise
 
     def end(self, network: Network) -> None:  # noqa: D102
-        self._change(network, "del")
+        for end in self._ends(network):
+            self._change(network, end, "del")
 
-    def _change(self, network: Network, verb: str, *rate: str) -> None:
-        for where, device in ((self.host, CARD), (None, network.port(self.host))):
-            network.configure(where, "tc", "qdisc", verb, "dev", device, "root", *rate)
+    def _ends(self, network: Network) -> tuple[tuple[str | None, str], ...]:
+        """Whose device sends what the host sends, and whose what it gets."""
+        return (self.host, CARD), (None, network.port(self.host))
+
+    def _change(self, network: Network, end: tuple[str | None, str], verb: str, *rate: str) -> None:
+        where, device = end
+        network.configure(where, "tc", "qdisc", verb, "dev", device, "root", *rate)
 
 
 @dataclass(frozen=True)

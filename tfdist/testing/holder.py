@@ -5,9 +5,10 @@ and forks an init for each host: process 1 of the host, with which the kernel en
 it. The inits end with this process, and this one ends with its standard input, so that nothing is
 left when the test process ends, by whatever way.
 
-It is the program of `Network`. Its argument is JSON: `hosts` (their names), `hosts_file` and
-`shared` (paths that exist), and `shared_bytes`. It prints one line of JSON: the process of each
-host, by name, or `error`.
+It is the program of `Network`. The first line that it reads is JSON: `hosts` (the root folder of
+each by name, or null for that of this machine), `folder` (a path with the file `hosts` and the
+folder `shared` in it), and `shared_bytes`. It prints one line of JSON: the process of each host, by
+name, or `error`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import shutil
 import signal
 import socket
 import sys
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from tfdist.cluster.kernel_calls import (
     CLONE_NEWNET,
@@ -35,6 +36,7 @@ from tfdist.cluster.kernel_calls import (
     unmount,
     unshare,
 )
+from tfdist.testing.root_folder import change_root
 
 _MADE = "made"
 
@@ -42,16 +44,17 @@ _MADE = "made"
 def _main() -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    settings = json.loads(sys.argv[1])
-    inits: dict[str, int] = {}
+    settings = json.loads(sys.stdin.readline())
+    folder, inits = settings["folder"], dict[str, int]()
+    shared = f"{folder}/shared"
     try:
         unshare(CLONE_NEWNET | CLONE_NEWNS)
         mount("none", "/", flags=MS_REC | MS_PRIVATE)
         size = f"size={settings['shared_bytes']},mode=1777"
-        mount("tfdist-shared", settings["shared"], "tmpfs", options=size)
+        mount("tfdist-shared", shared, "tmpfs", options=size)
         own = os.open("/proc/self/ns/pid", os.O_RDONLY)
-        for name in settings["hosts"]:
-            inits[name] = _start_host(name, settings["hosts_file"], own)
+        for name, root in settings["hosts"].items():
+            inits[name] = _start_host(name, root, folder, own)
         print(json.dumps(inits), flush=True)
     except OSError as error:
         print(json.dumps({"error": str(error)}), flush=True)
@@ -65,11 +68,11 @@ def _main() -> None:
         os.waitpid(init, 0)
     # Where this process has been killed instead, `Network` removes the folder.
     with contextlib.suppress(OSError):
-        unmount(settings["shared"])
-    shutil.rmtree(os.path.dirname(settings["hosts_file"]), ignore_errors=True)
+        unmount(shared)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
-def _start_host(name: str, hosts_file: str, own: int) -> int:
+def _start_host(name: str, root: Any, folder: str, own: int) -> int:
     """Forks the host's init, and returns its process id once the host is made."""
     # Back to where the first child was forked from: a second new namespace could not be had else.
     setns(own, CLONE_NEWPID)
@@ -78,7 +81,7 @@ def _start_host(name: str, hosts_file: str, own: int) -> int:
     init = os.fork()
     if init == 0:
         os.close(read_end)
-        _be_init(name, hosts_file, write_end)
+        _be_init(name, root, folder, write_end)
     os.close(write_end)
     with os.fdopen(read_end, encoding="utf-8") as pipe:
         word = pipe.read()
@@ -88,14 +91,19 @@ def _start_host(name: str, hosts_file: str, own: int) -> int:
     return init
 
 
-def _be_init(name: str, hosts_file: str, ready: int) -> NoReturn:
+def _be_init(name: str, root: Any, folder: str, ready: int) -> NoReturn:
     try:
         end_with_parent()
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWUTS)
         socket.sethostname(name)
-        mount(hosts_file, "/etc/hosts", flags=MS_BIND)
-        mount("proc", "/proc", "proc")
+        if root is None:
+            mount(f"{folder}/hosts", "/etc/hosts", flags=MS_BIND)
+            mount("proc", "/proc", "proc")
+        else:
+            new = f"{folder}/root"
+            os.makedirs(new, exist_ok=True)
+            change_root(root, new, f"{folder}/shared", f"{folder}/hosts")
         word = _MADE
     except OSError as error:
         word = str(error)

@@ -7,6 +7,8 @@ import os
 import signal
 import subprocess
 
+import psutil
+
 
 class HostProcess(subprocess.Popen[bytes]):
     """A `subprocess.Popen` whose signals reach the whole process group of the command.
@@ -21,6 +23,12 @@ class HostProcess(subprocess.Popen[bytes]):
         if self.poll() is None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.pid, sig)
+
+    def ask_to_end(self) -> None:
+        """Sends SIGTERM to the command alone, not to what it has started; as docker does."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for command in psutil.Process(self.pid).children():
+                command.terminate()
 
     def stop(self) -> None:
         """Stops it with SIGSTOP: its sockets stay open and nobody answers."""

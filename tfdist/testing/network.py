@@ -8,12 +8,15 @@ meet. No namespace has a name: all are held by processes that end with this one.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import select
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +26,7 @@ from tfdist.errors import ClusterError, ConfigError
 from tfdist.testing.host_process import HostProcess
 from tfdist.testing.link import CARD, TUN, RelayedLink
 from tfdist.testing.program import program
+from tfdist.testing.root_folder import RootFolder
 
 BRIDGE = "switch0"
 # Of the block for tests of networks (RFC 2544), which no real network has.
@@ -44,11 +48,12 @@ class Network:
         relayed: those whose link can be given delay, jitter and loss. A process carries all that
             they send and get, which costs time of a CPU.
         seed: of what is random on these links.
+        roots: root folders for those that have one of their own, by name.
         shared_bytes: how much the folder that the hosts share can hold, in bytes of memory.
 
     Attributes:
         hosts: the names.
-        shared: path of that folder on each host. It begins empty.
+        shared: path of that folder on each host without a root folder of its own. It begins empty.
         shared_here: the path by which this process sees it while the network is up.
 
     Raises:
@@ -62,6 +67,7 @@ class Network:
         *,
         relayed: Sequence[str] = (),
         seed: int = 0,
+        roots: Mapping[str, RootFolder] | None = None,
         shared_bytes: int = 64 << 20,
     ) -> None:
         self.hosts = tuple(hosts)
@@ -74,14 +80,17 @@ class Network:
                 raise ConfigError("hosts", name, "each name once")
         if shared_bytes < 1:
             raise ConfigError("shared_bytes", shared_bytes, "at least 1")
-        for name in relayed:
-            if name not in self.hosts:
-                raise ConfigError("relayed", name, f"one of {', '.join(self.hosts)}")
+        self._roots = dict(roots or {})
+        for field, names in (("relayed", relayed), ("roots", self._roots)):
+            for name in names:
+                if name not in self.hosts:
+                    raise ConfigError(field, name, f"one of {', '.join(self.hosts)}")
         self._relayed, self._seed, self._shared_bytes = frozenset(relayed), seed, shared_bytes
         self._holder: subprocess.Popen[str] | None = None
         self._inits: dict[str, int] = {}
         self._links: dict[str, RelayedLink] = {}
         self._started: list[HostProcess] = []
+        self._lock = threading.Lock()  # of `_started`: threads may start commands
 
     def __enter__(self) -> Network:
         if missing := missing_for_network(relayed=bool(self._relayed)):
@@ -104,7 +113,8 @@ class Network:
             return
         assert holder.stdin is not None
         assert holder.stdout is not None
-        holder.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # it was killed before it had read all
+            holder.stdin.close()
         try:
             holder.wait(_LEAVE_SECS)
         except subprocess.TimeoutExpired:  # somebody has stopped it
@@ -113,10 +123,11 @@ class Network:
         holder.stdout.close()
         for link in self._links.values():
             link.close()
-        deadline = Deadline(_LEAVE_SECS)
-        for process in self._started:
-            process.wait(deadline.remaining)
+        self._links.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
+        deadline = Deadline(_LEAVE_SECS)
+        while self._started:
+            self._started.pop().wait(deadline.remaining)
 
     def address(self, host: str) -> str:
         """The host's IP address."""
@@ -142,6 +153,7 @@ class Network:
         host: str,
         command: Sequence[str | os.PathLike[str]],
         *,
+        cwd: str | os.PathLike[str] | None = None,
         environment: Mapping[str, str] | None = None,
         **options: Any,
     ) -> HostProcess:
@@ -150,21 +162,26 @@ class Network:
         Args:
             host: where.
             command: the program and its arguments.
-            environment: variables that it gets besides those of this process.
-            options: of `subprocess.Popen`, such as `cwd` and `stdout`. Its streams are bytes.
+            cwd: the folder where it starts; that of this process if None, or / on a host that has
+                a root folder of its own.
+            environment: variables that it gets besides those of this process, or its only ones on
+                a host that has a root folder of its own.
+            options: of `subprocess.Popen`, such as `stdout`. Its streams are bytes.
         """
-        self._started = [process for process in self._started if process.poll() is None]
+        if not command:
+            raise ConfigError("command", command, "a program, and its arguments")
+        is_own = host in self._roots
+        folder = os.fspath(cwd) if cwd is not None else "/" if is_own else os.getcwd()
+        words = [str(self.holder(host)), folder, *(os.fspath(word) for word in command)]
         process = HostProcess(
-            program(
-                "tfdist.testing.enter",
-                str(self.holder(host)),
-                *(os.fspath(part) for part in command),
-            ),
-            env={**os.environ, **(environment or {})},
+            program("tfdist.testing.enter", *words),
+            env={**({} if is_own else os.environ), **(environment or {})},
             start_new_session=True,
             **options,
         )
-        self._started.append(process)
+        with self._lock:
+            self._started = [each for each in self._started if each.poll() is None]
+            self._started.append(process)
         return process
 
     def configure(self, host: str | None, *command: str, lines: str = "") -> str:
@@ -218,25 +235,30 @@ class Network:
 
     def _start_holder(self) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="tfdist-network-"))
-        hosts_file, shared = self._folder / "hosts", self._folder / "shared"
+        shared = self._folder / "shared"
         shared.mkdir()
         lines = ["127.0.0.1 localhost", *(f"{self.address(name)} {name}" for name in self.hosts)]
-        hosts_file.write_text("\n".join(lines) + "\n", encoding="ascii")
+        (self._folder / "hosts").write_text("\n".join(lines) + "\n", encoding="ascii")
+        roots = {name: root.as_json() for name, root in self._roots.items()}
         settings = {
-            "hosts": self.hosts,
-            "hosts_file": str(hosts_file),
-            "shared": str(shared),
+            "hosts": {name: roots.get(name) for name in self.hosts},
+            "folder": str(self._folder),
             "shared_bytes": self._shared_bytes,
         }
         self._holder = subprocess.Popen(
-            program("tfdist.testing.holder", json.dumps(settings)),
+            program("tfdist.testing.holder"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd="/",
             text=True,
             start_new_session=True,
         )
+        assert self._holder.stdin is not None
         assert self._holder.stdout is not None
+        self._holder.stdin.write(json.dumps(settings) + "\n")
+        self._holder.stdin.flush()
+        if not select.select([self._holder.stdout], [], [], _COMMAND_SECS)[0]:
+            raise ClusterError(f"the holder of a network is silent for {_COMMAND_SECS:g} s")
         word = json.loads(self._holder.stdout.readline() or '{"error": "its process failed"}')
         if "error" in word:
             raise ClusterError(f"this machine refused a network of hosts: {word['error']}")

@@ -1,0 +1,106 @@
+"""`tfdist node`: how the script ends, signals, and whole jobs of nodes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+# No ps: at the end there is nobody to tell, so nothing needs TensorFlow.
+ALONE = {"cluster": {"worker": ["worker-0:2222"]}, "task": {"type": "worker", "index": 0}}
+
+
+def start(*arguments, tf_config=ALONE, **options):
+    environ = {name: value for name, value in os.environ.items() if "proxy" not in name}
+    if tf_config is not None:
+        environ["TF_CONFIG"] = json.dumps(tf_config)
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    command = [sys.executable, "-m", "tfdist", "node", *map(str, arguments)]
+    return subprocess.Popen(command, text=True, env=environ, **streams)
+
+
+def node(*arguments, **options):
+    with start(*arguments, **options) as process:
+        out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def test_the_script_runs_as_the_main_program_with_its_arguments(script):
+    job = script(
+        "import os, sys, tfdist\n"
+        "print(__name__, sys.argv, tfdist.Task.from_env().name, os.environ['no_grpc_proxy'])"
+    )
+    code, out, err = node(job, "--", "--rate", "0.1")
+    assert (code, err) == (0, "")
+    assert out == f"__main__ {[str(job), '--rate', '0.1']} worker:0 worker-0\n"
+
+
+def test_a_script_with_flags_gets_them(script):
+    job = script("import sys; print(*sys.argv[1:])")
+    code, out, _ = node("--classic-flags", job, "a")
+    assert code == 0
+    assert out == "a --ps_hosts= --worker_hosts=worker-0:2222 --job_name=worker --task_index=0\n"
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "last_line"),
+    [
+        ("sys.exit()", 0, ""),
+        ("sys.exit(3)", 3, ""),
+        ("sys.exit('no data')", 1, "no data"),
+        ("raise ValueError('boom')", 70, "ValueError: boom"),
+        ("tfdist.Task('ps', 1, {})", 2, "tfdist: task.index: got 1; the cluster has 0 ps task(s)"),
+        ("with tfdist.one_line_errors(): tfdist.Task('ps', 1, {})", 2, "job.py: task.index: got 1"),
+    ],
+)
+def test_the_exit_code_tells_how_the_script_ended(script, end, code, last_line):
+    ended, out, err = node(script(f"import sys, tfdist\nprint('begun')\n{end}"))
+    assert (ended, out) == (code, "begun\n")
+    assert (err.splitlines() or [""])[-1].startswith(last_line)
+    assert ("Traceback" in err) == (code == 70)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_ends_it_at_once_also_inside_of_foreign_code(script, number, code):
+    # As deaf to Python's own handlers as a call of TensorFlow is.
+    deaf = script(
+        "import ctypes\nprint('ready')\nlibc = ctypes.CDLL(None)\nwhile True: libc.poll(0, 0, -1)"
+    )
+    with start(deaf) as process:
+        assert process.stdout.readline() == "ready\n"  # though standard output is a pipe
+        process.send_signal(number)
+        assert process.wait(timeout=5) == code
+
+
+def test_a_handler_of_the_script_is_left_alone(script):
+    own = script(
+        "import signal, sys\n"
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\n"
+        "print('ready')\nsignal.pause()"
+    )
+    with start(own) as process:
+        process.stdout.readline()
+        process.terminate()
+        assert process.wait(timeout=5) == 5
+
+
+def test_a_child_that_is_ended_does_not_end_its_parent(script):
+    forks = script(
+        "import multiprocessing, time\n"
+        "for _ in range(3):\n"
+        "    child = multiprocessing.get_context('fork').Process(target=time.sleep, args=(60,))\n"
+        "    child.start()\n    child.terminate()\n    child.join(10)\n    print(child.exitcode)"
+    )
+    code, out, _ = node(forks)
+    assert (code, out) == (0, "-15\n" * 3)
+
+
+def test_a_reader_that_leaves_ends_it_without_a_word(script):
+    read_end, write_end = os.pipe()
+    with start(script("print('1')\nwhile True: print('2')"), stdout=write_end) as process:
+        os.close(write_end)
+        os.close(read_end)
+        _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (141, "")

@@ -1,0 +1,98 @@
+"""scripts/with-dockerd gives a command an engine of its own, and docker compose does there what
+the file says, as the namespaces do."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tfdist.testing import poll_until
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = str(ROOT / "scripts/with-dockerd")
+
+
+@pytest.fixture(autouse=True)
+def _needs_dockerd():
+    if shutil.which("dockerd") is None:
+        because = "there is no dockerd here (apt-get install --no-install-recommends docker.io)"
+        (pytest.fail if os.environ.get("CI") else pytest.skip)(because)
+
+
+def left(tmp_path):
+    groups = [str(path) for path in Path("/sys/fs/cgroup").rglob("tfdist-dockerd-*")]
+    engines = [p.name() for p in psutil.process_iter() if is_engine(p)]
+    return [*groups, *engines, *map(str, tmp_path.iterdir())]
+
+
+def is_engine(process):
+    try:
+        is_alive = process.status() != psutil.STATUS_ZOMBIE
+        return is_alive and process.name() in ("dockerd", "containerd")
+    except psutil.NoSuchProcess:
+        return False
+
+
+def test_the_services_of_a_compose_file_do_the_same_there():
+    tests = [sys.executable, "-m", "pytest", "-q", "tests/multinode/test_compose_nodes.py"]
+    ended = subprocess.run(
+        [SCRIPT, *tests, "-k", "[compose", "-p", "no:cacheprovider"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=85,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    assert " passed" in ended.stdout
+
+
+def test_a_command_ends_as_ever_and_nothing_is_left(tmp_path):
+    before = left(tmp_path)
+    script = "docker version --format {{.Server.Version}}; test -S ${DOCKER_HOST#unix://}; exit 9"
+    ended = subprocess.run(
+        [SCRIPT, "sh", "-ec", script],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stderr) == (9, "")
+    assert ended.stdout[:1].isdigit()
+    assert left(tmp_path) == before
+
+
+def test_a_signal_ends_it_and_nothing_is_left(tmp_path):
+    before = left(tmp_path)
+    running = subprocess.Popen(
+        [SCRIPT, "sh", "-c", "echo ready; exec sleep 600"],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        start_new_session=True,
+    )
+    with running:
+        assert running.stdout.readline() == b"ready\n"
+        os.killpg(running.pid, signal.SIGTERM)
+    assert running.returncode != 0
+    poll_until(lambda: left(tmp_path) == before, "nothing is left")
+
+
+def test_what_is_missing_is_told(tmp_path):
+    for name in ("sh", "id", "mktemp"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    ended = subprocess.run(
+        [SCRIPT, "true"],
+        env={"PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    told = "with-dockerd: there is no program dockerd\n"
+    assert (ended.returncode, ended.stderr) == (69, told)

@@ -1,0 +1,149 @@
+"""`tfdist node`: one task of a job that something else has started on several machines."""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from tfdist.cli.arguments import add_script, script_of
+from tfdist.cli.at_once import end_at_once_on_signals
+from tfdist.cli.pipe import READER_LEFT, drop_unread
+from tfdist.cluster.environment import node_environment
+from tfdist.cluster.outcome import Outcome
+from tfdist.errors import ConfigError
+from tfdist.task import Task
+
+_BAD_INPUT = 2
+_TASK_FAILED = 70
+_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+
+_DESCRIPTION = """\
+Runs one task of a job whose tasks run on several machines: the one that TF_CONFIG names. A ps
+serves until every trainer is done; any other task runs the script, as under `tfdist run`. It is
+what a container runs, and what you start on each machine where there are no containers.
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds `node` to the subcommands."""
+    parser = commands.add_parser(
+        "node",
+        help="run the one task that TF_CONFIG names",
+        description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--coordinator",
+        action="store_true",
+        help="for a ClusterCoordinator: the workers are servers too, and all servers leave when "
+        "the chief's script has ended well",
+    )
+    parser.add_argument(
+        "--classic-flags",
+        action="store_true",
+        help="also give the script --ps_hosts, --worker_hosts, --job_name and --task_index",
+    )
+    parser.add_argument("-v", "--verbose", action="store_true", help="show what TensorFlow logs")
+    add_script(parser, "the Python script; a task that serves does not need it")
+    parser.set_defaults(command_function=command)
+
+
+def command(parsed: argparse.Namespace) -> int:
+    """Lives as the task, and ends this process; returns never.
+
+    Raises:
+        ConfigError: the options, TF_CONFIG or the script's path are wrong.
+    """
+    task = _task(parsed)
+    serves = task.task_type == "ps" or (parsed.coordinator and task.task_type == "worker")
+    if not serves and not os.path.isfile(parsed.script):
+        raise ConfigError("script", parsed.script, "no such file")
+    _prepare(task, parsed.verbose)
+    script = script_of(parsed)
+    end_at_once_on_signals()
+    code = _lived(task, _serve if serves else script)
+    if code == 0 and not serves:
+        code = _lived(task, lambda task: _tell_servers(task, parsed.coordinator))
+    _leave(code)
+
+
+def _task(parsed: argparse.Namespace) -> Task:
+    if not os.environ.get("TF_CONFIG", "").strip():
+        rule = "not set; what starts the tasks has to set it for each, see docs/deploy.md"
+        raise ConfigError("TF_CONFIG", os.environ.get("TF_CONFIG"), rule)
+    task = Task.from_env()
+    types = {*task.cluster_spec, task.task_type}
+    if parsed.coordinator and "chief" not in types:
+        raise ConfigError("TF_CONFIG.cluster", task.cluster_spec, "--coordinator needs a chief")
+    if parsed.classic_flags and types - {"ps", "worker"}:
+        rule = "--classic-flags know only ps and workers"
+        raise ConfigError("TF_CONFIG", sorted(types), rule)
+    return task
+
+
+def _prepare(task: Task, verbose: bool) -> None:
+    """Sets up what TensorFlow finds in its environment, and whole lines for whoever reads along."""
+    if not verbose:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    os.environ.update(node_environment(task, os.environ))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
+
+
+def _serve(task: Task) -> None:
+    from tfdist.cluster import preload  # noqa: F401  # TensorFlow, quietly
+    from tfdist.cluster.server import LINGER_SECS, serve
+
+    def tell() -> None:
+        print(f"tfdist: {task.name} serves at {task.address}", file=sys.stderr)
+
+    serve(task, serving=tell)
+    time.sleep(LINGER_SECS)  # the answer to the chief that dismissed it has to leave first
+
+
+def _tell_servers(task: Task, coordinator: bool) -> None:
+    from tfdist.cluster.server import let_servers_leave
+
+    if silent := let_servers_leave(task, coordinator=coordinator):
+        names = ", ".join(silent)
+        print(f"tfdist: {task.name} is done; did not answer to that: {names}", file=sys.stderr)
+
+
+def _lived(task: Task, function: Callable[[Task], object]) -> int:
+    """Calls the function and returns the exit code; tells on standard error how it failed."""
+    try:
+        function(task)
+        return 0
+    except SystemExit as error:
+        outcome = Outcome.of_exit(error)
+        if outcome.details:
+            print(outcome.details, file=sys.stderr)
+        return outcome.exit_code or 0
+    except ConfigError as error:
+        print(f"tfdist: {error}", file=sys.stderr)
+        return _BAD_INPUT
+    except KeyboardInterrupt:  # of a handler of the script's own
+        return _INTERRUPTED
+    except BaseException as error:
+        if isinstance(error, BrokenPipeError) and drop_unread():
+            return READER_LEFT
+        print(Outcome.of_error(error).details, end="", file=sys.stderr)
+        return _TASK_FAILED
+
+
+def _leave(code: int) -> NoReturn:
+    """Ends the process: TensorFlow's servers keep threads that an orderly end would wait for."""
+    try:
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:  # as it is where it was closed
+                stream.flush()
+    except BrokenPipeError:
+        code = READER_LEFT
+    os._exit(code)
