@@ -22,8 +22,8 @@ def main(task: tfdist.Task, target: str, args: argparse.Namespace) -> None:
 
     from tfdist.train import checkpoint, graph
 
-    mine = tf.data.Dataset.range(EXAMPLES).shard(len(task.trainers), task.rank)
     with tf.Graph().as_default():
+        mine = tf.data.Dataset.range(EXAMPLES).shard(len(task.trainers), task.rank)
         with tf.compat.v1.device(graph.device_setter(task)):
             global_step = tf.compat.v1.train.get_or_create_global_step()
             iterator = tf.compat.v1.data.make_initializable_iterator(tfdist.padded(mine, BATCH))
