@@ -82,6 +82,8 @@ def test_services_start_when_what_they_depend_on_holds(project):
     assert nodes.output("last") == "first\nonce\n"
     assert nodes.health("first") == "healthy"
     assert nodes.health("last") == ""
+    nodes.kill("first")
+    poll_until(lambda: nodes.health("first") == "unhealthy", "it is that now")
 
 
 @pytest.mark.parametrize(

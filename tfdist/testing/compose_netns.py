@@ -95,8 +95,10 @@ class NetnsNodes(ComposeNodes):
         return code if code >= 0 else 128 - code
 
     def health(self, service: str) -> str:  # noqa: D102
-        self._process(service)
-        return self._watches[service].state if service in self._watches else ""
+        has_ended = self._process(service).poll() is not None
+        if service not in self._watches:
+            return ""
+        return service_health.UNHEALTHY if has_ended else self._watches[service].state
 
     def output(self, service: str) -> str:  # noqa: D102
         log = self._log(service)
@@ -166,6 +168,8 @@ class NetnsNodes(ComposeNodes):
         )
 
     def _succeeds(self, service: Service, test: Sequence[str], timeout: float) -> bool:
+        if self._processes[service.name].poll() is not None:
+            return False
         try:
             process = self._run(service, test, subprocess.DEVNULL)
         except ClusterError:  # all has ended

@@ -51,7 +51,10 @@ class ComposeNodes(ABC):
 
     @abstractmethod
     def health(self, service: str) -> str:
-        """Such as "starting", "healthy" or "unhealthy"; empty if nobody checks it."""
+        """Such as "starting", "healthy" or "unhealthy"; empty if nobody checks it.
+
+        A service that has ended is unhealthy.
+        """
 
     @abstractmethod
     def output(self, service: str) -> str:
