@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import replace
 
@@ -79,7 +80,15 @@ def test_a_job_that_is_only_slow_is_never_said_to_hang_until_it_ends(name, tmp_p
 
 def tfdist(*arguments):
     command = [sys.executable, "-m", "tfdist", "repro", *map(str, arguments)]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)
+    with tempfile.TemporaryDirectory(prefix="lab-") as folder:  # for the reports
+        return subprocess.run(
+            command,
+            env={**os.environ, "TMPDIR": folder},
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
 
 
 def test_the_command_tells_the_verdict_and_keeps_a_report(tmp_path):

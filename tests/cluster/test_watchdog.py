@@ -40,12 +40,25 @@ with tfdist.Watchdog(1.0):
 """
 
 
-def run(script):
-    command = [sys.executable, "-c", BEGIN + script]
-    return subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
+@pytest.fixture
+def run(tmp_path):
+    """Runs a script, of which nothing may be left."""
+
+    def run_script(script):
+        return subprocess.run(
+            [sys.executable, "-c", BEGIN + script],
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+
+    yield run_script
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_who_hangs_is_told_and_ended():
+def test_who_hangs_is_told_and_ended(run):
     ended = run(STUCK)
     assert ended.returncode == 75, ended.stderr
     assert "has not got on for" in ended.stderr
@@ -53,18 +66,18 @@ def test_who_hangs_is_told_and_ended():
     assert "threading.py" in ended.stderr
 
 
-def test_who_only_wants_to_be_told_goes_on():
+def test_who_only_wants_to_be_told_goes_on(run):
     ended = run(TOLD)
     assert (ended.returncode, ended.stdout) == (0, "goes on\n"), ended.stderr
     assert "has not got on for" in ended.stderr
 
 
-def test_who_gets_on_is_left_alone():
+def test_who_gets_on_is_left_alone(run):
     ended = run(GETS_ON)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
 
 
-def test_who_cannot_end_by_itself_is_killed():
+def test_who_cannot_end_by_itself_is_killed(run):
     ended = run(DEAF)
     assert ended.returncode == -9, ended.stderr
     assert "PEER_STOPPED" in ended.stderr

@@ -87,4 +87,8 @@ def _end(process: psutil.Process) -> None:
 
 if __name__ == "__main__":
     about = json.loads(sys.argv[1])
-    watch(about["pid"], Path(about["folder"]), about["timeout"], about["ends"])
+    try:
+        watch(about["pid"], Path(about["folder"]), about["timeout"], about["ends"])
+    finally:
+        if about["owns"]:  # whose process may be gone
+            shutil.rmtree(about["folder"], ignore_errors=True)

@@ -74,6 +74,7 @@ class Watchdog:
             "folder": str(path.parent),
             "timeout": self._timeout,
             "ends": self._on_stall == "end",
+            "owns": self._own_folder is not None,
         }
         package = str(Path(__file__).parents[2])
         paths = filter(None, (package, os.environ.get("PYTHONPATH")))
@@ -99,7 +100,8 @@ class Watchdog:
             faulthandler.unregister(STACKS_SIGNAL)
             self._stacks.close()
             del os.environ[PROGRESS_VARIABLE]
-            shutil.rmtree(self._own_folder)
+            # The other program does so; but not if it was killed.
+            shutil.rmtree(self._own_folder, ignore_errors=True)
             self._own_folder = None
 
     def _be_seen(self) -> None:
