@@ -67,7 +67,13 @@ def command(parsed: argparse.Namespace) -> int:
     _prepare(task, parsed.verbose)
     script = script_of(parsed)
     end_at_once_on_signals()
-    code = _lived(task, _serve if serves else script)
+
+    def live(task: Task) -> None:
+        if not parsed.verbose:
+            from tfdist.cluster import preload  # noqa: F401  # TensorFlow, quietly
+        _serve(task) if serves else script(task)
+
+    code = _lived(task, live)
     if code == 0 and not serves:
         code = _lived(task, lambda task: _tell_servers(task, parsed.coordinator))
     _leave(code)
@@ -98,7 +104,6 @@ def _prepare(task: Task, verbose: bool) -> None:
 
 
 def _serve(task: Task) -> None:
-    from tfdist.cluster import preload  # noqa: F401  # TensorFlow, quietly
     from tfdist.cluster.server import LINGER_SECS, serve
 
     def tell() -> None:
