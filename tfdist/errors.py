@@ -21,11 +21,17 @@ Errors of TensorFlow pass through unchanged, or are chained as the cause of one 
 
 from __future__ import annotations
 
+import re
 import signal
 import threading
 from collections.abc import Mapping, Sequence
 
 from tfdist.verdict import Verdict
+
+# What comes before the reason in an error of TensorFlow 2.21.
+_HEADING = re.compile(
+    r"$|Graph execution error:$|Detected at node |File \"|Node: '|From /job:|<stack traces unav"
+)
 
 
 class TfdistError(Exception):
@@ -256,3 +262,9 @@ class DataError(TfdistError):
         self.path = path
         self.offset = offset
         self.what = what
+
+
+def reason_of(text: str) -> str:
+    """The line of an error's text that says why; TensorFlow's headings and stacks do not."""
+    lines = (line.strip() for line in text.splitlines())
+    return next((line for line in lines if not _HEADING.match(line)), "")

@@ -221,9 +221,11 @@ def test_in_the_action_the_statistics_tell_the_straggler(make, kind):
     assert barriers[0].statistics().total_wait == pytest.approx(seen[0])
 
 
-def test_a_failing_action_breaks_it_for_all_with_its_text(make, kind):
+# As TensorFlow has it, and as others do.
+@pytest.mark.parametrize("text", ["disk full", "Graph execution error:\n\ndisk full"])
+def test_a_failing_action_breaks_it_for_all_with_its_text(make, kind, text):
     def fail():
-        raise ValueError("disk full")
+        raise ValueError(text)
 
     for error in together(wait, make(kind, action=fail)):
         assert isinstance(error, BarrierBroken)

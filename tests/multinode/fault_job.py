@@ -22,7 +22,7 @@ BATCH, BATCHES, EPOCHS = 4, 12, 2
 RECORDS = BATCH * BATCHES
 SPLITS = [(start, start + 2 * BATCH) for start in range(0, RECORDS, 2 * BATCH)]
 LEASE_SECS = 1.5
-_ATTEMPTS, _WAIT_SECS = 4, 10.0
+_ATTEMPTS, _WAIT_SECS = 3, 10.0
 _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, BarrierBroken)
 
 

@@ -149,7 +149,7 @@ def test_what_becomes_of_the_job_is_known(fault, victim, moment, tmp_path):
             expects=(),
             shape=SHAPE,
             stall_secs=1.5,
-            deadline_secs=45.0,
+            deadline_secs=75.0,
             settings={"victim": victim, "moment": moment, "folder": str(network.shared)},
         )
         stage = Hosts(network, make(victim), secs)

@@ -21,6 +21,7 @@ from tfdist.errors import (
     StartTimeout,
     TaskFailed,
     TfdistError,
+    reason_of,
 )
 
 # One of each. A new class of errors needs a line here.
@@ -195,3 +196,27 @@ def test_a_data_error_tells_the_file_the_place_and_what_is_wrong(offset, message
     error = DataError("part-3", offset, "truncated")
     assert str(error) == message
     assert (error.path, error.offset, error.what) == ("part-3", offset, "truncated")
+
+
+DETECTED = """Detected at node 'save' defined at (most recent call last):
+  File "job.py", line 1, in <module>
+Node: 'save'
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "disk full",
+        "\ndisk full\nmore",
+        "Graph execution error:\n\ndisk full\n\t [[save]]",
+        "Graph execution error:\n\nDetected at node 'save' defined at (most recent call last):\n"
+        "  File \"job.py\", line 1, in <module>\nNode: 'save'\ndisk full\n\t [[{{node save}}]]",
+    ],
+)
+def test_the_reason_of_an_error_is_found_behind_its_heading(text):
+    assert reason_of(text) == "disk full"
+
+
+def test_an_error_without_a_text_has_no_reason():
+    assert reason_of("") == ""

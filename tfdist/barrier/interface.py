@@ -18,7 +18,14 @@ from tfdist.barrier.connection import ANSWER_SECS, PS_LOST, Connection, Snapshot
 from tfdist.barrier.state import StateOnPs
 from tfdist.barrier_notes import BarrierNote, PassMark, note_barrier
 from tfdist.deadline import Deadline
-from tfdist.errors import BarrierBroken, BarrierError, BarrierTimeout, ConfigError, StartTimeout
+from tfdist.errors import (
+    BarrierBroken,
+    BarrierError,
+    BarrierTimeout,
+    ConfigError,
+    StartTimeout,
+    reason_of,
+)
 from tfdist.task import Task
 
 _CONNECT_SECS = 60.0
@@ -383,7 +390,8 @@ class SharedBarrier(ABC):
             if self._action is not None:
                 self._action()
         except BaseException as error:
-            reason = f"the action of {self._task.name} raised {type(error).__name__}: {error}"
+            why = f"{type(error).__name__}: {reason_of(str(error))}"
+            reason = f"the action of {self._task.name} raised {why}"
             connection.run(connection.graph.abort, reason)
             self._arrived = False
             if not isinstance(error, Exception):

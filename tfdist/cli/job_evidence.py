@@ -14,6 +14,7 @@ from tfdist.cli.job_stacks import JobStacks, View
 from tfdist.cluster.processes import PROGRESS_FILE
 from tfdist.cluster.run_folder import ERROR_FILE, RunFolder
 from tfdist.cluster.sighting import name_peers
+from tfdist.errors import reason_of
 from tfdist.evidence import BarrierEvidence, Evidence, State, TaskEvidence
 
 
@@ -78,7 +79,7 @@ def _task(run: RunFolder, view: View, trains: bool, left: bool) -> TaskEvidence:
     error = None
     if (folder / ERROR_FILE).exists():
         message = json.loads((folder / ERROR_FILE).read_text("utf-8"))["message"]
-        error = next(iter(str(message).strip().splitlines()), None)
+        error = reason_of(str(message)) or None
     return TaskEvidence(**known, state=state, ended_secs=time.time() - life.ended, error=error)
 
 

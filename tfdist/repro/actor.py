@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tfdist.deadline import Deadline
-from tfdist.errors import StartTimeout
+from tfdist.errors import StartTimeout, reason_of
 from tfdist.repro import notes
 from tfdist.task import PROGRESS_VARIABLE, Task
 
@@ -58,9 +58,7 @@ class Actor:
         if error is None:
             self._notes.write(notes.ENDED)
         else:
-            lines = [line for line in str(error).splitlines() if line.strip(": ")]
-            # TensorFlow's own heading says nothing.
-            told = next((line for line in lines if line != "Graph execution error:"), repr(error))
+            told = reason_of(str(error)) or repr(error)
             self._notes.write(notes.FAILED, error=f"{type(error).__name__}: {told}"[:300])
 
     def fault(self, what: str, task: str) -> None:
