@@ -37,6 +37,19 @@ def test_the_script_runs_as_the_main_program_with_its_arguments(script):
     assert out == f"__main__ {[str(job), '--rate', '0.1']} worker:0 worker-0\n"
 
 
+@pytest.mark.parametrize(("options", "noise"), [([], ""), (["-v"], "begins\n")])
+def test_the_scripts_tensorflow_starts_quietly(script, options, noise):
+    job = script("import sys, tensorflow\nprint(tensorflow.here)\nprint('own', file=sys.stderr)")
+    # In its place, as it would be found, and as fast as a test likes it.
+    beside = job.with_name("tensorflow.py")
+    beside.write_text("import os\nos.write(2, b'begins\\n')\nhere = __name__")
+    assert node(*options, job) == (0, "tensorflow\n", f"{noise}own\n")
+    beside.write_text("raise ImportError('broken')")
+    code, _, err = node(*options, job)
+    assert code == 70
+    assert err.endswith("ImportError: broken\n")
+
+
 def test_a_script_with_flags_gets_them(script):
     job = script("import sys; print(*sys.argv[1:])")
     code, out, _ = node("--classic-flags", job, "a")

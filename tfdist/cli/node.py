@@ -15,6 +15,7 @@ from tfdist.cli.at_once import end_at_once_on_signals
 from tfdist.cli.pipe import READER_LEFT, drop_unread
 from tfdist.cluster.environment import node_environment
 from tfdist.cluster.outcome import Outcome
+from tfdist.cluster.quiet_import import import_tensorflow_quietly
 from tfdist.errors import ConfigError
 from tfdist.task import Task
 
@@ -67,13 +68,9 @@ def command(parsed: argparse.Namespace) -> int:
     _prepare(task, parsed.verbose)
     script = script_of(parsed)
     end_at_once_on_signals()
-
-    def live(task: Task) -> None:
-        if not parsed.verbose:
-            from tfdist.cluster import preload  # noqa: F401  # TensorFlow, quietly
-        _serve(task) if serves else script(task)
-
-    code = _lived(task, live)
+    if not parsed.verbose:
+        import_tensorflow_quietly()
+    code = _lived(task, _serve if serves else script)
     if code == 0 and not serves:
         code = _lived(task, lambda task: _tell_servers(task, parsed.coordinator))
     _leave(code)
