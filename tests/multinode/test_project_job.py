@@ -4,6 +4,7 @@ With docker too where DOCKER_HOST is set: scripts/with-dockerd scripts/test mult
 """
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -53,7 +54,10 @@ def test_five_nodes_train_and_all_leave(job):
     epochs = [line for line in told["chief-0"].splitlines() if line.startswith("epoch ")]
     assert len(epochs) == 5, told["chief-0"]
     assert all(": 10000 examples, " in line for line in epochs)
-    assert epochs[-1].endswith("y = 3.000 x -2.000")
+    found = re.search(r"y = (\S+) x (\S+)$", epochs[-1])
+    assert found is not None, epochs[-1]
+    # Asynchronous updates end close to it, each time elsewhere.
+    assert [float(number) for number in found.groups()] == pytest.approx([3.0, -2.0], abs=0.2)
     assert "ps:0 serves at ps-0:2222" in told["ps-0"]
 
 
