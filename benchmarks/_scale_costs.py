@@ -22,6 +22,10 @@ class Line:
         """The value there."""
         return self.base + self.slope * count
 
+    def less(self, constant: float) -> Line:
+        """So much lower, but nowhere below zero."""
+        return Line(max(0.0, self.base - constant), self.slope)
+
     @classmethod
     def through(cls, points: Mapping[int, float]) -> Line:
         """The nearest line that neither falls nor begins below zero.
@@ -69,12 +73,11 @@ class Costs:
         push: an update of so many bytes, in a run.
         lookup: so many rows, in a run.
         scatter: an update of so many rows, in a run.
-        direct: an empty run straight to the ps.
         commit: in the run of an update, with so many trainers.
-        claim: a run of its own, with so many trainers.
+        claim: in a run of its own, with so many trainers.
         arrival: at a barrier that blocks in a queue, with so many parties.
-        polled_arrival: at a barrier that polls.
-        stretch: seconds for which a section is locked, to a second of CPU time that it uses.
+        commit_section, claim_section, arrival_section: what of the ps's time is spent while others
+            are kept out.
     """
 
     run: Cost
@@ -82,12 +85,12 @@ class Costs:
     push: Cost
     lookup: Cost
     scatter: Cost
-    direct: Cost
     commit: Cost
     claim: Cost
     arrival: Cost
-    polled_arrival: Cost
-    stretch: float = 1.0
+    commit_section: Line
+    claim_section: Line
+    arrival_section: Line
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -96,15 +99,10 @@ class Costs:
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Costs:
         """The same costs; raises KeyError or TypeError if it is something else."""
-        return cls(
-            stretch=float(data["stretch"]),
-            **{
-                name: Cost(**{part: Line(**data[name][part]) for part in _names(Cost)})
-                for name in _names(cls)
-                if name != "stretch"
-            },
-        )
+        return cls(**{field.name: _read(data[field.name]) for field in fields(cls)})
 
 
-def _names(kind: type[Any]) -> list[str]:
-    return [field.name for field in fields(kind)]
+def _read(data: Mapping[str, Any]) -> Cost | Line:
+    if set(data) == {field.name for field in fields(Line)}:
+        return Line(**data)
+    return Cost(**{field.name: Line(**data[field.name]) for field in fields(Cost)})

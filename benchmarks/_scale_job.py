@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks._scale_costs import Cost, Costs, Line
+from tfdist.errors import ConfigError
 
 # What a message has around its values.
 _FRAME_BYTES = 1000
@@ -13,6 +15,8 @@ _FRAME_BYTES = 1000
 @dataclass(frozen=True)
 class Job:
     """A ps job. Each trainer pulls, works, pushes and commits its batch in each step.
+
+    Raises ConfigError for a number that is too small.
 
     Attributes:
         trainers: how many.
@@ -40,6 +44,13 @@ class Job:
     split_steps: int = 16
     barrier_steps: int = 50
 
+    def __post_init__(self) -> None:
+        counts = ("trainers", "num_ps", "variables", "commit_steps", "split_steps", "barrier_steps")
+        _check(self, counts, 1)
+        _check(self, ("step_secs", "dense_bytes", "rows", "row_bytes"), 0)
+        if not 0 <= self.jitter <= 1:
+            raise ConfigError("jitter", self.jitter, "from 0 to 1")
+
 
 @dataclass(frozen=True)
 class Machines:
@@ -54,6 +65,15 @@ class Machines:
     cores: int = 8
     bytes_per_sec: float = 1.25e9
     is_one: bool = False
+
+    def __post_init__(self) -> None:
+        _check(self, ("cores", "bytes_per_sec"), 1)
+
+
+def _check(given: Job | Machines, names: Sequence[str], least: int) -> None:
+    for name in names:
+        if not getattr(given, name) >= least:
+            raise ConfigError(name, getattr(given, name), f"at least {least}")
 
 
 @dataclass(frozen=True)
@@ -106,9 +126,10 @@ def messages(job: Job, costs: Costs) -> Messages:
         push=replace(
             _exchange(job, costs.push, costs.scatter), bytes_to_ps=_FRAME_BYTES + values + ids
         ),
-        commit=_section(costs.commit, None, job.trainers),
-        claim=_section(costs.claim, costs.direct, job.trainers),
-        arrival=_section(costs.arrival, costs.direct, job.trainers),
+        # A commit travels with the update.
+        commit=_section(costs.commit, costs.commit_section, job.trainers, frame=0),
+        claim=_section(costs.claim, costs.claim_section, job.trainers),
+        arrival=_section(costs.arrival, costs.arrival_section, job.trainers),
     )
 
 
@@ -129,15 +150,13 @@ def _exchange(job: Job, of_variable: Cost, of_rows: Cost) -> Message:
     )
 
 
-def _section(cost: Cost, outside: Cost | None, trainers: int) -> Message:
-    """All that it costs the ps beyond an empty run is taken to be within the section."""
-    ps_secs = outside.ps.at(trainers) if outside else 0.0
-    frame = _FRAME_BYTES if outside else 0
+def _section(cost: Cost, section: Line, trainers: int, frame: int = _FRAME_BYTES) -> Message:
+    total, within = cost.ps.at(trainers), section.at(trainers)
     return Message(
         trainer_secs=cost.trainer.at(trainers),
         delay_secs=cost.delay.at(trainers),
-        ps_secs=ps_secs,
-        section_secs=max(0.0, cost.ps.at(trainers) - ps_secs),
+        ps_secs=max(0.0, total - within),
+        section_secs=within,
         bytes_to_ps=frame,
         bytes_to_trainer=frame,
     )

@@ -56,7 +56,7 @@ def cycle_secs(job: Job, machines: Machines, costs: Costs) -> float:
             message.trainer_secs
             + message.delay_secs
             + message.ps_secs
-            + message.section_secs * costs.stretch
+            + message.section_secs
             + travels / machines.bytes_per_sec
         )
 
@@ -74,12 +74,12 @@ def demands(job: Job, machines: Machines, costs: Costs) -> dict[str, float]:
         here = message.trainer_secs if machines.is_one else 0.0
         return (here + message.ps_secs + message.section_secs) / machines.cores
 
-    def locked(message: Message) -> float:
-        return message.section_secs * costs.stretch
-
-    found = {CPU_0: _per_step(job, asked, cpu), TABLE_LOCK: _per_step(job, table, locked)}
+    found = {
+        CPU_0: _per_step(job, asked, cpu),
+        TABLE_LOCK: _per_step(job, table, lambda m: m.section_secs),
+    }
     # While they arrive, nobody does anything else.
-    arrival = max(cpu(asked.arrival), locked(asked.arrival))
+    arrival = max(cpu(asked.arrival), asked.arrival.section_secs)
     found[ARRIVALS] = arrival / job.barrier_steps
     if job.num_ps > 1:
         found[CPU_OTHERS] = _per_step(job, variables, cpu)

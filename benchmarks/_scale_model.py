@@ -52,8 +52,8 @@ def simulate(
 
 
 class _Ps:
-    def __init__(self, clock: Clock, machines: Machines, stretch: float) -> None:
-        self._clock, self._machines, self._stretch = clock, machines, stretch
+    def __init__(self, clock: Clock, machines: Machines) -> None:
+        self._machines = machines
         self.cpu = Station(clock, machines.cores)
         self.inward, self.outward = Station(clock), Station(clock)
 
@@ -67,13 +67,7 @@ class _Ps:
             if lock is None:
                 answer()
             else:
-                lock.acquire(lambda: self.cpu.visit(message.section_secs, linger, first=True))
-
-        def linger() -> None:
-            if self._stretch > 1:
-                self._clock.after((self._stretch - 1) * message.section_secs, leave)
-            else:
-                leave()
+                lock.acquire(lambda: self.cpu.visit(message.section_secs, leave, first=True))
 
         def leave() -> None:
             if lock is not None:
@@ -98,7 +92,7 @@ class _Simulation:
         self.job, self.machines = job, machines
         self.asked, self.clock = messages(job, costs), Clock()
         self.random = random.Random(seed)
-        self.ps = [_Ps(self.clock, machines, costs.stretch) for _ in range(min(job.num_ps, 2))]
+        self.ps = [_Ps(self.clock, machines) for _ in range(min(job.num_ps, 2))]
         self.table, self.barrier = Lock(self.clock), Lock(self.clock)
         self.meeting = Meeting(job.trainers, self._note)
         self._intervals, self.steps = intervals, 0

@@ -29,27 +29,32 @@ from benchmarks._scale_model import (
 from benchmarks._scale_queues import Clock, Lock, Meeting, Station
 
 NOTHING = Cost(Line(), Line(), Line())
-FREE = Costs(*[NOTHING] * 10)
+FREE = Costs(*[NOTHING] * 8, *[Line()] * 3)
 FAST = Machines(bytes_per_sec=math.inf)
 # Of the order of what is measured.
 DEAR = Costs(
-    run=Cost(Line(4e-4), Line(5e-4, 1e-4), Line(2e-4)),
-    pull=Cost(Line(1e-4, 2e-10), Line(1e-4, 3e-10), Line()),
-    push=Cost(Line(1e-4, 4e-10), Line(1e-4, 3e-10), Line()),
-    lookup=Cost(Line(1e-4, 5e-8), Line(1e-4, 5e-8), Line()),
-    scatter=Cost(Line(1e-4, 5e-8), Line(1e-4, 5e-8), Line()),
-    direct=Cost(Line(4e-4), Line(3e-4), Line(2e-4)),
-    commit=Cost(Line(6e-4, 5e-8), Line(1e-4), Line()),
-    claim=Cost(Line(1.5e-3, 5e-8), Line(6e-4), Line(2e-4)),
-    arrival=Cost(Line(5e-4, 2e-8), Line(5e-4), Line(2e-4)),
-    polled_arrival=Cost(Line(2e-3), Line(3e-3), Line(2e-4)),
-    stretch=1.2,
+    run=Cost(Line(2e-4), Line(3e-4, 1e-4), Line(2e-4)),
+    pull=Cost(Line(2e-5, 2e-10), Line(1e-4, 3e-10), Line()),
+    push=Cost(Line(3e-4, 9e-10), Line(3e-4, 3e-10), Line()),
+    lookup=Cost(Line(3e-4, 1e-7), Line(3e-4, 1e-7), Line()),
+    scatter=Cost(Line(5e-4, 3e-7), Line(4e-4, 1e-7), Line()),
+    commit=Cost(Line(8e-4, 5e-8), Line(1e-3), Line()),
+    claim=Cost(Line(9e-4, 9e-8), Line(6e-4), Line(2e-4)),
+    arrival=Cost(Line(5e-4, 3e-8), Line(2e-4), Line(2e-4)),
+    commit_section=Line(6e-4, 5e-8),
+    claim_section=Line(5e-4, 9e-8),
+    arrival_section=Line(2e-4, 3e-8),
 )
 STEADY = Job(jitter=0.0, variables=1, dense_bytes=0, rows=0, step_secs=0.09, barrier_steps=200)
 
 
-def of_ps(secs):
-    return Cost(Line(secs), Line(), Line())
+def of_ps(secs, slope=0.0):
+    return Cost(Line(secs, slope), Line(), Line())
+
+
+def with_locked(name, secs, slope=0.0):
+    """Costs of nothing but one kind of message, which is within its section all the time."""
+    return replace(FREE, **{name: of_ps(secs, slope), f"{name}_section": Line(secs, slope)})
 
 
 # Stations, locks, meetings.
@@ -134,7 +139,7 @@ def test_nobody_leaves_a_meeting_before_all_have_come_and_it_can_be_held_again()
 
 def test_a_closed_system_is_full_from_its_saturation_point_on():
     """(Z + S) / S trainers, for a server that takes S and Z away from it."""
-    costs, many_cores = replace(FREE, commit=of_ps(0.01)), replace(FAST, cores=64)
+    costs, many_cores = with_locked("commit", 0.01), replace(FAST, cores=64)
     curve = {
         n: simulate(replace(STEADY, trainers=n), many_cores, costs).steps_per_sec
         for n in (1, 5, 10, 20, 40)
@@ -152,14 +157,14 @@ def test_a_section_takes_one_at_a_time_however_many_cores_there_are():
     job = replace(STEADY, trainers=80)
     outside = replace(FREE, run=of_ps(0.01))
     assert simulate(job, on, outside).steps_per_sec == pytest.approx(800, rel=0.02)
-    within = replace(FREE, commit=of_ps(0.01), stretch=2.0)
-    assert simulate(job, on, within).steps_per_sec == pytest.approx(50, rel=0.02)
+    within = with_locked("commit", 0.01)
+    assert simulate(job, on, within).steps_per_sec == pytest.approx(100, rel=0.02)
 
 
 def test_a_meeting_costs_its_arrivals_one_after_the_other():
     """With E steps of Z between two, N trainers whose arrivals take A make N E / (E Z + N A)."""
     job = replace(STEADY, trainers=50, barrier_steps=10, split_steps=10)
-    costs = replace(FREE, arrival=of_ps(0.018))
+    costs = with_locked("arrival", 0.018)
     found = simulate(job, FAST, costs, intervals=3)
     assert found.steps_per_sec == pytest.approx(50 * 10 / (10 * 0.09 + 50 * 0.018), rel=1e-6)
     assert found.shares["barrier"] == pytest.approx(0.5, abs=1e-6)
@@ -193,8 +198,8 @@ def test_no_message_is_lost_and_none_is_served_twice(num_ps):
     steps = 12 * 24 * 2
     assert run.steps == steps
     claims, commits, arrivals = steps // 8, steps // 2, steps // 24
-    # A commit comes in the run of the update: there is no visit outside of its section.
-    assert run.visits[CPU_0] == 2 * steps + 2 * claims + commits + 2 * arrivals
+    # What has a section visits the CPU outside of it and within it; a commit sends no message.
+    assert run.visits[CPU_0] == 2 * steps + 2 * (claims + commits + arrivals)
     assert run.visits[INWARD] == 2 * steps + claims + arrivals
     assert run.visits[OUTWARD] == steps + claims + arrivals
     assert run.visits.get(CPU_OTHERS) == (None if num_ps == 1 else 2 * steps)
@@ -259,8 +264,8 @@ def test_more_ps_help_where_the_network_is_full_and_not_where_the_table_is():
 
 
 def test_a_cost_that_grows_with_the_trainers_lowers_the_limit():
-    steady = replace(FREE, commit=of_ps(1e-3))
-    growing = replace(FREE, commit=Cost(Line(1e-3, 1e-5), Line(), Line()))
+    steady = with_locked("commit", 1e-3)
+    growing = with_locked("commit", 1e-3, 1e-5)
     job = replace(STEADY, step_secs=0.1)
     # N (1e-3 + 1e-5 N) = 0.1 + 1e-3 + 1e-5 N has its solution at 63; without the slope 101.
     assert limits(job, Machines(), steady)[0].trainers == pytest.approx(101, abs=1)
@@ -302,14 +307,15 @@ def test_small_sizes_count_as_much_as_large_ones():
 def test_costs_survive_json():
     assert Costs.from_json(json.loads(json.dumps(DEAR.to_json()))) == DEAR
     with pytest.raises(KeyError):
-        Costs.from_json({"stretch": 1.0})
+        Costs.from_json({"run": {"base": 1.0, "slope": 0.0}})
 
 
 def test_variables_are_shared_out_among_the_ps_and_runs_are_not():
-    one, four = (messages(Job(num_ps=n), DEAR) for n in (1, 4))
+    costs = replace(DEAR, lookup=NOTHING)  # of which each ps has a piece of the same table
+    one, four = (messages(Job(num_ps=n), costs) for n in (1, 4))
     assert one.pull.bytes_to_trainer / four.pull.bytes_to_trainer == pytest.approx(4, rel=0.01)
-    beyond_run = [each.pull.ps_secs - 4e-4 for each in (one, four)]
-    assert 3 < beyond_run[0] / beyond_run[1] < 4  # each has a piece of the table
+    beyond_run = [each.pull.ps_secs - 2e-4 for each in (one, four)]
+    assert beyond_run[0] == pytest.approx(4 * beyond_run[1])
     assert one.commit == four.commit
 
 
