@@ -19,7 +19,7 @@ def crossing(steps_per_sec: Mapping[int, float]) -> float:
     return max(steps_per_sec.values()) / (steps_per_sec[fewest] / fewest)
 
 
-def is_flat(steps_per_sec: Mapping[int, float], within: float = 0.1) -> bool:
-    """Whether the heaviest load brings no more than `within` of what is less by one step."""
+def last_growth(steps_per_sec: Mapping[int, float]) -> float:
+    """How many times as many steps the most trainers make as the next fewer; of a plateau 1."""
     *_, before, last = sorted(steps_per_sec)
-    return steps_per_sec[last] <= (1 + within) * steps_per_sec[before]
+    return steps_per_sec[last] / steps_per_sec[before]

@@ -40,9 +40,9 @@ def print_report(report: dict[str, Any]) -> None:
 
 def _print_costs(console: Console, rows: list[Row]) -> None:
     console.print("\nA message, in ms: median (min .. max) over the rounds.")
-    columns = ["ps", "trainer", "alone: ps", "trainer", "until the answer"]
+    columns = ["CPU of the ps", "of a trainer", "alone, until the answer"]
     table = make_table(["message", "size", "trainers"], columns)
-    names = ("ps_ms", "trainer_ms", "alone_ps_ms", "alone_trainer_ms", "alone_ms")
+    names = ("ps_ms", "trainer_ms", "alone_ms")
     for row in sorted(rows, key=lambda row: (row["kind"], row["parties"] or 0, row["n"])):
         counts = [f"{row[name]:,}" if row[name] else "" for name in ("n", "parties")]
         table.add_row(row["kind"], *counts, *(shown_range(row["spread"][name]) for name in names))
@@ -71,6 +71,8 @@ def _print_check(console: Console, rows: list[Row]) -> None:
         "",
     )
     console.print(table)
+    growth = shown_range(crossing["spread"]["last_growth"])
+    console.print(f"The last step up brought {growth} times as many steps.")
 
 
 def _print_jobs(console: Console, rows: list[Row]) -> None:

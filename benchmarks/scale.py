@@ -1,4 +1,4 @@
-"""How many trainers a job can have: measured costs, a model of the queues, and a real job beside it.
+"""How many trainers a job can have: costs that are measured, a model of the queues, a real job.
 
     python -m benchmarks.scale [--quick] [--seed S] [--json]
     python -m benchmarks.scale --costs REPORT.json [--num-ps N ...] [--step-secs S] ... [--json]
@@ -6,15 +6,15 @@
 *Costs*: CPU time of the ps and of a trainer for each kind of message, in bursts from some trainers,
 and how long one takes that comes alone.
 
-*Check*: a job of up to 64 trainers as threads of one process, whose work is to sleep, beside the same
-job in the model, which then has the cores of this machine for all. Both are given more and more
-trainers; their crossing is where the line of the fewest trainers reaches the highest rate. The
+*Check*: a job of up to 64 trainers as threads of one process, whose work is to sleep, beside the
+same job in the model, which then has the cores of this machine for all. Both are given more and
+more trainers; their crossing is where the line of the fewest trainers reaches the highest rate. The
 model's is chosen to lie at a quarter of the most trainers. The target is that the real one is not
 further off than by a factor 1.5.
 
-*Jobs*: the model with trainers on machines of their own, for many numbers of trainers and of ps; from
-how many on each resource would be full; and what a change would bring. With `--costs` only that, in
-seconds, with the costs of an earlier report.
+*Jobs*: the model with trainers on machines of their own, for many numbers of trainers and of ps;
+from how many on each resource would be full; and what a change would bring. With `--costs` only
+that, in seconds, with the costs of an earlier report.
 
 See docs/scale.md for what the model assumes. Results go to standard output, everything else to
 standard error. The exit code is 1 if something could not be measured; a target that is missed does
@@ -42,7 +42,7 @@ from benchmarks._report import log, machine, spread, target
 from benchmarks._scale_costs import Costs
 from benchmarks._scale_job import Job, Machines
 from benchmarks._scale_kinds import Samples, Sizes, costs_of
-from benchmarks._scale_knee import crossing
+from benchmarks._scale_knee import crossing, last_growth
 from benchmarks._scale_print import print_report
 from tfdist.errors import ConfigError, TfdistError
 
@@ -206,11 +206,16 @@ def _check(extent: Extent, costs: Costs, seed: int) -> tuple[list[Row], list[flo
         row = _row("check", "trainers", number, values)
         rows.append(row | {"simulated": model.steps_per_sec[number]})
     rows.sort(key=lambda row: row["n"])
-    crossings = [
-        crossing({number: rungs[of_round].steps_per_sec for number, rungs in ladders.items()})
+    curves = [
+        {number: rungs[of_round].steps_per_sec for number, rungs in ladders.items()}
         for of_round in range(extent.rounds)
     ]
-    values = {"trainers": crossings, "ratio": [each / model.crossing for each in crossings]}
+    crossings = [crossing(curve) for curve in curves]
+    values = {
+        "trainers": crossings,
+        "ratio": [each / model.crossing for each in crossings],
+        "last_growth": [last_growth(curve) for curve in curves],
+    }
     rows.append(
         _row("check", "crossing", 0, values)
         | {"simulated": model.crossing, "step_secs": job.step_secs}

@@ -7,9 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks import _scale_kinds as kinds
+from benchmarks._scale_check import factor, paced, simulated
 from benchmarks._scale_costs import Cost, Costs, Line
 from benchmarks._scale_job import Job, Machines, messages
-from benchmarks._scale_knee import crossing, is_flat
+from benchmarks._scale_kinds import Kind, Pair, Sample, Sizes, costs_of
+from benchmarks._scale_knee import crossing, last_growth
 from benchmarks._scale_limits import (
     ARRIVALS,
     changes,
@@ -27,6 +30,7 @@ from benchmarks._scale_model import (
     simulate,
 )
 from benchmarks._scale_queues import Clock, Lock, Meeting, Station
+from tfdist.errors import ConfigError
 
 NOTHING = Cost(Line(), Line(), Line())
 FREE = Costs(*[NOTHING] * 8, *[Line()] * 3)
@@ -109,6 +113,15 @@ def test_who_is_done_may_come_first_again():
     assert ends == ["section", "other"]
 
 
+def test_who_comes_back_stands_at_the_end():
+    clock, ends = Clock(), []
+    station = Station(clock)
+    station.visit(1.0, lambda: station.visit(1.0, lambda: ends.append("again")))
+    station.visit(1.0, lambda: ends.append("other"))
+    clock.run()
+    assert ends == ["other", "again"]
+
+
 def test_a_lock_is_held_by_one_at_a_time_in_order():
     clock, held = Clock(), []
     lock = Lock(clock)
@@ -159,6 +172,22 @@ def test_a_section_takes_one_at_a_time_however_many_cores_there_are():
     assert simulate(job, on, outside).steps_per_sec == pytest.approx(800, rel=0.02)
     within = with_locked("commit", 0.01)
     assert simulate(job, on, within).steps_per_sec == pytest.approx(100, rel=0.02)
+
+
+def test_who_is_within_a_section_does_not_wait_for_those_that_wait_for_a_core():
+    costs = replace(with_locked("commit", 0.001), run=of_ps(0.01))
+    job = replace(STEADY, trainers=100, step_secs=0.0)
+    found = simulate(job, replace(FAST, cores=4), costs)
+    assert found.steps_per_sec == pytest.approx(4 / 0.011, rel=0.05)
+
+
+def test_a_trainer_waits_for_the_slowest_ps():
+    """Ps 0 is full of commits, the other one is idle; half of the waiting is for what is pulled."""
+    costs = replace(FREE, run=of_ps(0.01), commit=of_ps(0.01))
+    job = replace(STEADY, trainers=100, num_ps=2)
+    found = simulate(job, replace(FAST, cores=1), costs)
+    assert found.use[CPU_OTHERS] == pytest.approx(0.5, rel=0.05)
+    assert found.shares["variables"] == pytest.approx(found.shares["splits"], rel=0.2)
 
 
 def test_a_meeting_costs_its_arrivals_one_after_the_other():
@@ -266,7 +295,7 @@ def test_more_ps_help_where_the_network_is_full_and_not_where_the_table_is():
 def test_a_cost_that_grows_with_the_trainers_lowers_the_limit():
     steady = with_locked("commit", 1e-3)
     growing = with_locked("commit", 1e-3, 1e-5)
-    job = replace(STEADY, step_secs=0.1)
+    job = replace(STEADY, trainers=1, step_secs=0.1)
     # N (1e-3 + 1e-5 N) = 0.1 + 1e-3 + 1e-5 N has its solution at 63; without the slope 101.
     assert limits(job, Machines(), steady)[0].trainers == pytest.approx(101, abs=1)
     assert limits(job, Machines(), growing)[0].trainers == pytest.approx(62.1, abs=1)
@@ -304,6 +333,11 @@ def test_small_sizes_count_as_much_as_large_ones():
     assert found.at(1) == pytest.approx(1.0, rel=0.15)
 
 
+def test_a_line_is_lowered_to_zero_at_most():
+    assert Line(1.0, 2.0).less(0.25) == Line(0.75, 2.0)
+    assert Line(1.0, 2.0).less(3.0) == Line(0.0, 2.0)
+
+
 def test_costs_survive_json():
     assert Costs.from_json(json.loads(json.dumps(DEAR.to_json()))) == DEAR
     with pytest.raises(KeyError):
@@ -319,12 +353,114 @@ def test_variables_are_shared_out_among_the_ps_and_runs_are_not():
     assert one.commit == four.commit
 
 
-def test_a_curve_is_flat_where_the_last_step_brings_little():
-    assert is_flat({1: 10.0, 8: 80.0, 16: 100.0, 32: 104.0})
-    assert not is_flat({1: 10.0, 8: 80.0, 16: 100.0, 32: 120.0})
+def test_rows_cost_as_many_as_there_are():
+    few, many = (messages(Job(rows=rows), DEAR) for rows in (0, 1000))
+    for part, slopes in (("pull", DEAR.lookup), ("push", DEAR.scatter)):
+        more = getattr(many, part).ps_secs - getattr(few, part).ps_secs
+        assert more == pytest.approx(1000 * slopes.ps.slope)
+        more = getattr(many, part).trainer_secs - getattr(few, part).trainer_secs
+        assert more == pytest.approx(1000 * slopes.trainer.slope)
+
+
+def test_a_curve_tells_whether_it_still_rises():
+    assert last_growth({16: 100.0, 32: 104.0, 8: 80.0}) == 1.04
 
 
 def test_the_crossing_is_that_of_two_lines_whatever_the_corner_looks_like():
     sharp = {1: 10.0, 8: 80.0, 16: 100.0, 32: 100.0}
     round_corner = {1: 10.0, 8: 65.0, 16: 85.0, 32: 100.0}
-    assert crossing(sharp) == crossing(round_corner) == 10
+    falling = {1: 10.0, 16: 100.0, 64: 90.0}
+    assert crossing(sharp) == crossing(round_corner) == crossing(falling) == 10
+
+
+# From what was measured to costs, and to the job that is run beside the model.
+
+SIZES = Sizes(present=4, many_parties=100, splits=(10, 1000), dense_bytes=(0, 100), rows=(0, 10))
+
+
+def measured():
+    """By kind in ms: CPU time of the ps and of the trainer in a burst, and the wait alone."""
+    found = {
+        Kind(kinds.RUN): (1.0, 2.0, 4.0),
+        Kind(kinds.RUN_ON_TWO): (1.0, 3.0, 6.0),
+        Kind(kinds.DIRECT): (0.5, 0.5, 2.0),
+        Kind(kinds.UPDATE): (1.1, 2.0, 4.0),
+        Kind(kinds.WITH_COMMIT, 10, 4): (2.1, 2.5, 6.0),
+        Kind(kinds.COMMIT, 10, 4): (1.4, 1.0, 3.0),
+        Kind(kinds.COMMIT, 10, 100): (2.4, 1.0, 4.0),
+        Kind(kinds.CLAIM, 10, 4): (2.0, 1.0, 4.0),
+        Kind(kinds.CLAIM, 10, 100): (2.96, 1.0, 5.0),
+        Kind(kinds.ARRIVAL, 0, 4): (0.9, 0.5, 3.0),
+        Kind(kinds.ARRIVAL, 0, 100): (0.9, 0.5, 3.0),
+        # In each of two runs 20 commits, so that one takes a 40th of the wait.
+        Kind(kinds.CHAIN, 10, 4): (30.0, 5.0, 40.0),
+    }
+    for name in (kinds.PULL, kinds.PUSH, kinds.LOOKUP, kinds.SCATTER):
+        for count in (0, 10, 100):
+            found[Kind(name, count)] = (1.5 + 0.01 * count, 3.0, 5.0 + 0.01 * count)
+    # Of three rounds one went wrong; and who is alone uses more CPU time, which does not count.
+    return {
+        kind: [
+            Pair(Sample(ps * bad, trainer, wall), Sample(2 * ps, 2 * trainer, wall))
+            for bad in (1, 1, 50)
+        ]
+        for kind, (ps, trainer, wall) in (
+            (kind, [each / 1e3 for each in row]) for kind, row in found.items()
+        )
+    }
+
+
+def test_costs_are_what_a_message_takes_beyond_the_run_that_carries_it():
+    costs = costs_of(measured(), SIZES)
+    assert costs.pull.ps.at(100) == pytest.approx(1.5e-3)
+    assert costs.push.ps.at(0) == pytest.approx(0.5e-3)
+    assert costs.lookup.trainer.at(10) == pytest.approx(1e-3)
+    assert costs.commit.ps.at(4) == pytest.approx(1e-3)
+    assert costs.commit.ps.at(100) == pytest.approx(2e-3)
+    assert (costs.run.trainer.at(1), costs.run.trainer.at(2)) == pytest.approx((2e-3, 3e-3))
+
+
+def test_a_delay_is_what_passes_beyond_the_cpu_times():
+    costs = costs_of(measured(), SIZES)
+    assert costs.run.delay.at(1) == pytest.approx(1e-3)
+    assert costs.claim.delay.at(4) == pytest.approx(1e-3)
+    assert costs.pull.delay.at(100) == pytest.approx(0, abs=1e-6)  # 1 more, which the CPU times are
+
+
+def test_a_section_is_what_keeps_others_out():
+    costs = costs_of(measured(), SIZES)
+    assert costs.commit_section.at(4) == pytest.approx(1e-3)
+    assert costs.commit_section.at(100) == pytest.approx(2e-3)
+    # A commit of its own takes 0.4 ms beside the section, and so does a claim.
+    assert costs.claim_section.at(4) == pytest.approx(1.6e-3)
+    assert costs.claim_section.at(100) == pytest.approx(2.56e-3)
+    assert costs.arrival_section.at(50) == pytest.approx(0.4e-3)
+
+
+def test_trainers_are_paced_so_that_the_model_is_full_with_so_many():
+    here = Machines(cores=2, is_one=True)
+    job = paced(here, DEAR, 16)
+    assert job.step_secs > 0.005
+    curve = simulated(job, here, DEAR, (2, 8, 16, 32, 64))
+    assert curve.crossing == pytest.approx(16, rel=0.12)
+    assert limits(job, here, DEAR)[0].trainers == pytest.approx(16, rel=0.12)
+    assert factor(8, 10) == factor(10, 8) == 1.25
+
+
+# What is asked for.
+
+
+@pytest.mark.parametrize(
+    ("kind", "wrong"),
+    [
+        (Job, {"split_steps": 0}),
+        (Job, {"step_secs": -1.0}),
+        (Job, {"jitter": 1.5}),
+        (Job, {"step_secs": math.nan}),
+        (Machines, {"cores": 0}),
+    ],
+)
+def test_a_job_that_cannot_be_is_refused(kind, wrong):
+    with pytest.raises(ConfigError) as refused:
+        kind(**wrong)
+    assert [refused.value.field] == list(wrong)
