@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 
 import tfdist
-from benchmarks._input_clock import cpu_clock, server_pid
+from benchmarks._input_clock import Clock
 from benchmarks._scale_kinds import Sample
 from tfdist.deadline import Deadline
 
@@ -22,14 +22,13 @@ class Crew:
 
     Args:
         size: how many.
-        ps: address of ps 0, which is another process of this machine.
-        limit_secs: after which a call is given up.
+        ps_clock: CPU time of ps 0, which is another process.
+        deadline: of all calls.
     """
 
-    def __init__(self, size: int, ps: str, limit_secs: float) -> None:
+    def __init__(self, size: int, ps_clock: Clock, deadline: Deadline) -> None:
         self._threads = concurrent.futures.ThreadPoolExecutor(size)
-        self._ps_clock = cpu_clock(server_pid(ps))
-        self._deadline = Deadline(limit_secs)
+        self._ps_clock, self._deadline = ps_clock, deadline
         self._idle = 0.0, 0.0
         start = self._now()
         time.sleep(_IDLE_SECS)

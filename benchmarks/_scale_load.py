@@ -39,20 +39,21 @@ class Variables:
     """Variables on ps 0, and the messages that a trainer exchanges with them.
 
     Args:
-        device: of the trainer.
+        name: the same on every trainer.
+        device: of the trainer's server.
         sizes: bytes of the dense ones.
     """
 
-    def __init__(self, device: str, sizes: Sequence[int]) -> None:
+    def __init__(self, name: str, device: str, sizes: Sequence[int]) -> None:
         import tensorflow as tf
 
         self._device = device
         with tf.device(_PS):
             self._dense = [
-                _zeros(f"dense{number}", [size // 4]) for number, size in enumerate(sizes)
+                _zeros(f"{name}_dense{number}", [size // 4]) for number, size in enumerate(sizes)
             ]
-            self._table = _zeros("table", [_TABLE_ROWS, ROW_FLOATS])
-            self._counter = _zeros("counter", [])
+            self._table = _zeros(f"{name}_table", [_TABLE_ROWS, ROW_FLOATS])
+            self._counter = _zeros(f"{name}_counter", [])
 
     def pull(self, number: int) -> Any:
         """Fetches a dense variable to the trainer."""

@@ -53,22 +53,23 @@ def _print_check(console: Console, rows: list[Row]) -> None:
     *rungs, crossing = rows
     work = 1e3 * crossing["step_secs"]
     console.print(f"\nA real job on this machine, whose trainers work for {work:.0f} ms a step.")
-    table = make_table(["trainers"], ["steps/s", "in the model", "real / model", "CPU a step, ms"])
+    columns = ["steps/s", "in the model", "real / model", "CPU of the ps, ms a step", "of trainers"]
+    table = make_table(["trainers"], columns)
     for row in rungs:
         table.add_row(
             str(row["n"]),
             shown_range(row["spread"]["steps_per_sec"]),
-            f"{row['simulated']:.1f}",
+            shown_range(row["spread"]["model"]),
             shown_range(row["spread"]["ratio"]),
-            shown_range(row["spread"]["cpu_ms"]),
+            f"{row['ps_ms']:.2f}",
+            f"{row['trainer_ms']:.2f}",
         )
     table.add_section()
     table.add_row(
         "crossing",
         shown_range(crossing["spread"]["trainers"]),
-        f"{crossing['simulated']:.1f}",
+        shown_range(crossing["spread"]["model"]),
         shown_range(crossing["spread"]["ratio"]),
-        "",
     )
     console.print(table)
     growth = shown_range(crossing["spread"]["last_growth"])

@@ -35,9 +35,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import _scale_check as check
-from benchmarks import _scale_measured as measured
+from benchmarks import _scale_lab as lab
 from benchmarks import _scale_paper as paper
-from benchmarks import _scale_real as real
 from benchmarks._report import log, machine, spread, target
 from benchmarks._scale_costs import Costs
 from benchmarks._scale_job import Job, Machines
@@ -57,14 +56,13 @@ class Extent:
     """How much is measured, and simulated."""
 
     sizes: Sizes
-    cost_rounds: int
     ladder: tuple[int, ...]
     rounds: int
     trainers: tuple[int, ...]
 
 
-FULL = Extent(Sizes(), 4, (2, 8, 16, 32, 64), 5, (16, 64, 256, 1024, 4096))
-QUICK = Extent(Sizes(present=4, many_parties=512), 1, (2, 8, 16), 2, (16, 64, 256, 1024))
+FULL = Extent(Sizes(), (2, 8, 16, 32, 64), 5, (16, 64, 256, 1024, 4096))
+QUICK = Extent(Sizes(present=4, many_parties=512), (2, 8, 16), 2, (16, 64, 256, 1024))
 
 
 def main() -> int:
@@ -146,27 +144,29 @@ def _read_costs(path: str) -> Costs:
 
 
 def _measure(extent: Extent, seed: int) -> tuple[Costs | None, list[Row], list[dict[str, Any]]]:
-    """The costs, and the check; no costs if they could not be measured."""
-    costs, rows = None, list[Row]()
-    factors: list[float] = []
+    """The costs, rows and targets; no costs if they could not be measured."""
+    here = Machines(cores=len(os.sched_getaffinity(0)), is_one=True)
+    sizes, costs, rows, factors = extent.sizes, None, list[Row](), list[float]()
+    log("costs and a real job ...")
     try:
-        log("costs ...")
-        samples = measured.measure(extent.sizes, extent.cost_rounds, seed, _LIMIT_SECS)
-        rows += _cost_rows(samples)
-        costs = costs_of(samples, extent.sizes)
-        log("check ...")
-        check_rows, factors = _check(extent, costs, seed)
-        rows += check_rows
+        found = lab.measure(lab.Order(sizes, here, extent.ladder, extent.rounds, seed, _LIMIT_SECS))
     except TfdistError as error:
         log(f"failed: {error}")
-        part = "cost" if costs is None else "check"
-        rows.append({"part": part, "kind": part, "note": f"failed: {error}"})
+        rows.append({"part": "cost", "kind": "all", "note": f"failed: {error}"})
+    else:
+        samples = {
+            kind: [each.pairs[kind] for each in found.rounds] for kind in found.rounds[0].pairs
+        }
+        costs, rows = costs_of(samples, sizes), _cost_rows(samples)
+        check_rows, factors = _check_rows(found, sizes, here)
+        rows += check_rows
     name = "crossing of the model and the real one apart by the factor"
+    median = statistics.median(factors) if factors else None
     return (
         costs,
         rows,
         [
-            target(f"{name}, median of rounds", statistics.median(factors or [0]) or None, _BOUND),
+            target(f"{name}, median of rounds", median, _BOUND),
             target(f"{name}, worst round", max(factors, default=None), _BOUND),
         ],
     )
@@ -189,38 +189,44 @@ def _cost_rows(samples: Samples) -> list[Row]:
     return rows
 
 
-def _check(extent: Extent, costs: Costs, seed: int) -> tuple[list[Row], list[float]]:
-    """Rows by number of trainers and one of the crossings; the factors of all rounds."""
-    here = Machines(cores=len(os.sched_getaffinity(0)), is_one=True)
-    job = check.paced(here, costs, max(extent.ladder) / 4)
-    model = check.simulated(job, here, costs, extent.ladder)
-    ladders = real.run(real.Plan(job, extent.ladder, extent.rounds, seed, _LIMIT_SECS))
+def _check_rows(found: lab.Found, sizes: Sizes, here: Machines) -> tuple[list[Row], list[float]]:
+    """By number of trainers, and one of the crossings; and by what factor these are apart.
+
+    The model of each round has the costs of that round.
+    """
+    job = replace(check.MIX, step_secs=found.step_secs)
+    numbers = sorted(found.rounds[0].rungs)
+    models, real = [], []
+    for each in found.rounds:
+        costs = costs_of({kind: [pair] for kind, pair in each.pairs.items()}, sizes)
+        models.append(check.simulated(job, here, costs, numbers))
+        real.append({number: each.rungs[number].steps_per_sec for number in numbers})
     rows = []
-    for number, rungs in ladders.items():
+    for number in numbers:
+        rungs = [each.rungs[number] for each in found.rounds]
+        modelled = [model.steps_per_sec[number] for model in models]
         steps = [rung.steps_per_sec for rung in rungs]
         values = {
             "steps_per_sec": steps,
-            "ratio": [each / model.steps_per_sec[number] for each in steps],
-            "cpu_ms": [1e3 * rung.cpu_secs for rung in rungs],
+            "model": modelled,
+            "ratio": _ratios(steps, modelled),
+            "ps_ms": [1e3 * rung.ps_secs for rung in rungs],
+            "trainer_ms": [1e3 * rung.trainer_secs for rung in rungs],
         }
-        row = _row("check", "trainers", number, values)
-        rows.append(row | {"simulated": model.steps_per_sec[number]})
-    rows.sort(key=lambda row: row["n"])
-    curves = [
-        {number: rungs[of_round].steps_per_sec for number, rungs in ladders.items()}
-        for of_round in range(extent.rounds)
-    ]
-    crossings = [crossing(curve) for curve in curves]
+        rows.append(_row("check", "trainers", number, values))
+    crossings, modelled = [crossing(each) for each in real], [model.crossing for model in models]
     values = {
         "trainers": crossings,
-        "ratio": [each / model.crossing for each in crossings],
-        "last_growth": [last_growth(curve) for curve in curves],
+        "model": modelled,
+        "ratio": _ratios(crossings, modelled),
+        "last_growth": [last_growth(each) for each in real],
     }
-    rows.append(
-        _row("check", "crossing", 0, values)
-        | {"simulated": model.crossing, "step_secs": job.step_secs}
-    )
-    return rows, [check.factor(each, model.crossing) for each in crossings]
+    rows.append(_row("check", "crossing", 0, values) | {"step_secs": found.step_secs})
+    return rows, [check.factor(*pair) for pair in zip(crossings, modelled, strict=True)]
+
+
+def _ratios(ours: list[float], theirs: list[float]) -> list[float]:
+    return [one / other for one, other in zip(ours, theirs, strict=True)]
 
 
 def _row(part: str, kind: str, n: int, values: Mapping[str, list[float]]) -> Row:

@@ -179,6 +179,7 @@ def test_who_is_within_a_section_does_not_wait_for_those_that_wait_for_a_core():
     job = replace(STEADY, trainers=100, step_secs=0.0)
     found = simulate(job, replace(FAST, cores=4), costs)
     assert found.steps_per_sec == pytest.approx(4 / 0.011, rel=0.05)
+    assert found.shares["variables"] > 0.9  # where they wait for a core
 
 
 def test_a_trainer_waits_for_the_slowest_ps():

@@ -1,13 +1,12 @@
-"""Measures what each message costs: in bursts from many trainers, and alone.
+"""What is measured of each kind of message: a burst from many trainers, and one that comes alone.
 
-Two ps, a process each, and all trainers as threads of one more. Each trainer has a server of its
-own, as everywhere, so that what it sends the ps comes by a connection of its own. CPU times come
-from bursts, for a ps that is full is busy; one that has been idle takes longer for a message.
+Each trainer has a server of its own, as everywhere, so that what it sends the ps comes by a
+connection of its own. CPU times come from bursts, for a ps that is full is busy; one that has been
+idle takes longer for a message.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from typing import Any
 import tfdist
 from benchmarks import _scale_kinds as kinds
 from benchmarks import _scale_load as load
-from benchmarks._barrier_peers import QUIET
 from benchmarks._scale_crew import Call, Crew
 from benchmarks._scale_kinds import Kind, Pair, Sample, Sizes, mean
 from benchmarks._scale_parties import barriers
@@ -30,47 +28,17 @@ from tfdist.task import ClusterSpec
 _BURST, _ALONE, _CLAIMS = 8, 16, 4
 _BATCHES = 6  # of a split: 2 are committed alone, 2 in a run, 1 in a chain, and 1 is left
 
-Measured = dict[Kind, list[Pair]]
-
-
-def measure(sizes: Sizes, rounds: int, seed: int, limit_secs: float) -> Measured:
-    """All kinds in each round, in an order that is shuffled; blocks until it is over.
-
-    Args:
-        sizes: of what is sent, and by how many.
-        rounds: how many, after one that is thrown away.
-        seed: of the order.
-        limit_secs: for all of it.
-
-    Raises:
-        TfdistError: the worker failed, or `limit_secs` were over.
-    """
-    with tfdist.local_cluster(2, sizes.present, backend="processes", surroundings=QUIET) as cluster:
-        function = partial(_work, sizes, rounds, seed, limit_secs)
-        return cluster.run(function, timeout=limit_secs)[0] or {}
-
-
-def _work(
-    sizes: Sizes, rounds: int, seed: int, limit_secs: float, task: tfdist.Task
-) -> Measured | None:
-    if not task.is_chief:
-        return None  # the chief's process has the servers of all
-    with tfdist.trainer_server(task), ExitStack() as opened:
-        blocks = _blocks(sizes, task.cluster_spec, opened)
-        crew = Crew(sizes.present, task.cluster_spec["ps"][0], limit_secs)
-        order, found = random.Random(seed), Measured()
-        for _ in range(rounds + 1):
-            for block in order.sample(blocks, len(blocks)):
-                for kind, pair in block(crew).items():
-                    found.setdefault(kind, []).append(pair)
-        return {kind: pairs[1:] for kind, pairs in found.items()}
-
-
 Block = Callable[[Crew], dict[Kind, Pair]]
 
 
-def _blocks(sizes: Sizes, cluster_spec: ClusterSpec, opened: ExitStack) -> list[Block]:
-    """All that a round measures. Graphs are built one after the other, in this thread."""
+def blocks(sizes: Sizes, cluster_spec: ClusterSpec, opened: ExitStack) -> list[Block]:
+    """All that a round measures, in any order; blocks until all graphs are built.
+
+    Args:
+        sizes: of what is sent, and by how many.
+        cluster_spec: with two ps, and as many workers as send.
+        opened: closes the sessions.
+    """
     (few, many), (small, large) = sizes.parties, sizes.splits
     trainers = [
         _Trainer(sizes, tfdist.Task("worker", rank, cluster_spec), opened) for rank in range(few)
@@ -108,7 +76,7 @@ class _Trainer:
 
         self.task, self._target = task, start_server(task).target
         with tf.Graph().as_default():
-            variables = load.Variables(task.device, sizes.dense_bytes)
+            variables = load.Variables("costs", task.device, sizes.dense_bytes)
             update = variables.count()
             operations: dict[Kind, Any] = {
                 Kind(kinds.RUN): load.nothing_on(1),
