@@ -79,9 +79,9 @@ class _Trainer:
             variables = load.Variables("costs", task.device, sizes.dense_bytes)
             update = variables.count()
             operations: dict[Kind, Any] = {
-                Kind(kinds.RUN): load.nothing_on(1),
-                Kind(kinds.RUN_ON_TWO): load.nothing_on(2),
-                Kind(kinds.UPDATE): update,
+                Kind(kinds.RUN): load.nothing_on(1, task.device),
+                Kind(kinds.RUN_ON_TWO): load.nothing_on(2, task.device),
+                Kind(kinds.UPDATE): [update, *load.nothing_on(1, task.device)],
             }
             for number, size in enumerate(sizes.dense_bytes):
                 operations[Kind(kinds.PULL, size)] = variables.pull(number)

@@ -129,13 +129,13 @@ class Variables:
             return tf.fill(shape, tf.random.uniform([]))
 
 
-def nothing_on(ps: int) -> Any:
-    """An operation that does nothing, on each of so many ps."""
+def nothing_on(ps: int, device: str) -> list[Any]:
+    """Operations that do nothing, on each of so many ps and on the trainer, as in any real run."""
     import tensorflow as tf
 
     operations = []
-    for index in range(ps):
-        with tf.device(f"/job:ps/task:{index}/device:CPU:0"):
+    for place in (*(f"/job:ps/task:{index}" for index in range(ps)), device):
+        with tf.device(f"{place}/device:CPU:0"):
             operations.append(tf.no_op())
     return operations
 
