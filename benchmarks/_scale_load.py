@@ -1,0 +1,181 @@
+"""The messages of a trainer as operations of TensorFlow, and the session that runs them.
+
+Whatever is sent is made anew in each run, so that TensorFlow does not take it for a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tfdist
+from tfdist.mistaken import retry_if_mistaken
+from tfdist.task import ClusterSpec, session_target
+
+ROW_FLOATS = 32
+ROW_BYTES = 4 * ROW_FLOATS
+_TABLE_ROWS = 50_000
+_PS = "/job:ps/task:0/device:CPU:0"
+
+BATCH = 8  # records between two commits
+_LEASE_SECS = 600.0
+
+
+def split_queue(task: tfdist.Task, name: str, splits: int, batches: int) -> tfdist.SplitQueue:
+    """A queue of so many splits of so many batches, in the default graph."""
+    length = batches * BATCH
+    ranges = [(start, start + length) for start in range(0, splits * length, length)]
+    return tfdist.SplitQueue(task, name, ranges, batch_size=BATCH, lease_secs=_LEASE_SECS)
+
+
+def named(cluster_spec: ClusterSpec, parties: int, present: int) -> list[tfdist.Task]:
+    """The first ones of so many trainers, which are names alone: for barriers and splits."""
+    workers = [f"trainer{rank}.invalid:2222" for rank in range(parties)]
+    spec = {"ps": cluster_spec["ps"], "worker": workers}
+    return [tfdist.Task("worker", rank, spec) for rank in range(present)]
+
+
+class Variables:
+    """Variables on ps 0, and the messages that a trainer exchanges with them.
+
+    Args:
+        name: the same on every trainer.
+        device: of the trainer's server.
+        sizes: bytes of the dense ones.
+    """
+
+    def __init__(self, name: str, device: str, sizes: Sequence[int]) -> None:
+        import tensorflow as tf
+
+        self._device = device
+        with tf.device(_PS):
+            self._dense = [
+                _zeros(f"{name}_dense{number}", [size // 4]) for number, size in enumerate(sizes)
+            ]
+            self._table = _zeros(f"{name}_table", [_TABLE_ROWS, ROW_FLOATS])
+            self._counter = _zeros(f"{name}_counter", [])
+
+    def pull(self, number: int) -> Any:
+        """Fetches a dense variable to the trainer."""
+        import tensorflow as tf
+
+        variable = self._dense[number]
+        with tf.device(_PS):
+            value = tf.raw_ops.ReadVariableOp(resource=variable.handle, dtype=tf.float32)
+        with tf.device(self._device):
+            return tf.identity(value).op
+
+    def push(self, number: int) -> Any:
+        """Sends a gradient of a dense variable, which moves it."""
+        import tensorflow as tf
+
+        variable = self._dense[number]
+        gradient = self._made(variable.shape)
+        with tf.device(_PS):
+            return tf.raw_ops.ResourceApplyGradientDescent(
+                var=variable.handle, alpha=tf.constant(0.01), delta=gradient
+            )
+
+    def lookup(self, ids: Any) -> Any:
+        """Fetches rows of the table."""
+        import tensorflow as tf
+
+        with tf.device(_PS):
+            rows = tf.raw_ops.ResourceGather(
+                resource=self._table.handle, indices=ids, dtype=tf.float32
+            )
+        with tf.device(self._device):
+            return tf.identity(rows).op
+
+    def scatter(self, ids: Any) -> Any:
+        """Sends gradients of rows, which move them."""
+        import tensorflow as tf
+
+        gradient = self._made([ids.shape[0], ROW_FLOATS])
+        with tf.device(_PS):
+            return tf.raw_ops.ResourceScatterSub(
+                resource=self._table.handle, indices=ids, updates=gradient
+            )
+
+    def ids(self, rows: int) -> Any:
+        """So many numbers of rows, which the trainer draws."""
+        import tensorflow as tf
+
+        with tf.device(self._device):
+            return tf.random.uniform([rows], maxval=_TABLE_ROWS, dtype=tf.int64)
+
+    def count(self) -> Any:
+        """The smallest update."""
+        import tensorflow as tf
+
+        with tf.device(_PS):
+            return tf.raw_ops.AssignAddVariableOp(
+                resource=self._counter.handle, value=tf.constant(1.0)
+            )
+
+    def step(self, rows: int) -> list[Any]:
+        """All of a step: pulls everything and looks rows up, then pushes and scatters."""
+        import tensorflow as tf
+
+        numbers, ids = range(len(self._dense)), self.ids(rows)
+        pulled = [*map(self.pull, numbers), self.lookup(ids)]
+        with tf.control_dependencies(pulled):
+            return [*map(self.push, numbers), self.scatter(ids)]
+
+    def _made(self, shape: Any) -> Any:
+        import tensorflow as tf
+
+        with tf.device(self._device):
+            return tf.fill(shape, tf.random.uniform([]))
+
+
+def nothing_on(ps: int, device: str) -> list[Any]:
+    """Operations that do nothing, on each of so many ps and on the trainer, as in any real run."""
+    import tensorflow as tf
+
+    operations = []
+    for place in (*(f"/job:ps/task:{index}" for index in range(ps)), device):
+        with tf.device(f"{place}/device:CPU:0"):
+            operations.append(tf.no_op())
+    return operations
+
+
+class StraightToPs:
+    """Does nothing on a ps, asking it in the way in which barriers and splits do.
+
+    Args:
+        address: of the ps.
+    """
+
+    def __init__(self, address: str) -> None:
+        import tensorflow as tf
+
+        with tf.Graph().as_default(), tf.device(_PS):
+            operation = tf.no_op()
+            config = tf.compat.v1.ConfigProto(device_filters=["/job:ps/task:0"])
+            config.graph_options.rewrite_options.disable_meta_optimizer = True
+            self._session = tf.compat.v1.Session(session_target(address), config=config)
+        self._run = self._session.make_callable(operation)
+
+    def run(self) -> None:
+        """One message and its answer."""
+        retry_if_mistaken(self._run)
+
+    def close(self) -> None:
+        """Gives the session back."""
+        self._session.close()
+
+
+def open_session(target: str, device: str) -> Any:
+    """A session for the default graph, which shares what is on the ps with others."""
+    import tensorflow as tf
+
+    config = tf.compat.v1.ConfigProto(device_filters=["/job:ps", device])
+    return tf.compat.v1.Session(target, config=config)
+
+
+def _zeros(name: str, shape: Sequence[int]) -> Any:
+    import tensorflow as tf
+
+    zeros = tf.compat.v1.zeros_initializer()
+    return tf.compat.v1.get_variable(name, shape, initializer=zeros, use_resource=True)

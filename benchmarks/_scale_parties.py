@@ -1,0 +1,55 @@
+"""A barrier of very many parties in one process: all but a few have resigned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+import tfdist
+from tfdist.arrivals import RESIGNED
+from tfdist.barrier import vector
+from tfdist.barrier.state import PS_DEVICE
+from tfdist.task import session_target
+
+_WAIT_SECS = 60.0
+
+
+def barriers(tasks: Sequence[tfdist.Task], name: str, kind: str, opened: ExitStack) -> list[Any]:
+    """One for each of the tasks, which are the first of their cluster; the rest has resigned.
+
+    To resign one by one would take a session for each. What an arrival costs depends on the length
+    of the state, and not on who of it has resigned.
+    """
+    made = [
+        opened.enter_context(tfdist.Barrier(task, name, kind=kind, timeout=_WAIT_SECS))
+        for task in tasks
+    ]
+    if len(tasks[0].trainers) > len(tasks):
+        _resign_rest(tasks[0], name, len(tasks))
+    return made
+
+
+def _resign_rest(task: tfdist.Task, name: str, present: int) -> None:
+    import tensorflow as tf
+
+    parties = len(task.trainers)
+    with tf.Graph().as_default() as graph, tf.device(PS_DEVICE):
+        state = tf.raw_ops.VarHandleOp(
+            dtype=tf.int64, shape=None, shared_name=f"tfdist/barrier/{name}/state"
+        )
+        value = tf.raw_ops.ReadVariableOp(resource=state, dtype=tf.int64)
+        fed = tf.compat.v1.placeholder(tf.int64)
+        store = tf.raw_ops.AssignVariableOp(resource=state, value=fed)
+    config = tf.compat.v1.ConfigProto(device_filters=["/job:ps/task:0"])
+    target = session_target(task.cluster_spec["ps"][0])
+    with tf.compat.v1.Session(target, graph=graph, config=config) as session:
+        after = session.run(value)
+        for rank in range(present, parties):
+            after[vector.place("arrived", rank, parties)] = RESIGNED
+            after[vector.place("keys", rank, parties)] = 0
+        for field in ("expected", "missing"):
+            after[vector.place(field, 0, parties)] = present
+        session.run(store, {fed: np.array(after, np.int64)})
