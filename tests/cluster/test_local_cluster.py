@@ -279,3 +279,12 @@ class _in_background(threading.Thread):
             self.results = self._cluster.run(self._job, timeout=60)
         except tfdist.TfdistError as error:
             self.caught = error
+
+
+def test_with_a_coordinator_the_chief_alone_trains():
+    cluster = tfdist.local_cluster(1, 2, coordinator=True)
+    try:
+        assert [task.name for task in cluster.trainers] == ["chief:0"]
+        assert len(cluster.tasks) == 4
+    finally:
+        cluster.close()

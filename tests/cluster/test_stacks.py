@@ -162,6 +162,15 @@ def test_a_job_that_stands_still_and_then_is_over(launch, tmp_path):
     assert sum(other["count"] for other in others) > 1
     assert any(other["name"] == "event_engine" for other in others)  # gRPC's
 
+    code, _, about = report("stacks", logs, "--verdict")
+    assert (about["verdict"]["name"], about["verdict"]["culprits"]) == (
+        "PEER_STOPPED",
+        ["worker:3"],
+    )
+    verdict, advice, *_ = tfdist("stacks", logs, "--verdict").stdout.splitlines()
+    assert verdict.startswith("PEER_STOPPED (worker:3): ")
+    assert advice.startswith("what helps: ")
+
     text = tfdist("stacks", logs, "--task", "worker:2").stdout
     assert f"worker:2  attempt 1  pid {pids['worker:2']}  answers" in text
     assert "wait_in_python" in text
@@ -298,6 +307,14 @@ def numbers():
 for _ in tf.data.Dataset.from_generator(numbers, output_signature=tf.TensorSpec((), tf.int32)):
     pass
 """
+
+
+def test_a_verdict_is_on_all_tasks(folder, capsys):
+    run = folder("tfdist-a")
+    assert main(["stacks", str(run.path), "--verdict", "--task", "worker:0"]) == 2
+    assert capsys.readouterr().err == (
+        "tfdist: --verdict: got 'worker:0'; is on all tasks; it goes without --task\n"
+    )
 
 
 @pytest.fixture

@@ -6,6 +6,8 @@ import socket
 import pytest
 
 from tfdist.cluster.connections import Connection, _endpoint, connections_of
+from tfdist.cluster.sighting import Sighting, name_peers
+from tfdist.cluster.stacks import Answer
 
 
 @pytest.mark.parametrize(
@@ -49,3 +51,28 @@ def test_an_address_is_read_as_the_kernel_writes_it(text, address):
 
 def test_a_process_that_is_gone_has_none():
     assert connections_of(2**22 + 1) == ()
+
+
+def test_who_does_not_answer_is_named_once_where_it_was_seen():
+    def end(port, other, resent):
+        return Connection(f"10.0.0.1:{port}", other, resent)
+
+    worker = Sighting(
+        Answer("answered"),
+        connections=(
+            end(1, "10.0.0.2:2222", 3),
+            end(2, "10.0.0.2:2223", 2),
+            end(3, "10.0.0.9:80", 2),
+            end(4, "10.0.0.3:80", 1),  # sent again once: that happens
+        ),
+    )
+    ps = Sighting(
+        Answer("answered"),
+        connections=(
+            Connection("10.0.0.2:2222", "10.0.0.1:1", 0),
+            Connection("10.0.0.2:2223", "10.0.0.1:2", 0),
+        ),
+    )
+    seen = {"worker:0": worker, "ps:0": ps}
+    tasks = name_peers([one.evidence(name=name) for name, one in seen.items()], seen)
+    assert [task.unanswered for task in tasks] == [("ps:0", "10.0.0.9:80"), ()]

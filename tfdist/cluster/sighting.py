@@ -76,7 +76,10 @@ def name_peers(
     """
     names = {end.local: name for name, one in seen.items() for end in one.connections}
     return tuple(
-        replace(task, unanswered=tuple(names.get(end, end) for end in task.unanswered))
+        # Once each: two tasks have several connections.
+        replace(
+            task, unanswered=tuple(dict.fromkeys(names.get(end, end) for end in task.unanswered))
+        )
         for task in tasks
     )
 

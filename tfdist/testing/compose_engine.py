@@ -56,18 +56,12 @@ class EngineNodes(ComposeNodes):
 
     def up(self, timeout: float) -> None:  # noqa: D102
         self._was_up = True
-        try:
-            self._run([*self._compose, "up", "-d"], timeout)
-        except subprocess.TimeoutExpired:
-            raise StartTimeout(
-                list(self._services), timeout, "docker compose still waits"
-            ) from None
+        late = StartTimeout(list(self._services), timeout, "docker compose still waits")
+        self._run([*self._compose, "up", "-d"], timeout, late)
 
     def wait(self, service: str, timeout: float) -> int:  # noqa: D102
-        try:
-            return int(self._run(["docker", "wait", self._container(service)], timeout))
-        except subprocess.TimeoutExpired:
-            raise RunTimeout([service], timeout) from None
+        late = RunTimeout([service], timeout)
+        return int(self._run(["docker", "wait", self._container(service)], timeout, late))
 
     def health(self, service: str) -> str:  # noqa: D102
         container = self._container(service)
@@ -114,21 +108,23 @@ class EngineNodes(ComposeNodes):
             self._containers[service] = found  # also when it is started again
         return self._containers[service]
 
-    def _run(self, command: Sequence[str], timeout: float = _ANSWER_SECS) -> str:
-        """What a command prints on both streams; ClusterError with that if it fails."""
-        ended = subprocess.run(
-            command,
-            env=self._environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=timeout,
-            check=False,
-        )
+    def _run(
+        self,
+        command: Sequence[str],
+        timeout: float = _ANSWER_SECS,
+        late: ClusterError | None = None,
+    ) -> str:
+        """What a command prints on both streams; ClusterError with that if it fails.
+
+        If it has not ended in so many seconds, the error is `late`, or says so if that is None.
+        """
+        told = " ".join(command)
+        try:
+            ended = _ran(command, self._environ, timeout)
+        except subprocess.TimeoutExpired:
+            raise late or ClusterError(f"{told}: no answer after {timeout:g} s") from None
         if ended.returncode != 0:
-            raise ClusterError(f"{' '.join(command)}: {ended.stdout.strip()}")
+            raise ClusterError(f"{told}: {ended.stdout.strip()}")
         return ended.stdout
 
 
@@ -152,17 +148,24 @@ def _found_compose(environ: Mapping[str, str]) -> list[str] | None:
 
 
 def _tried(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    """The same as `_ran`, where no answer is a failure."""
     try:
-        return subprocess.run(
-            command,
-            env=dict(environ),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            timeout=_ANSWER_SECS,
-            check=False,
-        )
+        return _ran(command, environ, _ANSWER_SECS)
     except subprocess.TimeoutExpired as late:
         return subprocess.CompletedProcess(late.cmd, 1, f"no answer after {_ANSWER_SECS:g} s")
+
+
+def _ran(
+    command: Sequence[str], environ: Mapping[str, str], timeout: float
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        env=dict(environ),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=timeout,
+        check=False,
+    )
