@@ -9,6 +9,7 @@ import psutil
 import tfdist
 from tests.chaos import barrier_jobs
 from tests.chaos.barrier_jobs import KINDS
+from tfdist.deadline import Deadline
 from tfdist.testing import poll_until
 
 START = 60.0
@@ -101,6 +102,13 @@ class Crew(threading.Thread):
 
     def wake(self, name):
         self.cluster.resume(name)
+
+    def stop_for_a_while(self, name, seconds):
+        """Lets it work for as long, and then stand still."""
+        for change in (self.stop, self.wake):
+            stands = Deadline(seconds)
+            poll_until(lambda stands=stands: stands.expired, "the time is over", timeout=LONG)
+            change(name)
 
     def start_second(self, name):
         """A second process of a trainer, at desks of its own; the name of those."""

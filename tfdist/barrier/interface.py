@@ -121,7 +121,9 @@ class SharedBarrier(ABC):
         Raises:
             BarrierTimeout: somebody did not come. This trainer still counts as arrived, and the
                 next `wait` goes on waiting for the same generation; unless `break_on_timeout`,
-                which breaks the barrier for all.
+                which breaks the barrier for all. A ps that does not answer can be told nothing:
+                then `missing` is ("ps:0",), and only a next `wait` finds out what has become of
+                the generation.
             BarrierBroken: the barrier was aborted or reset, the action failed, or the ps was lost.
             BarrierError: this trainer has resigned, or a tf.function is being traced.
         """
