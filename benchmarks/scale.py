@@ -32,10 +32,9 @@ import sys
 from collections.abc import Mapping
 from dataclasses import Field, asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import _scale_check as check
-from benchmarks import _scale_lab as lab
 from benchmarks import _scale_paper as paper
 from benchmarks._report import log, machine, spread, target
 from benchmarks._scale_costs import Costs
@@ -44,6 +43,9 @@ from benchmarks._scale_kinds import Samples, Sizes, costs_of
 from benchmarks._scale_knee import crossing, last_growth
 from benchmarks._scale_print import print_report
 from tfdist.errors import ConfigError, TfdistError
+
+if TYPE_CHECKING:
+    from benchmarks import _scale_lab as lab
 
 _NUM_PS = (1, 8)
 _LIMIT_SECS = 400.0  # of each part that is measured
@@ -145,6 +147,8 @@ def _read_costs(path: str) -> Costs:
 
 def _measure(extent: Extent, seed: int) -> tuple[Costs | None, list[Row], list[dict[str, Any]]]:
     """The costs, rows and targets; no costs if they could not be measured."""
+    from benchmarks import _scale_lab as lab  # with TensorFlow, which `--costs` does without
+
     here = Machines(cores=len(os.sched_getaffinity(0)), is_one=True)
     sizes, costs, rows, factors = extent.sizes, None, list[Row](), list[float]()
     log("costs and a real job ...")
