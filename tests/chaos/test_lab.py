@@ -123,6 +123,21 @@ def test_a_grid_of_the_job_of_2018():
     ]
 
 
+def test_a_grid_is_a_line_for_each_size_and_the_rate_of_all(tmp_path):
+    sizes = ["--ps", "1,2", "--workers", "2", "--epochs", "1", "--iterator", "local"]
+    ended = tfdist("run", "t23846", *sizes, "--out", tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    one, two, total = ended.stdout.splitlines()
+    size = "--workers 2 --inter-op 4 --epochs 1 --iterator local"
+    assert one == f"--ps 1 {size}: FINE; hangs: 0 of 1: at most 95.0%, at 95 %"
+    assert two == f"--ps 2 {size}: FINE; hangs: 0 of 1: at most 95.0%, at 95 %"
+    assert "hangs: 0 of 2: at most 77.6%, at 95 %" in total
+    assert f"reports are in {tmp_path}" in total
+    pages = [page.read_text("utf-8") for page in tmp_path.glob("*/report.html")]
+    for flags in (f"--ps 1 {size}", f"--ps 2 {size}"):
+        assert any(f"tfdist repro run t23846/end-of-epoch {flags} --seed" in page for page in pages)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -8,7 +8,7 @@ import pytest
 from tfdist import ConfigError
 from tfdist.cli import main
 from tfdist.repro.matrix import CASES, T23846, find
-from tfdist.repro.series import grid
+from tfdist.repro.series import grid, size_flags
 
 ROOT = Path(__file__).parents[2]
 MOST_LINES = 60  # a screen
@@ -49,6 +49,9 @@ def test_a_grid_has_each_size_once_and_counts_its_examples():
     }
     assert len(cases) == len(sizes) == 8
     assert {case.examples for case in cases} == {4 * 96 * 25, 8 * 96 * 25}
+    size = "--ps 1 --workers 4 --inter-op 1 --epochs 25 --iterator"
+    assert [size_flags(case) for case in cases[:2]] == [f"{size} local", f"{size} ps"]
+    assert size_flags(find("sync/worker-short")) == ""
 
 
 def test_the_list_is_readable_on_a_narrow_terminal(monkeypatch, capsys):

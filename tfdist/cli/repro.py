@@ -17,6 +17,7 @@ from rich.padding import Padding
 
 from tfdist.cli.arguments import add_json
 from tfdist.cli.pipe import PipeConsole
+from tfdist.cluster.doctor.machine import installed
 from tfdist.cluster.processes import start_fork_server, stop_fork_server
 from tfdist.cluster.run_folder import RunFolder
 from tfdist.errors import ConfigError
@@ -24,7 +25,7 @@ from tfdist.repro.case import Case
 from tfdist.repro.lab import Played, Plays
 from tfdist.repro.matrix import CASES, T23846, find
 from tfdist.repro.page import Report, docs_page, page_of
-from tfdist.repro.series import Row, grid, hang_rate, play_matrix, verdicts
+from tfdist.repro.series import Row, grid, hang_rate, play_matrix, size_flags, verdicts
 from tfdist.repro.timeline import timeline
 
 _NOT_AS_EXPECTED = 1
@@ -144,8 +145,11 @@ def run(parsed: argparse.Namespace) -> int:
             )
             results.append((case, runs))
             if not parsed.json:
-                for line in _run_lines(case, runs, lab.folder, many=len(cases) > 1):
+                lines = _size_lines if len(cases) > 1 else _run_lines
+                for line in lines(case, runs):
                     console.print(line)
+        if len(cases) > 1 and not parsed.json:
+            console.print(_grid_line([runs for _, runs in results], lab.folder))
     is_expected = all(played.as_expected for _, runs in results for played in runs)
     if parsed.json:
         print(json.dumps({"runs": [_series_json(case, runs) for case, runs in results]}))
@@ -206,24 +210,42 @@ def matrix(parsed: argparse.Namespace) -> int:
 
 
 def _row_line(row: Row, width: int) -> str:
-    found = ", ".join(
-        name.value if count == len(row.broken) else f"{name.value} {count}x"
-        for name, count in verdicts(row.broken).items()
-    )
     mark = "as expected" if row.as_expected else "NOT AS EXPECTED"
     cured = "cured: all examples" if row.cured_ok else f"cured: {row.cured.verdict}"
-    return f"{row.case.name:{width}}  {mark}: {found}; {cured}"
+    return f"{row.case.name:{width}}  {mark}: {_counted(row.broken)}; {cured}"
 
 
-def _run_lines(case: Case, runs: Sequence[Played], folder: Path, *, many: bool) -> Iterator[str]:
-    shape = case.shape
-    size = (
-        f" with {shape.num_ps} ps and {shape.num_workers} workers, {case.settings}" if many else ""
+def _size_lines(case: Case, runs: Sequence[Played]) -> Iterator[str]:
+    """Of one size in a grid; more of it where something is not as expected."""
+    yield f"{size_flags(case)}: {_counted(runs)}; {_hangs(runs)}"
+    if strange := [played for played in runs if not played.as_expected]:
+        for reason in strange[-1].verdict.because:
+            yield f"  {reason}"
+        yield f"  report: {strange[-1].folder / PAGE_FILE}"
+
+
+def _grid_line(sizes: Sequence[Sequence[Played]], folder: Path) -> str:
+    every = [played for runs in sizes for played in runs]
+    found = f"{len(sizes)} sizes: {_counted(every)}; {_hangs(every)}"
+    return f"{found}; TensorFlow {installed('tensorflow')}; reports are in {folder}"
+
+
+def _counted(runs: Sequence[Played]) -> str:
+    return ", ".join(
+        name.value if count == len(runs) else f"{name.value} {count}x"
+        for name, count in verdicts(runs).items()
     )
+
+
+def _hangs(runs: Sequence[Played]) -> str:
+    return f"hangs: {hang_rate(runs)}, at 95 %"
+
+
+def _run_lines(case: Case, runs: Sequence[Played]) -> Iterator[str]:
     last = runs[-1]
     told = "as expected" if all(played.as_expected for played in runs) else "not as expected"
     half = " (cured)" if last.cured else ""
-    yield f"{case.name}{half}{size}: {last.verdict.name.value}, {told}"
+    yield f"{case.name}{half}: {last.verdict.name.value}, {told}"
     for reason in last.verdict.because:
         yield f"  {reason}"
     if last.verdict.would_help:
@@ -232,8 +254,7 @@ def _run_lines(case: Case, runs: Sequence[Played], folder: Path, *, many: bool) 
     if last.told_secs is not None:
         yield f"  told {last.told_secs:.1f} s after anybody got on; {last.seconds:.1f} s in all"
     if len(runs) > 1:
-        counts = ", ".join(f"{name.value} {count}" for name, count in verdicts(runs).items())
-        yield f"  {len(runs)} runs: {counts}; hangs: {hang_rate(runs)}, at 95 %"
+        yield f"  {len(runs)} runs: {_counted(runs)}; {_hangs(runs)}"
     if not last.cured:
         yield f"  cure: {case.cure}: tfdist repro run {case.name} --cured"
     yield f"  report: {last.folder / PAGE_FILE}"
@@ -281,6 +302,7 @@ class _Lab:
     def report(self, played: Played) -> None:
         """Writes the page of a run."""
         case, half = played.case, " --cured" if played.cured else ""
+        size = f" {flags}" if (flags := size_flags(case)) else ""
         report = Report(
             title=f"{case.name}{' (cured)' if played.cured else ''}",
             about=case.about,
@@ -288,7 +310,7 @@ class _Lab:
             evidence=played.evidence,
             tracks=timeline(RunFolder(played.folder), played.judged_secs),
             seconds=played.judged_secs,
-            reproduce=f"tfdist repro run {case.name}{half} --seed {played.seed}",
+            reproduce=f"tfdist repro run {case.name}{size}{half} --seed {played.seed}",
             cure=case.cure,
             page=docs_page(f"hangs/{case.module}.md"),
         )

@@ -134,3 +134,17 @@ def grid(
             ps, workers, inter_op, iterator_on_ps
         )
     ]
+
+
+def size_flags(case: Case) -> str:
+    """The size of a case of `grid` as flags of `tfdist repro run`; empty for all other cases."""
+    if "inter_op" not in case.settings:
+        return ""
+    flags = {
+        "ps": case.shape.num_ps,
+        "workers": case.shape.num_workers,
+        "inter-op": case.settings["inter_op"],
+        "epochs": case.settings["epochs"],
+        "iterator": "ps" if case.settings["iterator_on_ps"] else "local",
+    }
+    return " ".join(f"--{name} {value}" for name, value in flags.items())
