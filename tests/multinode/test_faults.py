@@ -29,20 +29,20 @@ def _over_at_its_end(echo):
 @pytest.mark.parametrize(
     ("fault", "still"),
     [
-        (faults.Unplug("a"), {("b", "c"), ("c", "b")}),
-        (faults.Unplug("c"), {("a", "b"), ("b", "a")}),
-        (faults.LinkDown("a"), {("b", "c"), ("c", "b")}),
-        (faults.LinkDown("c"), {("a", "b"), ("b", "a")}),
-        (faults.Cut("a", "b"), {("a", "c"), ("c", "a"), ("b", "c"), ("c", "b")}),
-        (faults.Cut("c", "a"), {("a", "b"), ("b", "a"), ("b", "c"), ("c", "b")}),
-        (faults.OneWayCut("c", "a"), {("a", "b"), ("b", "a"), ("b", "c"), ("c", "b")}),
-        (faults.Loss("c", 1.0), {("a", "b"), ("b", "a")}),
+        (faults.Unplug("a"), [("b", "c"), ("c", "b")]),
+        (faults.Unplug("c"), [("a", "b"), ("b", "a")]),
+        (faults.LinkDown("a"), [("b", "c"), ("c", "b")]),
+        (faults.LinkDown("c"), [("a", "b"), ("b", "a")]),
+        (faults.Cut("a", "b"), [("a", "c"), ("c", "a"), ("b", "c"), ("c", "b")]),
+        (faults.Cut("c", "a"), [("a", "b"), ("b", "a"), ("b", "c"), ("c", "b")]),
+        (faults.OneWayCut("c", "a"), [("a", "b"), ("b", "a"), ("b", "c"), ("c", "b")]),
+        (faults.Loss("c", 1.0), [("a", "b"), ("b", "a")]),
     ],
     ids=str,
 )
 def test_who_can_talk_meanwhile(echo, fault, still):
     with fault.on(echo.network):
-        assert reached(echo, SILENT_SECS) == still
+        assert reached(echo, SILENT_SECS) == set(still)
 
 
 @pytest.mark.parametrize(
