@@ -2,13 +2,16 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 
 import pytest
 import tensorflow as tf
 
 import tfdist
-from tfdist import BarrierBroken, EpochStatus, TfdistError
+from tfdist import BarrierBroken, BarrierTimeout, EpochStatus, TfdistError
+from tfdist.deadline import Deadline
+from tfdist.train import epoch_state
 from tfdist.train.epoch_state import EpochState
 
 TIMEOUT = 20.0  # of what is expected to end
@@ -202,6 +205,50 @@ def test_who_was_restarted_goes_on_in_its_epoch(make, trainers):
         assert again.goes_on(True)
         assert rest.result() == [True] * 3
     assert together(lambda epoch, _: epoch.goes_on(False), [first, again]) == [False, False]
+
+
+def test_what_a_lost_ps_was_to_tell_is_broken_before_its_time_is_over(make_cluster):
+    cluster = make_cluster(1, 1, backend="processes")
+    with closing(EpochState(cluster.trainers[0], "lost")) as state:
+        assert state.reports(1) == []
+        cluster.kill("ps:0")
+        lost = Deadline(epoch_state.ANSWER_SECS)
+        with pytest.raises(BarrierBroken, match="ps:0 was lost"):
+            state.reports(1)
+        with pytest.raises(BarrierBroken, match="ps:0 was lost"):
+            state.put_end(1, 1)
+        assert not lost.expired
+
+
+def test_a_silent_ps_may_wake_in_time_and_is_named_where_it_does_not(make_cluster, monkeypatch):
+    cluster = make_cluster(1, 1, backend="processes")
+    with closing(EpochState(cluster.trainers[0], "silent")) as state:
+        assert state.reports(1) == []
+        cluster.pause("ps:0")
+        with ThreadPoolExecutor(1) as pool:
+            reports = pool.submit(state.reports, 1)
+            with pytest.raises(TimeoutError):
+                reports.result(1.5 * epoch_state.RECHECK_SECS)
+            cluster.resume("ps:0")
+            assert reports.result(TIMEOUT) == []
+        monkeypatch.setattr(epoch_state, "ANSWER_SECS", 0.5)
+        cluster.pause("ps:0")
+        with pytest.raises(BarrierBroken, match=r"ps:0 has not answered for \d"):
+            state.reports(1)
+        cluster.resume("ps:0")
+
+
+def test_a_ps_that_is_silent_at_the_end_is_no_trainer_that_is_absent(make_cluster, monkeypatch):
+    cluster = make_cluster(1, 1, backend="processes")
+    with tfdist.Epoch(cluster.trainers[0], "silent") as epoch:
+        with monkeypatch.context() as patch:
+            # It falls silent after that.
+            patch.setattr(epoch._state, "put_report", lambda report: cluster.pause("ps:0"))
+            with pytest.raises(BarrierTimeout) as caught:
+                epoch.finish(0.5)
+        assert caught.value.missing == ("ps:0",)
+        cluster.resume("ps:0")
+        assert epoch.finish(TIMEOUT).status is EpochStatus.ALL_ENDED
 
 
 def test_it_is_over_once_it_has_said_so(make):

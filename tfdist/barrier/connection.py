@@ -189,25 +189,31 @@ class Connection:
         try:
             return retry_if_mistaken(run, *args, **kwargs)
         except tf.errors.DeadlineExceededError:
-            self._check_ps()
+            check_ps(self._address)
             raise
-
-    def _check_ps(self) -> None:
-        """Raises UnavailableError if nobody listens at the ps's address."""
-        host, _, port = self._address.rpartition(":")
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), _PROBE_SECS).close()
-        except ConnectionRefusedError as error:
-            message = f"nobody listens at {self._address}"
-            raise tf.errors.UnavailableError(None, None, message) from error
-        except OSError:
-            return  # slow or cut off, which is not the same as gone
 
     def close(self) -> None:
         """Gives the connection back; blocks for RECHECK_SECS at most."""
-        with suppress(*PS_LOST, tf.errors.DeadlineExceededError):  # then it is gone already
-            self._check_ps()
-            self._session.close()
+        close_session(self._session, self._address)
+
+
+def check_ps(address: str) -> None:
+    """Raises UnavailableError if nobody listens at the ps's address; blocks for 0.2 s at most."""
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _PROBE_SECS).close()
+    except ConnectionRefusedError as error:
+        message = f"nobody listens at {address}"
+        raise tf.errors.UnavailableError(None, None, message) from error
+    except OSError:
+        return  # slow or cut off, which is not the same as gone
+
+
+def close_session(session: Any, address: str) -> None:
+    """Gives a session on a ps back; blocks for its `operation_timeout_in_ms` at most."""
+    with suppress(*PS_LOST, tf.errors.DeadlineExceededError):  # then it is gone already
+        check_ps(address)
+        session.close()
 
 
 def _total_waits(state: State, rules: Arrivals) -> list[int]:

@@ -141,7 +141,7 @@ class Epoch:
 
         Raises:
             BarrierTimeout: somebody did not come; the next call goes on waiting for the same step.
-            BarrierBroken: the ps was lost.
+            BarrierBroken: the ps was lost, or is silent for 30 s.
             TfdistError: it has said no already.
         """
         if self._is_over:
@@ -179,7 +179,8 @@ class Epoch:
             its own watch a moment later may have seen all.
 
         Raises:
-            BarrierBroken: the action failed, or the ps was lost.
+            BarrierTimeout: ps 0 does not answer; `finish` may be called again.
+            BarrierBroken: the action failed, or the ps was lost, or is silent for 30 s.
         """
         self._state.put_report(
             EpochReport(
@@ -195,6 +196,8 @@ class Epoch:
         try:
             self._end.wait(timeout)
         except BarrierTimeout as error:
+            if error.missing == ("ps:0",):
+                raise
             return self._result(error.missing)
         result = self._result()
         self._left = self._state.now()

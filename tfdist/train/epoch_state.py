@@ -14,11 +14,15 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfdist.barrier.connection import PS_LOST, check_ps, close_session
+from tfdist.deadline import Deadline
+from tfdist.errors import BarrierBroken
 from tfdist.ledger import Range
 from tfdist.mistaken import retry_if_mistaken
 from tfdist.task import Task, session_target
 
-_TIMEOUT_SECS = 30.0
+ANSWER_SECS = 30.0
+RECHECK_SECS = 2.0  # TensorFlow waits for a ps that is gone; it is looked for this often
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,9 @@ class EpochReport:
 class EpochState:
     """One trainer's way to the places of all; blocks for 30 s at most for an answer.
 
+    Whoever gets none has passed a barrier that others have passed too, and cannot go on in step
+    with them. So all methods raise BarrierBroken where the ps was lost, or stays silent.
+
     Args:
         task: who this is.
         name: the same on every trainer.
@@ -67,10 +74,11 @@ class EpochState:
             self._reports = [tf.stack([_read(place) for place in places]) for places in reports]
             self._now = tf.timestamp()
         config = tf.compat.v1.ConfigProto(
-            device_filters=["/job:ps/task:0"], operation_timeout_in_ms=int(_TIMEOUT_SECS * 1000)
+            device_filters=["/job:ps/task:0"], operation_timeout_in_ms=int(RECHECK_SECS * 1000)
         )
-        address = task.cluster_spec["ps"][0]
-        self._session = tf.compat.v1.Session(session_target(address), graph=graph, config=config)
+        self._name, self._address = name, task.cluster_spec["ps"][0]
+        target = session_target(self._address)
+        self._session = tf.compat.v1.Session(target, graph=graph, config=config)
 
     def put_end(self, epoch: int, step: int) -> None:
         """This trainer has nothing left from `step` on."""
@@ -101,11 +109,29 @@ class EpochState:
 
     def close(self) -> None:
         """Gives the connection to the ps back."""
-        self._session.close()
+        close_session(self._session, self._address)
 
     def _run(self, fetch: Any, text: str | None = None) -> Any:
         feed = {} if text is None else {self._text: text}
-        return retry_if_mistaken(self._session.run, fetch, feed)
+        answer = Deadline(ANSWER_SECS)
+        while True:
+            try:
+                return self._ask(fetch, feed)
+            except PS_LOST as error:
+                reason = f"ps:0 was lost or restarted: {error}"
+                raise BarrierBroken(self._name, reason) from error
+            except tf.errors.DeadlineExceededError as error:
+                # To put the same again changes nothing.
+                if answer.expired:
+                    reason = f"ps:0 has not answered for {answer.elapsed:.0f} s"
+                    raise BarrierBroken(self._name, reason) from error
+
+    def _ask(self, fetch: Any, feed: dict[Any, str]) -> Any:
+        try:
+            return retry_if_mistaken(self._session.run, fetch, feed)
+        except tf.errors.DeadlineExceededError:
+            check_ps(self._address)
+            raise
 
 
 def _place(name: str) -> Any:
