@@ -247,7 +247,7 @@ def test_timeouts_that_race_with_the_release(start):
         (60, (0.1, 0.11), (0.03, 0.13)),  # where the queue kind is cut off while it blocks
     ]
     races = [crew.order(name, "race", phases=phases, seed=1) for name in crew.names]
-    for pairs in [pairs for race in races for pairs in race.answers(4 * LONG)]:
+    for pairs in [pairs for race in races for pairs in race.answers(2 * LONG)]:
         for pair in pairs:
             timed_out = pair.pop("timed_out")
             assert pair == {"early": 0, "generation": 261}
@@ -262,7 +262,7 @@ def test_timeouts_that_break_it_race_with_the_release(start, stops):
     races = [crew.order(name, "race_to_break", **options) for name in crew.names]
     for _ in range(stops):
         crew.stop_for_a_while("ps:0", 2 * SOON)  # longer than a wait does without an answer
-    one, other = (race.answers(2 * LONG) for race in races)
+    one, other = (race.answers() for race in races)
     assert one == other
     for rounds in one:
         assert all(passed != broken for passed, broken in rounds)
