@@ -153,6 +153,8 @@ class TaskEvidence:
         works: whether it has used the CPU, or read from a disk, while it was looked at.
         unanswered: names of the tasks, or addresses, whose machine does not acknowledge what it
             has sent them.
+        sends_to: names of the tasks, or addresses, that took a long message of it bit by bit while
+            it was looked at.
         quiet_secs: since it got on, by its own word.
         left: whether it takes no further part, by its own word, though it lives.
         steps: how many it has done, by its own word.
@@ -172,6 +174,7 @@ class TaskEvidence:
     waits: Mapping[str, int] = field(default_factory=dict)
     works: bool = False
     unanswered: tuple[str, ...] = ()
+    sends_to: tuple[str, ...] = ()
     quiet_secs: float = 0.0
     left: bool = False
     steps: int | None = None
@@ -265,8 +268,8 @@ def _task(values: dict[str, Any]) -> TaskEvidence:
         )
         for stack in values["stacks"]
     )
-    read = {"stacks": stacks, "state": State(values["state"])}
-    return TaskEvidence(**{**values, **read, "unanswered": tuple(values.get("unanswered", ()))})
+    peers = {name: tuple(values.get(name, ())) for name in ("unanswered", "sends_to")}
+    return TaskEvidence(**{**values, **peers, "stacks": stacks, "state": State(values["state"])})
 
 
 def _ranges(pairs: Iterable[Iterable[int]]) -> tuple[Range, ...]:

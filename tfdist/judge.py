@@ -56,7 +56,7 @@ def _dead(evidence: Evidence) -> Verdict | None:
 
 def _is_busy(evidence: Evidence) -> bool:
     """Whether somebody has something to do without those that are missing."""
-    return bool(_working(evidence)) or any(python_call(task) for task in _waiting(evidence))
+    return bool(_working(evidence) or _sending(evidence)) or any(python_call(task) for task in _waiting(evidence))
 
 
 def _working(evidence: Evidence) -> list[TaskEvidence]:
@@ -74,6 +74,15 @@ def _working(evidence: Evidence) -> list[TaskEvidence]:
     ]
 
 
+def _sending(evidence: Evidence) -> list[TaskEvidence]:
+    """Those whose messages get through, slowly.
+
+    The kernel of a task that is stopped takes what it has room for, and nobody reads it.
+    """
+    stopped = {task.name for task in evidence.tasks if task.state is State.STOPPED}
+    return [task for task in _alive(evidence) if set(task.sends_to) - stopped]
+
+
 def _missing(evidence: Evidence) -> list[str]:
     """The tasks that nobody waits for, so far."""
     states = (State.STOPPED, State.DEAD, State.FAILED)
@@ -89,12 +98,23 @@ def _end(task: TaskEvidence) -> str:
 
 
 def _slow(evidence: Evidence) -> Verdict | None:
-    """Somebody works, or is in Python: the others wait for it."""
-    working = _working(evidence)
+    """Somebody works, sends a long message, or is in Python: the others wait for it."""
+    working, sending = _working(evidence), _sending(evidence)
     importing = [task for task in _alive(evidence) if task.place is Place.IMPORT]
     if importing and evidence.seconds < _IMPORT_SECS:
         told = [f"{task.name}: still importing, in {task.call}" for task in importing]
         return _verdict(Name.SLOW_START, importing, told)
+    if sending:
+        return _verdict(
+            Name.SLOW,
+            sending,
+            [
+                *(f"{task.name}: sends to {', '.join(task.sends_to)}, slowly" for task in sending),
+                *_missing(evidence),
+            ],
+            Confidence.LIKELY,
+            "the bandwidth between their machines",
+        )
     if working:
         return _verdict(
             Name.SLOW,

@@ -2,10 +2,11 @@
 
 import os
 import socket
+import threading
 
 import pytest
 
-from tfdist.cluster.connections import Connection, _endpoint, connections_of
+from tfdist.cluster.connections import LONG, Connection, _endpoint, connections_of, takers_of
 from tfdist.cluster.sighting import Sighting, name_peers
 from tfdist.cluster.stacks import Answer
 
@@ -22,9 +23,68 @@ def test_both_ends_of_a_connection_are_seen(family, address):
         (host, near), (_, far) = client.getsockname()[:2], client.getpeername()[:2]
         name = f"[{host}]" if ":" in host else host
         found = connections_of(os.getpid())
-        assert Connection(f"{name}:{near}", f"{name}:{far}", 0) in found
-        assert Connection(f"{name}:{far}", f"{name}:{near}", 0) in found
+        assert Connection(f"{name}:{near}", f"{name}:{far}", 0, 0) in found
+        assert Connection(f"{name}:{far}", f"{name}:{near}", 0, 0) in found
     assert all(str(near) not in end.local for end in connections_of(os.getpid()))
+
+
+@pytest.fixture
+def connect():
+    """Makes a pair of connected sockets; the second one has little room for what it has not read."""
+    opened = []
+
+    def connected():
+        server = socket.socket()
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, LONG // 4)
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        client = socket.create_connection(server.getsockname())
+        opened.extend((server, client, server.accept()[0]))
+        client.setblocking(False)
+        return client, opened[-1]
+
+    yield connected
+    for one in opened:
+        one.close()
+
+
+def name_of(one):
+    return "{}:{}".format(*one.getsockname())
+
+
+def test_what_is_not_acknowledged_is_counted(connect):
+    client, server = connect()
+    sent = client.send(b"x" * 8 * LONG)
+    ends = {end.local: end for end in connections_of(os.getpid())}
+    assert LONG < ends[name_of(client)].unacknowledged <= sent
+    assert ends[name_of(server)].unacknowledged == 0
+
+
+def test_who_takes_a_long_message_bit_by_bit_is_told_from_who_takes_none(connect):
+    (to_reader, reader), (to_idle, _), (to_chatty, chatty) = connect(), connect(), connect()
+    to_reader.send(b"x" * 8 * LONG)
+    to_idle.send(b"x" * 8 * LONG)
+    while takers_of(os.getpid(), 0.1):
+        pass  # the kernel takes what it has room for
+    over = threading.Event()
+
+    def read():
+        while not over.wait(0.02):
+            reader.recv(LONG // 8)
+            to_chatty.send(b"x" * 100)  # questions and answers are no long message
+            chatty.recv(100)
+
+    thread = threading.Thread(target=read)
+    thread.start()
+    try:
+        assert takers_of(os.getpid(), 0.5) == {name_of(reader)}
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_of_a_process_that_is_gone_nobody_takes_anything():
+    assert takers_of(2**22 + 1, 0.0) == frozenset()
 
 
 def test_those_of_another_process_are_not_seen():
@@ -53,9 +113,9 @@ def test_a_process_that_is_gone_has_none():
     assert connections_of(2**22 + 1) == ()
 
 
-def test_who_does_not_answer_is_named_once_where_it_was_seen():
+def test_the_other_end_is_named_once_where_it_was_seen():
     def end(port, other, resent):
-        return Connection(f"10.0.0.1:{port}", other, resent)
+        return Connection(f"10.0.0.1:{port}", other, 0, resent)
 
     worker = Sighting(
         Answer("answered"),
@@ -65,14 +125,16 @@ def test_who_does_not_answer_is_named_once_where_it_was_seen():
             end(3, "10.0.0.9:80", 2),
             end(4, "10.0.0.3:80", 1),  # sent again once: that happens
         ),
+        takers=frozenset(("10.0.0.2:2223", "10.0.0.9:80")),
     )
     ps = Sighting(
         Answer("answered"),
         connections=(
-            Connection("10.0.0.2:2222", "10.0.0.1:1", 0),
-            Connection("10.0.0.2:2223", "10.0.0.1:2", 0),
+            Connection("10.0.0.2:2222", "10.0.0.1:1", 0, 0),
+            Connection("10.0.0.2:2223", "10.0.0.1:2", 0, 0),
         ),
     )
     seen = {"worker:0": worker, "ps:0": ps}
     tasks = name_peers([one.evidence(name=name) for name, one in seen.items()], seen)
     assert [task.unanswered for task in tasks] == [("ps:0", "10.0.0.9:80"), ()]
+    assert [task.sends_to for task in tasks] == [("ps:0", "10.0.0.9:80"), ()]

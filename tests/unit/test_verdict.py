@@ -164,6 +164,19 @@ WAITS = at(Place.RUN)
          Name.PEER_UNREACHABLE, ["worker:0"]),
         (job(replace(WAITS, unanswered=("ps:0",)), at(Place.PYTHON, "worker:1")),
          Name.SLOW, ["worker:1"]),
+        # A long message goes to somebody bit by bit: the link is slow, or who takes it.
+        (job(at(Place.EXTENDING, sends_to=("ps:0",)), at(Place.EXTENDING, "worker:1")),
+         Name.SLOW, ["worker:0"]),
+        (Evidence((replace(PS, sends_to=("worker:0",)), WAITS)), Name.SLOW, ["ps:0"]),
+        (job(replace(WAITS, sends_to=("ps:0",)), replace(WAITS, name="worker:1", works=True)),
+         Name.SLOW, ["worker:0"]),
+        (job(replace(WAITS, sends_to=("10.0.0.9:2222",)), at(Place.RUN, "worker:1")),
+         Name.SLOW, ["worker:0"]),
+        (job(replace(WAITS, sends_to=("ps:0",)), replace(ENDED, state=State.DEAD)),
+         Name.SLOW, ["worker:0"]),
+        # The kernel of one that is stopped takes what it has room for.
+        (job(replace(WAITS, sends_to=("worker:1",)), at(Place.RUN, "worker:1", state=State.STOPPED)),
+         Name.PEER_STOPPED, ["worker:1"]),
         # Those that are missing are not the cause where somebody has something to do.
         *[(job(busy, replace(ENDED, state=state)), Name.SLOW, ["worker:0"])
           for busy in (at(Place.PYTHON), at(Place.RUN, works=True))
@@ -307,6 +320,7 @@ def test_what_a_lost_task_has_left_is_said_with_five_ranges_at_most():
     [
         (at(Place.RUN, state=State.STOPPED), Name.PEER_STOPPED),
         (at(Place.RUN, works=True), Name.SLOW),
+        (at(Place.EXTENDING, sends_to=("10.0.0.9:2222",)), Name.SLOW),
         (at(Place.RUN, unanswered=("10.0.0.9:2222",)), Name.PEER_UNREACHABLE),
         (at(Place.CLOSING), Name.DEAD_DEPENDENCY),
         (at(Place.CONNECTING), Name.SLOW_START),

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from tfdist.cluster import py_spy
-from tfdist.cluster.connections import Connection, connections_of
+from tfdist.cluster.connections import Connection, connections_of, takers_of
 from tfdist.cluster.kernel_threads import KernelThreads, kernel_threads
 from tfdist.cluster.stacks import ANSWERED, GONE, STOPPED, STOPPED_STATES, Answer, ask
 from tfdist.deadline import Deadline
@@ -38,6 +38,7 @@ class Sighting:
         waits: for each function of the kernel in which threads have waited for long, how many did.
         works: whether it has used the CPU, or read from a disk.
         connections: that it has.
+        takers: remote ends of those that took a long message bit by bit.
     """
 
     answer: Answer
@@ -45,6 +46,7 @@ class Sighting:
     waits: dict[str, int] = field(default_factory=dict)
     works: bool = False
     connections: tuple[Connection, ...] = ()
+    takers: frozenset[str] = frozenset()
 
     @property
     def state(self) -> State:
@@ -62,24 +64,27 @@ class Sighting:
             unanswered=tuple(
                 sorted({end.remote for end in self.connections if end.resent >= _RESENT})
             ),
+            sends_to=tuple(sorted(self.takers)),
         )
 
 
 def name_peers(
     tasks: Iterable[TaskEvidence], seen: Mapping[str, Sighting]
 ) -> tuple[TaskEvidence, ...]:
-    """The tasks with the names of those that do not answer them, where these were seen too.
+    """The tasks with the names of those at the other end, where these were seen too.
 
     Args:
         tasks: as `Sighting.evidence` gives them.
         seen: by name, those whose processes live.
     """
     names = {end.local: name for name, one in seen.items() for end in one.connections}
-    return tuple(
+
+    def named(ends: Iterable[str]) -> tuple[str, ...]:
         # Once each: two tasks have several connections.
-        replace(
-            task, unanswered=tuple(dict.fromkeys(names.get(end, end) for end in task.unanswered))
-        )
+        return tuple(dict.fromkeys(names.get(end, end) for end in ends))
+
+    return tuple(
+        replace(task, unanswered=named(task.unanswered), sends_to=named(task.sends_to))
         for task in tasks
     )
 
@@ -118,7 +123,7 @@ def _sight(process: psutil.Process, ask_it: Callable[[], Answer]) -> Sighting:
         start = time.monotonic()
         # From here: the answer itself is not work of the task.
         cpu_secs, read = _cpu_secs(process), _bytes_read(process)
-        time.sleep(_SAMPLE_SECS)
+        takers = takers_of(process.pid, _SAMPLE_SECS)
         used = (_cpu_secs(process) - cpu_secs) / (time.monotonic() - start)
         after = kernel_threads(process.pid)
         spins = _has_running(before) and _has_running(after)
@@ -129,6 +134,7 @@ def _sight(process: psutil.Process, ask_it: Callable[[], Answer]) -> Sighting:
             dict(_waits(before) & _waits(after)),  # who reads from a disk waits only for moments
             works=used >= _works_share() or spins or moves or _bytes_read(process) > read,
             connections=connections_of(process.pid),
+            takers=takers,
         )
     except psutil.NoSuchProcess:
         return Sighting(Answer(GONE))
