@@ -56,7 +56,8 @@ def _dead(evidence: Evidence) -> Verdict | None:
 
 def _is_busy(evidence: Evidence) -> bool:
     """Whether somebody has something to do without those that are missing."""
-    return bool(_working(evidence) or _sending(evidence)) or any(python_call(task) for task in _waiting(evidence))
+    in_python = any(python_call(task) for task in _waiting(evidence))
+    return bool(_working(evidence) or _sending(evidence) or in_python)
 
 
 def _working(evidence: Evidence) -> list[TaskEvidence]:

@@ -30,7 +30,7 @@ def test_both_ends_of_a_connection_are_seen(family, address):
 
 @pytest.fixture
 def connect():
-    """Makes a pair of connected sockets; the second one has little room for what it has not read."""
+    """Makes pairs of connected sockets; the second has little room for what it has not read."""
     opened = []
 
     def connected():

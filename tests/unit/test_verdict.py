@@ -175,7 +175,8 @@ WAITS = at(Place.RUN)
         (job(replace(WAITS, sends_to=("ps:0",)), replace(ENDED, state=State.DEAD)),
          Name.SLOW, ["worker:0"]),
         # The kernel of one that is stopped takes what it has room for.
-        (job(replace(WAITS, sends_to=("worker:1",)), at(Place.RUN, "worker:1", state=State.STOPPED)),
+        (job(replace(WAITS, sends_to=("worker:1",)),
+             at(Place.RUN, "worker:1", state=State.STOPPED)),
          Name.PEER_STOPPED, ["worker:1"]),
         # Those that are missing are not the cause where somebody has something to do.
         *[(job(busy, replace(ENDED, state=state)), Name.SLOW, ["worker:0"])

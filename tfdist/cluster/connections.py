@@ -3,8 +3,8 @@
 A machine that is cut off from another one does not know it: what it sends is sent again, each time
 after twice as long, for a quarter of an hour (`tcp_retries2` of Linux). Until then nothing fails.
 A process that is stopped, or busy, is told apart by that: its kernel acknowledges, as long as there
-is room for what the process has not read. Whoever takes a long message bit by bit, over a slow link,
-say, is told from one that takes nothing by how much the kernel still holds.
+is room for what the process has not read. Whoever takes a long message bit by bit, over a slow
+link, say, is told from one that takes nothing by how much the kernel of the sender still holds.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Connection:
     Attributes:
         local: address and port of this end, such as "10.0.0.1:2222".
         remote: of the other one.
-        unacknowledged: bytes that the kernel holds, sent or not, as the other end may not have them.
+        unacknowledged: bytes that the kernel holds, sent or not, for the other end.
         resent: how often the kernel has sent something again, and still nobody acknowledges it.
     """
 
