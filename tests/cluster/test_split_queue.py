@@ -525,3 +525,23 @@ def test_bad_input_is_named(trainers, changes, field):
     with tf.Graph().as_default(), pytest.raises(ConfigError) as caught:
         tfdist.SplitQueue(trainers[0], name, ranges, **values)
     assert caught.value.field == field
+
+
+def test_a_ps_that_is_silent_or_lost_is_named(make_cluster, monkeypatch):
+    monkeypatch.setattr("tfdist.split_queue.connection._ANSWER_SECS", 1.0)
+    cluster = make_cluster(1, 1, backend="processes")
+    task = cluster.trainers[0]
+    queue = initialized(task, lambda: tfdist.SplitQueue(task, "all", [(0, 4)], batch_size=1))
+    assert queue.report().visited == ()
+    cluster.pause("ps:0")
+    with pytest.raises(tf.errors.DeadlineExceededError, match=r"ps:0 .* not answered for 1 s"):
+        queue.report()
+    cluster.resume("ps:0")
+    assert queue.report().visited == ()
+    cluster.kill("ps:0")
+    with pytest.raises(tf.errors.UnavailableError, match="ps:0, where the splits are kept, was"):
+        for _ in queue:
+            pass
+    with pytest.raises(tf.errors.UnavailableError, match="nobody listens at"):
+        queue.report()
+    queue.close()

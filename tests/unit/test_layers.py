@@ -26,6 +26,7 @@ LAYERS = {
     "mistaken": 0,
     "planner": 0,
     "progress": 0,
+    "refusal": 0,
     "split_plan": 0,
     "splits": 0,
     "stall": 0,

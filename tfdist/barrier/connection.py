@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -17,6 +16,7 @@ from tfdist.barrier.vector import State, as_arrivals, num_parties, unpack
 from tfdist.deadline import Deadline
 from tfdist.errors import ConfigError
 from tfdist.mistaken import retry_if_mistaken
+from tfdist.refusal import is_refused
 from tfdist.task import session_target
 
 # A run that blocks is looked after this often: a lost token or a Ctrl-C waits no longer.
@@ -24,7 +24,6 @@ RECHECK_SECS = 2.0
 # What never blocks is answered within milliseconds, unless the ps is stopped or cut off.
 ANSWER_SECS = 10.0
 _LAST_ANSWER_SECS = 0.4
-_PROBE_SECS = 0.2
 _RETRY_SECS = 0.05
 _REFUSED_SECS = 0.001
 
@@ -182,10 +181,7 @@ class Connection:
                     raise
 
     def _ask(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Runs; raises UnavailableError if it is not answered because the ps is gone.
-
-        TensorFlow tries a process that is gone again and again, until the run's time is over.
-        """
+        """Runs; raises UnavailableError if it is not answered because the ps is gone."""
         try:
             return retry_if_mistaken(run, *args, **kwargs)
         except tf.errors.DeadlineExceededError:
@@ -199,14 +195,8 @@ class Connection:
 
 def check_ps(address: str) -> None:
     """Raises UnavailableError if nobody listens at the ps's address; blocks for 0.2 s at most."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), _PROBE_SECS).close()
-    except ConnectionRefusedError as error:
-        message = f"nobody listens at {address}"
-        raise tf.errors.UnavailableError(None, None, message) from error
-    except OSError:
-        return  # slow or cut off, which is not the same as gone
+    if is_refused(address):
+        raise tf.errors.UnavailableError(None, None, f"nobody listens at {address}")
 
 
 def close_session(session: Any, address: str) -> None:

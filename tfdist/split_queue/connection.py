@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
 from tfdist.deadline import Deadline
-from tfdist.errors import ClusterError
+from tfdist.errors import ClusterError, reason_of
 from tfdist.mistaken import retry_if_mistaken
+from tfdist.refusal import is_refused
 from tfdist.split_queue.section import PS_DEVICE
 from tfdist.split_queue.table import REFUSED, Answer, TableOps
 from tfdist.task import session_target
@@ -25,6 +27,9 @@ _REFUSED_SECS = 0.001
 class Connection:
     """Asks the ps, each time in one run; blocks for 10 s at most.
 
+    A ps that was lost is told as UnavailableError or AbortedError, from which a session recovers,
+    one that does not answer as DeadlineExceededError; both name it.
+
     Args:
         address: of the ps.
         ops: of the trainer.
@@ -33,7 +38,7 @@ class Connection:
     """
 
     def __init__(self, address: str, ops: TableOps, life: int, ahead: int) -> None:
-        self._life, graph = life, tf.Graph()
+        self._address, self._life, graph = address, life, tf.Graph()
         with graph.as_default(), tf.compat.v1.device(PS_DEVICE):
             number = [tf.compat.v1.placeholder(tf.int64, []) for _ in range(3)]
             self._fed_life, self._fed_epoch, self._fed_offset = number
@@ -111,7 +116,9 @@ class Connection:
 
     def close(self) -> None:
         """Gives it back."""
-        self._session.close()
+        if not is_refused(self._address):
+            with suppress(tf.errors.OpError):  # it is gone, or leaves it to its own end
+                self._session.close()
 
     def _ask(self, fetches: Any, feed: Mapping[Any, Any] | None = None) -> Answer:
         found = self._until(lambda values: values[0] != REFUSED, fetches, feed)
@@ -121,7 +128,7 @@ class Connection:
         self, is_done: Callable[[Any], bool], fetches: Any, feed: Mapping[Any, Any] | None
     ) -> Any:
         deadline = Deadline(_ANSWER_SECS)
-        while not is_done(found := retry_if_mistaken(self._session.run, fetches, feed)):
+        while not is_done(found := self._run(fetches, feed)):
             if deadline.expired:
                 raise ClusterError(
                     f"the table of splits was in use for {deadline.elapsed:.0f} s: whoever changed "
@@ -129,3 +136,22 @@ class Connection:
                 )
             time.sleep(_REFUSED_SECS)
         return found
+
+    def _run(self, fetches: Any, feed: Mapping[Any, Any] | None) -> Any:
+        try:
+            return retry_if_mistaken(self._session.run, fetches, feed)
+        except tf.errors.UnavailableError as error:
+            raise self._lost(reason_of(str(error))) from error
+        except tf.errors.DeadlineExceededError as error:
+            if is_refused(self._address):
+                raise self._lost(f"nobody listens at {self._address}") from error
+            raise tf.errors.DeadlineExceededError(
+                None,
+                None,
+                f"ps:0 at {self._address}, where the splits are kept, has not answered for "
+                f"{_ANSWER_SECS:g} s",
+            ) from error
+
+    def _lost(self, reason: str) -> tf.errors.UnavailableError:
+        message = f"ps:0, where the splits are kept, was lost: {reason}"
+        return tf.errors.UnavailableError(None, None, message)

@@ -134,6 +134,9 @@ class SplitQueue:
     after another until all of the epoch are done, and waits for those that others hold. The split
     of a trainer that dies goes to another one at its committed offset.
 
+    A ps that is lost while it is asked is told as `tf.errors.UnavailableError` or `AbortedError`,
+    from which a session recovers; one that is silent for 10 s as `DeadlineExceededError`.
+
     Args:
         task: a chief or a worker.
         name: the same on every trainer: letters, digits and ``_``.
