@@ -3,11 +3,13 @@
     tfdist run --ps 2 --workers 2 examples/line.py
     tfdist compose --ps 2 --workers 2 examples/line.py > compose.yaml
 
-Each trainer reads its own share once an epoch; at its end all wait, and the chief saves.
+Each trainer reads its own share once an epoch; at its end all wait, and the chief saves. At the end
+of the job it writes the line to MODEL_DIR/export/line/STEP, for a prediction server.
 """
 
 import argparse
 import os
+import shutil
 import tempfile
 import time
 
@@ -37,7 +39,8 @@ def main(task: tfdist.Task, target: str, args: argparse.Namespace) -> None:
             step = graph.apply_if(
                 has_value, lambda: optimizer.apply_gradients(gradients, global_step=global_step)
             )
-        saver = checkpoint.Checkpointer(args.model_dir or tempfile.mkdtemp(prefix="line-"))
+        model_dir = args.model_dir or tempfile.mkdtemp(prefix="line-")
+        saver = checkpoint.Checkpointer(model_dir)
         progress = tfdist.Progress.from_env()
 
         with graph.session(task, target, restore=saver.restore) as session:
@@ -60,6 +63,22 @@ def main(task: tfdist.Task, target: str, args: argparse.Namespace) -> None:
                     progress.update(f"epoch {epoch.number} of {args.epochs}", examples, EXAMPLES)
                     time.sleep(args.step_secs)
                 epoch.finish().check()
+            trained_steps, *line = session.run([global_step, slope, offset])
+    if task.is_chief:
+        export(f"{model_dir}/export/line", trained_steps, *line)
+
+
+def export(folder: str, version: int, slope: float, offset: float) -> None:
+    """Writes a SavedModel of the line alone, without the reader."""
+    import tensorflow as tf
+
+    predict = tf.function(lambda x: {"y": slope * x + offset})
+    signature = predict.get_concrete_function(tf.TensorSpec([None], tf.float32, "x"))
+    unfinished = f"{folder}/unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    tf.saved_model.save(tf.Module(), unfinished, {"serving_default": signature})
+    # A prediction server loads whatever is called by a number.
+    os.replace(unfinished, f"{folder}/{version}")
 
 
 def parse_args() -> argparse.Namespace:

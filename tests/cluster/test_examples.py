@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import tensorflow as tf
 
 import tfdist
+from tfdist.cluster.compose.reader import read_compose
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -73,3 +75,21 @@ def test_the_slow_worker_of_splits_reads_less_and_no_record_is_lost():
     assert slow < min(fast)
     assert f"worker:1 read {slow} records, slowly" in ended.stdout
     assert "Audit(expected=5000, visited=5000, missing=(), duplicates=())" in ended.stdout
+
+
+def test_what_the_line_exports_is_what_the_server_of_the_compose_file_loads(tmp_path):
+    script = ["examples/line.py", "--", "--model-dir", str(tmp_path)]
+    ended = run([sys.executable, "-m", "tfdist", "run", *script])
+    assert ended.returncode == 0, ended.stderr
+    services = read_compose([ROOT / "docker/compose.yaml"], ["server"], {}).services
+    server, command = services["server"].environment, services["chief-0"].command
+    base = Path(server["MODEL_BASE_PATH"]).relative_to(command[command.index("--model-dir") + 1])
+    (model,) = (tmp_path / base / server["MODEL_NAME"]).iterdir()
+    step, slope, offset = re.findall(r"step (\d+): y = (\S+) x (\S+)", ended.stdout)[-1]
+    assert model.name == step
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(model))
+        signature = loaded.signature_def["serving_default"]
+        x, y = signature.inputs["x"].name, signature.outputs["y"].name
+        told = [float(slope) * number + float(offset) for number in (0, 1, 2)]
+        assert session.run(y, {x: [0, 1, 2]}) == pytest.approx(told, abs=0.01)

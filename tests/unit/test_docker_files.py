@@ -52,13 +52,14 @@ def test_a_file_is_what_the_command_in_its_header_writes(name, capsys):
     assert (DOCKER / name).read_text() == written(DOCKER / name, capsys)
 
 
-def test_the_topology_is_what_the_command_writes_and_a_service_to_look_at_it(capsys):
+def test_the_topology_is_what_the_command_writes_and_two_services_beside_it(capsys):
     text = (DOCKER / "compose.yaml").read_text()
     plain = written(DOCKER / "compose.yaml", capsys)
     comment = [line for line in plain.splitlines() if line.startswith("#")]
     assert text.splitlines()[: len(comment)] == comment
     ours = yaml.safe_load(text)
-    assert ours["services"].pop("tensorboard")["profiles"] == ["tensorboard"]
+    for name in ("tensorboard", "server"):
+        assert ours["services"].pop(name)["profiles"] == [name]
     ours["networks"].pop("view")
     assert ours == yaml.safe_load(plain)
 
@@ -84,18 +85,19 @@ def test_the_override_gives_each_task_the_python_of_the_host():
         assert len({volume.target for volume in binds}) == len(binds) == 8
 
 
-def test_tensorboard_is_to_be_seen_from_this_machine_alone():
-    file = read_compose([DOCKER / "compose.yaml"], ["tensorboard"], {})
-    board = file.services["tensorboard"]
-    assert board.ports == ("127.0.0.1:6006:6006",)
-    assert "cluster" not in board.networks
-    assert all(volume.read_only for volume in board.volumes)
+@pytest.mark.parametrize(("name", "port"), [("tensorboard", 6006), ("server", 8501)])
+def test_a_service_beside_the_job_is_to_be_seen_from_this_machine_alone(name, port):
+    service = read_compose([DOCKER / "compose.yaml"], [name], {}).services[name]
+    assert service.ports == (f"127.0.0.1:{port}:{port}",)
+    assert "cluster" not in service.networks
+    assert all(volume.read_only for volume in service.volumes)
 
 
 def test_docker_compose_accepts_the_files():
     compose = program("docker-compose", "apt-get install --no-install-recommends docker-compose")
     base, host = ("-f", "docker/compose.yaml"), ("-f", "docker/compose.host.yaml")
-    for files in (base, (*base, *host), ("-f", "docker/stack.yaml")):
+    profiles = ("--profile", "tensorboard", "--profile", "server")
+    for files in (base, (*base, *profiles), (*base, *host), ("-f", "docker/stack.yaml")):
         check(compose, *files, "config", "-q", **HOST)
 
 
