@@ -86,7 +86,9 @@ def test_a_compose_file_keeps_the_job_in_and_its_checkpoints(compose):
 def test_a_stack_file_has_what_swarm_needs():
     stack = yaml.safe_load(FORMATS["swarm"](job()))
     for service in stack["services"].values():
-        assert "security_opt" not in service  # which swarm does not know
+        # Swarm does not know the one, and passes over the other in silence.
+        assert not {"security_opt", "tmpfs"} & service.keys()
+        assert {"type": "tmpfs", "target": "/tmp"} in service["volumes"]
         assert "depends_on" not in service
         assert service["healthcheck"] == {"disable": True}
         assert service["deploy"]["endpoint_mode"] == "dnsrr"

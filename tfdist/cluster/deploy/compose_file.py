@@ -32,7 +32,6 @@ def task_settings(job: Deployment) -> dict[str, Any]:
         "stop_grace_period": "10s",
         "read_only": True,
         "cap_drop": ("ALL",),
-        "tmpfs": ("/tmp",),
         "networks": ("cluster",),
         "volumes": [*source, f"checkpoints:{dollars(job.checkpoints)}"],
     }
@@ -61,8 +60,8 @@ def _common(job: Deployment) -> dict[str, Any]:
         "retries": 3,
         "start_period": "2m",  # the server of a trainer begins when the script lets it
     }
-    security = {"security_opt": ("no-new-privileges:true",)}
-    return task_settings(job) | security | {"healthcheck": healthcheck}
+    own = {"tmpfs": ("/tmp",), "security_opt": ("no-new-privileges:true",)}
+    return task_settings(job) | own | {"healthcheck": healthcheck}
 
 
 def _service(job: Deployment, task: Task) -> dict[Any, Any]:

@@ -23,7 +23,10 @@ def stack_file(job: Deployment) -> str:
 
 
 def _common(job: Deployment) -> dict[str, Any]:
+    settings = task_settings(job)
     own = {
+        # `docker stack deploy` passes over `tmpfs` in silence.
+        "volumes": [*settings["volumes"], {"type": "tmpfs", "target": "/tmp"}],
         # Swarm would hide the name of a task until it is healthy, and replace one that is not.
         "healthcheck": {"disable": True},
         "deploy": {
@@ -34,7 +37,7 @@ def _common(job: Deployment) -> dict[str, Any]:
             "restart_policy": {"condition": "none"},
         },
     }
-    return task_settings(job) | own
+    return settings | own
 
 
 def _header(job: Deployment) -> list[str]:
