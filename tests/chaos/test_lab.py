@@ -17,8 +17,11 @@ import pytest
 
 from tfdist.evidence import Evidence
 from tfdist.judge import judge
+from tfdist.repro import lab
 from tfdist.repro.lab import EVIDENCE_FILE, Plays
+from tfdist.repro.look import look
 from tfdist.repro.matrix import CASES, find
+from tfdist.repro.series import grid
 from tfdist.testing import poll_until
 from tfdist.verdict import Name
 
@@ -61,10 +64,35 @@ def test_a_case_gets_its_verdict_and_ends_well_when_it_is_cured(name, tmp_path):
 
 @pytest.mark.usefixtures("no_leaks")
 def test_a_job_that_has_not_ended_in_its_time_and_gets_on_is_no_hang(tmp_path):
-    case = replace(find("t23846"), deadline_secs=0.5)
-    played = Plays()(case, cured=False, seed=1, folder=tmp_path)
+    one_size = {"ps": [2], "workers": [4], "inter_op": [1], "iterator_on_ps": [False]}
+    [case] = grid(find("t23846"), **one_size, epochs=1000)
+    played = Plays()(replace(case, deadline_secs=0.5), cured=False, seed=1, folder=tmp_path)
     assert (played.verdict.name, played.hangs) == (Name.SLOW, False)
     assert "gets on" in str(played.verdict)
+
+
+@pytest.mark.usefixtures("no_leaks")
+@pytest.mark.parametrize("overdue", [True, False])
+def test_a_job_that_ends_while_it_is_looked_at_has_ended(overdue, tmp_path, monkeypatch):
+    looks = []
+
+    def slow_look(run, trainers, **known):
+        looks.append(known["over"])
+        if not known["over"]:
+
+            def has_ended():
+                ended = [life.name for life in run.latest() if life.ended is not None]
+                return set(trainers) <= set(ended)
+
+            poll_until(has_ended, "the trainers have ended")
+        return look(run, trainers, **known)
+
+    monkeypatch.setattr(lab, "look", slow_look)
+    patience = {"deadline_secs": 0.0} if overdue else {"stall_secs": 0.0}
+    case = replace(find("t23846"), **patience)
+    played = Plays()(case, cured=False, seed=1, folder=tmp_path)
+    assert looks == [False, True]
+    assert (played.verdict.name, played.hangs) == (Name.FINE, False), str(played.verdict)
 
 
 @pytest.mark.usefixtures("no_leaks")

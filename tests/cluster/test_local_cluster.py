@@ -174,6 +174,21 @@ def test_a_task_that_fails_meanwhile_counts_more_than_what_the_watch_raises(make
         cluster.run(job, watch=watch)
 
 
+def test_when_all_have_ended_meanwhile_nobody_is_watched_any_more(make_cluster, tmp_path):
+    cluster = make_cluster(1, 2, backend="processes")
+    looks = []
+
+    def watch():
+        if not looks:
+            (tmp_path / "go").touch()
+            poll_until(lambda: cluster._ended.qsize() == 2, "both have ended", timeout=60)
+        looks.append("a look that takes long")
+        raise tfdist.ClusterError("enough")
+
+    cluster.run(functools.partial(jobs.note_and_wait, folder=tmp_path), watch=watch)
+    assert len(looks) == 1
+
+
 def test_a_task_that_ends_well_meanwhile_is_no_reason_to_go_on(make_cluster):
     cluster = make_cluster(0, 2, backend="processes")
 

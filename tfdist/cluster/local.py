@@ -99,7 +99,8 @@ class LocalCluster:
             timeout: in seconds for the whole run; None waits without end.
             restarts: how often each task that fails is started again (processes only). A ps that
                 is has lost all that it kept.
-            watch: called at least each second while the trainers run; what it raises ends the run.
+            watch: called at least each second while the trainers run and none of them ends; what
+                it raises ends the run, unless a task has ended meanwhile.
 
         Raises:
             TaskFailed: the earliest failure of a task that was not restarted; the others have
@@ -130,7 +131,7 @@ class LocalCluster:
                 ended = self._next_end(deadline)
                 if ended is not None:
                     results[ended[0].name] = ended[1].result  # type: ignore[assignment]
-                if watch is not None:
+                elif watch is not None:
                     self._look(watch)
             if "evaluator:0" in self._running:
                 self._let_evaluator_end(deadline)

@@ -156,19 +156,18 @@ class Plays:
         about = {"case": case.name, "cured": cured, "seed": seed, "monotonic": started}
         run.create(cluster.tasks, cluster.trainers, about)
         watch = _Watch(case, cured, run, cluster, self._stage, self._told, self._stopped)
+        over = True
         try:
             with cluster:
                 cluster.run(Part(case, cured, seed, str(folder)), watch=watch)
         except _Judged:
-            pass
+            over = False
         except ClusterError as error:
             self._told(str(error).splitlines()[0])
-        judged = time.monotonic() - started
-        if watch.judged is None:
+        if over:  # also where it was judged, and has ended while that was done
+            watch.told_secs = None
             watch.judge(0.0, over=True)
-        else:
-            judged = watch.judged_at - started
-        assert watch.judged is not None  # it was just done
+        assert watch.judged is not None
         evidence, verdict = watch.judged
         (folder / EVIDENCE_FILE).write_text(evidence.to_json(), "utf-8")
         return Played(
@@ -179,7 +178,7 @@ class Plays:
             evidence,
             tuple(watch.slow),
             seconds=time.monotonic() - started,
-            judged_secs=judged,
+            judged_secs=watch.judged_at - started,
             told_secs=watch.told_secs,
             folder=folder,
         )
