@@ -11,6 +11,7 @@ import tensorflow as tf
 
 import tfdist
 from tfdist import ConfigError, EpochError, SplitLost, splits
+from tfdist.refusal import is_refused
 from tfdist.split_plan import Plan, epoch_order
 from tfdist.split_queue import table
 from tfdist.split_queue.connection import Connection
@@ -543,5 +544,9 @@ def test_a_ps_that_is_silent_or_lost_is_named(make_cluster, monkeypatch):
         for _ in queue:
             pass
     with pytest.raises(tf.errors.UnavailableError, match="nobody listens at"):
+        queue.report()
+    cluster.restart("ps:0")
+    poll_until(lambda: not is_refused(task.cluster_spec["ps"][0]), "it listens again")
+    with pytest.raises(tf.errors.AbortedError, match="ps:0, where the splits are kept, was"):
         queue.report()
     queue.close()

@@ -74,8 +74,8 @@ def test_services_start_when_what_they_depend_on_holds(project):
                 "  first: {condition: service_healthy}",
                 "  once: {condition: service_completed_successfully}"),
         service("once", "sleep 0.3; echo once >/srv/shared/2"),
-        service("first", "echo first >/srv/shared/1; sleep 0.3; touch /tmp/ready; sleep 600",
-                # A check that fails before it has started does not count.
+        service("first", "echo first >/srv/shared/1; sleep 1; touch /tmp/ready; sleep 600",
+                # More than three checks fail before it has started: they do not count.
                 f"healthcheck: {READY[:-1]}, start_period: 1m}}"),
     )  # fmt: skip
     nodes.up(60)

@@ -9,6 +9,7 @@ import pytest
 from tfdist.cluster.connections import LONG, Connection, _endpoint, connections_of, takers_of
 from tfdist.cluster.sighting import Sighting, name_peers
 from tfdist.cluster.stacks import Answer
+from tfdist.testing import poll_until
 
 
 @pytest.mark.parametrize(
@@ -41,6 +42,7 @@ def connect():
         client = socket.create_connection(server.getsockname())
         opened.extend((server, client, server.accept()[0]))
         client.setblocking(False)
+        opened[-1].settimeout(20)
         return client, opened[-1]
 
     yield connected
@@ -64,8 +66,7 @@ def test_who_takes_a_long_message_bit_by_bit_is_told_from_who_takes_none(connect
     (to_reader, reader), (to_idle, _), (to_chatty, chatty) = connect(), connect(), connect()
     to_reader.send(b"x" * 8 * LONG)
     to_idle.send(b"x" * 8 * LONG)
-    while takers_of(os.getpid(), 0.1):
-        pass  # the kernel takes what it has room for
+    poll_until(lambda: not takers_of(os.getpid(), 0.1), "the kernel has taken what it has room for")
     over = threading.Event()
 
     def read():

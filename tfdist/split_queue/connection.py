@@ -22,13 +22,14 @@ from tfdist.task import session_target
 # core/distributed_runtime/rpc/grpc_remote_master.cc).
 _ANSWER_SECS = 10.0
 _REFUSED_SECS = 0.001
+_LOST = "ps:0, where the splits are kept, was lost: "
 
 
 class Connection:
     """Asks the ps, each time in one run; blocks for 10 s at most.
 
-    A ps that was lost is told as UnavailableError or AbortedError, from which a session recovers,
-    one that does not answer as DeadlineExceededError; both name it.
+    A ps that was lost is told as UnavailableError, or AbortedError where it was started again, from
+    which a session recovers; one that does not answer as DeadlineExceededError. All name it.
 
     Args:
         address: of the ps.
@@ -140,18 +141,15 @@ class Connection:
     def _run(self, fetches: Any, feed: Mapping[Any, Any] | None) -> Any:
         try:
             return retry_if_mistaken(self._session.run, fetches, feed)
-        except tf.errors.UnavailableError as error:
-            raise self._lost(reason_of(str(error))) from error
+        except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+            raise type(error)(None, None, _LOST + reason_of(str(error))) from error
         except tf.errors.DeadlineExceededError as error:
             if is_refused(self._address):
-                raise self._lost(f"nobody listens at {self._address}") from error
+                reason = f"{_LOST}nobody listens at {self._address}"
+                raise tf.errors.UnavailableError(None, None, reason) from error
             raise tf.errors.DeadlineExceededError(
                 None,
                 None,
                 f"ps:0 at {self._address}, where the splits are kept, has not answered for "
                 f"{_ANSWER_SECS:g} s",
             ) from error
-
-    def _lost(self, reason: str) -> tf.errors.UnavailableError:
-        message = f"ps:0, where the splits are kept, was lost: {reason}"
-        return tf.errors.UnavailableError(None, None, message)
