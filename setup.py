@@ -58,11 +58,12 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["tfdist", "tfdist.*"]),
-    package_data={"tfdist": ["py.typed"]},
+    package_data={"tfdist": ["py.typed", "**/*.pyi"]},
     # TensorFlow 2.21 has wheels for 3.10 to 3.13; without the cap pip fails late and obscurely.
     python_requires=">=3.10,<3.14",
     install_requires=[
         "tensorflow>=2.21,<3",
+        "lazy_loader>=0.4",
         "numpy>=1.26",  # what TensorFlow 2.21 itself asks for
         "portpicker>=1.6",
         "psutil>=6.0",

@@ -52,7 +52,7 @@ class Board:
         "arrived_even",  # when, in microseconds, in the latest generation of either parity
         "arrived_odd",
         "passed",  # the generation that it has passed
-        "lives",
+        "incarnations",
         "waits",
         "timeouts",
         "early",
@@ -245,7 +245,7 @@ class _Killer(threading.Thread):
 
 def _trainer(stress: Stress, task: tfdist.Task) -> None:
     board, rank = Board(stress.folder, stress.parties), task.rank
-    rng = stress.rng(rank, board.add(rank, "lives"))
+    rng = stress.rng(rank, board.add(rank, "incarnations"))
     kind = "counter" if rng.random() < _COUNTER_RATE else "queue"
     barrier, generation = _joined(task, kind)
     with barrier:
@@ -264,7 +264,8 @@ def _trainer(stress: Stress, task: tfdist.Task) -> None:
 def _joined(task: tfdist.Task, kind: str) -> tuple[SharedBarrier, int]:
     """A barrier, and the generation in which it arrives first.
 
-    If an earlier life has arrived already, that generation may be over before it can be asked
+    If an earlier incarnation has arrived already, that generation may be over before it can be
+    asked
     for. So it is asked for before the barrier is made, too.
     """
     barrier = tfdist.Barrier(task, "stress", kind=kind)

@@ -37,7 +37,7 @@ Costs = dict[tuple[str, int], list[float]]
 
 
 def measure(rounds: int, claims: int, limit_secs: float) -> tuple[Costs, dict[str, list[float]]]:
-    """The ps's for each operation, and the worker's for a step of `Epoch.visit`.
+    """The ps's for each operation, and the worker's for a step of `Epoch.read`.
 
     Args:
         rounds: how many, after one that is thrown away.
@@ -55,7 +55,7 @@ def measure(rounds: int, claims: int, limit_secs: float) -> tuple[Costs, dict[st
 def _work(rounds: int, claims: int, task: tfdist.Task) -> tuple[Costs, dict[str, list[float]]]:
     import tensorflow as tf
 
-    with tfdist.trainer_server(task) as target, tf.Graph().as_default():
+    with tfdist.worker_server(task) as target, tf.Graph().as_default():
         tables = {size: _Table(task, size) for size in SIZES}
         with tf.device("/job:ps/task:0"):
             no_op = tf.no_op()
@@ -107,7 +107,7 @@ class _Table:
         length = _BATCHES_A_SPLIT * _BATCH
         splits = [(start, start + length) for start in range(0, size * length, length)]
         self._size = self._left = size
-        self.queue = tfdist.SplitQueue(
+        self.queue = tfdist.splits.SplitQueue(
             task, f"costs{size}", splits, batch_size=_BATCH, lease_secs=_STALL_SECS
         )
         with tf.compat.v1.device(graph.device_setter(task)):
@@ -137,17 +137,17 @@ class _Table:
 
 
 def _ledger_costs(task: tfdist.Task, rounds: int) -> Iterator[tuple[str, list[float]]]:
-    """By kind, for each round, the mean ms of the worker's CPU time for a step's `visit`."""
+    """By kind, for each round, the mean ms of the worker's CPU time for a step's `read`."""
     steps = np.arange(2 * _LEDGER_STEPS * LEDGER_BATCH).reshape(-1, LEDGER_BATCH)
     rng = np.random.default_rng(1)
     orders = {CONTIGUOUS: steps, SHUFFLED: rng.permutation(steps.ravel()).reshape(steps.shape)}
-    with tfdist.Epoch(task, "ledger", timeout=_STALL_SECS) as epoch:
+    with tfdist.train.Epoch(task, "ledger", timeout=_STALL_SECS) as epoch:
         for kind, numbers in orders.items():
             found = []
             for _ in range(rounds + 1):
                 start = time.thread_time()
                 for batch in numbers[:_LEDGER_STEPS]:
-                    epoch.visit(batch)
+                    epoch.read(batch)
                 found.append(1e3 * (time.thread_time() - start) / _LEDGER_STEPS)
                 if epoch.finish().examples != _LEDGER_STEPS * LEDGER_BATCH:
                     raise tfdist.TfdistError("the ledger has lost examples")

@@ -25,7 +25,7 @@ from benchmarks._input_peers import STALL_SECS, Done, PlainPeers, TfdistPeers, b
 from tfdist.train import graph
 
 BARE, TFDIST, SERVICE = "plain tf.data", "tfdist", "tf.data service"
-BARE_STEPS, TFDIST_STEPS = "plain tf.data, Barrier each step", "tfdist, goes_on each step"
+BARE_STEPS, TFDIST_STEPS = "plain tf.data, Barrier each step", "tfdist, should_continue each step"
 PEERS = (BARE, TFDIST, SERVICE, BARE_STEPS, TFDIST_STEPS)
 
 WORKERS, FILES = 2, 8
@@ -89,7 +89,7 @@ def measure(rounds: int, steps: int, seed: int, limit_secs: float) -> Measured:
     with tempfile.TemporaryDirectory(prefix="input-") as folder:
         paths = _input_model.write_files(Path(folder), FILES, steps // FILES * BATCH)
         index = str(Path(folder, "index.json"))
-        tfdist.FileSet.scan(paths).save(index)
+        tfdist.data.FileSet.scan(paths).save(index)
         plan = Plan(rounds, steps, seed, tuple(paths), index, folder)
         with tfdist.local_cluster(1, WORKERS, backend="processes", surroundings=QUIET) as cluster:
             by_worker = cluster.run(partial(_work, plan), timeout=limit_secs)
@@ -135,7 +135,7 @@ def _work(plan: Plan, task: tfdist.Task) -> dict[str, list[Pass]]:
     import tensorflow as tf
 
     tf.compat.v1.logging.set_verbosity(tf.compat.v1.logging.ERROR)  # of the age of its optimizers
-    with tfdist.trainer_server(task) as target:
+    with tfdist.worker_server(task) as target:
         dispatcher = _start_service(plan, task)
         with tf.Graph().as_default():
             return _train(plan, task, target, dispatcher)

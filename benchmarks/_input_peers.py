@@ -20,12 +20,12 @@ class Done(NamedTuple):
 
     Attributes:
         steps: that had examples.
-        visits: seconds of CPU time in `Epoch.visit`.
+        reads: seconds of CPU time in `Epoch.read`.
         begins: seconds that each split took to be claimed and to begin to be read.
     """
 
     steps: int
-    visits: float = 0.0
+    reads: float = 0.0
     begins: tuple[float, ...] = ()
 
 
@@ -65,7 +65,9 @@ class PlainPeers:
                 job_name="epoch",
             )
             options = tf.data.Options()
-            options.autotune.enabled = False  # see `tfdist.padded`: an epoch might wait for it
+            options.autotune.enabled = (
+                False  # see `tfdist.data.endless_batches`: an epoch might wait for it
+            )
             self._share, self._served = (
                 tf.compat.v1.data.make_initializable_iterator(
                     source.prefetch(_PREFETCH).with_options(options)
@@ -126,17 +128,17 @@ class TfdistPeers:
     def __init__(self, task: tfdist.Task, model: Model, index: str) -> None:
         import tensorflow as tf
 
-        files = tfdist.FileSet.load(index)
+        files = tfdist.data.FileSet.load(index)
         size = len(files) // len(task.trainers)
         self._mine = task.rank * size, (task.rank + 1) * size  # in step each has as many
-        self._queue = tfdist.SplitQueue(
+        self._queue = tfdist.splits.SplitQueue(
             task, "train", files.splits(SPLIT), batch_size=BATCH, timeout=STALL_SECS
         )
         self._epoch, self._epoch_in_step = (
-            tfdist.Epoch(task, name, expected=len(files), timeout=STALL_SECS)
+            tfdist.train.Epoch(task, name, expected=len(files), timeout=STALL_SECS)
             for name in ("train", "step")
         )
-        self._batches = tfdist.SplitBatches(
+        self._batches = tfdist.splits.SplitBatches(
             task,
             self._queue,
             files,
@@ -147,7 +149,7 @@ class TfdistPeers:
         gradients = model.gradients(features, self._batches.weight)
         self._commit = self._queue.commit_after([model.apply(gradients)])
         with tf.device(task.device):
-            data = tfdist.padded(files.read(*self._mine), BATCH).map(
+            data = tfdist.data.endless_batches(files.read(*self._mine), BATCH).map(
                 lambda batch, weight, has_value: (batch[0], parse(batch[1]), weight, has_value)
             )
             self._iterator = tf.compat.v1.data.make_initializable_iterator(data.prefetch(_PREFETCH))
@@ -157,34 +159,34 @@ class TfdistPeers:
 
     def run(self, session: Any, job: str) -> Done:
         """On splits, with the commit in the run of the update."""
-        steps, visits, begins, ended = 0, 0.0, list[float](), time.monotonic()
+        steps, reads, begins, ended = 0, 0.0, list[float](), time.monotonic()
         for split in self._batches.splits(session):
             begins.append(time.monotonic() - ended)
             while not split.finished:
                 fetched = [self._commit, self._read, self._batches.weight]
                 answer, number, weight = session.run(fetched, split.feed)
                 split.committed(answer)
-                visits += _visit(self._epoch, number, weight)
+                reads += _read(self._epoch, number, weight)
                 steps += 1
             ended = time.monotonic()
         self._epoch.finish().check()
-        return Done(steps, visits, tuple(begins))
+        return Done(steps, reads, tuple(begins))
 
     def run_in_step(self, session: Any, job: str) -> Done:
         """On the worker's share; they agree after each step whether anybody goes on."""
         session.run(self._iterator.initializer)
-        steps, visits, has_value = 0, 0.0, True
-        while self._epoch_in_step.goes_on(has_value):
+        steps, reads, has_value = 0, 0.0, True
+        while self._epoch_in_step.should_continue(has_value):
             fetched = [self._step, self._number, self._weight, self._has_value]
             _, number, weight, has_value = session.run(fetched)
-            visits += _visit(self._epoch_in_step, number, weight)
+            reads += _read(self._epoch_in_step, number, weight)
             steps += bool(has_value)
         self._epoch_in_step.finish().check()
-        return Done(steps, visits)
+        return Done(steps, reads)
 
 
-def _visit(epoch: tfdist.Epoch, number: Any, weight: Any) -> float:
+def _read(epoch: tfdist.train.Epoch, number: Any, weight: Any) -> float:
     """Notes the examples; returns the seconds of CPU time that it took."""
     start = time.thread_time()
-    epoch.visit(number[weight > 0])
+    epoch.read(number[weight > 0])
     return time.thread_time() - start

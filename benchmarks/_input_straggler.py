@@ -104,11 +104,11 @@ def ideal(records: int, static: list[Share]) -> float:
 def _work(plan: Plan, task: tfdist.Task) -> dict[str, list[Share]]:
     import tensorflow as tf
 
-    with tfdist.trainer_server(task) as target, tf.Graph().as_default():
+    with tfdist.worker_server(task) as target, tf.Graph().as_default():
         reader = _Reader(plan, task)
         with graph.session(task, target) as session:
             align = tfdist.Barrier(task, "align", timeout=_STALL_SECS)
-            epoch = tfdist.Epoch(
+            epoch = tfdist.train.Epoch(
                 task, "straggler", expected=plan.batches * BATCH, timeout=_STALL_SECS
             )
             read: dict[str, Callable[[], int]] = {
@@ -136,12 +136,14 @@ class _Reader:
         self._sleep_secs = SLEEP_SECS * (SLOWNESS if task.rank == WORKERS - 1 else 1)
         size = records // STATIC_PART // WORKERS // BATCH * BATCH
         self._mine = task.rank * size, (task.rank + 1) * size
-        self._queue = tfdist.SplitQueue(
+        self._queue = tfdist.splits.SplitQueue(
             task, "straggler", splits, batch_size=BATCH, timeout=_STALL_SECS
         )
         self._start, self._stop = (tf.compat.v1.placeholder(tf.int64, []) for _ in range(2))
         with tf.compat.v1.device(graph.device_setter(task)):
-            data = tfdist.padded(tf.data.Dataset.range(self._start, self._stop), BATCH)
+            data = tfdist.data.endless_batches(
+                tf.data.Dataset.range(self._start, self._stop), BATCH
+            )
             self._iterator = tf.compat.v1.data.make_initializable_iterator(data)
             self._number, self._weight, _ = self._iterator.get_next()
             total = tf.compat.v1.get_variable("total", initializer=0.0, use_resource=True)
@@ -149,7 +151,7 @@ class _Reader:
             self._update = total.assign_add(tf.reduce_sum(values)).op
         self._commit = self._queue.commit_after([self._update])
 
-    def read_splits(self, session: Any, epoch: tfdist.Epoch) -> int:
+    def read_splits(self, session: Any, epoch: tfdist.train.Epoch) -> int:
         """Until nothing is left; the number of records."""
         records = 0
         for split in self._queue:
@@ -159,9 +161,9 @@ class _Reader:
                 fetched = [self._commit, self._number, self._weight]
                 answer, number, weight = session.run(fetched, split.feed)
                 split.committed(answer)
-                visited = number[weight > 0]
-                epoch.visit(visited)
-                records += len(visited)
+                read = number[weight > 0]
+                epoch.read(read)
+                records += len(read)
         return records
 
     def read_share(self, session: Any) -> int:

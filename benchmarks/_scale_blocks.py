@@ -21,7 +21,7 @@ from benchmarks._scale_kinds import Kind, Pair, Sample, Sizes, mean
 from benchmarks._scale_parties import barriers
 from benchmarks._scale_splits import Reader
 from tfdist.cluster.server import start_server
-from tfdist.mistaken import retry_if_mistaken
+from tfdist.ps.retry import retry_duplicate_request
 from tfdist.task import ClusterSpec
 
 # Messages in a round: of each trainer in a burst, of one alone, and splits that each claims.
@@ -99,7 +99,7 @@ class _Trainer:
             if task.is_chief:
                 self._session.run(initialize)
         self.calls: dict[Kind, Call] = {
-            kind: partial(retry_if_mistaken, self._session.make_callable(operation))
+            kind: partial(retry_duplicate_request, self._session.make_callable(operation))
             for kind, operation in operations.items()
         }
         direct = opened.enter_context(closing(load.StraightToPs(task.cluster_spec["ps"][0])))
@@ -121,7 +121,7 @@ class _Trainer:
 
     def _run(self, fetched: Any) -> None:
         split = self.reader.split
-        split.committed(retry_if_mistaken(self._session.run, fetched, split.feed))
+        split.committed(retry_duplicate_request(self._session.run, fetched, split.feed))
 
 
 def _send(

@@ -86,7 +86,7 @@ def _work(order: Order, task: tfdist.Task) -> Found | None:
     if not task.is_chief:
         return None  # the chief's process has the servers of all
     deadline, cluster_spec = Deadline(order.limit_secs), task.cluster_spec
-    with tfdist.trainer_server(task), ExitStack() as opened:
+    with tfdist.worker_server(task), ExitStack() as opened:
         ps_clock = cpu_clock(server_pid(cluster_spec["ps"][0]))
         of_costs = blocks(order.sizes, cluster_spec, opened)
         plan = Plan(MIX, order.numbers, order.rounds + 1, order.seed)

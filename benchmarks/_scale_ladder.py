@@ -23,7 +23,7 @@ from benchmarks._scale_job import Job
 from benchmarks._scale_splits import Reader
 from tfdist.cluster.server import start_server
 from tfdist.deadline import Deadline
-from tfdist.mistaken import retry_if_mistaken
+from tfdist.ps.retry import retry_duplicate_request
 from tfdist.task import ClusterSpec
 
 INTERVALS = 2  # of a barrier, that are measured after one that is not
@@ -202,4 +202,4 @@ class _Trainer:
 
     def _run_step(self) -> None:
         split = self._reader.split
-        split.committed(retry_if_mistaken(self._session.run, self._step, split.feed))
+        split.committed(retry_duplicate_request(self._session.run, self._step, split.feed))

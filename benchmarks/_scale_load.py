@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import tfdist
-from tfdist.mistaken import retry_if_mistaken
+from tfdist.ps.retry import retry_duplicate_request
 from tfdist.task import ClusterSpec, session_target
 
 ROW_FLOATS = 32
@@ -21,11 +21,13 @@ BATCH = 8  # records between two commits
 _LEASE_SECS = 600.0
 
 
-def split_queue(task: tfdist.Task, name: str, splits: int, batches: int) -> tfdist.SplitQueue:
+def split_queue(
+    task: tfdist.Task, name: str, splits: int, batches: int
+) -> tfdist.splits.SplitQueue:
     """A queue of so many splits of so many batches, in the default graph."""
     length = batches * BATCH
     ranges = [(start, start + length) for start in range(0, splits * length, length)]
-    return tfdist.SplitQueue(task, name, ranges, batch_size=BATCH, lease_secs=_LEASE_SECS)
+    return tfdist.splits.SplitQueue(task, name, ranges, batch_size=BATCH, lease_secs=_LEASE_SECS)
 
 
 def named(cluster_spec: ClusterSpec, parties: int, present: int) -> list[tfdist.Task]:
@@ -159,7 +161,7 @@ class StraightToPs:
 
     def run(self) -> None:
         """One message and its answer."""
-        retry_if_mistaken(self._run)
+        retry_duplicate_request(self._run)
 
     def close(self) -> None:
         """Gives the session back."""

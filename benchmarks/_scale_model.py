@@ -31,14 +31,14 @@ class Run:
         shares: of a trainer's time, how much goes where.
         use: of the time, for how much each resource is in use; of cores and networks, all of them.
         steps: as many all trainers have made.
-        visits: how many visitors each resource had.
+        reads: how many readers each resource had.
     """
 
     steps_per_sec: float
     shares: dict[str, float]
     use: dict[str, float]
     steps: int
-    visits: dict[str, int]
+    reads: dict[str, int]
 
 
 def simulate(
@@ -67,7 +67,7 @@ class _Ps:
             if lock is None:
                 answer()
             else:
-                lock.acquire(lambda: self.cpu.visit(message.section_secs, leave, first=True))
+                lock.acquire(lambda: self.cpu.read(message.section_secs, leave, first=True))
 
         def leave() -> None:
             if lock is not None:
@@ -75,14 +75,14 @@ class _Ps:
             answer()
 
         self._travel(
-            self.inward, message.bytes_to_ps, lambda: self.cpu.visit(message.ps_secs, enter)
+            self.inward, message.bytes_to_ps, lambda: self.cpu.read(message.ps_secs, enter)
         )
 
     def _travel(self, network: Station, size: float, then: Then) -> None:
         if self._machines.is_one or not size:
             then()
         else:
-            network.visit(size / self._machines.bytes_per_sec, then)
+            network.read(size / self._machines.bytes_per_sec, then)
 
 
 class _Simulation:
@@ -114,7 +114,7 @@ class _Simulation:
             shares={name: spent / secs / self.job.trainers for name, spent in self.spent.items()},
             use={name: in_use / secs for name, in_use in used.items()},
             steps=self.steps,
-            visits={name: station.visits for name, station in self._stations().items()},
+            reads={name: station.reads for name, station in self._stations().items()},
         )
 
     @property
@@ -209,7 +209,7 @@ class _Trainer:
         clock = self._all.clock
         if self._all.machines.is_one:
             cpu = self._all.ps[0].cpu
-            cpu.visit(message.trainer_secs, lambda: clock.after(message.delay_secs, then))
+            cpu.read(message.trainer_secs, lambda: clock.after(message.delay_secs, then))
         else:
             clock.after(message.trainer_secs + message.delay_secs, then)
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 import tfdist
-from tfdist.arrivals import RESIGNED
 from tfdist.barrier import vector
+from tfdist.barrier.rules import RESIGNED
 from tfdist.barrier.state import PS_DEVICE
 from tfdist.task import session_target
 

@@ -46,19 +46,19 @@ class Station:
         servers: how many, such as the cores of a machine.
 
     Attributes:
-        visits: how many have been served to their end.
+        reads: how many have been served to their end.
         busy_secs: seconds that the servers have worked, together.
-        waited_secs: seconds that visitors have waited for a server, together.
+        waited_secs: seconds that readers have waited for a server, together.
     """
 
     def __init__(self, clock: Clock, servers: int = 1) -> None:
         self._clock, self.servers = clock, servers
         self._free = servers
         self._waiting: deque[tuple[float, float, Then]] = deque()
-        self.visits = 0
+        self.reads = 0
         self.busy_secs = self.waited_secs = 0.0
 
-    def visit(self, secs: float, then: Then, *, first: bool = False) -> None:
+    def read(self, secs: float, then: Then, *, first: bool = False) -> None:
         """Calls `then` when it was served for so many seconds; at once if that are none.
 
         Args:
@@ -81,7 +81,7 @@ class Station:
 
     def _end(self, secs: float, then: Then) -> None:
         self._free += 1
-        self.visits += 1
+        self.reads += 1
         self.busy_secs += secs
         then()  # before the next one is taken, for it may want to come first
         while self._free and self._waiting:

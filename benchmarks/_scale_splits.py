@@ -14,8 +14,8 @@ class Reader:
         queue: of this trainer.
     """
 
-    def __init__(self, queue: tfdist.SplitQueue) -> None:
-        self._splits: Iterator[tfdist.Split] = iter(queue)
+    def __init__(self, queue: tfdist.splits.SplitQueue) -> None:
+        self._splits: Iterator[tfdist.splits.Split] = iter(queue)
 
     def begin(self) -> None:
         """Makes all that the first claim makes: the graph, a session, the epoch.

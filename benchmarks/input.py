@@ -11,10 +11,10 @@ autotuned, since an iterator that is started again might then wait for seconds.
 
 - plain tf.data: the worker's half of the files, until OutOfRange; nothing in a run but the update.
 - tfdist: splits of 16 batches, the commit in the run of the update, the numbers fetched and
-  visited, and the agreement on the end with its audit, which has to be complete.
+  read, and the agreement on the end with its audit, which has to be complete.
 - tf.data service: dynamic sharding, with a tf.data worker in each worker's process; not compressed.
 - in step: the workers wait for one another after each step, with plain tf.data at a
-  `Barrier`, with tfdist in `Epoch.goes_on` on padded batches of half of the records.
+  `Barrier`, with tfdist in `Epoch.should_continue` on padded batches of half of the records.
 
 An epoch's time is that from the first worker's start until the last one's end. The peers take turns
 in one cluster, in an order that is shuffled in each round, after one round that is thrown away; a
@@ -25,7 +25,7 @@ depends on what else the machine does.
 The ideal is the time in which all records are read at the speeds that the workers have with static
 shares in the same round, where nobody ever waits.
 
-*What it costs*: CPU time of the ps for single operations, and of a worker for `Epoch.visit` with a
+*What it costs*: CPU time of the ps for single operations, and of a worker for `Epoch.read` with a
 batch of 1024 numbers. See `_input_costs.py` for how the ps's time is taken.
 
 Results go to standard output, everything else to standard error. The exit code is 1 if something
@@ -165,7 +165,7 @@ def _straggler_rows(measured: straggler.Measured) -> list[Row]:
 def _cost_rows(of_ps: costs.Costs, of_ledger: dict[str, list[float]]) -> list[Row]:
     rows = [_row(kind, size, {"cpu_ms": rounds}) for (kind, size), rounds in of_ps.items()]
     rows += [
-        _row(f"Epoch.visit, {kind}", costs.LEDGER_BATCH, {"cpu_ms": rounds})
+        _row(f"Epoch.read, {kind}", costs.LEDGER_BATCH, {"cpu_ms": rounds})
         for kind, rounds in of_ledger.items()
     ]
     return rows
@@ -181,8 +181,8 @@ def _targets(rows: list[Row]) -> list[dict[str, Any]]:
     step = found(epochs.TFDIST, "step_ms")
     shares = {}
     for kind in (costs.CONTIGUOUS, costs.SHUFFLED):
-        visit = found(f"Epoch.visit, {kind}", "cpu_ms")
-        shares[kind] = None if None in (step, visit) else 100 * visit / step  # type: ignore[operator]
+        read = found(f"Epoch.read, {kind}", "cpu_ms")
+        shares[kind] = None if None in (step, read) else 100 * read / step  # type: ignore[operator]
     return [
         target("an epoch: tfdist / plain", found(epochs.TFDIST, "ratio_to_plain"), 1 / 0.97),
         target(
@@ -201,7 +201,7 @@ def _targets(rows: list[Row]) -> list[dict[str, Any]]:
             2.0,
         ),
         *[
-            target(f"visit, {kind}: % of a step of tfdist", share, 1.0)
+            target(f"read, {kind}: % of a step of tfdist", share, 1.0)
             for kind, share in shares.items()
         ],
     ]

@@ -83,7 +83,7 @@ _SCRIPT_WITH_GOODBYES = """\
 import json, time, tfdist
 task = tfdist.Task.from_env()
 print(json.dumps({"cluster": task.cluster_spec}), flush=True)
-with tfdist.trainer_server(task):
+with tfdist.worker_server(task):
     pass
 print(json.dumps({"at": time.monotonic()}))
 """

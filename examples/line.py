@@ -28,7 +28,9 @@ def main(task: tfdist.Task, target: str, args: argparse.Namespace) -> None:
         mine = tf.data.Dataset.range(EXAMPLES).shard(len(task.trainers), task.rank)
         with tf.compat.v1.device(graph.device_setter(task)):
             global_step = tf.compat.v1.train.get_or_create_global_step()
-            iterator = tf.compat.v1.data.make_initializable_iterator(tfdist.padded(mine, BATCH))
+            iterator = tf.compat.v1.data.make_initializable_iterator(
+                tfdist.data.endless_batches(mine, BATCH)
+            )
             number, weight, has_value = iterator.get_next()
             x = tf.cast(number, tf.float32) / EXAMPLES
             slope = tf.compat.v1.get_variable("slope", initializer=0.0, use_resource=True)
@@ -45,21 +47,23 @@ def main(task: tfdist.Task, target: str, args: argparse.Namespace) -> None:
 
         with graph.session(task, target, restore=saver.restore) as session:
 
-            def save(result: tfdist.EpochResult) -> None:
+            def save(result: tfdist.train.EpochResult) -> None:
                 saved = saver.save(session)
                 found = "y = {:.3f} x {:+.3f}".format(*session.run([slope, offset]))
                 counted = f"{result.examples} examples, step {saved.global_step}"
                 print(f"epoch {result.number}: {counted}: {found}", flush=True)
 
-            epoch = tfdist.Epoch(task, "train", expected=EXAMPLES, action=save, timeout=WAIT_SECS)
+            epoch = tfdist.train.Epoch(
+                task, "train", expected=EXAMPLES, action=save, timeout=WAIT_SECS
+            )
             while epoch.number <= args.epochs:
                 session.run(iterator.initializer)
                 examples, more = 0, True
                 while more:
                     _, numbers, weights, more = session.run([step, number, weight, has_value])
-                    visited = numbers[weights > 0]
-                    epoch.visit(visited)
-                    examples += len(visited)
+                    read = numbers[weights > 0]
+                    epoch.read(read)
+                    examples += len(read)
                     progress.update(f"epoch {epoch.number} of {args.epochs}", examples, EXAMPLES)
                     time.sleep(args.step_secs)
                 epoch.finish().check()
@@ -102,5 +106,5 @@ if __name__ == "__main__":
     with tfdist.one_line_errors():
         arguments = parse_args()
         this = tfdist.Task.from_env()
-        with tfdist.trainer_server(this) as address:
+        with tfdist.worker_server(this) as address:
             main(this, address, arguments)

@@ -24,7 +24,7 @@ def main(args: argparse.Namespace) -> None:
     task = tfdist.Task.from_env()
     if args.data is not None:
         movielens_data.part_files(args.data)
-    with tfdist.trainer_server(task) as target:
+    with tfdist.worker_server(task) as target:
         # Only now, when all is known to be right, come the seconds that TensorFlow takes.
         import movielens_train
 
@@ -58,10 +58,10 @@ def parse_args() -> argparse.Namespace:
         help="slow a trainer down: worker:1=5 takes five times as long for a step",
     )
     parser.add_argument(
-        "--visits",
+        "--reads",
         type=folder,
         metavar="FOLDER",
-        help="each trainer writes there which examples it has visited, a file an epoch",
+        help="each trainer writes there which examples it has read, a file an epoch",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object at the end")
     return parser.parse_args()

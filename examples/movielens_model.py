@@ -35,7 +35,7 @@ def build(task: tfdist.Task, meta: movielens_data.Meta, files: list[str], batch_
         global_step = tf.compat.v1.train.get_or_create_global_step()
         predict = _predictor(task, meta)
         examples = movielens_data.read(files).shuffle(SHUFFLE_BUFFER)
-        batches = tfdist.padded(examples, batch_size).prefetch(2)
+        batches = tfdist.data.endless_batches(examples, batch_size).prefetch(2)
         iterator = tf.compat.v1.data.make_initializable_iterator(batches)
         batch, weight, has_value = iterator.get_next()
 

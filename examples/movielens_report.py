@@ -26,7 +26,7 @@ class Summary:
 
     def add_epoch(
         self,
-        result: tfdist.EpochResult,
+        result: tfdist.train.EpochResult,
         waited: dict[str, float],
         rmse: float,
         saved: checkpoint.Saved,
@@ -50,8 +50,8 @@ class Summary:
                     for report in result.reports
                 ],
                 "expected": audit.expected,
-                "visited": audit.visited,
-                "visited_once": audit.visited_once,
+                "read": audit.read,
+                "read_once": audit.read_once,
                 "missing": audit.missing,
                 "duplicates": audit.duplicates,
                 "rmse": round(rmse, 4),
@@ -63,7 +63,7 @@ class Summary:
         if not self._as_json:
             self._print_epoch(self._epochs[-1])
 
-    def finish(self, farewell: tfdist.EpochResult) -> list[str]:
+    def finish(self, farewell: tfdist.train.EpochResult) -> list[str]:
         """Prints the end of the summary, and returns what did not turn out as promised."""
         self._note_leaving(farewell)
         baselines = movielens_data.baselines(self._data)
@@ -78,7 +78,7 @@ class Summary:
             self._print_end(result)
         return list(_broken_promises(result))
 
-    def _note_leaving(self, result: tfdist.EpochResult) -> None:
+    def _note_leaving(self, result: tfdist.train.EpochResult) -> None:
         """A trainer knows when it left an epoch only in its next report."""
         left = [report.left for report in result.reports if report.left is not None]
         if self._epochs and left:
@@ -99,7 +99,7 @@ class Summary:
             )
         say = self._console.print
         say(table)
-        say(f"visited once: {epoch['visited_once']} of {epoch['expected']}")
+        say(f"read once: {epoch['read_once']} of {epoch['expected']}")
         say(f"held-out RMSE: {epoch['rmse']:.4f}")
         say(f"checkpoint: {epoch['checkpoint']}", soft_wrap=True)
         say(f"its step: {epoch['saved_step']}, the true one: {epoch['true_step']}\n")
@@ -117,8 +117,8 @@ class Summary:
 
 def _broken_promises(result: dict[str, Any]) -> Iterator[str]:
     for number, epoch in enumerate(result["epochs"], start=1):
-        if epoch["visited"] != epoch["expected"] or epoch["missing"] or epoch["duplicates"]:
-            yield f"epoch {number}: visited once {epoch['visited_once']} of {epoch['expected']}"
+        if epoch["read"] != epoch["expected"] or epoch["missing"] or epoch["duplicates"]:
+            yield f"epoch {number}: read once {epoch['read_once']} of {epoch['expected']}"
         if epoch["saved_step"] != epoch["true_step"]:
             yield f"epoch {number}: saved step {epoch['saved_step']} of {epoch['true_step']}"
     rmse, best = result["epochs"][-1]["rmse"], min(result["baselines"].values())

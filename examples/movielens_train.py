@@ -32,14 +32,14 @@ def train(task: tfdist.Task, target: str, args: argparse.Namespace) -> list[str]
         first_step = int(session.run(model.global_step)) if task.is_chief else 0
         summary = movielens_report.Summary(args.data, first_step, args.json)
 
-        def save_and_evaluate(result: tfdist.EpochResult) -> None:
+        def save_and_evaluate(result: tfdist.train.EpochResult) -> None:
             if result.number <= args.epochs:  # not after the farewell
                 saved = saver.save(session)
                 rmse = movielens_model.rmse(session, model, movielens_data.load_heldout(args.data))
                 summary.add_epoch(result, epoch.last_wait(), rmse, saved)
 
         tfdist.Barrier(task, "start", timeout=WAIT_SECS).wait()
-        epoch = tfdist.Epoch(
+        epoch = tfdist.train.Epoch(
             task, "train", expected=meta.num_train, action=save_and_evaluate, timeout=WAIT_SECS
         )
         while epoch.number <= args.epochs:
@@ -62,12 +62,12 @@ class Loop:
         self._model, self._num_examples = model, num_examples
         self._slowness = args.slow.get(name, 1.0)
         self._num_epochs = args.epochs
-        self._name, self._visits = name, args.visits
+        self._name, self._reads = name, args.reads
         self._progress = tfdist.Progress.from_env()
 
-    def train_epoch(self, session: Any, epoch: tfdist.Epoch) -> None:
+    def train_epoch(self, session: Any, epoch: tfdist.train.Epoch) -> None:
         """Trains until this trainer's data has ended; nothing is raised there."""
-        model, examples, ledger = self._model, 0, tfdist.Ledger()
+        model, examples, ledger = self._model, 0, tfdist.data.Ledger()
         session.run(model.start_epoch)
         while True:
             step_start = time.monotonic()
@@ -76,16 +76,16 @@ class Loop:
             )
             if not has_value:
                 break
-            visited = example[weight > 0]
-            epoch.visit(visited)
-            if self._visits:
-                ledger.add(visited)
-            examples += len(visited)
+            read = example[weight > 0]
+            epoch.read(read)
+            if self._reads:
+                ledger.add(read)
+            examples += len(read)
             self._progress.update(
                 f"epoch {epoch.number} of {self._num_epochs}", examples, self._num_examples
             )
             time.sleep((self._slowness - 1) * (time.monotonic() - step_start))
-        if self._visits:
-            ledger.save(self._visits / f"epoch-{epoch.number}-{self._name}.json")
+        if self._reads:
+            ledger.save(self._reads / f"epoch-{epoch.number}-{self._name}.json")
         state = f"epoch {epoch.number} done, waits for the others"
         self._progress.update(state, examples, examples)

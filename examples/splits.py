@@ -33,12 +33,14 @@ def write_files(folder: str) -> None:
                 number += 1
 
 
-def train(task: tfdist.Task, index: str) -> tuple[int, float, tfdist.SplitReport]:
+def train(task: tfdist.Task, index: str) -> tuple[int, float, tfdist.splits.SplitReport]:
     """Reads until nothing is left; returns how much, when it ended, and what the queue knows."""
-    files = tfdist.FileSet.load(index)
-    with tfdist.trainer_server(task) as target, tf.Graph().as_default():
-        queue = tfdist.SplitQueue(task, "train", files.splits(SPLIT), batch_size=BATCH, timeout=60)
-        batches = tfdist.SplitBatches(task, queue, files)
+    files = tfdist.data.FileSet.load(index)
+    with tfdist.worker_server(task) as target, tf.Graph().as_default():
+        queue = tfdist.splits.SplitQueue(
+            task, "train", files.splits(SPLIT), batch_size=BATCH, timeout=60
+        )
+        batches = tfdist.splits.SplitBatches(task, queue, files)
         with tf.compat.v1.device(graph.device_setter(task)):
             _, record = batches.batch
             total = tf.compat.v1.get_variable("total", initializer=0.0, use_resource=True)
@@ -47,28 +49,28 @@ def train(task: tfdist.Task, index: str) -> tuple[int, float, tfdist.SplitReport
         commit = queue.commit_after([update])
         with graph.session(task, target) as session:
             tfdist.Barrier(task, "start", timeout=60).wait()
-            visited = 0
+            read = 0
             for split in batches.splits(session):
                 while not split.finished:
                     before = split.offset
                     split.committed(session.run(commit, split.feed))
-                    visited += split.offset - before
+                    read += split.offset - before
                     time.sleep(SLEEP_SECS[task.name == SLOW])
-            return visited, time.time(), queue.report()
+            return read, time.time(), queue.report()
 
 
 def main() -> None:
     folder = tempfile.mkdtemp(prefix="splits-")
     write_files(folder)
     index = str(Path(folder, "index.json"))
-    tfdist.FileSet.scan(f"{folder}/part-*").save(index)
+    tfdist.data.FileSet.scan(f"{folder}/part-*").save(index)
     with tfdist.local_cluster(1, 3, backend="processes") as cluster:
         results = cluster.run(partial(train, index=index), timeout=120)
-    for task, (visited, _, _) in zip(cluster.trainers, results, strict=True):
-        print(f"{task.name} read {visited} records" + (", slowly" if task.name == SLOW else ""))
+    for task, (read, _, _) in zip(cluster.trainers, results, strict=True):
+        print(f"{task.name} read {read} records" + (", slowly" if task.name == SLOW else ""))
     ends = [end for _, end, _ in results]
     print(f"all ended within {max(ends) - min(ends):.2f} s")
-    print(tfdist.Ledger(results[0][2].visited).audit(RECORDS))
+    print(tfdist.data.Ledger(results[0][2].read).audit(RECORDS))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tfdist.cluster.run_folder import RunFolder
+from tfdist.runs.folder import RunFolder
 from tfdist.task import Task
 
 HERE = Path(__file__).parent

@@ -11,9 +11,9 @@
     |  `- TaskFailed                        the earliest task that failed
     |- BarrierError
     |  |- BarrierTimeout (TimeoutError, threading.BrokenBarrierError)
-    |  `- BarrierBroken  (threading.BrokenBarrierError)
+    |  `- BrokenBarrierError  (threading.BrokenBarrierError)
     |- EpochError                           missing and duplicate examples
-    |- SplitLost                            a split that was taken from its trainer
+    |- SplitLostError                            a split that was taken from its trainer
     `- DataError                            a file of the input: path, offset, what is wrong
 
 Errors of TensorFlow pass through unchanged, or are chained as the cause of one of these.
@@ -25,8 +25,6 @@ import re
 import signal
 import threading
 from collections.abc import Mapping, Sequence
-
-from tfdist.verdict import Verdict
 
 # What comes before the reason in an error of TensorFlow 2.21.
 _HEADING = re.compile(
@@ -108,7 +106,7 @@ class StallError(ClusterError):
         last: what was seen last, such as ``"worker:1 passed a barrier"``.
         places: how far each trainer was, by name.
         report: path of the report, if that is kept.
-        verdict: on the job, where it was made.
+        verdict: a `tfdist.diagnosis.verdict.Verdict`, or None if none was made.
     """
 
     def __init__(
@@ -117,7 +115,7 @@ class StallError(ClusterError):
         last: Sequence[str],
         places: Mapping[str, str],
         report: str | None = None,
-        verdict: Verdict | None = None,
+        verdict: object | None = None,
     ) -> None:
         parts = [
             f"nobody has got on for {seconds:.1f} s",
@@ -196,7 +194,7 @@ class BarrierTimeout(BarrierError, TimeoutError, threading.BrokenBarrierError):
         self.missing = tuple(missing)
 
 
-class BarrierBroken(BarrierError, threading.BrokenBarrierError):
+class BrokenBarrierError(BarrierError, threading.BrokenBarrierError):
     """The barrier is of no use until it is reset.
 
     Attributes:
@@ -211,11 +209,11 @@ class BarrierBroken(BarrierError, threading.BrokenBarrierError):
 
 
 class EpochError(TfdistError):
-    """An epoch in which some examples were not visited, or visited more than once.
+    """An epoch in which some examples were not read, or read more than once.
 
     Attributes:
-        missing: half-open ranges ``(start, stop)`` of examples that nobody visited.
-        duplicates: ranges of examples that were visited more than once.
+        missing: half-open ranges ``(start, stop)`` of examples that nobody read.
+        duplicates: ranges of examples that were read more than once.
     """
 
     def __init__(
@@ -230,7 +228,7 @@ class EpochError(TfdistError):
         self.duplicates = tuple(duplicates)
 
 
-class SplitLost(TfdistError):
+class SplitLostError(TfdistError):
     """A trainer that must not go on with its split: it may be another's by now.
 
     Attributes:
@@ -240,8 +238,8 @@ class SplitLost(TfdistError):
 
     def __init__(self, rank: int, reason: str) -> None:
         super().__init__(
-            f"the trainer of rank {rank} has lost what it held: {reason}. What it has visited and "
-            "not committed may be visited twice; claim another split"
+            f"the trainer of rank {rank} has lost what it held: {reason}. What it has read and "
+            "not committed may be read twice; claim another split"
         )
         self.rank = rank
         self.reason = reason

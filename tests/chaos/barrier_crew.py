@@ -1,4 +1,4 @@
-"""A cluster's trainers and ps as a test sees them: given orders, killed, stopped, judged."""
+"""A cluster's trainers and ps as a test sees them: given orders, killed, stopped, diagnosed."""
 
 import functools
 import multiprocessing
@@ -49,7 +49,7 @@ class Crew(threading.Thread):
         """Until that many processes of each trainer have made their barriers."""
         for name in names or self.names:
             poll_until(
-                lambda name=name: self.caught or min(self._lives(name)) >= number,
+                lambda name=name: self.caught or min(self._incarnations(name)) >= number,
                 f"{name} has made its barriers",
                 timeout=START,
             )
@@ -90,9 +90,9 @@ class Crew(threading.Thread):
         if name not in self._desks:
             self.cluster.restart(name)
             return
-        lives = max(self._lives(name))
+        incarnations = max(self._incarnations(name))
         self.cluster.restart(name)
-        self.wait_for_lives(lives + 1, [name])
+        self.wait_for_lives(incarnations + 1, [name])
 
     def stop(self, name):
         """Returns once it stands still."""
@@ -139,8 +139,8 @@ class Crew(threading.Thread):
     def _add_desks(self, name):
         self._desks[name] = [barrier_jobs.Desk(self.folder / kind, name) for kind in KINDS]
 
-    def _lives(self, name):
-        return [desk.lives for desk in self._desks[name]]
+    def _incarnations(self, name):
+        return [desk.incarnations for desk in self._desks[name]]
 
 
 class Order:
@@ -175,7 +175,7 @@ class Order:
 
     def breaks(self, text):
         for about, answer in self._outcomes():
-            assert answer.get("error") == "BarrierBroken", about
+            assert answer.get("error") == "BrokenBarrierError", about
             assert text in answer["text"], about
             assert answer["late"] < LATE, about
 

@@ -25,7 +25,7 @@ import tfdist
 from tests.ps_session import ps_session
 from tfdist.barrier.state import PS_DEVICE, StateOnPs
 from tfdist.deadline import Deadline
-from tfdist.mistaken import retry_if_mistaken
+from tfdist.ps.retry import retry_duplicate_request
 from tfdist.testing import poll_until
 from tfdist.train.checkpoint import Checkpointer
 
@@ -71,12 +71,12 @@ class Desk:
         return number, json.loads(path.read_text())
 
     def sign_in(self):
-        self._write(f"life-{os.getpid()}", None)
+        self._write(f"incarnation-{os.getpid()}", None)
 
     @property
-    def lives(self):
+    def incarnations(self):
         """How many processes have come so far."""
-        return len(list(self._folder.glob("life-*")))
+        return len(list(self._folder.glob("incarnation-*")))
 
     def _write(self, name, value):
         draft = self._folder / f"draft-{name}-{os.getpid()}"
@@ -253,7 +253,7 @@ def _passes(barrier, timeout):
         barrier.wait(timeout)
     except tfdist.BarrierTimeout as error:
         return None if error.missing == ("ps:0",) else False
-    except tfdist.BarrierBroken:
+    except tfdist.BrokenBarrierError:
         return False
     return True
 
@@ -283,14 +283,14 @@ class SecondPs:
 
     def ask(self, times):
         """In the first run each waits for the other, as at a barrier."""
-        retry_if_mistaken(self._session.run, self._meet)
+        retry_duplicate_request(self._session.run, self._meet)
         for _ in range(times - 1):
-            retry_if_mistaken(self._session.run, self._nothing)
+            retry_duplicate_request(self._session.run, self._nothing)
 
     def time_out(self, seconds):
         options = tf.compat.v1.RunOptions(timeout_in_ms=int(1000 * seconds))
         try:
-            retry_if_mistaken(self._session.run, self._never, options=options)
+            retry_duplicate_request(self._session.run, self._never, options=options)
         except tf.errors.DeadlineExceededError:
             return
         raise AssertionError("there was something in an empty queue")

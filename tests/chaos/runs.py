@@ -31,7 +31,9 @@ def run(machine, *, examples, steps, shrink_secs):
         )
 
 
-def connect(tasks, name, rank, *, held=False, previous_life=None):
+def connect(tasks, name, rank, *, held=False, previous_incarnation=None):
     """To barrier `name` of a cluster, as its trainer of that rank."""
     address, names = tasks[0].cluster_spec["ps"][0], tasks[0].trainers
-    return Connection(address, name, names, rank, held=held, previous_life=previous_life)
+    return Connection(
+        address, name, names, rank, held=held, previous_incarnation=previous_incarnation
+    )

@@ -8,14 +8,14 @@ import threading
 import tensorflow as tf
 
 import tfdist
+from tfdist.splits.scheduler import SplitScheduler
 from tfdist.testing import poll_until
-from tfdist.train.coordinator import SplitScheduler
 
 BATCH = 7
 
 
 class Job:
-    """A model that counts on the ps how often it has visited each record of some files."""
+    """A model that counts on the ps how often it has read each record of some files."""
 
     def __init__(self, task, files, records_per_split=100, **settings):
         # Else a call to a worker that has gone waits for it.
@@ -24,9 +24,9 @@ class Job:
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(cluster, rpc_layer="grpc")
         strategy = tf.distribute.ParameterServerStrategy(resolver)
         self.coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
-        self.files = tfdist.FileSet.scan(f"{files}/part-*")
+        self.files = tfdist.data.FileSet.scan(f"{files}/part-*")
         with strategy.scope():
-            self._visits = tf.Variable(tf.zeros([len(self.files)], tf.int32))
+            self._reads = tf.Variable(tf.zeros([len(self.files)], tf.int32))
         self.splits = SplitScheduler(
             self.coordinator,
             self.files.splits(records_per_split),
@@ -35,24 +35,24 @@ class Job:
             batch_size=BATCH,
             **settings,
         )
-        self.checkpoint = tf.train.Checkpoint(visits=self._visits, splits=self.splits)
+        self.checkpoint = tf.train.Checkpoint(reads=self._reads, splits=self.splits)
 
     def step(self, batch, weight):
         number, record = batch
         tf.debugging.assert_equal(tf.strings.to_number(record[0], tf.int64), number[0])
         ones = tf.IndexedSlices(tf.cast(weight, tf.int32), number)
-        self._visits.scatter_add(ones)
+        self._reads.scatter_add(ones)
 
     @property
-    def visits(self):
-        return self._visits.numpy().tolist()
+    def reads(self):
+        return self._reads.numpy().tolist()
 
     def note_begin(self, path):
         """Makes a file when the next epoch has begun, in a thread."""
-        before = max(self.visits)
+        before = max(self.reads)
 
         def note():
-            poll_until(lambda: max(self.visits) > before, "a record is visited", timeout=60)
+            poll_until(lambda: max(self.reads) > before, "a record is read", timeout=60)
             path.touch()
 
         thread = threading.Thread(target=note)
@@ -61,18 +61,18 @@ class Job:
 
 
 def two_epochs(task, files):
-    """The visits after each of two epochs, and the reports."""
+    """The reads after each of two epochs, and the reports."""
     job = Job(task, files)
-    return [(job.splits.run_epoch(timeout=60), job.visits) for _ in range(2)]
+    return [(job.splits.run_epoch(timeout=60), job.reads) for _ in range(2)]
 
 
 def while_disturbed(task, files, folder):
-    """One epoch; leaves a file in `folder` when it has begun. The visits, and the report."""
+    """One epoch; leaves a file in `folder` when it has begun. The reads, and the report."""
     job = Job(task, files)
     begun = job.note_begin(pathlib.Path(folder, "begun"))
     report = job.splits.run_epoch(timeout=60)
     begun.join()
-    return report, job.visits
+    return report, job.reads
 
 
 def stalled(task, files, folder):
@@ -87,7 +87,7 @@ def stalled(task, files, folder):
         error = caught
     begun.join()
     pathlib.Path(folder, "stalled").touch()
-    return error, job.splits.run_epoch(timeout=60), job.visits
+    return error, job.splits.run_epoch(timeout=60), job.reads
 
 
 def over_bad_input(task, files):
@@ -103,7 +103,7 @@ def over_bad_input(task, files):
         except tf.errors.OpError as error:
             reports.append((job.splits.report(), str(error)))
     path.write_bytes(data)
-    return [*reports, (job.splits.run_epoch(timeout=60), job.visits)]
+    return [*reports, (job.splits.run_epoch(timeout=60), job.reads)]
 
 
 def saved(task, files, path):
@@ -115,11 +115,11 @@ def saved(task, files, path):
     with contextlib.suppress(tf.errors.OpError):
         job.splits.run_epoch(timeout=60)
     part.write_bytes(data)
-    return job.checkpoint.save(path), job.splits.report(), job.visits
+    return job.checkpoint.save(path), job.splits.report(), job.reads
 
 
 def restored(task, files, path):
     """Goes on from there."""
     job = Job(task, files)
     job.checkpoint.restore(path).assert_consumed()
-    return job.splits.run_epoch(timeout=60), job.visits
+    return job.splits.run_epoch(timeout=60), job.reads

@@ -15,17 +15,17 @@ SLOW_SECS = 0.02  # for a batch
 SPLITS = [(start, min(start + 100, RECORDS)) for start in range(0, RECORDS, 100)]
 
 
-def visit_all(task, folder, seed, lease_secs, slow=None):
-    """Trains a model that counts, in the run of the commit, how often it has visited each record.
+def read_all(task, folder, seed, lease_secs, slow=None):
+    """Trains a model that counts, in the run of the commit, how often it has read each record.
 
     Goes on from the last checkpoint in `folder`, where the chief leaves one at the end of each
-    epoch and some in between. Leaves there, for each epoch, `epoch-N.json` with the visits and
+    epoch and some in between. Leaves there, for each epoch, `epoch-N.json` with the reads and
     what the queue reports, and a file for each trainer that has had a split. The trainer `slow`
     takes its time for each batch, before the update.
     """
     folder, chance = pathlib.Path(folder), random.Random(f"{seed} {task.name}")
-    with tfdist.trainer_server(task) as target, tf.Graph().as_default():
-        queue = tfdist.SplitQueue(
+    with tfdist.worker_server(task) as target, tf.Graph().as_default():
+        queue = tfdist.splits.SplitQueue(
             task,
             "all",
             SPLITS,
@@ -37,13 +37,13 @@ def visit_all(task, folder, seed, lease_secs, slow=None):
         )
         with tf.device("/job:ps/task:0"):
             tf.compat.v1.train.get_or_create_global_step()
-            visits = tf.compat.v1.get_variable(
-                "visits", [EPOCHS * RECORDS], tf.int32, tf.zeros_initializer(), use_resource=True
+            reads = tf.compat.v1.get_variable(
+                "reads", [EPOCHS * RECORDS], tf.int32, tf.zeros_initializer(), use_resource=True
             )
         begin, end = (tf.compat.v1.placeholder(tf.int32, []) for _ in range(2))
         with tf.device(task.device):
             batch = tf.range(late(begin) if task.name == slow else begin, end)
-        update = visits.scatter_add(tf.IndexedSlices(tf.ones_like(batch), batch))
+        update = reads.scatter_add(tf.IndexedSlices(tf.ones_like(batch), batch))
         commit = queue.commit_after([update])
         saver = checkpoint.Checkpointer(folder / "model")
 
@@ -54,15 +54,15 @@ def visit_all(task, folder, seed, lease_secs, slow=None):
         with graph.session(task, target, restore=restore) as session:
 
             def end_epoch(result):
-                report, counts = queue.report(), session.run(visits).reshape(EPOCHS, RECORDS)
-                note = {"visits": counts[report.epoch - 1].tolist(), **vars(report)}
+                report, counts = queue.report(), session.run(reads).reshape(EPOCHS, RECORDS)
+                note = {"reads": counts[report.epoch - 1].tolist(), **vars(report)}
                 draft = folder / "draft"
                 draft.write_text(json.dumps(note))
                 draft.rename(folder / f"epoch-{result.number}.json")
                 saver.save(session)
 
             first = queue.first_epoch
-            epoch = tfdist.Epoch(task, "all", first=first, action=end_epoch, timeout=60)
+            epoch = tfdist.train.Epoch(task, "all", first=first, action=end_epoch, timeout=60)
             while epoch.number <= EPOCHS:
                 before = (epoch.number - 1) * RECORDS
                 for split in queue.of_epoch(epoch.number):
@@ -71,10 +71,10 @@ def visit_all(task, folder, seed, lease_secs, slow=None):
                         while not split.finished:
                             fed = {begin: before + split.offset, end: before + split.reserved}
                             split.committed(session.run(commit, {**fed, **split.feed}))
-                    except tfdist.SplitLost:
+                    except tfdist.SplitLostError:
                         continue  # the zombie claims another one
                     if task.is_chief and chance.random() < 0.2:
-                        with queue.held():
+                        with queue.frozen():
                             saver.save(session)
                 epoch.finish()
             epoch.close()

@@ -10,7 +10,7 @@ from typing import NamedTuple
 EPOCHS = 2
 MOST_FAULTS = 6
 
-# What may happen to a trainer when it is about to visit a batch. Those of AFTER_UPDATE may also
+# What may happen to a trainer when it is about to read a batch. Those of AFTER_UPDATE may also
 # come between the update and the commit.
 DIES = "dies"
 RESTARTS = "dies, another process takes its place"
@@ -82,16 +82,16 @@ class Schedule:
         return f"replay with -k [{self.seed}]: {'; '.join([*self.happened, *not_reached])}"
 
 
-def check(visits, losses, schedule):
-    """Every record is visited or in a dead letter, and again only where a loss is noted.
+def check(reads, losses, schedule):
+    """Every record is read or in a dead letter, and again only where a loss is noted.
 
     Args:
-        visits: by epoch, how often the model has visited each record.
+        reads: by epoch, how often the model has read each record.
         losses: all that are noted.
         schedule: told if it fails.
     """
     wrong = []
-    for epoch, counts in enumerate(visits):
+    for epoch, counts in enumerate(reads):
         noted, dead = [0] * len(counts), [0] * len(counts)
         for loss in losses:
             if loss.epoch == epoch:
@@ -100,7 +100,7 @@ def check(visits, losses, schedule):
                 for record in range(loss.offset, loss.stop):
                     dead[record] |= loss.dead
         wrong += [
-            f"record {record} of epoch {epoch}: visits: {number}, losses noted: {noted[record]}"
+            f"record {record} of epoch {epoch}: reads: {number}, losses noted: {noted[record]}"
             for record, number in enumerate(counts)
             if not 1 - dead[record] <= number <= 1 - dead[record] + noted[record]
         ]

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tfdist import Barrier, BarrierBroken, local_cluster
+from tfdist import Barrier, BrokenBarrierError, local_cluster
 from tfdist.testing import poll_until
 
 N = 3
@@ -19,7 +19,7 @@ TIMEOUT = 20.0  # of what is expected to end; far more than it takes
 AT_ONCE = 5.0  # for what must not wait for anything
 SOON = 0.2  # of what is expected to time out
 
-# BarrierTimeout and BarrierBroken are subclasses of it.
+# BarrierTimeout and BrokenBarrierError are subclasses of it.
 Broken = threading.BrokenBarrierError
 
 
@@ -244,8 +244,8 @@ def test_a_failing_action_breaks_it_for_all_until_a_reset(acting, hook, ours):
 
     hook.do = fail
     errors = together(wait, acting)
-    if ours:  # all get BarrierBroken, with its text; the chief's has the failure as its cause
-        assert [type(error) for error in errors] == [BarrierBroken] * N
+    if ours:  # all get BrokenBarrierError, with its text; the chief's has the failure as its cause
+        assert [type(error) for error in errors] == [BrokenBarrierError] * N
         assert all("the disk is full" in str(error) for error in errors)
         assert errors[0].__cause__ is failure
     else:  # the thread that ran the action gets the failure itself

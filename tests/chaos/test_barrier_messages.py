@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tests.ps_session import ps_session
-from tfdist import Barrier, BarrierBroken, BarrierTimeout, local_cluster
+from tfdist import Barrier, BarrierTimeout, BrokenBarrierError, local_cluster
 from tfdist.barrier.state import PS_DEVICE
 from tfdist.deadline import Deadline
 
@@ -22,7 +22,7 @@ def trainers():
 
 @pytest.fixture(params=["queue", "counter"])
 def make(trainers, request):
-    """Makes the barrier of this test for one trainer; again, and it is a new life of it."""
+    """Makes the barrier of this test for one trainer; again, and it is a new incarnation of it."""
     made = []
 
     def make_one(rank, **options):
@@ -70,7 +70,7 @@ def meet(one, other):
 
 @pytest.fixture
 def mistaken(monkeypatch):
-    """Each run is refused once before it is taken, as a few are; see tfdist.mistaken."""
+    """Each run is refused once before it is taken, as a few are; see tfdist.ps.retry."""
     refused = []
 
     def refuse_once(run):
@@ -98,7 +98,7 @@ def test_a_run_that_is_mistaken_for_another_is_no_lost_ps(make, mistaken):
         one.wait(SOON)
     one.reset()
     other.abort()
-    with pytest.raises(BarrierBroken, match="called abort"):
+    with pytest.raises(BrokenBarrierError, match="called abort"):
         one.wait(SOON)
     one.reset()
     with ThreadPoolExecutor(1) as pool:
@@ -133,7 +133,7 @@ def test_a_late_arrival_from_before_a_reset_counts_nowhere(make, monkeypatch):
     other = make(1)
     post = Post(one, monkeypatch)
     other.reset()
-    with pytest.raises(BarrierBroken, match="reset"):
+    with pytest.raises(BrokenBarrierError, match="reset"):
         one.wait(SOON)
     post.deliver()
     assert one.missing() == ("worker:0", "worker:1")
@@ -152,7 +152,7 @@ def test_a_reset_right_after_a_waiting_trainer_has_looked_is_an_error_for_it(mak
         return snapshot
 
     monkeypatch.setattr(one._connection, "look", look_and_be_reset)
-    with pytest.raises(BarrierBroken, match="reset"):
+    with pytest.raises(BrokenBarrierError, match="reset"):
         one.wait(timeout=5)
 
 
@@ -164,7 +164,7 @@ def test_a_wait_that_goes_on_after_a_timeout_is_not_carried_over_a_reset(make):
         one.wait(SOON)
     assert caught.value.missing == ("worker:1",)
     other.reset()
-    with pytest.raises(BarrierBroken, match="reset"):
+    with pytest.raises(BrokenBarrierError, match="reset"):
         one.wait(SOON)
     meet(one, other)
 
@@ -182,7 +182,7 @@ def test_a_ps_that_forgot_while_the_connection_stayed_is_told_from_the_old_one(m
     other.close()
     new = make(1)  # makes the state anew
     one._connection.enter(Deadline(TIMEOUT), may_start=False)
-    with pytest.raises(BarrierBroken, match="forgotten who arrived"):
+    with pytest.raises(BrokenBarrierError, match="forgotten who arrived"):
         one.wait(SOON)
     one.reset()
     meet(one, new)
@@ -192,7 +192,7 @@ def test_a_replaced_process_is_told_and_its_successor_passes(make):
     old = make(0)
     other = make(1)
     new = make(0)
-    with pytest.raises(BarrierBroken, match="another process has taken the place of worker:0"):
+    with pytest.raises(BrokenBarrierError, match="another process has taken the place of worker:0"):
         old.wait(SOON)
     assert new.missing() == ("worker:0", "worker:1")  # what it has sent does not count
     meet(new, other)
@@ -206,7 +206,7 @@ def test_a_replaced_chief_neither_acts_nor_releases(make):
     new = make(0, action=lambda: runs.append("new"))
     with pytest.raises(BarrierTimeout):
         other.wait(0)
-    with pytest.raises(BarrierBroken, match="taken the place"):
+    with pytest.raises(BrokenBarrierError, match="taken the place"):
         old.wait(SOON)
     assert runs == []
     assert new.wait(TIMEOUT) == 0
@@ -229,7 +229,7 @@ def test_a_chief_that_dies_in_its_action_leaves_a_broken_barrier(make):
     old, other = arrived_chief(make)
     old._connection.run(old._connection.graph.begin_action)  # and there it died
     make(0, action=lambda: None)
-    with pytest.raises(BarrierBroken, match="worker:0 was restarted while its action ran"):
+    with pytest.raises(BrokenBarrierError, match="worker:0 was restarted while its action ran"):
         other.wait(TIMEOUT)
 
 

@@ -1,4 +1,4 @@
-"""Random runs of whole barriers on a real ps, whose every step `tfdist.arrivals` foretells.
+"""Random runs of whole barriers on a real ps, whose every step `tfdist.barrier.rules` foretells.
 
 Waits run in threads. The model tells who still waits, who has passed, and who got which error.
 """
@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from tests.chaos.runs import connect, run
-from tfdist import Barrier, BarrierBroken, BarrierError, BarrierTimeout, arrivals, local_cluster
-from tfdist.arrivals import RESIGNED, Arrivals, Decision
+from tfdist import Barrier, BarrierError, BarrierTimeout, BrokenBarrierError, local_cluster
 from tfdist.barrier import connection
+from tfdist.barrier import rules as arrivals
+from tfdist.barrier.rules import RESIGNED, Arrivals, Decision
 from tfdist.testing import poll_until
 
 N = 3
@@ -49,7 +50,7 @@ class Trainer:
     """A barrier object, and what its trainer knows."""
 
     barrier: object
-    life: int  # as the model numbers them
+    incarnation: int  # as the model numbers them
     parity: int
     breaks: bool  # a timeout breaks the barrier
     arrived: bool = False  # it was told so, by a timeout
@@ -102,9 +103,9 @@ class Meeting(RuleBasedStateMachine):
             break_on_timeout=breaks,
         )
         self.made.append(barrier)
-        life = len(self.made)
-        self.model = arrivals.enter(self.model, rank, life, held=held)
-        return Trainer(barrier, life, arrivals.next_parity(self.model), breaks)
+        incarnation = len(self.made)
+        self.model = arrivals.enter(self.model, rank, incarnation, held=held)
+        return Trainer(barrier, incarnation, arrivals.next_parity(self.model), breaks)
 
     def act(self):
         self.runs.append(self.fails)
@@ -142,7 +143,7 @@ class Meeting(RuleBasedStateMachine):
     def start_wait(self, rank, timeouts):
         trainer = self.trainers[rank]
         if not trainer.arrived:
-            self.model = arrivals.arrive(self.model, rank, trainer.life, trainer.parity)
+            self.model = arrivals.arrive(self.model, rank, trainer.incarnation, trainer.parity)
         trainer.waits = self.pool.submit(outcome_of, trainer.barrier, timeouts)
 
     @precondition(lambda self: not self.model.broken)
@@ -171,7 +172,7 @@ class Meeting(RuleBasedStateMachine):
                 trainer.barrier.resign()
         else:
             trainer.barrier.resign()
-            self.model = arrivals.resign(self.model, rank, trainer.life)
+            self.model = arrivals.resign(self.model, rank, trainer.incarnation)
         self.settle(start)
 
     @precondition(lambda self: not self.model.broken and self.model.waiting)
@@ -209,7 +210,7 @@ class Meeting(RuleBasedStateMachine):
     @rule()
     def ghost(self):
         start, barrier = time.monotonic(), self.ghosts.pop()
-        with pytest.raises(BarrierBroken, match="another process has taken the place"):
+        with pytest.raises(BrokenBarrierError, match="another process has taken the place"):
             barrier.wait(TIMEOUT)
         with suppress(BarrierError):  # a chief with an action may not
             barrier.resign()
@@ -223,7 +224,7 @@ class Meeting(RuleBasedStateMachine):
 
     def settle(self, start, ends=None):
         """What the model says of those that wait comes true, not before `start`; no more does."""
-        while any(self.goes_on(rank, start) for rank in range(N)):
+        while any(self.should_continue(rank, start) for rank in range(N)):
             pass  # one that goes on may release those before it
         if ends is not None and (trainer := self.trainers[ends]).waits:
             missing = tuple(self.tasks[rank].name for rank in self.model.missing)
@@ -241,9 +242,9 @@ class Meeting(RuleBasedStateMachine):
 
     def ps_agrees(self):
         state = self.observer.look().arrivals
-        return replace(state, lives=self.model.lives) == self.model
+        return replace(state, incarnations=self.model.incarnations) == self.model
 
-    def goes_on(self, rank, start):
+    def should_continue(self, rank, start):
         """Whether the wait of this trainer ends now, as it should."""
         trainer = self.trainers[rank]
         if not trainer.waits:
@@ -252,13 +253,13 @@ class Meeting(RuleBasedStateMachine):
             assert "has resigned" in str(self.ended(trainer, start))
             return True
         # Since no arrival is lost here, it need not know of the resets.
-        decision = arrivals.decide(self.model, rank, trainer.life, trainer.parity, resets=-1)
+        decision = arrivals.decide(self.model, rank, trainer.incarnation, trainer.parity, resets=-1)
         if decision is Decision.ACT:
             self.num_runs += 1
-            self.model = arrivals.begin_action(self.model, trainer.life)
+            self.model = arrivals.begin_action(self.model, trainer.incarnation)
             if self.fails:
                 self.broken_by("the action of worker:0 raised ValueError: the disk is full")
-            self.model = arrivals.release(self.model, trainer.life)
+            self.model = arrivals.release(self.model, trainer.incarnation)
         elif decision is Decision.PASS:
             trainer.parity ^= 1
             trainer.arrived = False
@@ -266,7 +267,7 @@ class Meeting(RuleBasedStateMachine):
         elif decision is Decision.BROKEN:
             trainer.arrived = False
             error = self.ended(trainer, start)
-            assert isinstance(error, BarrierBroken)
+            assert isinstance(error, BrokenBarrierError)
             assert (self.reason if self.model.broken else "it was reset") in str(error)
         else:
             assert decision is Decision.WAIT

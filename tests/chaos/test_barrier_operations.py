@@ -6,9 +6,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from tests.chaos.runs import connect, run
-from tfdist import arrivals, local_cluster
-from tfdist.arrivals import RESIGNED, Arrivals
+from tfdist import local_cluster
+from tfdist.barrier import rules as arrivals
 from tfdist.barrier.connection import Connection
+from tfdist.barrier.rules import RESIGNED, Arrivals
 from tfdist.barrier.vector import unpack
 from tfdist.deadline import Deadline
 
@@ -25,9 +26,10 @@ def tasks():
         yield cluster.trainers
 
 
-# By name of the life: its rank, whether it is a chief with an action, and the life that it renews.
-# A life that is over goes on sending.
-LIVES = {
+# By name of the incarnation: its rank, whether it is a chief with an action, and the incarnation
+# that it renews.
+# A incarnation that is over goes on sending.
+INCARNATIONS = {
     "chief with an action": (0, True, None),
     "chief": (0, False, None),
     "chief renewed": (0, False, "chief"),
@@ -36,8 +38,10 @@ LIVES = {
     "second": (2, False, None),
     "second renewed": (2, False, "second"),
 }
-lives = st.sampled_from(list(LIVES))
-chiefs = st.sampled_from([life for life, (rank, *_) in LIVES.items() if rank == 0])
+incarnations = st.sampled_from(list(INCARNATIONS))
+chiefs = st.sampled_from(
+    [incarnation for incarnation, (rank, *_) in INCARNATIONS.items() if rank == 0]
+)
 
 
 class Operations(RuleBasedStateMachine):
@@ -48,8 +52,8 @@ class Operations(RuleBasedStateMachine):
     def start(self, chief):
         self.connections["second"].run(self.forget)
         self.model, self.reason = Arrivals.start(N), ""
-        for life in (chief, "first", "second"):
-            self.enter(life)
+        for incarnation in (chief, "first", "second"):
+            self.enter(incarnation)
 
     @invariant()
     def the_ps_agrees_with_the_model(self):
@@ -71,29 +75,39 @@ class Operations(RuleBasedStateMachine):
         for rank in range(N):
             may_arrive = not model.broken and model.arrived[rank] < RESIGNED
             next_parity = (model.arrived[rank] + 1) % 2
-            assert state.keys[rank] == (model.lives[rank] + next_parity if may_arrive else 0)
+            assert state.keys[rank] == (model.incarnations[rank] + next_parity if may_arrive else 0)
 
-    def speaks(self, life):
-        return self.model.lives[LIVES[life][0]] == self.connections[life].life
+    def speaks(self, incarnation):
+        return (
+            self.model.incarnations[INCARNATIONS[incarnation][0]]
+            == self.connections[incarnation].incarnation
+        )
 
     def speaker(self, rank):
-        return next(life for life in LIVES if LIVES[life][0] == rank and self.speaks(life))
+        return next(
+            incarnation
+            for incarnation in INCARNATIONS
+            if INCARNATIONS[incarnation][0] == rank and self.speaks(incarnation)
+        )
 
-    def send(self, life, operation, reason=None, *, parity=None):
-        found = getattr(self.connections[life].graph, operation)
-        self.connections[life].run(found if parity is None else found[parity], reason)
+    def send(self, incarnation, operation, reason=None, *, parity=None):
+        found = getattr(self.connections[incarnation].graph, operation)
+        self.connections[incarnation].run(found if parity is None else found[parity], reason)
 
-    @rule(life=lives)
-    def enter(self, life):
-        (rank, held, renews), number = LIVES[life], self.connections[life].life
+    @rule(incarnation=incarnations)
+    def enter(self, incarnation):
+        (rank, held, renews), number = (
+            INCARNATIONS[incarnation],
+            self.connections[incarnation].incarnation,
+        )
         before = self.model
         if renews:
-            self.model = arrivals.renew(before, rank, number, self.connections[renews].life)
+            self.model = arrivals.renew(before, rank, number, self.connections[renews].incarnation)
         else:
             self.model = arrivals.enter(before, rank, number, held=held)
         if self.model.broken and not before.broken:
             self.reason = "worker:0 was restarted while its action ran"
-        self.connections[life].enter(Deadline(TIMEOUT), may_start=False)
+        self.connections[incarnation].enter(Deadline(TIMEOUT), may_start=False)
 
     # Left to chance, trainers seldom come together.
 
@@ -117,69 +131,74 @@ class Operations(RuleBasedStateMachine):
         self.all_arrive(but=last)
         self.resign(self.speaker(last))
 
-    # Any life at any time.
+    # Any incarnation at any time.
 
-    @rule(life=lives, parity=parities)
-    def arrive(self, life, parity):
-        rank, number = LIVES[life][0], self.connections[life].life
+    @rule(incarnation=incarnations, parity=parities)
+    def arrive(self, incarnation, parity):
+        rank, number = INCARNATIONS[incarnation][0], self.connections[incarnation].incarnation
         self.model = arrivals.arrive(self.model, rank, number, parity)
-        self.send(life, "arrive", parity=parity)
+        self.send(incarnation, "arrive", parity=parity)
 
-    @rule(life=lives, parity=parities)
-    def cross(self, life, parity):
+    @rule(incarnation=incarnations, parity=parities)
+    def cross(self, incarnation, parity):
         """Where it cannot block: it is refused, or is the last to come."""
-        (rank, held, _), number = LIVES[life], self.connections[life].life
+        (rank, held, _), number = (
+            INCARNATIONS[incarnation],
+            self.connections[incarnation].incarnation,
+        )
         before, after = self.model, arrivals.arrive(self.model, rank, number, parity)
         refused = after == before
         if refused or after.released > before.released or (held and after.full):
             self.model = after
             try:
-                operation = self.connections[life].graph.cross[parity]
-                self.connections[life].block(operation, TIMEOUT)
+                operation = self.connections[incarnation].graph.cross[parity]
+                self.connections[incarnation].block(operation, TIMEOUT)
                 assert not refused
             except tf.errors.InvalidArgumentError:
                 pass  # also the last may take an older token, which nobody has taken before
 
-    @rule(life=lives)
-    def begin_to_block(self, life):
-        self.send(life, "begin_to_block")
+    @rule(incarnation=incarnations)
+    def begin_to_block(self, incarnation):
+        self.send(incarnation, "begin_to_block")
 
-    @rule(life=chiefs)
-    def begin_action(self, life):
+    @rule(incarnation=chiefs)
+    def begin_action(self, incarnation):
         if self.model.arrived[0] == RESIGNED:  # then it does not wait
             return
-        self.model = arrivals.begin_action(self.model, self.connections[life].life)
-        self.send(life, "begin_action")
+        self.model = arrivals.begin_action(self.model, self.connections[incarnation].incarnation)
+        self.send(incarnation, "begin_action")
 
-    @rule(life=chiefs)
-    def release(self, life):
-        self.model = arrivals.release(self.model, self.connections[life].life)
-        self.send(life, "release")
+    @rule(incarnation=chiefs)
+    def release(self, incarnation):
+        self.model = arrivals.release(self.model, self.connections[incarnation].incarnation)
+        self.send(incarnation, "release")
 
-    @rule(life=lives)
-    def resign(self, life):
-        if LIVES[life][1]:  # nobody else could run its action
+    @rule(incarnation=incarnations)
+    def resign(self, incarnation):
+        if INCARNATIONS[incarnation][1]:  # nobody else could run its action
             return
-        self.model = arrivals.resign(self.model, LIVES[life][0], self.connections[life].life)
-        self.send(life, "resign")
+        self.model = arrivals.resign(
+            self.model, INCARNATIONS[incarnation][0], self.connections[incarnation].incarnation
+        )
+        self.send(incarnation, "resign")
 
-    @rule(life=lives)
-    def abort(self, life):
-        self.breaks(f"{life} called abort()")
-        self.send(life, "abort", f"{life} called abort()")
+    @rule(incarnation=incarnations)
+    def abort(self, incarnation):
+        self.breaks(f"{incarnation} called abort()")
+        self.send(incarnation, "abort", f"{incarnation} called abort()")
 
-    @rule(life=lives)
-    def abort_if_waiting(self, life):
-        rank = LIVES[life][0]
-        if self.speaks(life) and self.model.arrived[rank] != RESIGNED:
+    @rule(incarnation=incarnations)
+    def abort_if_waiting(self, incarnation):
+        rank = INCARNATIONS[incarnation][0]
+        if self.speaks(incarnation) and self.model.arrived[rank] != RESIGNED:
             if rank in self.model.waiting:
-                self.breaks(f"{life} timed out")
-            self.send(life, "abort_if_waiting", f"{life} timed out")
+                self.breaks(f"{incarnation} timed out")
+            self.send(incarnation, "abort_if_waiting", f"{incarnation} timed out")
 
-    @rule(life=lives)
-    def reset(self, life):
+    @rule(incarnation=incarnations)
+    def reset(self, incarnation):
         self.model = arrivals.reset(self.model)
-        self.send(life, "reset")
+        self.send(incarnation, "reset")
 
     def breaks(self, reason):
         if not self.model.broken:
@@ -207,10 +226,10 @@ def forgetting(graph):
 
 def test_operations_do_to_the_state_what_the_rules_say(tasks, no_leaks):
     connections = {}
-    for life, (rank, held, renews) in LIVES.items():
-        previous_life = connections[renews].life if renews else None
-        connections[life] = connect(
-            tasks, "operations", rank, held=held, previous_life=previous_life
+    for incarnation, (rank, held, renews) in INCARNATIONS.items():
+        previous_incarnation = connections[renews].incarnation if renews else None
+        connections[incarnation] = connect(
+            tasks, "operations", rank, held=held, previous_incarnation=previous_incarnation
         )
     Operations.connections = connections
     Operations.forget = forgetting(connections["second"].graph.graph)

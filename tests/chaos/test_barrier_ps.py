@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tfdist import Barrier, BarrierBroken, BarrierTimeout
+from tfdist import Barrier, BarrierTimeout, BrokenBarrierError
 from tfdist.cluster.ports import is_listening
 from tfdist.testing import poll_until
 
@@ -91,14 +91,14 @@ def test_those_that_wait_are_told_long_before_their_timeout_that_the_ps_was_kill
         poll_until(lambda: other.n_waiting == 1, "worker:0 waits")
         start = time.monotonic()
         cluster.kill("ps:0")
-        with pytest.raises(BarrierBroken, match="ps:0 was lost"):
+        with pytest.raises(BrokenBarrierError, match="ps:0 was lost"):
             waiting.result()
         assert time.monotonic() - start < TIMEOUT / 10
         # Whatever else is asked of it has the same answer.
-        with pytest.raises(BarrierBroken, match="ps:0 was lost"):
+        with pytest.raises(BrokenBarrierError, match="ps:0 was lost"):
             other.missing()
         for timeout in (0, 0.5, 3.0):
-            assert ends_late(one, timeout, BarrierBroken) < SOON
+            assert ends_late(one, timeout, BrokenBarrierError) < SOON
 
 
 def ends_late(barrier, timeout, error):

@@ -5,9 +5,9 @@ import socket
 
 import pytest
 
-from tfdist.cluster.doctor import examine
-from tfdist.cluster.doctor.read_identities import read
 from tfdist.cluster.identity import ID_VARIABLE
+from tfdist.doctor import examine
+from tfdist.doctor.read_identities import read
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 

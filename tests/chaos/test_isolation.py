@@ -12,7 +12,7 @@ import pytest
 
 from tests.cluster.test_run import command
 from tfdist.cli.network import isolate_or_tell
-from tfdist.cluster.run_folder import RunFolder
+from tfdist.runs.folder import RunFolder
 from tfdist.testing import poll_until
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -23,7 +23,7 @@ import os, pathlib, sys, tfdist
 from tfdist.testing import poll_until
 folder = pathlib.Path(sys.argv[1])
 task = tfdist.Task.from_env()
-with tfdist.trainer_server(task):
+with tfdist.worker_server(task):
     new = folder / f"{task.name}.new"
     new.write_text(os.environ["TF_CONFIG"])
     new.rename(folder / task.name)
@@ -33,8 +33,8 @@ with tfdist.trainer_server(task):
 # Its worker 1 waits at a barrier until a file says that worker 0 may come.
 MEET_LATE = (
     WAIT_FOR_GO.replace(
-        "with tfdist.trainer_server(task):",
-        "with tfdist.trainer_server(task), tfdist.Barrier(task, 'meeting') as barrier:",
+        "with tfdist.worker_server(task):",
+        "with tfdist.worker_server(task), tfdist.Barrier(task, 'meeting') as barrier:",
     ).replace("    poll_until", "    if task.is_chief: poll_until")
     + "    barrier.wait()\n"
 )

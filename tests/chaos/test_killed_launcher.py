@@ -21,7 +21,7 @@ STARTS_ANOTHER = """
 import os, pathlib, subprocess, sys, threading, tfdist
 folder = pathlib.Path(sys.argv[1])
 task = tfdist.Task.from_env()
-with tfdist.trainer_server(task):
+with tfdist.worker_server(task):
     child = subprocess.Popen(["sleep", "600"])
     new = folder / f"{task.name}.new"
     new.write_text(f"{os.environ['TF_CONFIG']}\\n{child.pid}")

@@ -1,4 +1,4 @@
-"""The lab: a case of each family gets its verdict, and ends well when it is cured.
+"""The lab: a case of each family gets its verdict, and ends well when it is fixed.
 
 All cases: `TFDIST_TEST_LAB=all scripts/test chaos -k test_lab`, or `tfdist repro matrix`.
 """
@@ -15,15 +15,15 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from tfdist.evidence import Evidence
-from tfdist.judge import judge
+from tfdist.diagnosis.evidence import Evidence
+from tfdist.diagnosis.rules import diagnose
+from tfdist.diagnosis.verdict import Name
 from tfdist.repro import lab
 from tfdist.repro.lab import EVIDENCE_FILE, Plays
 from tfdist.repro.look import look
 from tfdist.repro.matrix import CASES, find
 from tfdist.repro.series import grid
 from tfdist.testing import poll_until
-from tfdist.verdict import Name
 
 SOME = [
     "t23846/end-of-epoch",
@@ -49,24 +49,24 @@ def test_some_of_each_family_are_played():
 
 @pytest.mark.usefixtures("no_leaks")
 @pytest.mark.parametrize("name", SOME)
-def test_a_case_gets_its_verdict_and_ends_well_when_it_is_cured(name, tmp_path):
+def test_a_case_gets_its_verdict_and_ends_well_when_it_is_fixed(name, tmp_path):
     case, told = find(name), []
     plays = Plays(told.append)
-    broken = plays(case, cured=False, seed=1, folder=tmp_path / "broken")
+    broken = plays(case, fixed=False, seed=1, folder=tmp_path / "broken")
     assert broken.as_expected, f"{broken.verdict}; {told}"
     recorded = Evidence.parse((tmp_path / "broken" / EVIDENCE_FILE).read_text("utf-8"))
-    assert judge(recorded) == broken.verdict
+    assert diagnose(recorded) == broken.verdict
     if broken.told_secs is not None:
         assert broken.told_secs < case.stall_secs + 5.0 or broken.slow
-    cured = plays(case, cured=True, seed=1, folder=tmp_path / "cured")
-    assert cured.as_expected, f"{cured.verdict}; {told}"
+    fixed = plays(case, fixed=True, seed=1, folder=tmp_path / "fixed")
+    assert fixed.as_expected, f"{fixed.verdict}; {told}"
 
 
 @pytest.mark.usefixtures("no_leaks")
 def test_a_job_that_has_not_ended_in_its_time_and_gets_on_is_no_hang(tmp_path):
     one_size = {"ps": [2], "workers": [4], "inter_op": [1], "iterator_on_ps": [False]}
     [case] = grid(find("t23846"), **one_size, epochs=1000)
-    played = Plays()(replace(case, deadline_secs=0.5), cured=False, seed=1, folder=tmp_path)
+    played = Plays()(replace(case, deadline_secs=0.5), fixed=False, seed=1, folder=tmp_path)
     assert (played.verdict.name, played.hangs) == (Name.SLOW, False)
     assert "gets on" in str(played.verdict)
 
@@ -81,7 +81,7 @@ def test_a_job_that_ends_while_it_is_looked_at_has_ended(overdue, tmp_path, monk
         if not known["over"]:
 
             def has_ended():
-                ended = [life.name for life in run.latest() if life.ended is not None]
+                ended = [record.name for record in run.latest() if record.ended is not None]
                 return set(trainers) <= set(ended)
 
             poll_until(has_ended, "the trainers have ended")
@@ -90,7 +90,7 @@ def test_a_job_that_ends_while_it_is_looked_at_has_ended(overdue, tmp_path, monk
     monkeypatch.setattr(lab, "look", slow_look)
     patience = {"deadline_secs": 0.0} if overdue else {"stall_secs": 0.0}
     case = replace(find("t23846"), **patience)
-    played = Plays()(case, cured=False, seed=1, folder=tmp_path)
+    played = Plays()(case, fixed=False, seed=1, folder=tmp_path)
     assert looks == [False, True]
     assert (played.verdict.name, played.hangs) == (Name.FINE, False), str(played.verdict)
 
@@ -98,8 +98,8 @@ def test_a_job_that_ends_while_it_is_looked_at_has_ended(overdue, tmp_path, monk
 @pytest.mark.usefixtures("no_leaks")
 @pytest.mark.parametrize("name", SLOW if ALL else ["slow/evaluation"])
 def test_a_job_that_is_only_slow_is_never_said_to_hang_until_it_ends(name, tmp_path):
-    goes_on = replace(find(name), expects=())  # which no verdict of slowness ends
-    played = Plays()(goes_on, cured=False, seed=1, folder=tmp_path)
+    should_continue = replace(find(name), expects=())  # which no verdict of slowness ends
+    played = Plays()(should_continue, fixed=False, seed=1, folder=tmp_path)
     assert played.slow
     # It has ended by itself; but TensorFlow gives threads two minutes, and a test has less.
     assert not played.hangs, str(played.verdict)
@@ -124,7 +124,7 @@ def test_the_command_tells_the_verdict_and_keeps_a_report(tmp_path):
     assert ended.returncode == 0, ended.stderr
     first, *rest = ended.stdout.splitlines()
     assert first == "sync/worker-short: STRANDED_AT_BARRIER, as expected"
-    assert any("--cured" in line for line in rest)
+    assert any("--fixed" in line for line in rest)
     [folder] = tmp_path.iterdir()
     assert "STRANDED_AT_BARRIER" in (folder / "report.html").read_text("utf-8")
     assert str(folder / "report.html") in ended.stdout
@@ -136,9 +136,9 @@ def test_a_family_as_json(tmp_path):
     cases = json.loads(ended.stdout)["cases"]
     assert [case["case"] for case in cases] == ["barrier/uneven", "barrier/misplaced-queue"]
     for case in cases:
-        assert {"case", "expected", "verdict", "cured_ok", "seconds"} <= set(case)
+        assert {"case", "expected", "verdict", "fixed_ok", "seconds"} <= set(case)
         assert case["verdict"] in case["expected"]
-        assert case["cured_ok"]
+        assert case["fixed_ok"]
 
 
 def test_a_grid_of_the_job_of_2018():

@@ -44,7 +44,7 @@ import tfdist
 
 task = tfdist.Task.from_env()
 if task.is_chief:
-    with tfdist.trainer_server(task) as target:
+    with tfdist.worker_server(task) as target:
         pass
 else:  # as plain TensorFlow has it: nobody is told that it is done
     server = tf.distribute.Server(task.cluster_spec, task.task_type, task.task_index)

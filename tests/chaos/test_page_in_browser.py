@@ -10,7 +10,7 @@ import zlib
 import pytest
 
 from tests.unit.test_page import REPORT
-from tfdist.repro.page import page_of
+from tfdist.diagnosis.page import page_of
 
 # As root it needs --no-sandbox; the others keep it from looking for its maker's hosts.
 FLAGS = (

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tfdist.cluster.run_folder import RunFolder
+from tfdist.runs.folder import RunFolder
 from tfdist.testing import poll_until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -16,7 +16,7 @@ ENDS_SECS = 10.0  # what is promised after a task was killed
 JOB = """
 import os, sys, tfdist
 task = tfdist.Task.from_env()
-with tfdist.trainer_server(task), tfdist.Barrier(task, "step", timeout=60) as step:
+with tfdist.worker_server(task), tfdist.Barrier(task, "step", timeout=60) as step:
     open(os.path.join(sys.argv[1], f"{task.name} {os.getpid()}"), "w").close()
     while step.generation <= int(sys.argv[2]):
         step.wait()
@@ -50,8 +50,10 @@ def launch(tmp_path):
 
 def pid_of(run, name, attempt=1):
     def find():
-        lives = [life for life in run.lives() if (life.name, life.attempt) == (name, attempt)]
-        return lives[0].pid if lives else None
+        records = [
+            record for record in run.records() if (record.name, record.attempt) == (name, attempt)
+        ]
+        return records[0].pid if records else None
 
     poll_until(find, f"{name} has begun", timeout=60)
     return find()
@@ -68,8 +70,8 @@ def test_the_job_ends_and_names_the_task_and_the_signal(launch, tmp_path, name, 
     _, errors = launcher.communicate(timeout=ENDS_SECS)
     assert launcher.returncode == 70
     assert f"tfdist: {name} was killed by signal 9 (SIGKILL)" in errors
-    assert {life.name: life.stopped for life in run.lives()}.pop(name) is False
-    assert all(life.exit_code is not None for life in run.lives())
+    assert {record.name: record.stopped for record in run.records()}.pop(name) is False
+    assert all(record.exit_code is not None for record in run.records())
 
 
 def test_a_worker_that_is_killed_goes_on_in_another_process(launch, tmp_path):
@@ -79,9 +81,11 @@ def test_a_worker_that_is_killed_goes_on_in_another_process(launch, tmp_path):
     wait_for_trainers(tmp_path, 3)
     _, errors = launcher.communicate(timeout=60)
     assert (launcher.returncode, "killed by SIGKILL" in errors) == (0, True), errors
-    ends = [(life.name, life.exit_code) for life in run.lives() if life.name == "worker:1"]
+    ends = [
+        (record.name, record.exit_code) for record in run.records() if record.name == "worker:1"
+    ]
     assert ends == [("worker:1", -signal.SIGKILL), ("worker:1", 0)]
 
 
-def wait_for_trainers(folder, lives):
-    poll_until(lambda: len(list(folder.glob("worker:*"))) == lives, "all train", timeout=60)
+def wait_for_trainers(folder, records):
+    poll_until(lambda: len(list(folder.glob("worker:*"))) == records, "all train", timeout=60)

@@ -20,7 +20,7 @@ for name in ("rate", "ps_hosts", "worker_hosts", "job_name"):
     parser.add_argument(f"--{name}", required=True)
 parser.add_argument("--task_index", type=int)
 task = tfdist.Task.from_flags(parser.parse_args())
-with tfdist.trainer_server(task):
+with tfdist.worker_server(task):
     print("as in TF_CONFIG" if task == tfdist.Task.from_env() else task)
 """
 

@@ -14,7 +14,7 @@ READER_LEFT = 141  # 128 + SIGPIPE
 
 CHATTY = """
 import threading, tfdist
-with tfdist.trainer_server(tfdist.Task.from_env()):
+with tfdist.worker_server(tfdist.Task.from_env()):
     for number in range(5_000):
         print("line", number, flush=True)
     threading.Event().wait()

@@ -1,5 +1,5 @@
 """Jobs whose tasks are killed, stopped and woken while they read: no record is lost, and each that
-is visited twice is in the report. A job whose ps is killed goes on from its last checkpoint.
+is read twice is in the report. A job whose ps is killed goes on from its last checkpoint.
 
 To replay a seed: `scripts/test chaos -k "queue_faults and [17]"`. The schedule is the same then,
 but for the moments at which it strikes.
@@ -16,7 +16,7 @@ import pytest
 
 from tests.chaos import split_jobs
 from tests.chaos.runs import TIMES
-from tfdist import BarrierBroken, ClusterError, RunTimeout, TaskFailed, local_cluster
+from tfdist import BrokenBarrierError, ClusterError, RunTimeout, TaskFailed, local_cluster
 from tfdist.testing import poll_until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -84,7 +84,7 @@ class Disturbed:
         except TaskFailed as error:
             # A chief that was killed in the action of the barrier has broken it; and where all
             # others have ended, nobody waits until the one that was killed is started again.
-            breaks = self._chief_was_killed and isinstance(error.__cause__, BarrierBroken)
+            breaks = self._chief_was_killed and isinstance(error.__cause__, BrokenBarrierError)
             is_last = error.task_name == self._killed
             if not (self._may_fail or breaks or is_last):
                 raise
@@ -132,10 +132,10 @@ class Disturbed:
 
 
 @pytest.mark.parametrize("seed", range(40 * TIMES))
-def test_every_record_is_visited_and_twice_only_as_the_report_says(tmp_path, seed):
+def test_every_record_is_read_and_twice_only_as_the_report_says(tmp_path, seed):
     schedule = Schedule(seed)
     job = functools.partial(
-        split_jobs.visit_all,
+        split_jobs.read_all,
         folder=str(tmp_path),
         seed=seed,
         lease_secs=LEASE_SECS,
@@ -146,16 +146,16 @@ def test_every_record_is_visited_and_twice_only_as_the_report_says(tmp_path, see
     for number in range(1, split_jobs.EPOCHS + 1):
         found = json.loads((tmp_path / f"epoch-{number}.json").read_text())
         whole = [[0, split_jobs.RECORDS]]
-        told = (found["epoch"], found["visited"], found["given_up"], found["over"])
+        told = (found["epoch"], found["read"], found["given_up"], found["over"])
         assert told == (number, whole, [], True), schedule
         assert not wrong(found), f"{wrong(found)[:5]} and so on; {schedule}"
 
 
 def wrong(found):
-    """The records whose visits the report does not tell."""
+    """The records whose reads the report does not tell."""
     again = [0] * split_jobs.RECORDS
-    for start, stop in found["visited_again"]:
+    for start, stop in found["read_again"]:
         for record in range(start, stop):
             again[record] += 1
-    pairs = enumerate(zip(found["visits"], again, strict=True))
+    pairs = enumerate(zip(found["reads"], again, strict=True))
     return [(record, *pair) for record, pair in pairs if not 1 <= pair[0] <= 1 + pair[1]]

@@ -1,5 +1,5 @@
 """Seeded schedules for the rules of the splits: trainers die, stop, wake and save, and the ps goes
-back to a checkpoint. No record is missing, and each that was visited again has a noted loss.
+back to a checkpoint. No record is missing, and each that was read again has a noted loss.
 
 To replay a seed: `scripts/test chaos -k "rules_schedules and [17]"`.
 """
@@ -23,10 +23,10 @@ from tests.chaos.split_schedule import (
     Schedule,
     check,
 )
-from tfdist import splits
-from tfdist.errors import SplitLost
-from tfdist.split_plan import Plan
-from tfdist.splits import NOTHING, Lease, Over, SplitTable
+from tfdist.errors import SplitLostError
+from tfdist.splits import rules as splits
+from tfdist.splits.plan import Plan
+from tfdist.splits.rules import NOTHING, Lease, Over, SplitTable
 
 LEASE_US = 1000
 STEP_US = 20  # a step takes less
@@ -50,17 +50,17 @@ class Job:
         retries = self.chance.choice([0, 1, 100])
         plan = Plan(tuple(pairwise(edges)), seed=seed, lease_us=LEASE_US, max_retries=retries)
         self.table, self.now = SplitTable.start(plan, self.trainers), 0
-        self.visits = [[0] * edges[-1] for _ in range(EPOCHS)]
-        self.saved = self.table, self.copy_of_visits()
-        self.batches, self.lives, self.losses_of_ps = 0, 0, 0
+        self.reads = [[0] * edges[-1] for _ in range(EPOCHS)]
+        self.saved = self.table, self.copy_of_reads()
+        self.batches, self.incarnations, self.losses_of_ps = 0, 0, 0
         self.processes = {}  # to when they go on
         self.most_steps = 50 * EPOCHS * (edges[-1] + 100)
         for rank in range(self.trainers):
             self.begin(rank)
 
     def begin(self, rank, after=0):
-        self.lives += 1
-        self.processes[self.process(rank, self.lives)] = self.now + after
+        self.incarnations += 1
+        self.processes[self.process(rank, self.incarnations)] = self.now + after
 
     def run(self):
         """Lets all go on until each of them has ended; nobody may need steps without end."""
@@ -77,19 +77,19 @@ class Job:
                 del self.processes[process]
         pytest.fail(f"after {self.most_steps} steps it is not over: {self.schedule}")
 
-    def process(self, rank, life):
+    def process(self, rank, incarnation):
         try:
-            yield from self.trains(rank, life, self.losses_of_ps)
-        except SplitLost:
+            yield from self.trains(rank, incarnation, self.losses_of_ps)
+        except SplitLostError:
             return  # another process speaks for the trainer
 
-    def trains(self, rank, life, ps):
-        while self.table.lives[rank] != life:
+    def trains(self, rank, incarnation, ps):
+        while self.table.incarnations[rank] != incarnation:
             yield POLL_US  # until nobody saves
-            self.table = splits.enter(self.table, rank, life)
+            self.table = splits.enter(self.table, rank, incarnation)
         epoch, pause = self.table.epoch, 0
         while ps == self.losses_of_ps:  # else its session is broken
-            answer = self.call(splits.claim, rank, life, epoch=epoch, ahead=self.ahead)
+            answer = self.call(splits.claim, rank, incarnation, epoch=epoch, ahead=self.ahead)
             if isinstance(answer, Over):
                 epoch += 1
                 if epoch == EPOCHS:
@@ -111,18 +111,18 @@ class Job:
                     self.lose_ps()
                     return
                 elif what in (SAVES, DIES_SAVING):
-                    at_hold = yield from self.hold(rank, life)
+                    at_freeze = yield from self.freeze(rank, incarnation)
                     yield LEASE_US * self.chance.random()  # the others go on to their commits
                     if what == DIES_SAVING:
                         self.begin(rank, after=3 * LEASE_US)
                         return
                     if ps != self.losses_of_ps:
                         return
-                    saved = at_hold, self.copy_of_visits()
-                    self.table = splits.release(self.table, rank, life, now=self.now)
+                    saved = at_freeze, self.copy_of_reads()
+                    self.table = splits.unfreeze(self.table, rank, incarnation, now=self.now)
                     self.saved = saved  # else it is not to be restored
                 if after_update:
-                    self.visit(epoch, answer)
+                    self.read(epoch, answer)
                 if what in (RESTARTS, IS_REPLACED):
                     self.begin(rank, after=self.chance.choice([0, LEASE_US // 2, 2 * LEASE_US]))
                 if what in (DIES, RESTARTS):
@@ -132,31 +132,31 @@ class Job:
                     if ps != self.losses_of_ps and not after_update:
                         return
                 if not after_update:
-                    self.visit(epoch, answer)
+                    self.read(epoch, answer)
                 yield 0
                 if ps != self.losses_of_ps:  # its commit may be heard by the next one
                     yield LEASE_US * self.chance.random()
                 answer = yield from self.commit(answer)
 
-    def visit(self, epoch, lease):
+    def read(self, epoch, lease):
         for record in range(lease.offset, lease.reserved):
-            self.visits[epoch][record] += 1
+            self.reads[epoch][record] += 1
 
     def commit(self, lease):
         """The lease as it is after the commit, or None; for as long as somebody saves it waits."""
         while True:
             try:
                 answer = self.call(splits.commit, lease, lease.reserved, ahead=self.ahead)
-            except SplitLost:
+            except SplitLostError:
                 return None
             if isinstance(answer, Lease):
                 return answer
             yield POLL_US
 
-    def hold(self, rank, life):
+    def freeze(self, rank, incarnation):
         """Waits until this trainer holds the table, and gives it as it is then."""
         while self.table.saver != rank:
-            self.table, _ = splits.hold(self.table, rank, life)
+            self.table, _ = splits.freeze(self.table, rank, incarnation)
             yield POLL_US
         return self.table
 
@@ -165,22 +165,22 @@ class Job:
         return answer
 
     def lose_ps(self):
-        """Those that have sent a commit by then may be heard by the next ps; they do not visit."""
-        table, self.visits = self.saved
-        self.saved = table, self.copy_of_visits()
+        """Those that have sent a commit by then may be heard by the next ps; they do not read."""
+        table, self.reads = self.saved
+        self.saved = table, self.copy_of_reads()
         self.table = splits.restored(table, self.trainers)
         self.losses_of_ps += 1
         for rank in range(self.trainers):
             self.begin(rank)
 
-    def copy_of_visits(self):
-        return [list(counts) for counts in self.visits]
+    def copy_of_reads(self):
+        return [list(counts) for counts in self.reads]
 
 
 @pytest.mark.parametrize("seed", range(200 * TIMES))
-def test_no_record_is_missing_and_none_is_visited_again_without_a_noted_loss(seed):
+def test_no_record_is_missing_and_none_is_read_again_without_a_noted_loss(seed):
     job = Job(seed)
     job.run()
     assert job.table.over
     assert (job.table.epoch, job.table.saver) == (EPOCHS - 1, NOTHING)
-    check(job.visits, job.table.lost, job.schedule)
+    check(job.reads, job.table.lost, job.schedule)

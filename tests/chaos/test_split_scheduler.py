@@ -1,4 +1,4 @@
-"""A coordinator that reads splits: every record is visited, whatever becomes of the workers."""
+"""A coordinator that reads splits: every record is read, whatever becomes of the workers."""
 
 import functools
 import itertools
@@ -9,8 +9,8 @@ import tensorflow as tf
 
 import tfdist
 from tests.chaos import scheduler_jobs
+from tfdist.splits import scheduler as coordinator
 from tfdist.testing import poll_until
-from tfdist.train import coordinator
 
 RECORDS = [400, 240, 1, 1359]
 TOTAL = sum(RECORDS)
@@ -31,22 +31,22 @@ def run(cluster, function, **arguments):
     return result
 
 
-def wrong_visits(visits, report):
+def wrong_reads(reads, report):
     """Those that the report does not tell."""
-    again = [0] * len(visits)
-    for start, stop in report.visited_again:
+    again = [0] * len(reads)
+    for start, stop in report.read_again:
         for record in range(start, stop):
             again[record] += 1
-    pairs = enumerate(zip(visits, again, strict=True))
+    pairs = enumerate(zip(reads, again, strict=True))
     return [(record, *pair) for record, pair in pairs if not 1 <= pair[0] <= 1 + pair[1]]
 
 
-def test_each_record_is_visited_once_in_each_of_two_epochs(make_cluster, files):
+def test_each_record_is_read_once_in_each_of_two_epochs(make_cluster, files):
     cluster = make_cluster(2, 2, backend="processes", coordinator=True)
     epochs = run(cluster, scheduler_jobs.two_epochs, files=files)
-    for number, (report, visits) in enumerate(epochs, 1):
-        assert visits == [number] * TOTAL
-        assert report == tfdist.SplitReport(number, ((0, TOTAL),), (), (), True)
+    for number, (report, reads) in enumerate(epochs, 1):
+        assert reads == [number] * TOTAL
+        assert report == tfdist.splits.SplitReport(number, ((0, TOTAL),), (), (), True)
 
 
 def disturbed(cluster, function, files, folder, disturb):
@@ -62,15 +62,15 @@ def test_the_split_of_a_worker_that_was_killed_goes_on_where_it_is_committed(
     make_cluster, files, tmp_path
 ):
     cluster = make_cluster(2, 2, backend="processes", coordinator=True)
-    report, visits = disturbed(
+    report, reads = disturbed(
         cluster,
         scheduler_jobs.while_disturbed,
         files,
         tmp_path,
         lambda: (cluster.kill("worker:1"), cluster.restart("worker:1")),
     )
-    assert wrong_visits(visits, report) == []
-    assert (report.visited, report.given_up, report.over) == (((0, TOTAL),), (), True)
+    assert wrong_reads(reads, report) == []
+    assert (report.read, report.given_up, report.over) == (((0, TOTAL),), (), True)
 
 
 def test_a_worker_that_is_stopped_is_an_error_that_names_what_is_left(
@@ -83,18 +83,18 @@ def test_a_worker_that_is_stopped_is_an_error_that_names_what_is_left(
         poll_until((tmp_path / "stalled").exists, "the epoch has stalled", timeout=60)
         cluster.resume("worker:1")
 
-    error, report, visits = disturbed(
+    error, report, reads = disturbed(
         cluster, scheduler_jobs.stalled, files, tmp_path, stop_and_wake
     )
     assert "nothing was committed for 2" in str(error)
     assert error.missing
-    assert (report.epoch, report.visited) == (2, ((0, TOTAL),))
-    assert wrong_visits([number - 1 for number in visits], report) == []
+    assert (report.epoch, report.read) == (2, ((0, TOTAL),))
+    assert wrong_reads([number - 1 for number in reads], report) == []
 
 
 def test_bad_input_is_an_error_that_loses_nothing_else(make_cluster, files):
     cluster = make_cluster(2, 2, backend="processes", coordinator=True)
-    *failed, (report, end), (next_report, visits) = run(
+    *failed, (report, end), (next_report, reads) = run(
         cluster, scheduler_jobs.over_bad_input, files=files
     )
     for _, error in failed:
@@ -102,20 +102,20 @@ def test_bad_input_is_an_error_that_loses_nothing_else(make_cluster, files):
     assert end == ""
     rest = ((635, 640),)  # the batch of the record that was cut off, and its retry
     assert (report.given_up, report.over) == (rest, True)
-    assert report.visited == ((0, 635), (640, TOTAL))
-    assert (next_report.epoch, next_report.visited) == (2, ((0, TOTAL),))
-    assert set(visits[635:640]) == {1}
-    assert min(visits[:635] + visits[640:]) == 2
+    assert report.read == ((0, 635), (640, TOTAL))
+    assert (next_report.epoch, next_report.read) == (2, ((0, TOTAL),))
+    assert set(reads[635:640]) == {1}
+    assert min(reads[:635] + reads[640:]) == 2
 
 
 def test_a_checkpoint_has_the_model_and_how_far_it_was_trained(make_cluster, files, tmp_path):
     path = str(tmp_path / "model")
     cluster = make_cluster(2, 2, backend="processes", coordinator=True)
-    saved, report, visits = run(cluster, scheduler_jobs.saved, files=files, path=path)
-    assert 0 in visits
+    saved, report, reads = run(cluster, scheduler_jobs.saved, files=files, path=path)
+    assert 0 in reads
     assert not report.over
-    report, visits = run(cluster, scheduler_jobs.restored, files=files, path=saved)
-    assert wrong_visits(visits, report) == []
+    report, reads = run(cluster, scheduler_jobs.restored, files=files, path=saved)
+    assert wrong_reads(reads, report) == []
     assert (report.epoch, report.over) == (1, True)
 
 

@@ -1,6 +1,6 @@
 """The schedules of the rules once more, with threads as the processes of trainers, at a real ps.
 
-The trained model counts on the ps how often it has visited each record. A process that dies is a
+The trained model counts on the ps how often it has read each record. A process that dies is a
 thread that ends without a word; one that is stopped between the update and the commit runs the
 update alone, and the commit when it wakes; and the ps comes back by a restore, while the sessions
 of all processes are taken for broken.
@@ -31,8 +31,8 @@ from tests.chaos.split_schedule import (
     check,
 )
 from tests.ps_session import ps_session
-from tfdist.errors import SplitLost
-from tfdist.splits import Loss
+from tfdist.errors import SplitLostError
+from tfdist.splits.rules import Loss
 from tfdist.testing import poll_until
 
 TRAINERS, BATCH = 3, 4
@@ -49,7 +49,7 @@ class Process:
 
     def __init__(self, task):
         with tf.Graph().as_default() as graph:
-            self.queue = tfdist.SplitQueue(
+            self.queue = tfdist.splits.SplitQueue(
                 task,
                 "all",
                 list(itertools.pairwise(EDGES)),
@@ -58,8 +58,8 @@ class Process:
                 timeout=TIMEOUT,
             )
             with tf.device("/job:ps/task:0"):
-                self.visits = tf.compat.v1.get_variable(
-                    "visits",
+                self.reads = tf.compat.v1.get_variable(
+                    "reads",
                     [EPOCHS * RECORDS],
                     tf.int32,
                     tf.zeros_initializer(),
@@ -67,11 +67,11 @@ class Process:
                 )
             self.begin, self.end = (tf.compat.v1.placeholder(tf.int32, []) for _ in range(2))
             batch = tf.range(self.begin, self.end)
-            self.update = self.visits.scatter_add(tf.IndexedSlices(tf.ones_like(batch), batch))
+            self.update = self.reads.scatter_add(tf.IndexedSlices(tf.ones_like(batch), batch))
             self.commit = self.queue.commit_after([self.update])
             self.initialize = tf.compat.v1.global_variables_initializer()
-            rest = [v for v in tf.compat.v1.global_variables() if v is not self.visits]
-            self.savers = [tf.compat.v1.train.Saver(part) for part in (rest, [self.visits])]
+            rest = [v for v in tf.compat.v1.global_variables() if v is not self.reads]
+            self.savers = [tf.compat.v1.train.Saver(part) for part in (rest, [self.reads])]
             self.session = ps_session(task.cluster_spec["ps"][0], graph)
 
     def forget(self):
@@ -156,10 +156,10 @@ class Job:
         assert not self._errors, f"{self._errors} of {self.schedule}"
 
     def results(self):
-        """The visits by epoch, and all losses that are noted."""
-        visits = self.chief.session.run(self.chief.visits).reshape(EPOCHS, RECORDS)
+        """The reads by epoch, and all losses that are noted."""
+        reads = self.chief.session.run(self.chief.reads).reshape(EPOCHS, RECORDS)
         lost = self.chief.queue.connection.snapshot()["lost"]
-        return visits.tolist(), [Loss(*loss) for loss in lost.tolist()]
+        return reads.tolist(), [Loss(*loss) for loss in lost.tolist()]
 
     def _wait(self):
         """Waits until all have ended, or the ps is lost and all know it but those that are stopped;
@@ -189,12 +189,12 @@ class Job:
             for epoch in range(EPOCHS):
                 for split in process.queue.of_epoch(epoch + 1):
                     try:
-                        goes_on = self._read(split, epoch, rank, process, ps)
-                    except SplitLost:
+                        should_continue = self._read(split, epoch, rank, process, ps)
+                    except SplitLostError:
                         continue
-                    if not goes_on:
+                    if not should_continue:
                         return
-        except SplitLost:
+        except SplitLostError:
             return  # another process speaks for the trainer
         except Exception as error:
             self._errors.append(error)
@@ -216,7 +216,7 @@ class Job:
             if what == SAVES:
                 self._save(process)
             if what == DIES_SAVING:
-                process.queue.connection.hold()
+                process.queue.connection.freeze()
             if after_update:
                 process.session.run(process.update, process.fed(split, epoch))
             if what in (RESTARTS, IS_REPLACED, DIES_SAVING):
@@ -244,18 +244,18 @@ class Job:
 
     def _save(self, process):
         path = f"{self._prefix}-{next(self._saves)}"
-        with process.queue.held():
+        with process.queue.frozen():
             process.save(path)
         self._checkpoint = path
 
 
 @pytest.mark.parametrize("seed", range(50 * TIMES))
-def test_no_record_is_missing_and_none_is_visited_again_without_a_noted_loss(
+def test_no_record_is_missing_and_none_is_read_again_without_a_noted_loss(
     processes, tmp_path, seed
 ):
     processes.put_back()
     job = Job(seed, processes, tmp_path)
     job.run()
-    visits, losses = job.results()
+    reads, losses = job.results()
     assert job.chief.queue.report().over, job.schedule
-    check(visits, losses, job.schedule)
+    check(reads, losses, job.schedule)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.cluster.test_run import command, run
-from tfdist.cluster.run_folder import RunFolder
+from tfdist.runs.folder import RunFolder
 from tfdist.testing import poll_until
 
 STALL_SECS = 4.0
@@ -38,7 +38,7 @@ for step in range(10):
 STEPS = """
 import tfdist
 task = tfdist.Task.from_env()
-with tfdist.trainer_server(task):
+with tfdist.worker_server(task):
     barrier = tfdist.Barrier(task, "step")
     progress = tfdist.Progress.from_env()
     step = 0
@@ -80,8 +80,10 @@ def test_a_task_that_is_stopped_is_told_in_time(script, tmp_path, name):
     reader.start()
     try:
         poll_until(lambda: all_note(tmp_path / "logs"), "all workers take steps", timeout=60)
-        lives = {life.name: life for life in RunFolder.find(str(tmp_path / "logs")).latest()}
-        os.kill(lives[name].pid, signal.SIGSTOP)
+        records = {
+            record.name: record for record in RunFolder.find(str(tmp_path / "logs")).latest()
+        }
+        os.kill(records[name].pid, signal.SIGSTOP)
         stopped_at = time.monotonic()
         assert told.wait(60)
         assert time.monotonic() - stopped_at <= STALL_SECS + REPORT_SECS
@@ -91,13 +93,13 @@ def test_a_task_that_is_stopped_is_told_in_time(script, tmp_path, name):
         launcher.wait(30)
         reader.join()
     text = "".join(lines)
-    assert f"{name}  attempt 1  pid {lives[name].pid}  is stopped, by SIGSTOP" in text
+    assert f"{name}  attempt 1  pid {records[name].pid}  is stopped, by SIGSTOP" in text
     if name == "ps:0":
         assert "barriers: ps:0, which keeps them, does not answer: stopped" in text
     else:
         assert "; worker:1: stopped, steps: " in text
         assert "step " in text
-    assert not any(psutil.pid_exists(life.pid) for life in lives.values())
+    assert not any(psutil.pid_exists(record.pid) for record in records.values())
 
 
 def all_note(logs):

@@ -16,13 +16,13 @@ def who(task):
 
 def meet(task):
     """Meets the others at a barrier; returns its number, and the next generation's."""
-    with tfdist.trainer_server(task), tfdist.Barrier(task, "meet", timeout=30) as barrier:
+    with tfdist.worker_server(task), tfdist.Barrier(task, "meet", timeout=30) as barrier:
         return barrier.wait(), barrier.generation
 
 
 def fail_at(task, name, how, timeout=60):
     """Trainer `name` fails, the others wait for it."""
-    with tfdist.trainer_server(task):
+    with tfdist.worker_server(task):
         barrier = tfdist.Barrier(task, "fail", timeout=timeout)
         if task.name == name:
             how()
@@ -43,7 +43,7 @@ def exit_with_7():
 
 def note_and_wait(task, folder):
     """Leaves its pid in `folder`, then waits at a barrier until the file `go` is there."""
-    with tfdist.trainer_server(task):
+    with tfdist.worker_server(task):
         barrier = tfdist.Barrier(task, "go", timeout=60)
         path = pathlib.Path(folder, task.name)
         draft = path.with_suffix(".new")

@@ -8,10 +8,10 @@ from concurrent.futures import wait as wait_for
 
 import pytest
 
-from tfdist import Barrier, BarrierBroken, BarrierError, BarrierTimeout, ConfigError, Task
+from tfdist import Barrier, BarrierError, BarrierTimeout, BrokenBarrierError, ConfigError, Task
 from tfdist.barrier import connection, vector
-from tfdist.barrier_notes import passed_at
 from tfdist.deadline import Deadline
+from tfdist.runs.barrier_notes import passed_at
 from tfdist.task import PROGRESS_VARIABLE
 from tfdist.testing import poll_until
 
@@ -176,9 +176,9 @@ def test_with_break_on_timeout_a_timeout_breaks_it_for_all(make, kind):
     barriers = make(kind, break_on_timeout=True)
     errors = together(lambda b: b.wait(SOON if b is barriers[0] else TIMEOUT), barriers[:2])
     assert isinstance(errors[0], BarrierTimeout)
-    assert isinstance(errors[1], BarrierBroken)
+    assert isinstance(errors[1], BrokenBarrierError)
     assert "worker:0 timed out" in str(errors[1])
-    with pytest.raises(BarrierBroken):
+    with pytest.raises(BrokenBarrierError):
         barriers[2].wait(TIMEOUT)
 
 
@@ -228,7 +228,7 @@ def test_a_failing_action_breaks_it_for_all_with_its_text(make, kind, text):
         raise ValueError(text)
 
     for error in together(wait, make(kind, action=fail)):
-        assert isinstance(error, BarrierBroken)
+        assert isinstance(error, BrokenBarrierError)
         assert "worker:0 raised ValueError: disk full" in str(error)
 
 
@@ -239,9 +239,9 @@ def test_abort_frees_those_that_wait_and_refuses_later_ones(make, kind):
     poll_until(lambda: barriers[2].n_waiting == 2, "two wait")
     barriers[2].abort()
     waiting.join(TIMEOUT)
-    with pytest.raises(BarrierBroken):
+    with pytest.raises(BrokenBarrierError):
         barriers[2].wait(TIMEOUT)
-    assert [type(error) for error in errors] == [BarrierBroken] * 2
+    assert [type(error) for error in errors] == [BrokenBarrierError] * 2
     assert "worker:2 called abort()" in str(errors[0])
     assert barriers[0].broken
 
@@ -253,7 +253,7 @@ def test_reset_frees_those_that_wait_and_mends_it(make, kind):
     poll_until(lambda: barriers[2].n_waiting == 2, "two wait")
     barriers[2].reset()
     waiting.join(TIMEOUT)
-    assert [type(error) for error in errors] == [BarrierBroken] * 2
+    assert [type(error) for error in errors] == [BrokenBarrierError] * 2
     assert "reset" in str(errors[0])
     assert sorted(together(wait, barriers)) == [0, 1, 2]
 
@@ -296,7 +296,7 @@ def test_a_restarted_trainer_resumes_its_generation_and_counts_once(make, kind):
         together(wait, barriers)
     with pytest.raises(BarrierTimeout):
         barriers[1].wait(SOON)
-    (again,) = make(kind, ranks=[1], name=f"restart/{kind}")  # a new life of worker:1
+    (again,) = make(kind, ranks=[1], name=f"restart/{kind}")  # a new incarnation of worker:1
     assert again.n_waiting == 1
     assert sorted(together(wait, [barriers[0], again, barriers[2]])) == [0, 1, 2]
     assert again.generation == 5
@@ -307,7 +307,9 @@ def test_a_restarted_trainer_passes_at_once_if_its_generation_was_released_meanw
     with pytest.raises(BarrierTimeout):
         barriers[0].wait(0)
     (again,) = make(kind, ranks=[0], parties=2, name=f"meanwhile/{kind}")
-    assert wait(barriers[1]) == 1  # completes the generation in which the old life has arrived
+    assert (
+        wait(barriers[1]) == 1
+    )  # completes the generation in which the old incarnation has arrived
     assert wait(again) == 0
 
 
@@ -379,10 +381,10 @@ def test_a_ps_has_no_place_at_a_barrier(trainers):
 
 
 def test_a_seeded_script_that_is_started_again_is_another_one():
-    lives, tables = [], []
+    incarnations, tables = [], []
     for _ in range(2):
         random.seed(1)
-        lives.append(vector.new_life())
+        incarnations.append(vector.new_incarnation())
         tables.append(tuple(vector.start(2)))
-    assert lives[0] != lives[1]
+    assert incarnations[0] != incarnations[1]
     assert tables[0] != tables[1]

@@ -5,7 +5,7 @@ import tensorflow as tf
 
 import tfdist
 import tfdist.train.graph
-from tfdist.barrier_notes import passed_at
+from tfdist.runs.barrier_notes import passed_at
 from tfdist.task import PROGRESS_VARIABLE
 
 STEPS = 5
@@ -13,7 +13,7 @@ STEPS = 5
 
 def train_in_step(task):
     """Adds one and reads what all have added, STEPS times; all of a step is one `session.run`."""
-    with tfdist.trainer_server(task) as target, tf.Graph().as_default():
+    with tfdist.worker_server(task) as target, tf.Graph().as_default():
         barriers = [tfdist.Barrier(task, name, timeout=20) for name in ("added", "read")]
         with tf.compat.v1.device(tfdist.train.graph.device_setter(task)):
             counter = tf.compat.v1.get_variable(
@@ -47,7 +47,7 @@ def run_late(task):
         if task.rank == 1:
             tell.wait()  # until it has timed out
             return barrier.wait()
-        with tfdist.trainer_server(task) as target, tf.Graph().as_default():
+        with tfdist.worker_server(task) as target, tf.Graph().as_default():
             ran = tf.Variable(0)
             soon = barrier.op(after=[ran.assign_add(1)], timeout=0.3)
             barrier_op = barrier.op()

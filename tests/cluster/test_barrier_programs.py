@@ -34,7 +34,7 @@ def test_an_eager_keras_loop_waits_and_stays_eager(make_cluster):
 
 def train_monitored(task, ends, steps):
     """Counts on the ps in a MonitoredTrainingSession, for `ends[rank]` steps."""
-    with tfdist.trainer_server(task) as target, tf.Graph().as_default():
+    with tfdist.worker_server(task) as target, tf.Graph().as_default():
         with tf.compat.v1.device(tfdist.train.graph.device_setter(task)):
             counter = tf.compat.v1.train.get_or_create_global_step()
             count = counter.assign_add(1)

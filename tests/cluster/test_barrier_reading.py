@@ -6,7 +6,7 @@ import pytest
 
 import tfdist
 from tfdist.barrier.reading import Place, read_barrier
-from tfdist.barrier_notes import BarrierNote
+from tfdist.runs.barrier_notes import BarrierNote
 from tfdist.testing import poll_until
 
 SECONDS = 20

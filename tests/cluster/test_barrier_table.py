@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from tfdist.barrier.reading import BarrierReport, Place
-from tfdist.barrier_notes import BarrierNote
-from tfdist.cli import read_barriers
-from tfdist.cli.barriers import Barriers, ask, barrier_table
+from tfdist.diagnosis import read_barriers
+from tfdist.diagnosis.barriers import Barriers, ask, barrier_table
+from tfdist.runs.barrier_notes import BarrierNote
 
 NOTES = [BarrierNote("end", 1)]
 
@@ -52,7 +52,7 @@ def test_a_process_that_is_gone_has_no_network_to_enter():
 
 
 def test_whoever_asks_too_long_is_ended_and_told(silent, monkeypatch):
-    monkeypatch.setattr("tfdist.cluster.beside._ANSWER_SECS", 0.2)
+    monkeypatch.setattr("tfdist.cluster.helper_process._ANSWER_SECS", 0.2)
     answer = ask(os.getpid(), silent, NOTES)
     assert answer == Barriers(failure="the process that asks the ps has not ended after 0.2 s")
 

@@ -1,6 +1,6 @@
 """The doctor before real TensorFlow servers."""
 
-from tfdist.cluster.doctor import examine
+from tfdist.doctor import examine
 
 
 def test_a_server_of_tensorflow_is_known(make_cluster):

@@ -9,9 +9,9 @@ import pytest
 import tensorflow as tf
 
 import tfdist
-from tfdist import BarrierBroken, BarrierTimeout, EpochStatus, TfdistError
+from tfdist import BarrierTimeout, BrokenBarrierError, TfdistError
 from tfdist.deadline import Deadline
-from tfdist.train import epoch_state
+from tfdist.train import EpochStatus, epoch_state
 from tfdist.train.epoch_state import EpochState
 
 TIMEOUT = 20.0  # of what is expected to end
@@ -31,7 +31,7 @@ def make(trainers, request):
     def make_all(number=3, **options):
         options = {"timeout": TIMEOUT, **options}
         tasks = [of_first(task, number) for task in trainers[:number]]
-        epochs = [tfdist.Epoch(task, request.node.name, **options) for task in tasks]
+        epochs = [tfdist.train.Epoch(task, request.node.name, **options) for task in tasks]
         made.extend(epochs)
         return epochs
 
@@ -53,11 +53,11 @@ def together(function, epochs):
 
 
 def steps(epoch, examples):
-    """Visits one example in a step; how many steps there were, with those of the others."""
+    """Reads one example in a step; how many steps there were, with those of the others."""
     count, has_value = 0, True
-    while epoch.goes_on(has_value):
+    while epoch.should_continue(has_value):
         has_value = count < len(examples)
-        epoch.visit(examples[count : count + 1])
+        epoch.read(examples[count : count + 1])
         count += 1
     return count
 
@@ -123,7 +123,7 @@ def test_a_slow_one_reads_the_reports_of_its_own_epoch(make, monkeypatch):
     def train(epoch, rank):
         results = []
         for number in (1, 2):
-            epoch.visit([10 * number + rank])
+            epoch.read([10 * number + rank])
             results.append(epoch.finish())
         return results
 
@@ -132,7 +132,7 @@ def test_a_slow_one_reads_the_reports_of_its_own_epoch(make, monkeypatch):
     monkeypatch.setattr(EpochState, "put_report", put)
     results = together(train, epochs)
     assert results[0] == results[1]
-    assert [[report.visits for report in result.reports] for result in results[1]] == [
+    assert [[report.reads for report in result.reports] for result in results[1]] == [
         [((10, 11),), ((11, 12),)],
         [((20, 21),), ((21, 22),)],
     ]
@@ -141,14 +141,14 @@ def test_a_slow_one_reads_the_reports_of_its_own_epoch(make, monkeypatch):
 def test_who_does_not_come_is_named_and_may_come_later(make):
     saved = []
     first, second, third = make(expected=4, action=saved.append)
-    first.visit([0, 1])
-    second.visit([3])
+    first.read([0, 1])
+    second.read([3])
     for epoch in (first, second):
         result = epoch.finish(timeout=0.2)
     assert (result.status, result.absent) == (EpochStatus.PARTIAL, (third._task.name,))
     assert [report.examples for report in result.reports] == [2, 1]
     assert (result.missing, saved) == (((2, 3),), [])
-    third.visit([2])
+    third.read([2])
     results = together(lambda epoch, _: epoch.finish(), [first, second, third])
     assert [result.status for result in results] == [EpochStatus.ALL_ENDED] * 3
     assert [(result.number, result.missing) for result in saved] == [(1, ())]
@@ -156,10 +156,10 @@ def test_who_does_not_come_is_named_and_may_come_later(make):
 
 
 def test_the_result_has_what_is_missing_and_what_came_twice(make):
-    visits = [[0, 1, 2], [2, 3], [6]]
+    reads = [[0, 1, 2], [2, 3], [6]]
 
     def train(epoch, rank):
-        epoch.visit(visits[rank])
+        epoch.read(reads[rank])
         return epoch.finish()
 
     result = together(train, make(expected=8))[0]
@@ -173,7 +173,7 @@ def test_an_action_that_fails_is_told_to_all(make):
         raise ValueError(f"no disk in epoch {result.number}")
 
     def finish(epoch, _):
-        with pytest.raises(BarrierBroken, match="no disk in epoch 1"):
+        with pytest.raises(BrokenBarrierError, match="no disk in epoch 1"):
             epoch.finish()
 
     together(finish, make(action=fail))
@@ -182,7 +182,7 @@ def test_an_action_that_fails_is_told_to_all(make):
 def test_after_a_timeout_it_goes_on_waiting_for_the_same_step(make):
     epochs = make(2)
     with pytest.raises(tfdist.BarrierTimeout):
-        epochs[0].goes_on(True, timeout=0.2)
+        epochs[0].should_continue(True, timeout=0.2)
     assert together(lambda epoch, rank: steps(epoch, range(2 - rank)), epochs) == [3, 3]
 
 
@@ -191,10 +191,10 @@ def test_who_was_restarted_goes_on_in_its_epoch(make, trainers):
 
     def first_life(epoch, rank):
         if rank == 1:
-            epoch.goes_on(True)
-            epoch.goes_on(False)
+            epoch.should_continue(True)
+            epoch.should_continue(False)
             return None
-        return [epoch.goes_on(True) for _ in range(3)]
+        return [epoch.should_continue(True) for _ in range(3)]
 
     first, second = make(2)
     with ThreadPoolExecutor(2) as pool:
@@ -202,9 +202,9 @@ def test_who_was_restarted_goes_on_in_its_epoch(make, trainers):
         pool.submit(first_life, second, 1).result()
         again = make(2)[1]
         assert again.number == second.number
-        assert again.goes_on(True)
+        assert again.should_continue(True)
         assert rest.result() == [True] * 3
-    assert together(lambda epoch, _: epoch.goes_on(False), [first, again]) == [False, False]
+    assert together(lambda epoch, _: epoch.should_continue(False), [first, again]) == [False, False]
 
 
 def test_what_a_lost_ps_was_to_tell_is_broken_before_its_time_is_over(make_cluster):
@@ -213,9 +213,9 @@ def test_what_a_lost_ps_was_to_tell_is_broken_before_its_time_is_over(make_clust
         assert state.reports(1) == []
         cluster.kill("ps:0")
         lost = Deadline(epoch_state.ANSWER_SECS)
-        with pytest.raises(BarrierBroken, match="ps:0 was lost"):
+        with pytest.raises(BrokenBarrierError, match="ps:0 was lost"):
             state.reports(1)
-        with pytest.raises(BarrierBroken, match="ps:0 was lost"):
+        with pytest.raises(BrokenBarrierError, match="ps:0 was lost"):
             state.put_end(1, 1)
         assert not lost.expired
 
@@ -233,14 +233,14 @@ def test_a_silent_ps_may_wake_in_time_and_is_named_where_it_does_not(make_cluste
             assert reports.result(TIMEOUT) == []
         monkeypatch.setattr(epoch_state, "ANSWER_SECS", 0.5)
         cluster.pause("ps:0")
-        with pytest.raises(BarrierBroken, match=r"ps:0 has not answered for \d"):
+        with pytest.raises(BrokenBarrierError, match=r"ps:0 has not answered for \d"):
             state.reports(1)
         cluster.resume("ps:0")
 
 
 def test_a_ps_that_is_silent_at_the_end_is_no_trainer_that_is_absent(make_cluster, monkeypatch):
     cluster = make_cluster(1, 1, backend="processes")
-    with tfdist.Epoch(cluster.trainers[0], "silent") as epoch:
+    with tfdist.train.Epoch(cluster.trainers[0], "silent") as epoch:
         with monkeypatch.context() as patch:
             # It falls silent after that.
             patch.setattr(epoch._state, "put_report", lambda report: cluster.pause("ps:0"))
@@ -255,7 +255,7 @@ def test_it_is_over_once_it_has_said_so(make):
     epochs = make()
     together(steps_of_nothing, epochs)
     with pytest.raises(TfdistError, match=r"epoch 1 of .* is over; call finish"):
-        epochs[0].goes_on(True)
+        epochs[0].should_continue(True)
 
 
 def steps_of_nothing(epoch, _):
@@ -271,7 +271,7 @@ def count_mirrored(task):
     """3, 8 and 1 batches; the steps in which anybody had one, and the sum of all examples."""
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     number = (3, 8, 1)[task.rank]
-    batches = tfdist.padded(tf.data.Dataset.from_tensors(1.0).repeat(number), 1)
+    batches = tfdist.data.endless_batches(tf.data.Dataset.from_tensors(1.0).repeat(number), 1)
     iterator = iter(strategy.distribute_datasets_from_function(lambda _: batches))
     with strategy.scope():
         total = tf.Variable(0.0)
@@ -279,7 +279,7 @@ def count_mirrored(task):
     def step(example, weight, has_value):
         replica = tf.distribute.get_replica_context()
         total.assign_add(replica.all_reduce("SUM", tf.reduce_sum(weight * example)))
-        return tfdist.anyone_has_value(has_value)
+        return tfdist.data.any_replica_has_value(has_value)
 
     run = tf.function(lambda: strategy.run(step, args=next(iterator)))
     steps = 0

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tfdist
-from tfdist.cluster.compose.reader import read_compose
+from tfdist.testing.compose.reader import read_compose
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -25,7 +25,7 @@ def run(command, **options):
 def test_movielens_accounts_for_every_example_and_goes_on_from_its_checkpoint(tmp_path):
     command = ["scripts/demo", "--json", "--epochs", "1", "--model-dir", str(tmp_path)]
     command += ["--batch-size", "1024"]  # a quarter of the steps
-    command += ["--visits", str(tmp_path / "visits")]
+    command += ["--reads", str(tmp_path / "reads")]
     # One slow trainer changes nothing but the time.
     ended = [run([*command, *slow]) for slow in (["--slow", "worker:1=3"], [])]
     first, second = (json.loads(each.stdout) for each in ended)
@@ -33,14 +33,14 @@ def test_movielens_accounts_for_every_example_and_goes_on_from_its_checkpoint(tm
     assert first["baselines"]["biases"] == pytest.approx(0.898, abs=0.005)
     (before,), (after,) = first["epochs"], second["epochs"]
     for epoch in (before, after):
-        assert epoch["visited"] == epoch["expected"] == 90_013
+        assert epoch["read"] == epoch["expected"] == 90_013
         assert epoch["missing"] == epoch["duplicates"] == []
         assert epoch["saved_step"] == epoch["true_step"]
         assert epoch["left_within"] < 1.0
-        assert sum(row["examples"] for row in epoch["trainers"]) == epoch["visited"]
-    files = sorted((tmp_path / "visits").iterdir())
+        assert sum(row["examples"] for row in epoch["trainers"]) == epoch["read"]
+    files = sorted((tmp_path / "reads").iterdir())
     assert [file.name for file in files] == [f"epoch-1-worker:{rank}.json" for rank in range(3)]
-    assert tfdist.audit(files, before["expected"]).complete
+    assert tfdist.data.audit(files, before["expected"]).complete
     assert after["saved_step"] == 2 * before["saved_step"]
     assert after["rmse"] < before["rmse"] < first["baselines"]["global_mean"]
     # Two epochs are too few to beat the biases; the example says so, and ends with 1.
@@ -74,7 +74,7 @@ def test_the_slow_worker_of_splits_reads_less_and_no_record_is_lost():
     slow, *fast = sorted(map(int, re.findall(r"read (\d+) records", ended.stdout)))
     assert slow < min(fast)
     assert f"worker:1 read {slow} records, slowly" in ended.stdout
-    assert "Audit(expected=5000, visited=5000, missing=(), duplicates=())" in ended.stdout
+    assert "Audit(expected=5000, read=5000, missing=(), duplicates=())" in ended.stdout
 
 
 def test_what_the_line_exports_is_what_the_server_of_the_compose_file_loads(tmp_path):

@@ -16,7 +16,7 @@ from tests.cluster import jobs
 from tfdist.cluster import local
 from tfdist.cluster.guardian import Guardian
 from tfdist.cluster.processes import Surroundings
-from tfdist.cluster.run_folder import RunFolder
+from tfdist.runs.folder import RunFolder
 from tfdist.testing import poll_until
 
 

@@ -11,7 +11,7 @@ import pytest
 MEET = """
 import sys, tfdist
 task = tfdist.Task.from_env()
-with tfdist.trainer_server(task):
+with tfdist.worker_server(task):
     tfdist.Barrier(task, "meet", timeout=30).wait()
     if task.is_chief:
         print("all met", *sys.argv[1:])
@@ -22,7 +22,7 @@ STUCK = """
 import os, subprocess, sys, threading, tfdist
 subprocess.Popen(["sleep", "600"])
 task = tfdist.Task.from_env()
-with tfdist.trainer_server(task):
+with tfdist.worker_server(task):
     barrier = tfdist.Barrier(task, "end", timeout=60)
     open(os.path.join(sys.argv[1], task.name), "w").close()
     if task.is_chief:

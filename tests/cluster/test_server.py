@@ -13,7 +13,7 @@ from tfdist.deadline import Deadline
 def test_a_port_that_another_program_serves_is_refused_by_name():
     with socket.create_server(("127.0.0.1", 0)) as other:
         task = one_worker(worker_port=other.getsockname()[1])
-        with pytest.raises(tfdist.ConfigError) as caught, tfdist.trainer_server(task):
+        with pytest.raises(tfdist.ConfigError) as caught, tfdist.worker_server(task):
             pass
     assert caught.value.field == "cluster.worker[0]"
     assert caught.value.value == task.address
@@ -35,7 +35,7 @@ def test_a_ps_that_does_not_answer_is_named(monkeypatch):
     monkeypatch.setenv("TF_GRPC_REUSE_PORT", "1")  # the worker shares the port that is held
     with HeldPorts(2) as held:  # nobody listens there
         task = one_worker(*held.ports)
-        with pytest.raises(tfdist.StartTimeout) as caught, tfdist.trainer_server(task, timeout=0.2):
+        with pytest.raises(tfdist.StartTimeout) as caught, tfdist.worker_server(task, timeout=0.2):
             pass
     assert caught.value.missing == ("ps:0",)
     assert task.cluster_spec["ps"][0] in str(caught.value)
@@ -52,7 +52,7 @@ def test_a_ps_of_another_cluster_is_told_by_its_id(make_cluster, monkeypatch):
     monkeypatch.setenv("TFDIST_CLUSTER_ID", "run-2")
     with (
         pytest.raises(tfdist.ClusterError, match="cluster 'run-1', and not of 'run-2'"),
-        tfdist.trainer_server(worker),
+        tfdist.worker_server(worker),
     ):
         pass
 
@@ -77,11 +77,11 @@ def test_what_is_no_tensorflow_server_has_no_id(monkeypatch):
 def test_only_a_ps_serves_as_one_and_only_a_trainer_trains():
     task = one_worker(worker_port=1)
     with pytest.raises(tfdist.ConfigError, match="only a ps"):
-        tfdist.serve_ps(task)
+        tfdist.parameter_server(task)
     ps = tfdist.Task("ps", 0, task.cluster_spec)
     with (
         pytest.raises(tfdist.ConfigError, match="only a chief or a worker"),
-        tfdist.trainer_server(ps),
+        tfdist.worker_server(ps),
     ):
         pass
 

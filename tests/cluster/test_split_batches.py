@@ -12,7 +12,8 @@ import pytest
 import tensorflow as tf
 
 import tfdist
-from tfdist import ConfigError, FileSet, Ledger
+from tfdist import ConfigError
+from tfdist.data import FileSet, Ledger
 
 SIZES = [30, 1, 0, 44]
 RECORDS, BATCH = sum(SIZES), 4
@@ -27,7 +28,7 @@ def places():
     """The trainers of a cluster, each with its target."""
     with contextlib.ExitStack() as stack:
         tasks = stack.enter_context(tfdist.local_cluster(1, 3, backend="threads")).trainers
-        yield [(task, stack.enter_context(tfdist.trainer_server(task))) for task in tasks]
+        yield [(task, stack.enter_context(tfdist.worker_server(task))) for task in tasks]
 
 
 def write(folder, sizes):
@@ -53,10 +54,10 @@ class Trainer:
         self.ledger, self.errors = Ledger(), []
         self.graph = tf.Graph()
         with self.graph.as_default():
-            self.queue = tfdist.SplitQueue(
+            self.queue = tfdist.splits.SplitQueue(
                 self.task, name, files.splits(split), batch_size=BATCH, timeout=TIMEOUT, **options
             )
-            self.batches = tfdist.SplitBatches(
+            self.batches = tfdist.splits.SplitBatches(
                 self.task, self.queue, files, transform, prefetch=prefetch
             )
             with tf.device("/job:ps/task:0"):
@@ -97,7 +98,7 @@ class Trainer:
                     self.train(split)
             except tf.errors.OpError as error:
                 self.errors.append(str(error))
-                split.give_back()
+                split.release()
 
 
 @pytest.fixture
@@ -125,7 +126,7 @@ def read_all(trainers, epoch=None):
 
 
 def audit(trainers, expected=RECORDS):
-    return tfdist.audit([trainer.ledger for trainer in trainers], expected)
+    return tfdist.data.audit([trainer.ledger for trainer in trainers], expected)
 
 
 @pytest.mark.parametrize("prefetch", [1, 8])
@@ -177,7 +178,7 @@ def test_where_another_takes_the_tail_what_was_read_ahead_of_it_is_dropped(make,
         reading.result(TIMEOUT)
     assert audit(trainers, 120).complete
     slow.read(2)
-    assert [count for *_, count in slow.queue.report().visited] == [120]
+    assert [count for *_, count in slow.queue.report().read] == [120]
 
 
 def test_what_cannot_be_read_of_a_tail_that_another_has_taken_fails_nothing(make, tmp_path):
@@ -204,7 +205,7 @@ def test_a_split_that_was_left_in_the_middle_is_read_on_where_it_was_committed(m
     for split in trainer.batches.splits(trainer.session, 1):
         trainer.train(split)
         if not split.finished:
-            split.give_back()
+            split.release()
             break
     trainer.read(1)
     assert (audit([trainer]).complete, trainer.errors) == (True, [])
@@ -215,11 +216,11 @@ def test_who_has_lost_its_lease_reads_another_split(make, files):
     splits = zombie.batches.splits(zombie.session, 1)
     split = next(splits)
     other.read(1)
-    with pytest.raises(tfdist.SplitLost):
+    with pytest.raises(tfdist.SplitLostError):
         zombie.train(split)
     assert next(splits, None) is None
     zombie.read(2)
-    assert tfdist.audit([zombie.ledger], RECORDS).complete
+    assert tfdist.data.audit([zombie.ledger], RECORDS).complete
 
 
 def truncate(path):
@@ -287,7 +288,7 @@ def test_a_run_without_the_feed_of_its_split_fails_and_trains_nothing(make, file
     split = next(trainer.batches.splits(trainer.session, 1))
     with pytest.raises(tf.errors.InvalidArgumentError, match="must feed a value"):
         trainer.session.run([trainer.batches.batch, trainer.commit])
-    split.give_back()
+    split.release()
     assert trainer.session.run(trainer.total) == 0
     trainer.read(1)
     assert audit([trainer]).complete
@@ -299,7 +300,7 @@ def test_a_run_with_the_feed_of_another_batch_fails_and_trains_nothing(make, tmp
     split = next(trainer.batches.splits(trainer.session, 1))
     with pytest.raises(tf.errors.InvalidArgumentError, match="not the one that is reserved"):
         trainer.train(split, {lease: (split.feed[lease][0], split.reserved + 1)})
-    split.give_back()
+    split.release()
     assert trainer.session.run(trainer.total) == 0
     trainer.read(1)
     assert audit([trainer], 40).complete
@@ -341,7 +342,7 @@ def test_a_session_may_be_closed_in_the_middle_of_a_split(make_cluster, tmp_path
 
 def close_many_sessions(pattern, task):
     """A crash of TensorFlow would end this process."""
-    with tfdist.trainer_server(task) as target:
+    with tfdist.worker_server(task) as target:
         trainer = Trainer((task, target), "closed", FileSet.scan(pattern), prefetch=8)
         trainer.session.run(trainer.initialize)
         closed = 0
@@ -350,7 +351,7 @@ def close_many_sessions(pattern, task):
             for split in trainer.batches.splits(trainer.session, 1):
                 trainer.train(split)
                 if not split.finished:
-                    split.give_back()
+                    split.release()
                 break
             trainer.session.close()
             closed += 1

@@ -1,4 +1,4 @@
-"""The table of splits on a real ps: it follows the rules of `tfdist.splits`, call by call."""
+"""The table of splits on a real ps: it follows the rules of `tfdist.splits.rules`, call by call."""
 
 import itertools
 import random
@@ -10,13 +10,14 @@ import pytest
 import tensorflow as tf
 
 import tfdist
-from tfdist import ConfigError, EpochError, SplitLost, splits
-from tfdist.refusal import is_refused
-from tfdist.split_plan import Plan, epoch_order
-from tfdist.split_queue import table
-from tfdist.split_queue.connection import Connection
-from tfdist.split_queue.section import open_guard, take_guard
-from tfdist.split_queue.table import TableOps
+from tfdist import ConfigError, EpochError, SplitLostError
+from tfdist.ps.probe import is_refused
+from tfdist.splits import rules as splits
+from tfdist.splits import table
+from tfdist.splits.connection import Connection
+from tfdist.splits.plan import Plan, epoch_order
+from tfdist.splits.section import open_guard, take_guard
+from tfdist.splits.table import TableOps
 from tfdist.testing import poll_until
 
 TIMEOUT = 20.0
@@ -59,7 +60,7 @@ class Twins:
             Connection(
                 task.cluster_spec["ps"][0],
                 TableOps(name, self.plan, len(trainers), task.rank),
-                life=0,
+                incarnation=0,
                 ahead=AHEAD,
             )
             for task in trainers
@@ -69,26 +70,26 @@ class Twins:
         for connection in self.connections:
             connection.close()
 
-    def enter(self, rank, life):
-        self.connections[rank]._life = life
+    def enter(self, rank, incarnation):
+        self.connections[rank]._incarnation = incarnation
         answer = self.connections[rank].enter()
         assert (answer.code == table.SAVING) == (self.rules.saver not in (splits.NOTHING, rank))
-        self.rules = splits.enter(self.rules, rank, life)
+        self.rules = splits.enter(self.rules, rank, incarnation)
 
-    def leave(self, rank, life):
+    def leave(self, rank, incarnation):
         connection = self.connections[rank]
-        present, connection._life = connection._life, life
+        present, connection._incarnation = connection._incarnation, incarnation
         connection.leave()
-        connection._life = present
-        self.rules = splits.enter(self.rules, rank, splits.NOBODY, previous=life)
+        connection._incarnation = present
+        self.rules = splits.enter(self.rules, rank, splits.NOBODY, previous=incarnation)
 
     def claim(self, rank, epoch):
-        life, now = self.connections[rank]._life, next(self._clock)
+        incarnation, now = self.connections[rank]._incarnation, next(self._clock)
         try:
             self.rules, expected = splits.claim(
-                self.rules, rank, life, epoch=epoch, now=now, ahead=AHEAD
+                self.rules, rank, incarnation, epoch=epoch, now=now, ahead=AHEAD
             )
-        except SplitLost:
+        except SplitLostError:
             expected = None
         answer = self.connections[rank].claim(epoch)
         self.compare(answer, expected)
@@ -98,45 +99,45 @@ class Twins:
         try:
             now = next(self._clock)
             self.rules, expected = splits.commit(self.rules, lease, offset, now=now, ahead=AHEAD)
-        except (SplitLost, ConfigError):
+        except (SplitLostError, ConfigError):
             expected = None
         connection = self.connections[lease.rank]
-        life, connection._life = connection._life, lease.life
+        incarnation, connection._incarnation = connection._incarnation, lease.incarnation
         answer = connection.commit(lease.attempt, offset)
-        connection._life = life
+        connection._incarnation = incarnation
         self.compare(answer, expected)
         return expected if isinstance(expected, splits.Lease) else None
 
-    def give_back(self, lease):
+    def release(self, lease):
         connection = self.connections[lease.rank]
-        life, connection._life = connection._life, lease.life
-        answer = connection.give_back(lease.attempt)
-        connection._life = life
+        incarnation, connection._incarnation = connection._incarnation, lease.incarnation
+        answer = connection.release(lease.attempt)
+        connection._incarnation = incarnation
         try:
-            self.rules, expected = splits.give_back(self.rules, lease)
-        except SplitLost:
+            self.rules, expected = splits.release(self.rules, lease)
+        except SplitLostError:
             assert answer.code == table.REPLACED
         else:
             assert (answer.code == table.SAVING) == isinstance(expected, splits.Saving)
 
-    def hold(self, rank):
-        life = self.connections[rank]._life
-        answer = self.connections[rank].hold()
+    def freeze(self, rank):
+        incarnation = self.connections[rank]._incarnation
+        answer = self.connections[rank].freeze()
         try:
-            self.rules, expected = splits.hold(self.rules, rank, life)
-        except SplitLost:
+            self.rules, expected = splits.freeze(self.rules, rank, incarnation)
+        except SplitLostError:
             expected = None
         if expected is None:
             assert answer.code == table.REPLACED
         else:
             assert answer.code == (table.GIVEN if expected.rank == rank else table.SAVING)
 
-    def release(self, rank):
-        life = self.connections[rank]._life
-        answer = self.connections[rank].release()
+    def unfreeze(self, rank):
+        incarnation = self.connections[rank]._incarnation
+        answer = self.connections[rank].unfreeze()
         try:
-            self.rules = splits.release(self.rules, rank, life, now=next(self._clock))
-        except SplitLost:
+            self.rules = splits.unfreeze(self.rules, rank, incarnation, now=next(self._clock))
+        except SplitLostError:
             assert answer.code == table.REPLACED
         else:
             assert answer.code == table.GIVEN
@@ -169,7 +170,7 @@ class Twins:
         for field in ("starts", "stops", "offsets", "states", "retries"):
             assert tuple(found[field].tolist()) == getattr(rules, field), field
         columns = found["ranks"].T.tolist()
-        assert tuple(columns[0]) == rules.lives
+        assert tuple(columns[0]) == rules.incarnations
         assert tuple(columns[1]) == rules.held
         assert tuple(columns[2]) == rules.attempts
         held = [at for row, at in zip(rules.held, columns[3], strict=True) if row >= 0]
@@ -187,25 +188,25 @@ def test_whatever_is_called_the_table_on_the_ps_is_that_of_the_rules(trainers, s
     edges = [0, *itertools.accumulate(chance.randint(1, 15) for _ in range(4))]
     ranges, retries = tuple(itertools.pairwise(edges)), chance.randint(0, 2)
     twins = Twins(trainers, ranges, retries, lease_us)
-    life, lives, leases, epoch = 0, itertools.count(1), [], 0
+    incarnation, incarnations, leases, epoch = 0, itertools.count(1), [], 0
     for rank in range(3):
-        twins.enter(rank, next(lives))
+        twins.enter(rank, next(incarnations))
     for _ in range(80):
         rank, what = chance.randrange(3), chance.random()
         if what < 0.05:
-            twins.enter(rank, life := next(lives))
+            twins.enter(rank, incarnation := next(incarnations))
         elif what < 0.07:
-            twins.leave(rank, chance.choice([life, twins.rules.lives[rank]]))
+            twins.leave(rank, chance.choice([incarnation, twins.rules.incarnations[rank]]))
         elif what < 0.09:
             twins.recover()
             for other in range(3):
-                twins.enter(other, next(lives))
+                twins.enter(other, next(incarnations))
         elif what < 0.12:
-            twins.hold(rank)
+            twins.freeze(rank)
         elif what < 0.2:
-            twins.release(chance.choice([rank, max(twins.rules.saver, 0)]))
+            twins.unfreeze(chance.choice([rank, max(twins.rules.saver, 0)]))
         elif what < 0.23 and leases:
-            twins.give_back(chance.choice(leases[-4:]))
+            twins.release(chance.choice(leases[-4:]))
         elif what < 0.26 or twins.rules.over:
             twins.begin_epoch(epoch + 1)  # which it does not, unless all is over
             epoch = twins.rules.epoch
@@ -232,9 +233,11 @@ def make(trainers, request):
         name = f"queue{next(_names)}"
         options = {"batch_size": AHEAD, "timeout": TIMEOUT, **options}
         queues = [
-            initialized(task, lambda task=task: tfdist.SplitQueue(task, name, ranges, **options))
+            initialized(
+                task, lambda task=task: tfdist.splits.SplitQueue(task, name, ranges, **options)
+            )
             if task.is_chief
-            else built(lambda task=task: tfdist.SplitQueue(task, name, ranges, **options))
+            else built(lambda task=task: tfdist.splits.SplitQueue(task, name, ranges, **options))
             for task in trainers
         ]
         made.extend(queues)
@@ -250,58 +253,58 @@ def built(build):
         return build()
 
 
-def read(queue, visits, claimed=lambda: None):
+def read(queue, reads, claimed=lambda: None):
     for split in queue:
         claimed()
         while not split.finished:
-            visits.extend(range(split.offset, split.reserved))
+            reads.extend(range(split.offset, split.reserved))
             split.commit()
 
 
-def test_each_record_is_visited_once_in_each_epoch(make):
+def test_each_record_is_read_once_in_each_epoch(make):
     queues = make([(0, 10), (10, 37), (37, 40), (40, 101)])
     for epoch in (1, 2, 3):
-        visits = [[], [], []]
+        reads = [[], [], []]
         with ThreadPoolExecutor(3) as pool:
-            list(pool.map(read, queues, visits))
-        assert sorted(itertools.chain(*visits)) == [*range(101)]
+            list(pool.map(read, queues, reads))
+        assert sorted(itertools.chain(*reads)) == [*range(101)]
         report = queues[0].report()
         assert (report.epoch, report.over) == (epoch, True)
-        assert (report.visited, report.visited_again, report.given_up) == (((0, 101),), (), ())
+        assert (report.read, report.read_again, report.given_up) == (((0, 101),), (), ())
 
 
 def test_an_idle_trainer_takes_a_part_of_the_last_split(make):
     slow, fast, _ = make([(0, 100)])
-    visits = [[], []]
+    reads = [[], []]
     split, taken = next(iter(slow)), threading.Event()
     with ThreadPoolExecutor(1) as pool:
-        others = pool.submit(read, fast, visits[1], taken.set)
+        others = pool.submit(read, fast, reads[1], taken.set)
         assert taken.wait(TIMEOUT)
         while not split.finished:
-            visits[0].extend(range(split.offset, split.reserved))
+            reads[0].extend(range(split.offset, split.reserved))
             split.commit()
         others.result(TIMEOUT)
-    assert sorted(visits[0] + visits[1]) == [*range(100)]
-    assert visits[1]
+    assert sorted(reads[0] + reads[1]) == [*range(100)]
+    assert reads[1]
 
 
 def test_a_lease_that_has_ended_goes_to_another_and_its_holder_is_fenced(make):
     zombie, other, _ = make([(0, 8)], lease_secs=0.05)
     split = next(iter(zombie))
     split.commit()
-    visits = []
-    read(other, visits)
-    assert visits == [4, 5, 6, 7]
-    with pytest.raises(SplitLost, match="lease_secs"):
+    reads = []
+    read(other, reads)
+    assert reads == [4, 5, 6, 7]
+    with pytest.raises(SplitLostError, match="lease_secs"):
         split.commit()
-    assert other.report().visited_again == ((4, 8),)
+    assert other.report().read_again == ((4, 8),)
 
 
 def test_who_was_replaced_and_leaves_does_not_take_its_successor_along(make, trainers):
     before, _, _ = make([(0, 8)])
     next(iter(before))
     name, options = before.name, {"batch_size": AHEAD, "timeout": TIMEOUT}
-    after = built(lambda: tfdist.SplitQueue(trainers[0], name, [(0, 8)], **options))
+    after = built(lambda: tfdist.splits.SplitQueue(trainers[0], name, [(0, 8)], **options))
     split = next(iter(after))
     before.close()
     while not split.finished:
@@ -310,18 +313,20 @@ def test_who_was_replaced_and_leaves_does_not_take_its_successor_along(make, tra
 
 
 def test_a_seeded_script_that_is_started_again_is_another_one(trainers):
-    lives = []
+    incarnations = []
     for _ in range(2):
         random.seed(1)
-        queue = built(lambda: tfdist.SplitQueue(trainers[0], "seeded", [(0, 8)], batch_size=4))
-        lives.append(queue._life)
-    assert lives[0] != lives[1]
+        queue = built(
+            lambda: tfdist.splits.SplitQueue(trainers[0], "seeded", [(0, 8)], batch_size=4)
+        )
+        incarnations.append(queue._incarnation)
+    assert incarnations[0] != incarnations[1]
 
 
 def test_a_commit_that_finds_another_one_at_the_table_is_sent_again(trainers):
     task, name = trainers[0], f"queue{next(_names)}"
     with tf.Graph().as_default() as graph:
-        queue = tfdist.SplitQueue(task, name, [(0, 8)], batch_size=AHEAD)
+        queue = tfdist.splits.SplitQueue(task, name, [(0, 8)], batch_size=AHEAD)
         commit = queue.commit_after([])
         with tf.device("/job:ps/task:0"):
             come, go = take_guard(name), open_guard(name)
@@ -346,7 +351,7 @@ def test_a_commit_that_finds_another_one_at_the_table_is_sent_again(trainers):
 def test_who_dies_while_it_still_sends_a_commit_leaves_the_table_to_the_others(trainers):
     task, name = trainers[0], f"queue{next(_names)}"
     with tf.Graph().as_default() as graph:
-        queue = tfdist.SplitQueue(task, name, [(0, 8)], batch_size=AHEAD)
+        queue = tfdist.splits.SplitQueue(task, name, [(0, 8)], batch_size=AHEAD)
         with tf.device("/job:ps/task:0"):
             never = tf.queue.FIFOQueue(1, tf.int64, [], shared_name=f"{name}_never").dequeue()
             offset = tf.constant(AHEAD, tf.int64)
@@ -367,7 +372,7 @@ def test_a_lease_is_renewed_when_a_save_is_over(make):
     chief, other, _ = make([(0, 8)])
     next(iter(other))
     before = chief.connection.snapshot()["ranks"]
-    with chief.held():
+    with chief.frozen():
         pass
     after = chief.connection.snapshot()["ranks"]
     assert after[1][4] > before[1][4]
@@ -376,10 +381,10 @@ def test_a_lease_is_renewed_when_a_save_is_over(make):
 def test_a_split_that_is_lost_too_often_is_given_up_and_reported(make):
     first, second, _ = make([(0, 8), (8, 12)], lease_secs=0.05, max_retries=0)
     stuck = next(iter(first))
-    visits = []
-    read(second, visits)
+    reads = []
+    read(second, reads)
     assert second.report().given_up == ((stuck.offset, stuck.stop),)
-    assert sorted(visits) == [n for n in range(12) if not stuck.offset <= n < stuck.stop]
+    assert sorted(reads) == [n for n in range(12) if not stuck.offset <= n < stuck.stop]
 
 
 def test_who_waits_too_long_is_told_for_whom(make):
@@ -396,7 +401,9 @@ def test_the_commit_is_in_the_run_of_the_update_and_the_checkpoint_has_both(trai
 
     def train(restore, stop_after):
         with tf.Graph().as_default() as graph:
-            queue = tfdist.SplitQueue(single, name, [(0, 10), (10, 20)], batch_size=AHEAD, seed=1)
+            queue = tfdist.splits.SplitQueue(
+                single, name, [(0, 10), (10, 20)], batch_size=AHEAD, seed=1
+            )
             with tf.device("/job:ps/task:0"):
                 total = tf.compat.v1.get_variable(
                     f"total_{name}", [], tf.int64, tf.zeros_initializer(), use_resource=True
@@ -431,9 +438,9 @@ def test_the_commit_is_in_the_run_of_the_update_and_the_checkpoint_has_both(trai
 
 def test_while_one_saves_nobody_claims_or_commits(make):
     chief, other, _ = make([(0, 8), (8, 16)])
-    split, visits = next(iter(other)), []
+    split, reads = next(iter(other)), []
     with ThreadPoolExecutor(1) as pool:
-        with chief.held():
+        with chief.frozen():
             before = chief.connection.snapshot()
             done = pool.submit(split.commit)
             with pytest.raises(TimeoutError):
@@ -443,8 +450,8 @@ def test_while_one_saves_nobody_claims_or_commits(make):
     assert all((before[name] == after[name]).all() for name in before)
     assert split.offset == split.stop - AHEAD
     split.commit()
-    read(chief, visits)
-    assert len(visits) == 8
+    read(chief, reads)
+    assert len(reads) == 8
 
 
 def test_an_epoch_is_begun_by_its_number_when_the_one_before_is_over(make):
@@ -456,20 +463,20 @@ def test_an_epoch_is_begun_by_its_number_when_the_one_before_is_over(make):
         split.commit()
     with pytest.raises(ConfigError, match="number"):
         next(second.of_epoch(0))
-    visits = []
+    reads = []
     for number in (1, 2, 2):
         for split in second.of_epoch(number):
             while not split.finished:
-                visits.extend(range(split.offset, split.reserved))
+                reads.extend(range(split.offset, split.reserved))
                 split.commit()
-    assert visits == [*range(8)]
+    assert reads == [*range(8)]
     assert first.report().epoch == 2
 
 
 def test_a_job_goes_on_with_the_epoch_in_which_it_was_saved_and_after_its_end_with_the_next(make):
     chief, _, _ = make([(0, 8)])
     read(chief, [])
-    chief.connection.hold()
+    chief.connection.freeze()
     chief.recover()  # what would be saved now
     assert chief.first_epoch == 1
     chief.recover()
@@ -480,17 +487,17 @@ def test_who_waits_for_a_save_keeps_no_other_queue_of_its_process_waiting(make):
     chief, other, _ = make([(0, 8)])
     second, _, _ = make([(0, 8)])
     with ThreadPoolExecutor(1) as pool:
-        with chief.held():
+        with chief.frozen():
             reads = pool.submit(read, other, [])
             poll_until(lambda: "connection" in vars(other), "it asks")
-            with second.held():  # such as another one that is saved in the same checkpoint
+            with second.frozen():  # such as another one that is saved in the same checkpoint
                 pass
         reads.result(TIMEOUT)
 
 
 def test_who_saves_too_long_is_named(make):
     chief, other, _ = make([(0, 8)], timeout=0.2)
-    with chief.held(), pytest.raises(EpochError, match=r"after \d+\.\d s worker:0 still saves"):
+    with chief.frozen(), pytest.raises(EpochError, match=r"after \d+\.\d s worker:0 still saves"):
         next(iter(other))
 
 
@@ -498,14 +505,14 @@ def test_who_was_replaced_while_it_saved_is_told_not_to_restore_that(make):
     chief, other, _ = make([(0, 8)])
 
     def save():
-        chief.connection._life += 1
+        chief.connection._incarnation += 1
         chief.connection.enter()  # as another process
-        chief.connection._life -= 1
+        chief.connection._incarnation -= 1
 
-    with pytest.raises(SplitLost, match="do not restore it"), chief.held():
+    with pytest.raises(SplitLostError, match="do not restore it"), chief.frozen():
         save()
-    read(other, visits := [])
-    assert visits == [*range(8)]
+    read(other, reads := [])
+    assert reads == [*range(8)]
 
 
 @pytest.mark.parametrize(
@@ -524,21 +531,21 @@ def test_bad_input_is_named(trainers, changes, field):
     values = {"name": "q", "splits": [(0, 5)], "batch_size": 4, **changes}
     name, ranges = values.pop("name"), values.pop("splits")
     with tf.Graph().as_default(), pytest.raises(ConfigError) as caught:
-        tfdist.SplitQueue(trainers[0], name, ranges, **values)
+        tfdist.splits.SplitQueue(trainers[0], name, ranges, **values)
     assert caught.value.field == field
 
 
 def test_a_ps_that_is_silent_or_lost_is_named(make_cluster, monkeypatch):
-    monkeypatch.setattr("tfdist.split_queue.connection._ANSWER_SECS", 1.0)
+    monkeypatch.setattr("tfdist.splits.connection._ANSWER_SECS", 1.0)
     cluster = make_cluster(1, 1, backend="processes")
     task = cluster.trainers[0]
-    queue = initialized(task, lambda: tfdist.SplitQueue(task, "all", [(0, 4)], batch_size=1))
-    assert queue.report().visited == ()
+    queue = initialized(task, lambda: tfdist.splits.SplitQueue(task, "all", [(0, 4)], batch_size=1))
+    assert queue.report().read == ()
     cluster.pause("ps:0")
     with pytest.raises(tf.errors.DeadlineExceededError, match=r"ps:0 .* not answered for 1 s"):
         queue.report()
     cluster.resume("ps:0")
-    assert queue.report().visited == ()
+    assert queue.report().read == ()
     cluster.kill("ps:0")
     with pytest.raises(tf.errors.UnavailableError, match="ps:0, where the splits are kept, was"):
         for _ in queue:

@@ -14,15 +14,15 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tfdist.barrier_notes import BarrierNote, note_barrier
 from tfdist.cli import main
-from tfdist.cli.barriers import Barriers
-from tfdist.cluster.live_runs import while_it_lasts
 from tfdist.cluster.processes import STACKS_SIGNAL
-from tfdist.cluster.run_folder import RunFolder
-from tfdist.cluster.stacks import Masks, ask, is_over, parse
+from tfdist.diagnosis.barriers import Barriers
+from tfdist.diagnosis.evidence import Frame, Stack
+from tfdist.diagnosis.stacks import Masks, ask, is_over, parse
 from tfdist.errors import ConfigError
-from tfdist.evidence import Frame, Stack
+from tfdist.runs.barrier_notes import BarrierNote, note_barrier
+from tfdist.runs.folder import RunFolder
+from tfdist.runs.live import while_it_lasts
 from tfdist.task import PROGRESS_VARIABLE, Task
 from tfdist.testing import poll_until
 
@@ -57,7 +57,7 @@ def wait_in_python():
 
 
 task = tfdist.Task.from_env()
-with tfdist.trainer_server(task) as target:
+with tfdist.worker_server(task) as target:
     tfdist.Progress.from_env().update("epoch 1 of 3", task.rank, 100)
     if task.rank < 2:
         meeting = tfdist.Barrier(task, "meeting", parties=2)
@@ -132,7 +132,7 @@ def test_a_job_that_stands_still_and_then_is_over(launch, tmp_path):
     launcher = launch("--log-dir", str(tmp_path / "logs"))
     logs = tmp_path / "logs"
     run = RunFolder.find(str(logs))
-    pids = {life.name: life.pid for life in run.latest()}
+    pids = {record.name: record.pid for record in run.latest()}
 
     # Until they are inside of TensorFlow, which they can tell to nobody.
     poll_until(lambda: all_wait(report("stacks", logs)[1]), "workers 0 and 1 are in TensorFlow")
@@ -204,7 +204,7 @@ def test_a_job_that_stands_still_and_then_is_over(launch, tmp_path):
     assert re.fullmatch(expected, row)
 
     # No question has harmed anybody.
-    assert {life.name: life.pid for life in run.latest() if life.process} == pids
+    assert {record.name: record.pid for record in run.latest() if record.process} == pids
 
     # The only job that runs needs no name.
     assert report("stacks")[2]["run"] == str(run.path)
@@ -400,7 +400,7 @@ def test_py_spy_that_fails_is_told(program, complaint, stranger, tmp_path, monke
 
 
 def test_without_py_spy_there_is_no_verdict(stranger, monkeypatch, capsys):
-    monkeypatch.setattr("tfdist.cluster.py_spy.find_py_spy", lambda: None)
+    monkeypatch.setattr("tfdist.diagnosis.py_spy.find_py_spy", lambda: None)
     assert main(["stacks", "--verdict", "--pid", str(stranger.pid)]) == 2
     assert capsys.readouterr().err == (
         f"tfdist: --verdict: got {stranger.pid}; py-spy has to read it: py-spy is not installed: "
@@ -409,7 +409,7 @@ def test_without_py_spy_there_is_no_verdict(stranger, monkeypatch, capsys):
 
 
 def test_without_py_spy_one_line_for_all_says_how_to_get_it(stranger, monkeypatch, capsys):
-    monkeypatch.setattr("tfdist.cluster.py_spy.find_py_spy", lambda: None)
+    monkeypatch.setattr("tfdist.diagnosis.py_spy.find_py_spy", lambda: None)
     line = "py-spy is not installed: pip install 'tfdist[debug]'"
     assert main(["stacks", "--native", "--pid", str(stranger.pid), str(os.getpid())]) == 1
     text = capsys.readouterr().out

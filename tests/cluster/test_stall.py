@@ -7,17 +7,17 @@ import threading
 import pytest
 
 from tests.cluster.test_run import run
-from tfdist.barrier_notes import BarrierNote
-from tfdist.cli import stall
-from tfdist.cli.barriers import Barriers, ask_in_fork
-from tfdist.cli.stall import StallGuard
 from tfdist.cluster.fork_call import call_in_fork
 from tfdist.cluster.processes import start_fork_server
-from tfdist.cluster.run_folder import RunFolder
+from tfdist.diagnosis import stall
+from tfdist.diagnosis.barriers import Barriers, ask_in_fork
+from tfdist.diagnosis.stall import StallGuard
+from tfdist.diagnosis.verdict import PATIENCE
 from tfdist.errors import ClusterError, StallError
-from tfdist.progress import Progress
+from tfdist.runs.barrier_notes import BarrierNote
+from tfdist.runs.folder import RunFolder
+from tfdist.runs.progress import Progress
 from tfdist.task import Task
-from tfdist.verdict import PATIENCE
 
 # The chief never comes to the second meeting.
 STUCK = """
@@ -29,7 +29,7 @@ def never_come():
 
 
 task = tfdist.Task.from_env()
-with tfdist.trainer_server(task):
+with tfdist.worker_server(task):
     meeting = tfdist.Barrier(task, "meeting")
     meeting.wait()
     tfdist.Progress.from_env().update("epoch 1", 3, 10)
@@ -95,10 +95,10 @@ SLOW = """
 import tfdist
 
 task = tfdist.Task.from_env()
-with tfdist.trainer_server(task):
+with tfdist.worker_server(task):
     meeting = tfdist.Barrier(task, "meeting", timeout=60)
     meeting.wait()
-    deadline = tfdist.Deadline(5)
+    deadline = tfdist.deadline.Deadline(5)
     while task.is_chief and not deadline.expired:
         sum(range(1000))
     meeting.wait()

@@ -28,18 +28,18 @@ def test_every_example_counts_once_and_the_checkpoint_holds_all_work(
     assert [ranges for ranges, _ in results[1:]] == [(), ()]
     (audits, saved), _ = epochs[0], epochs[1]
     for audit in audits:
-        assert audit.visited == NUM_EXAMPLES
+        assert audit.read == NUM_EXAMPLES
         assert audit.complete
     assert [each.global_step for each in saved] == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH]
     # Each update adds its weighted sum of examples: the table holds what all trainers have done.
     reader = tf.train.load_checkpoint(saved[-1].path)
     assert reader.get_tensor("total") == NUM_EPOCHS * sum(range(NUM_EXAMPLES))
-    assert reader.get_tensor("visits").tolist() == [NUM_EPOCHS] * NUM_EXAMPLES
+    assert reader.get_tensor("reads").tolist() == [NUM_EPOCHS] * NUM_EXAMPLES
 
 
 def train(task, directory):
     """Counts its examples on the ps; returns what the chief found, empty elsewhere."""
-    with tfdist.trainer_server(task) as target, tf.Graph().as_default():
+    with tfdist.worker_server(task) as target, tf.Graph().as_default():
         with tf.compat.v1.device(graph.device_setter(task)):
             step, fetches, rewind = build(task)
         saver = checkpoint.Checkpointer(directory)
@@ -50,14 +50,16 @@ def train(task, directory):
                 saved.append(saver.save(session))
                 audits.append(result.audit)
 
-            epoch = tfdist.Epoch(task, "train", expected=NUM_EXAMPLES, action=save, timeout=30)
+            epoch = tfdist.train.Epoch(
+                task, "train", expected=NUM_EXAMPLES, action=save, timeout=30
+            )
             while epoch.number <= NUM_EPOCHS:
                 session.run(rewind)
                 while True:
                     _, example, weight, has_value = session.run([step, *fetches])
                     if not has_value:
                         break
-                    epoch.visit(example[weight > 0])
+                    epoch.read(example[weight > 0])
                 epoch.finish().check()
             return ((audits, saved) if task.is_chief else ()), None
 
@@ -67,8 +69,8 @@ def build(task):
     total = tf.compat.v1.get_variable(
         "total", [], tf.int64, initializer=tf.zeros_initializer(), use_resource=True
     )
-    visits = tf.compat.v1.get_variable(
-        "visits",
+    reads = tf.compat.v1.get_variable(
+        "reads",
         [NUM_EXAMPLES],
         tf.int32,
         initializer=tf.zeros_initializer(),
@@ -76,14 +78,16 @@ def build(task):
         use_resource=True,
     )
     dataset = tf.data.Dataset.range(*SHARDS[task.rank])
-    iterator = tf.compat.v1.data.make_initializable_iterator(tfdist.padded(dataset, BATCH_SIZE))
+    iterator = tf.compat.v1.data.make_initializable_iterator(
+        tfdist.data.endless_batches(dataset, BATCH_SIZE)
+    )
     example, weight, has_value = iterator.get_next()
     counts = tf.cast(weight, tf.int32)
     halves = np.array_split(np.arange(NUM_EXAMPLES), task.num_ps)
 
     def apply():
         updates = [total.assign_add(tf.reduce_sum(example * tf.cast(weight, tf.int64)))]
-        for part, half in zip(visits, halves, strict=True):
+        for part, half in zip(reads, halves, strict=True):
             inside = (example >= half[0]) & (example <= half[-1])
             rows = tf.where(inside, example - half[0], tf.zeros_like(example))
             delta = tf.where(inside, counts, tf.zeros_like(counts))

@@ -1,6 +1,6 @@
 """The training job that tests/multinode/test_fault_matrix.py plays under each fault.
 
-A chief and a worker visit the splits of two epochs; each update counts its examples on the ps, in
+A chief and a worker read the splits of two epochs; each update counts its examples on the ps, in
 the run that commits them, so that the counts cannot differ from what was trained. The chief saves
 at the end of each epoch. Whoever loses the ps makes a new session, and goes on from what was saved.
 """
@@ -13,9 +13,10 @@ from pathlib import Path
 
 import tensorflow as tf
 
-from tfdist import BarrierBroken, Epoch, EpochResult, SplitLost, SplitQueue, trainer_server
+from tfdist import BrokenBarrierError, SplitLostError, worker_server
 from tfdist.repro.actor import Actor, event_file
-from tfdist.train import graph
+from tfdist.splits import SplitQueue
+from tfdist.train import Epoch, EpochResult, graph
 from tfdist.train.checkpoint import Checkpointer
 
 BATCH, BATCHES, EPOCHS = 4, 12, 2
@@ -23,14 +24,14 @@ RECORDS = BATCH * BATCHES
 SPLITS = [(start, start + 2 * BATCH) for start in range(0, RECORDS, 2 * BATCH)]
 LEASE_SECS = 1.5
 _ATTEMPTS, _WAIT_SECS = 3, 10.0
-_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, BarrierBroken)
+_LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, BrokenBarrierError)
 
 
 def train(actor: Actor) -> None:
     """Trains until all epochs have ended; begins anew where the ps was lost, but not for ever."""
     if actor.task.is_chief:
         _moment(actor, "start")
-    with trainer_server(actor.task, timeout=_WAIT_SECS) as target:
+    with worker_server(actor.task, timeout=_WAIT_SECS) as target:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 with tf.Graph().as_default():
@@ -72,8 +73,8 @@ def _train(actor: Actor, target: str) -> None:
     def save(result: EpochResult) -> None:
         _moment(actor, "checkpoint")
         saver.save(session)
-        visits = session.run(counts)[result.number - 1].tolist()
-        note = {"visits": visits, "again": queue.report().visited_again}
+        reads = session.run(counts)[result.number - 1].tolist()
+        note = {"reads": reads, "again": queue.report().read_again}
         counts_file(actor.folder, result.number).write_text(json.dumps(note))
         actor.step()
 
@@ -89,7 +90,7 @@ def _train(actor: Actor, target: str) -> None:
                         fed = {batch: (epoch.number - 1, split.offset, split.reserved)}
                         split.committed(session.run(commit, {**fed, **split.feed}))
                         actor.step()
-                except SplitLost:
+                except SplitLostError:
                     continue  # others have it now
             if not task.is_chief:
                 _moment(actor, "barrier")
@@ -104,5 +105,5 @@ def _moment_of(epoch: int, stop: int) -> str:
 
 
 def counts_file(folder: Path, epoch: int) -> Path:
-    """Where the chief writes how often each record of an epoch was visited."""
+    """Where the chief writes how often each record of an epoch was read."""
     return folder / f"counts-{epoch}.json"

@@ -12,7 +12,7 @@ from tfdist.testing import poll_until
 
 def tell_where(task, folder):
     """Meets all others, and says where it is."""
-    with tfdist.trainer_server(task), tfdist.Barrier(task, "meeting", timeout=30) as barrier:
+    with tfdist.worker_server(task), tfdist.Barrier(task, "meeting", timeout=30) as barrier:
         Path(folder, task.name).touch()
         barrier.wait()
         return {
@@ -30,7 +30,7 @@ def meet_twice(task, folder):
 
     Returns in which generation this life of the task has begun.
     """
-    with tfdist.trainer_server(task), tfdist.Barrier(task, "meeting", timeout=60) as barrier:
+    with tfdist.worker_server(task), tfdist.Barrier(task, "meeting", timeout=60) as barrier:
         generation = barrier.generation
         if generation == 1:
             barrier.wait()
@@ -42,7 +42,7 @@ def meet_twice(task, folder):
 
 def meet_or_tell_who_is_missing(task, folder):
     """Meets all others; then the chief waits in vain, and says for whom."""
-    with tfdist.trainer_server(task), tfdist.Barrier(task, "meeting", timeout=60) as barrier:
+    with tfdist.worker_server(task), tfdist.Barrier(task, "meeting", timeout=60) as barrier:
         barrier.wait()
         missing = None
         if task.is_chief:

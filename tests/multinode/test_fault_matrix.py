@@ -20,6 +20,7 @@ import pytest
 from tests.multinode import fault_job
 from tfdist.cluster.shape import Shape
 from tfdist.deadline import Deadline
+from tfdist.diagnosis.verdict import Name
 from tfdist.repro.actor import Actor
 from tfdist.repro.case import Case
 from tfdist.repro.lab import Plays
@@ -37,7 +38,6 @@ from tfdist.testing.faults import (
 from tfdist.testing.network import Network
 from tfdist.testing.placement import cluster_on
 from tfdist.testing.task_faults import Kill, Pause, Restart, TaskFault
-from tfdist.verdict import Name
 
 VICTIMS = ("ps:0", "chief:0", "worker:0")
 MOMENTS = ("start", "mid-epoch", "last batch", "barrier", "checkpoint")
@@ -98,7 +98,7 @@ TRIALS = {
 class Cell(Case):
     """A case of the lab that plays the job of this suite."""
 
-    def play(self, *, cured: bool) -> Callable[[Actor], None]:
+    def play(self, *, fixed: bool) -> Callable[[Actor], None]:
         return fault_job.train
 
 
@@ -152,7 +152,7 @@ def test_what_becomes_of_the_job_is_known(fault, victim, moment, tmp_path):
         cell = Cell(
             f"{fault}, {victim}, {moment}",
             about="",
-            cure="",
+            fix="",
             expects=(),
             shape=SHAPE,
             stall_secs=1.5,
@@ -160,7 +160,7 @@ def test_what_becomes_of_the_job_is_known(fault, victim, moment, tmp_path):
             settings={"victim": victim, "moment": moment, "folder": str(network.shared)},
         )
         stage = Hosts(network, trial.make(victim), trial.secs)
-        played = Plays(told.append, stage)(cell, cured=True, seed=1, folder=tmp_path)
+        played = Plays(told.append, stage)(cell, fixed=True, seed=1, folder=tmp_path)
     assert stage.has_begun, f"the fault has not happened; {played.verdict}; {told}"
     missing = not_accounted_for(tmp_path)
     outcome = "recovered" if not missing else f"stopped: {played.verdict}"
@@ -175,14 +175,14 @@ def test_what_becomes_of_the_job_is_known(fault, victim, moment, tmp_path):
 
 
 def not_accounted_for(folder: Path) -> str:
-    """What is wrong with the visits of the epochs; empty if every example is accounted for."""
+    """What is wrong with the reads of the epochs; empty if every example is accounted for."""
     for epoch in range(1, fault_job.EPOCHS + 1):
         file = fault_job.counts_file(folder, epoch)
         if not file.exists():
             return f"epoch {epoch} has not ended"
         note = json.loads(file.read_text("utf-8"))
         again = {number for start, stop in note["again"] for number in range(start, stop)}
-        for number, count in enumerate(note["visits"]):
+        for number, count in enumerate(note["reads"]):
             if count < 1 or (count > 1 and number not in again):
-                return f"example {number} of epoch {epoch} was visited {count} times"
+                return f"example {number} of epoch {epoch} was read {count} times"
     return ""

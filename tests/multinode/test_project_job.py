@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from tfdist.cluster.compose import read_compose
 from tfdist.testing import compose_nodes, poll_until
+from tfdist.testing.compose import read_compose
 
 ROOT = Path(__file__).parents[2]
 FILES = [ROOT / "docker/compose.yaml", ROOT / "docker/compose.host.yaml"]

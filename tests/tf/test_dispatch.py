@@ -66,13 +66,13 @@ def test_two_barriers_are_not_built_at_the_same_time(monkeypatch):
     together = threading.Barrier(2)
     met = []
 
-    def meet(life, parity):
+    def meet(record, parity):
         try:
             together.wait(1)
             met.append(parity)
         except threading.BrokenBarrierError:
             pass
-        return key(life, parity)
+        return key(record, parity)
 
     key = vector.arrival_key
     monkeypatch.setattr(vector, "arrival_key", meet)

@@ -12,8 +12,8 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tfdist import ConfigError, DataError, FileSet, Ledger
-from tfdist.files import contents, reading
+from tfdist import ConfigError, DataError
+from tfdist.data import FileSet, Ledger, contents, reading
 
 KB = [
     letter.encode() * 1000 for letter in "abcdefghijklmnopqrst"
@@ -49,15 +49,15 @@ def numbered(records, first=0) -> list[tuple[int, bytes]]:
 
 
 def read_until_error(records) -> tuple[Ledger, str]:
-    """What a trainer has visited, and the error that ended it."""
+    """What a trainer has read, and the error that ended it."""
     ledger = Ledger()
 
-    def visit() -> None:
+    def read() -> None:
         for number, _ in records:
             ledger.add([number])
 
     with pytest.raises(tf.errors.OpError) as raised:
-        visit()
+        read()
     return ledger, raised.value.message
 
 

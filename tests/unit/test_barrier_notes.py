@@ -2,7 +2,7 @@
 
 import os
 
-from tfdist.barrier_notes import BarrierNote, PassMark, note_barrier, noted_barriers, passed_at
+from tfdist.runs.barrier_notes import BarrierNote, PassMark, note_barrier, noted_barriers, passed_at
 from tfdist.task import PROGRESS_VARIABLE
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tfdist.cluster.compose import Healthcheck, Volume, read_compose
 from tfdist.errors import ConfigError
+from tfdist.testing.compose import Healthcheck, Volume, read_compose
 
 TF_CONFIG = '{"cluster": {"ps": ["ps-0:2222"]},  "task": {"type": "ps", "index": 0}}'
 BASE = f"""\

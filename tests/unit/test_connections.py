@@ -6,9 +6,9 @@ import threading
 
 import pytest
 
-from tfdist.cluster.connections import LONG, Connection, _endpoint, connections_of, takers_of
-from tfdist.cluster.sighting import Sighting, name_peers
-from tfdist.cluster.stacks import Answer
+from tfdist.diagnosis.connections import LONG, Connection, _endpoint, connections_of, takers_of
+from tfdist.diagnosis.sample import Sighting, name_peers
+from tfdist.diagnosis.stacks import Answer
 from tfdist.testing import poll_until
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from tfdist import Deadline
+from tfdist.deadline import Deadline
 
 
 class Clock:

@@ -7,11 +7,11 @@ import pytest
 import yaml
 
 from tfdist.cli import main
-from tfdist.cluster.compose import Volume, read_compose
-from tfdist.cluster.deploy import FORMATS, Deployment
 from tfdist.cluster.shape import Shape
+from tfdist.deploy import FORMATS, Deployment
 from tfdist.errors import ConfigError
 from tfdist.task import Task
+from tfdist.testing.compose import Volume, read_compose
 
 SHAPES = [
     Shape(num_ps=2, num_workers=4, chief=True),

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tfdist.cli import main
-from tfdist.cluster.compose import read_compose
+from tfdist.testing.compose import read_compose
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"

@@ -8,15 +8,15 @@ import pytest
 
 from tfdist import errors
 from tfdist.errors import (
-    BarrierBroken,
     BarrierError,
     BarrierTimeout,
+    BrokenBarrierError,
     ClusterError,
     ConfigError,
     DataError,
     EpochError,
     RunTimeout,
-    SplitLost,
+    SplitLostError,
     StallError,
     StartTimeout,
     TaskFailed,
@@ -37,9 +37,9 @@ SAMPLES = [
     TaskFailed("worker:1", -9, "last log lines"),
     BarrierError("text"),
     BarrierTimeout("text", name="end", generation=7, arrived=["worker:0"], missing=["worker:1"]),
-    BarrierBroken("end", "worker:1 called abort()"),
+    BrokenBarrierError("end", "worker:1 called abort()"),
     EpochError("text", missing=[(0, 2)], duplicates=[(5, 6)]),
-    SplitLost(1, "another life speaks for it"),
+    SplitLostError(1, "another life speaks for it"),
     DataError("part-3", 107, "truncated"),
 ]
 
@@ -97,7 +97,7 @@ class TestEveryError:
         (RunTimeout, TimeoutError),
         (BarrierTimeout, TimeoutError),
         (BarrierTimeout, threading.BrokenBarrierError),
-        (BarrierBroken, threading.BrokenBarrierError),
+        (BrokenBarrierError, threading.BrokenBarrierError),
     ],
 )
 def test_is_also_caught_as_the_builtin_error_of_its_kind(error_type, builtin):
@@ -105,7 +105,7 @@ def test_is_also_caught_as_the_builtin_error_of_its_kind(error_type, builtin):
 
 
 def test_a_broken_barrier_is_no_timeout():
-    assert not issubclass(BarrierBroken, TimeoutError)
+    assert not issubclass(BrokenBarrierError, TimeoutError)
 
 
 def test_a_config_error_tells_field_value_and_rule():
@@ -174,7 +174,7 @@ def test_a_barrier_timeout_holds_who_came_and_who_did_not():
 
 
 def test_a_broken_barrier_tells_its_name_and_the_reason():
-    error = BarrierBroken("end", "worker:1 called abort()")
+    error = BrokenBarrierError("end", "worker:1 called abort()")
     assert (error.name, error.reason) == ("end", "worker:1 called abort()")
     assert str(error) == "barrier 'end' is broken: worker:1 called abort()"
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfdist.files import contents
-from tfdist.files.contents import text_contents, tfrecord_contents
+from tfdist.data import contents
+from tfdist.data.contents import text_contents, tfrecord_contents
 
 FRAME = 16  # bytes of a TFRecord around its data
 

@@ -4,12 +4,12 @@ import json
 
 import pytest
 
-from tfdist.cli.barriers import Barriers
-from tfdist.cli.job_evidence import job_evidence
-from tfdist.cli.job_stacks import JobStacks, View
-from tfdist.cluster.outcome import Outcome
-from tfdist.cluster.run_folder import RunFolder
-from tfdist.evidence import State
+from tfdist.diagnosis.barriers import Barriers
+from tfdist.diagnosis.evidence import State
+from tfdist.diagnosis.job_evidence import job_evidence
+from tfdist.diagnosis.job_stacks import JobStacks, View
+from tfdist.runs.folder import RunFolder
+from tfdist.runs.outcome import Outcome
 from tfdist.task import Task
 
 TASK = Task("worker", 0, {"ps": ["a:1"], "worker": ["a:2", "a:3"]})
@@ -28,7 +28,7 @@ def run(tmp_path):
 
 
 def evidence(run, *reports):
-    views = [View(life.name, life) for life in run.latest()]
+    views = [View(record.name, record) for record in run.latest()]
     return job_evidence(JobStacks(run, True, views), Barriers(list(reports)), NAMES, 30.0)
 
 

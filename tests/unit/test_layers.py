@@ -1,8 +1,15 @@
-"""Walks the imports of the tree and holds them to the layer table of CONTRIBUTING.md."""
+"""The layers of the package, checked against the imports of every module.
+
+A folder of tfdist/ is a room, and a room has a floor. A module imports from its own room and from
+rooms on lower floors, never from a room on its own floor or above. Within a room no imports form a
+circle.
+"""
 
 from __future__ import annotations
 
 import ast
+import re
+import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,58 +20,53 @@ import tfdist
 
 ROOT = Path(__file__).parents[2]
 
-# Every module below tfdist/ has a layer here; a folder's holds for all that is in it.
-LAYERS = {
-    # 0: decisions, pure
-    "arrivals": 0,
-    "barrier_notes": 0,
-    "deadline": 0,
-    "errors": 0,
-    "evidence": 0,
-    "judge": 0,
-    "ledger": 0,
-    "mistaken": 0,
-    "planner": 0,
-    "progress": 0,
-    "refusal": 0,
-    "split_plan": 0,
-    "splits": 0,
-    "stall": 0,
-    "task": 0,
-    "task_waits": 0,
-    "verdict": 0,
-    # 1: one mechanism each, on TensorFlow
-    "barrier": 1,
-    "cluster": 1,
-    "eos": 1,
-    "export": 1,
-    "files": 1,
-    "planner.calibrate": 1,
-    "planner.keras_count": 1,
-    "serving": 1,
-    "softmax": 1,
-    "sparse_optimizers": 1,
-    "split_queue": 1,
-    # 2 to 4: what puts them together
-    "train": 2,
-    "repro": 3,
-    "cli": 4,
-    "testing": 4,
-    "__main__": 5,
+FLOORS = {
+    # 1: what everything needs
+    "errors": 1,
+    "lazy": 1,
+    "task": 1,
+    "deadline": 1,
+    # 2 and 3: the input, what a run leaves on disk, talking to one ps
+    "data": 2,
+    "runs": 3,
+    "ps": 3,
+    # 4: one mechanism each
+    "barrier": 4,
+    "splits": 4,
+    "cluster": 4,
+    # 5 to 7: what puts them together
+    "train": 5,
+    "diagnosis": 5,
+    "doctor": 5,
+    "deploy": 5,
+    "repro": 6,
+    "testing": 6,
+    "cli": 7,
+    "__main__": 8,
 }
-# train/ is handed its cluster as values, so that a loop runs on any cluster.
+# train/ receives its cluster as values, so that a loop runs on any cluster.
 APART = {("train", "cluster")}
-# Modules that are used as such, beside the names of the package itself.
-PUBLIC_MODULES = {"train"}
-# What layer 0 may import besides the standard library and layer 0.
-PURE_EXTRAS = {"ledger": {"numpy"}, "planner": {"numpy"}}
+# Within the floor of the foundations these may import one another.
+FOUNDATIONS = 1
+# Packages whose names are public, beside those of tfdist itself; docs/api.md lists them.
+PUBLIC_MODULES = {"data", "splits", "testing", "train", "train.graph", "train.hooks"}
+# Decisions: no TensorFlow, no input or output; numpy is the only library.
+PURE = {"deadline", "data.ledger"}
+PURE_NAME = "rules"
+
+MOST_MODULES = 183
+MOST_LINES = 505
+MEDIAN_LINES = (100, 200)
 
 
-def layer(module: str) -> int | None:
-    """The layer of `module` (a name below tfdist): its own entry, else its nearest folder's."""
-    while module and module not in LAYERS:
-        module = module.rpartition(".")[0]
-    return LAYERS.get(module)
+def room(module: str) -> str:
+    """The room of `module` (a name below tfdist)."""
+    return module.partition(".")[0]
+
+
+def is_pure(module: str) -> bool:
+    """Whether `module` holds decisions alone."""
+    return module in PURE or module.rpartition(".")[2] == PURE_NAME
 
 
 def sources(root: Path) -> dict[str, Path]:
@@ -96,40 +98,75 @@ def imports(path: Path, module: str, known: set[str]) -> Iterator[tuple[int, str
 
 def broken_rule(module: str, target: str) -> str | None:
     """Why `module` may not import the absolute name `target`, or None if it may."""
-    mine, top = layer(module), module.partition(".")[0]
+    mine = room(module)
     outside, _, below = target.partition(".")
     if outside != "tfdist":
-        pure = outside in sys.stdlib_module_names or outside in PURE_EXTRAS.get(top, ())
-        return None if mine or pure else "layer 0 is pure"
+        pure = outside in sys.stdlib_module_names or outside == "numpy"
+        return "a decision imports no library but numpy" if is_pure(module) and not pure else None
     if below.startswith("__") and below.endswith("__") and below != "__main__":
         return None  # tfdist.__version__ and its like
-    theirs, their_top = layer(below), below.partition(".")[0]
-    if theirs is None:
+    theirs = room(below)
+    if theirs not in FLOORS:
         return "inside the package, import a name from the module that defines it"
-    if theirs > mine:
-        return f"layer {mine} may not look up to layer {theirs}"
-    if (top, their_top) in APART:
-        return f"{top}/ takes values instead"
-    if theirs == mine > 0 and top != their_top:
-        return f"modules of layer {mine} stand side by side"
+    if theirs == mine:
+        return None
+    if (mine, theirs) in APART:
+        return f"{mine}/ receives values instead"
+    if FLOORS[theirs] > FLOORS[mine]:
+        return f"floor {FLOORS[mine]} may not import from floor {FLOORS[theirs]}"
+    if FLOORS[theirs] == FLOORS[mine] != FOUNDATIONS:
+        return f"rooms of floor {FLOORS[mine]} do not import one another"
     return None
 
 
+def strings(path: Path, known: set[str]) -> Iterator[tuple[int, str]]:
+    """(line, name) of each module that a string names as a whole: an import in disguise."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found = re.fullmatch(r"tfdist\.([\w.]+)", node.value)
+            if found and found[1] in known:
+                yield node.lineno, node.value
+
+
 def layer_problems(root: Path) -> list[str]:
-    """Each import in root/tfdist that breaks a rule, and each module without a layer."""
+    """Each import in root/tfdist that breaks a rule, and each module without a floor."""
     found = []
     modules = sources(root)
     for module, path in modules.items():
         where = path.relative_to(root)
         if not module:
             continue
-        if layer(module) is None:
-            found.append(f"{where}: not in the table of layers")
+        if room(module) not in FLOORS:
+            found.append(f"{where}: {room(module)} has no floor")
             continue
-        for line, target in imports(path, module, set(modules)):
+        named = [*imports(path, module, set(modules)), *strings(path, set(modules))]
+        for line, target in named:
             if rule := broken_rule(module, target):
                 found.append(f"{where}:{line}: imports {target}: {rule}")
     return found
+
+
+def circles(root: Path) -> list[str]:
+    """Each module that imports itself by way of others."""
+    modules = sources(root)
+    targets = {
+        module: {
+            name.removeprefix("tfdist.")
+            for _, name in imports(path, module, set(modules))
+            if name.removeprefix("tfdist.") in modules
+        }
+        for module, path in modules.items()
+        if module
+    }
+
+    def reaches(module: str, goal: str, seen: set[str]) -> bool:
+        for target in targets.get(module, set()) - seen:
+            seen.add(target)
+            if target == goal or reaches(target, goal, seen):
+                return True
+        return False
+
+    return sorted(module for module in targets if reaches(module, module, set()))
 
 
 def import_time(nodes: list[ast.stmt]) -> Iterator[ast.stmt]:
@@ -155,7 +192,8 @@ def eager_imports(root: Path) -> list[str]:
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             names = ["." * node.level + (node.module or "")]
-        found += [n for n in names if n.partition(".")[0] not in sys.stdlib_module_names]
+        allowed = {*sys.stdlib_module_names, "tfdist.lazy"}
+        found += [n for n in names if not {n, n.partition(".")[0]} & allowed]
     return found
 
 
@@ -185,9 +223,30 @@ def example_problems(root: Path, public: set[str]) -> list[str]:
     ]
 
 
-def test_every_import_keeps_to_its_layer():
+def sizes(root: Path) -> dict[str, int]:
+    """The lines of each module."""
+    return {name: len(path.read_text("utf-8").splitlines()) for name, path in sources(root).items()}
+
+
+def test_every_import_goes_down():
     assert sources(ROOT), "no package to walk"
     assert layer_problems(ROOT) == []
+
+
+def test_no_imports_form_a_circle():
+    assert circles(ROOT) == [f"testing.compose_{name}" for name in ("engine", "netns", "nodes")]
+
+
+def test_every_room_with_a_floor_exists():
+    assert {room(module) for module in sources(ROOT) if module} == set(FLOORS)
+
+
+def test_modules_are_few_and_neither_tiny_nor_huge():
+    lines = sizes(ROOT)
+    assert len(lines) < MOST_MODULES
+    assert [name for name, count in lines.items() if count > MOST_LINES] == []
+    low, high = MEDIAN_LINES
+    assert low <= statistics.median(lines.values()) <= high
 
 
 def test_the_package_itself_is_lazy():
@@ -199,8 +258,8 @@ def test_examples_use_public_names_only():
 
 
 def plant(root: Path, name: str, code: str) -> Path:
-    """A tree of two sound modules, a folder, and one file more."""
-    for file in ("errors.py", "barrier.py", "cluster/__init__.py", "cluster/server.py", name):
+    """A tree of a few sound modules, and one file more."""
+    for file in ("errors.py", "barrier/rules.py", "cluster/server.py", name):
         path = (root if file.startswith("examples/") else root / "tfdist") / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(code if file == name else "")
@@ -210,23 +269,21 @@ def plant(root: Path, name: str, code: str) -> Path:
 @pytest.mark.parametrize(
     ("name", "code", "rule"),
     [
-        ("verdict.py", "import tensorflow as tf", "layer 0 is pure"),
-        ("verdict.py", "def f():\n    import numpy", "layer 0 is pure"),
-        ("planner/ps.py", "import rich", "layer 0 is pure"),
-        ("task.py", "from tfdist.barrier import QueueBarrier", "may not look up"),
-        ("task.py", "from . import barrier", "may not look up"),
-        ("planner/ps.py", "from tfdist.planner.keras_count import f", "may not look up"),
-        ("eos.py", "import tfdist.barrier", "side by side"),
-        ("cluster/doctor.py", "from ..barrier import QueueBarrier", "side by side"),
-        ("train/graph.py", "from tfdist.cluster import server", "takes values"),
-        ("repro/harness.py", "from tfdist import testing", "may not look up"),
-        ("cli/run.py", "from tfdist.testing import poll_until", "side by side"),
-        ("testing.py", "from tfdist.cli import main", "side by side"),
-        ("train/graph.py", "from tfdist import QueueBarrier", "from the module that defines it"),
-        ("helpers.py", "", "not in the table"),
+        ("barrier/rules.py", "import tensorflow as tf", "no library but numpy"),
+        ("data/ledger.py", "def f():\n    import rich", "no library but numpy"),
+        ("task.py", "from tfdist.barrier.rules import Arrivals", "may not import from floor 4"),
+        ("task.py", "from . import barrier", "may not import from floor 4"),
+        ("cluster/a.py", "import tfdist.barrier.rules", "do not import one another"),
+        ("barrier/a.py", "from ..cluster import server", "do not import one another"),
+        ("cluster/a.py", 'PROGRAM = "tfdist.barrier.rules"', "do not import one another"),
+        ("train/graph.py", "from tfdist.cluster import server", "receives values"),
+        ("repro/lab.py", "from tfdist import testing", "do not import one another"),
+        ("testing/a.py", "from tfdist.cli import main", "may not import from floor 7"),
+        ("train/graph.py", "from tfdist import Barrier", "from the module that defines it"),
+        ("helpers.py", "", "has no floor"),
     ],
 )
-def test_a_wrong_import_is_told(tmp_path, name, code, rule):
+def test_a_wrong_import_is_found(tmp_path, name, code, rule):
     (problem,) = layer_problems(plant(tmp_path, name, code))
     assert rule in problem
 
@@ -234,24 +291,22 @@ def test_a_wrong_import_is_told(tmp_path, name, code, rule):
 @pytest.mark.parametrize(
     ("name", "code"),
     [
-        ("verdict.py", "import dataclasses\nfrom tfdist import errors\nfrom .errors import X"),
-        ("planner/ps.py", "import numpy\nfrom tfdist.planner.shapes import S"),
-        ("planner/keras_count.py", "import tensorflow\nfrom .ps import f"),
-        (
-            "cluster/doctor.py",
-            "import tensorflow\nfrom . import server\nfrom tfdist.cluster.server import S",
-        ),
-        (
-            "train/graph.py",
-            "from tfdist.barrier import B\nfrom . import hooks\nfrom tfdist import errors",
-        ),
-        ("repro/harness.py", "from ..cluster import server\nfrom tfdist.train.graph import loop"),
-        ("testing.py", "from tfdist.repro import harness\nfrom tfdist import __version__"),
+        ("barrier/rules.py", "import dataclasses\nimport numpy\nfrom tfdist.errors import X"),
+        ("cluster/a.py", "import tensorflow\nfrom . import server\nfrom tfdist.task import T"),
+        ("train/graph.py", "from tfdist.barrier.rules import A\nfrom tfdist import errors"),
+        ("repro/lab.py", "from ..cluster import server\nfrom tfdist.train.graph import loop"),
+        ("testing/a.py", "from tfdist.cluster import server\nfrom tfdist import __version__"),
         ("__main__.py", "from tfdist.cli import main"),
     ],
 )
 def test_a_right_import_is_not(tmp_path, name, code):
     assert layer_problems(plant(tmp_path, name, code)) == []
+
+
+def test_a_circle_is_found(tmp_path):
+    plant(tmp_path, "cluster/a.py", "from tfdist.cluster import b")
+    plant(tmp_path, "cluster/b.py", "def f():\n    from tfdist.cluster.a import x")
+    assert circles(tmp_path) == ["cluster.a", "cluster.b"]
 
 
 @pytest.mark.parametrize(
@@ -269,7 +324,7 @@ def test_a_right_import_is_not(tmp_path, name, code):
         ("def __getattr__(name):\n    import tensorflow", []),
     ],
 )
-def test_an_eager_import_is_told(tmp_path, code, found):
+def test_an_eager_import_is_found(tmp_path, code, found):
     assert sorted(eager_imports(plant(tmp_path, "__init__.py", code))) == found
 
 
@@ -283,6 +338,6 @@ def test_an_eager_import_is_told(tmp_path, code, found):
         ("import tfdist.cluster", 1),
     ],
 )
-def test_a_private_name_in_an_example_is_told(tmp_path, code, found):
+def test_a_private_name_in_an_example_is_found(tmp_path, code, found):
     root = plant(tmp_path, "examples/x.py", code)
     assert len(example_problems(root, {"Barrier"})) == found

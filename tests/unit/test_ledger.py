@@ -1,4 +1,4 @@
-"""The visit ledger against a multiset of numbers, which is what it stands for."""
+"""The read ledger against a multiset of numbers, which is what it stands for."""
 
 from collections import Counter
 from itertools import pairwise
@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tfdist import ConfigError, EpochError, Ledger
-from tfdist.ledger import Audit, audit
+from tfdist import ConfigError, EpochError
+from tfdist.data import Ledger
+from tfdist.data.ledger import Audit, audit
 
 EXPECTED = 12
 EXAMPLES = st.integers(0, EXPECTED - 1)
@@ -28,7 +29,7 @@ def numbers_where(condition) -> list[int]:
 
 @st.composite
 def ledgers(draw) -> tuple[Ledger, Counter[int]]:
-    """A ledger filled in both ways, and the visits that it was told of."""
+    """A ledger filled in both ways, and the reads that it was told of."""
     ranges, batches = draw(st.lists(RANGES, max_size=6)), draw(BATCHES)
     ledger = Ledger(ranges)
     for batch in batches:
@@ -38,12 +39,12 @@ def ledgers(draw) -> tuple[Ledger, Counter[int]]:
 
 @given(ledgers())
 def test_an_audit_finds_exactly_what_is_missing_and_what_came_twice(case):
-    ledger, visits = case
+    ledger, reads = case
     audit = ledger.audit(EXPECTED)
-    assert spread(audit.missing) == numbers_where(lambda example: visits[example] == 0)
-    assert spread(audit.duplicates) == numbers_where(lambda example: visits[example] > 1)
-    assert (audit.visited, audit.expected) == (len(visits), EXPECTED)
-    assert audit.complete == all(visits[example] == 1 for example in range(EXPECTED))
+    assert spread(audit.missing) == numbers_where(lambda example: reads[example] == 0)
+    assert spread(audit.duplicates) == numbers_where(lambda example: reads[example] > 1)
+    assert (audit.read, audit.expected) == (len(reads), EXPECTED)
+    assert audit.complete == all(reads[example] == 1 for example in range(EXPECTED))
 
 
 @given(ledgers())
@@ -55,17 +56,17 @@ def test_an_audit_names_ranges_in_order_that_do_not_touch(case):
 
 
 @given(ledgers())
-def test_ranges_hold_the_same_visits_in_order(case):
-    ledger, visits = case
-    assert Counter(spread(ledger.ranges())) == visits
+def test_ranges_hold_the_same_reads_in_order(case):
+    ledger, reads = case
+    assert Counter(spread(ledger.ranges())) == reads
     assert list(ledger.ranges()) == sorted(ledger.ranges())
 
 
 @given(ledgers())
 def test_ranges_are_as_few_as_can_be(case):
-    ledger, visits = case
-    # Wherever the visits of one number exceed those of the number before, so many ranges begin.
-    fewest = sum(max(0, visits[example] - visits[example - 1]) for example in range(EXPECTED))
+    ledger, reads = case
+    # Wherever the reads of one number exceed those of the number before, so many ranges begin.
+    fewest = sum(max(0, reads[example] - reads[example - 1]) for example in range(EXPECTED))
     assert len(ledger.ranges()) == fewest
 
 
@@ -78,14 +79,14 @@ def test_a_ledger_made_of_the_ranges_of_another_is_its_equal(case):
 
 
 @given(ledgers(), ledgers())
-def test_merging_adds_up_the_visits_and_leaves_the_other_alone(one, two):
+def test_merging_adds_up_the_reads_and_leaves_the_other_alone(one, two):
     before = two[0].ranges()
     one[0].merge(two[0])
     assert Counter(spread(one[0].ranges())) == one[1] + two[1]
     assert two[0].ranges() == before
 
 
-def test_an_epoch_of_one_visit_each_is_complete_and_passes_the_check():
+def test_an_epoch_of_one_read_each_is_complete_and_passes_the_check():
     ledger = Ledger([(0, 3)])
     ledger.add([5, 3, 4])
     audit = ledger.audit(6)
@@ -98,11 +99,11 @@ def test_an_epoch_of_no_examples_is_complete():
     assert Ledger().audit(0) == Audit(0, 0, (), ())
 
 
-def test_nothing_visited_means_that_all_is_missing():
+def test_nothing_read_means_that_all_is_missing():
     assert Ledger().audit(5) == Audit(5, 0, ((0, 5),), ())
 
 
-def test_visits_in_order_are_one_range_however_many():
+def test_reads_in_order_are_one_range_however_many():
     ledger = Ledger()
     for start in range(0, 1000, 10):
         ledger.add(range(start, start + 10))
@@ -122,7 +123,7 @@ def test_what_is_no_whole_number_is_refused(examples):
         Ledger().add(examples)
 
 
-def test_shuffled_visits_of_many_steps_join():
+def test_shuffled_reads_of_many_steps_join():
     numbers = np.random.default_rng(1).permutation(300_000).reshape(-1, 1000)
     ledger = Ledger()
     for step in numbers:
@@ -144,7 +145,7 @@ def test_a_merge_with_itself_counts_all_twice():
 
 
 class TestCheck:
-    def test_tells_how_many_were_visited_and_which_are_missing_or_came_twice(self):
+    def test_tells_how_many_were_read_and_which_are_missing_or_came_twice(self):
         with pytest.raises(EpochError) as caught:
             Ledger([(1, 3), (2, 3)]).audit(4).check()
         assert caught.value.missing == ((0, 1), (3, 4))
@@ -152,13 +153,13 @@ class TestCheck:
         for part in ("1 of 4", "missing [0, 1), [3, 4)", "duplicates [2, 3)"):
             assert part in str(caught.value)
 
-    @pytest.mark.parametrize("visits", [[(0, 3)], [(0, 4), (1, 2)]], ids=["missing", "duplicates"])
-    def test_either_alone_is_an_error(self, visits):
+    @pytest.mark.parametrize("reads", [[(0, 3)], [(0, 4), (1, 2)]], ids=["missing", "duplicates"])
+    def test_either_alone_is_an_error(self, reads):
         with pytest.raises(EpochError, match="none"):
-            Ledger(visits).audit(4).check()
+            Ledger(reads).audit(4).check()
 
     def test_does_not_claim_that_what_came_twice_came_once(self):
-        with pytest.raises(EpochError, match="visited once: 0 of 4 examples"):
+        with pytest.raises(EpochError, match="read once: 0 of 4 examples"):
             Ledger([(0, 4), (0, 4)]).audit(4).check()
 
     def test_of_many_ranges_shows_five_and_counts_the_rest(self):
@@ -168,11 +169,11 @@ class TestCheck:
 
 
 class TestBadInput:
-    @pytest.mark.parametrize("visit", [(-1, 2), (2, 2), (3, 2)])
-    def test_a_range_that_holds_no_example_is_refused(self, visit):
+    @pytest.mark.parametrize("read", [(-1, 2), (2, 2), (3, 2)])
+    def test_a_range_that_holds_no_example_is_refused(self, read):
         with pytest.raises(ConfigError) as caught:
-            Ledger([(0, 1), visit])
-        assert (caught.value.field, caught.value.value) == ("visits", visit)
+            Ledger([(0, 1), read])
+        assert (caught.value.field, caught.value.value) == ("reads", read)
 
     def test_a_negative_example_is_refused_and_its_batch_not_recorded(self):
         ledger = Ledger([(0, 1)])
@@ -182,32 +183,32 @@ class TestBadInput:
         assert ledger.ranges() == ((0, 1),)
 
     @pytest.mark.parametrize(
-        ("visits", "last"),
+        ("reads", "last"),
         [
             ([(0, 4)], 3),
             ([(0, 2), (5, 6)], 5),
             ([(2, 5), (0, 10)], 9),
         ],
     )
-    def test_an_epoch_that_is_shorter_than_the_visits_is_refused(self, visits, last):
+    def test_an_epoch_that_is_shorter_than_the_reads_is_refused(self, reads, last):
         with pytest.raises(ConfigError, match=rf"\b{last}\b") as caught:
-            Ledger(visits).audit(3)
+            Ledger(reads).audit(3)
         assert (caught.value.field, caught.value.value) == ("expected", 3)
 
 
 @given(ledgers(), ledgers())
 def test_all_trainers_are_audited_together_from_memory_or_from_files(tmp_path_factory, one, other):
-    path = tmp_path_factory.mktemp("visits") / "worker-1.json"
+    path = tmp_path_factory.mktemp("reads") / "worker-1.json"
     other[0].save(path)
     both = Ledger([*one[0].ranges(), *other[0].ranges()])
     assert audit([one[0], path], EXPECTED) == both.audit(EXPECTED)
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"tfdist_visits": [[2, 1]]}'])
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"tfdist_reads": [[2, 1]]}'])
 def test_what_is_no_ledger_is_told_by_its_path(tmp_path, text):
-    path = tmp_path / "visits.json"
+    path = tmp_path / "reads.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ConfigError, match=r"visits\.json.*a file of Ledger\.save"):
+    with pytest.raises(ConfigError, match=r"reads\.json.*a file of Ledger\.save"):
         audit([path], EXPECTED)

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from tfdist.cluster.live_runs import chosen_run, linked, live_runs
-from tfdist.cluster.run_folder import RunFolder
 from tfdist.errors import ConfigError
+from tfdist.runs.folder import RunFolder
+from tfdist.runs.live import chosen_run, linked, live_runs
 from tfdist.task import Task
 
 

@@ -1,4 +1,4 @@
-"""The cases of the lab: each is there, broken and cured, short, and has its page."""
+"""The cases of the lab: each is there, broken and fixed, short, and has its page."""
 
 import ast
 from pathlib import Path
@@ -24,7 +24,7 @@ def test_each_case_has_both_halves_and_a_line_on_its_page(case):
     }
     name = case.name.partition("/")[2].replace("-", "_")
     assert found[name] <= MOST_LINES
-    assert found[f"{name}_cured"] <= MOST_LINES
+    assert found[f"{name}_fixed"] <= MOST_LINES
     page = (ROOT / "docs" / "hangs" / f"{case.module}.md").read_text("utf-8")
     assert f"`{case.name}`" in page
     assert all(name.value in page or len(case.expects) > 1 for name in case.expects)

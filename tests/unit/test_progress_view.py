@@ -9,8 +9,8 @@ import pytest
 
 from tfdist.cli.progress import ProgressView
 from tfdist.cli.start_up import StartUp
-from tfdist.cluster.outcome import Outcome
 from tfdist.cluster.processes import PROGRESS_FILE
+from tfdist.runs.outcome import Outcome
 from tfdist.task import Task
 from tfdist.testing import poll_until
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from tfdist.cluster.run_folder import TaskRecord, start_ticks
+from tfdist.runs.folder import TaskRecord, start_ticks
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_one_that_is_gone_has_none(child):
 
 
 def test_a_life_finds_its_process_and_no_other(child):
-    life = TaskRecord("worker:0", 1, child.pid, start_ticks(child.pid), began=0.0)
-    assert life.process.pid == child.pid
-    assert replace(life, ticks=life.ticks + 1).process is None
-    assert replace(life, ended=1.0).process is None
+    record = TaskRecord("worker:0", 1, child.pid, start_ticks(child.pid), began=0.0)
+    assert record.process.pid == child.pid
+    assert replace(record, ticks=record.ticks + 1).process is None
+    assert replace(record, ended=1.0).process is None

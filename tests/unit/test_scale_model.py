@@ -72,23 +72,23 @@ def mean_wait(servers, gaps, services):
         gap = next(gaps, None)
         if gap is not None:
             clock.after(gap, come)
-            station.visit(next(services), lambda: None)
+            station.read(next(services), lambda: None)
 
     come()
     clock.run()
-    return station.waited_secs / station.visits
+    return station.waited_secs / station.reads
 
 
 def test_one_server_with_equal_services_makes_wait_as_long_as_pollaczek_and_khinchine_say():
-    chance, use, service, visitors = random.Random(1), 0.6, 2.0, 40_000
-    gaps = (chance.expovariate(use / service) for _ in range(visitors))
+    chance, use, service, readers = random.Random(1), 0.6, 2.0, 40_000
+    gaps = (chance.expovariate(use / service) for _ in range(readers))
     found = mean_wait(1, gaps, iter(lambda: service, None))
     assert found == pytest.approx(use * service / (2 * (1 - use)), rel=0.04)
 
 
 def test_two_servers_make_wait_as_long_as_erlang_says():
-    chance, use, visitors = random.Random(3), 0.6, 60_000
-    gaps = (chance.expovariate(2 * use) for _ in range(visitors))
+    chance, use, readers = random.Random(3), 0.6, 60_000
+    gaps = (chance.expovariate(2 * use) for _ in range(readers))
     services = iter(lambda: chance.expovariate(1.0), None)
     assert mean_wait(2, gaps, services) == pytest.approx(use**2 / (1 - use**2), rel=0.06)
 
@@ -97,8 +97,8 @@ def test_who_comes_first_is_taken_before_those_that_wait_and_interrupts_nobody()
     clock, ends = Clock(), []
     station = Station(clock)
     for name in "ab":
-        station.visit(2.0, lambda name=name: ends.append((name, clock.now)))
-    station.visit(1.0, lambda: ends.append(("first", clock.now)), first=True)
+        station.read(2.0, lambda name=name: ends.append((name, clock.now)))
+    station.read(1.0, lambda: ends.append(("first", clock.now)), first=True)
     clock.run()
     assert ends == [("a", 2.0), ("first", 3.0), ("b", 5.0)]
 
@@ -107,8 +107,8 @@ def test_who_is_done_may_come_first_again():
     """The section of a lock that is handed on gets the core, not who waits for one."""
     clock, ends = Clock(), []
     station = Station(clock)
-    station.visit(1.0, lambda: station.visit(1.0, lambda: ends.append("section"), first=True))
-    station.visit(1.0, lambda: ends.append("other"))
+    station.read(1.0, lambda: station.read(1.0, lambda: ends.append("section"), first=True))
+    station.read(1.0, lambda: ends.append("other"))
     clock.run()
     assert ends == ["section", "other"]
 
@@ -116,8 +116,8 @@ def test_who_is_done_may_come_first_again():
 def test_who_comes_back_stands_at_the_end():
     clock, ends = Clock(), []
     station = Station(clock)
-    station.visit(1.0, lambda: station.visit(1.0, lambda: ends.append("again")))
-    station.visit(1.0, lambda: ends.append("other"))
+    station.read(1.0, lambda: station.read(1.0, lambda: ends.append("again")))
+    station.read(1.0, lambda: ends.append("other"))
     clock.run()
     assert ends == ["other", "again"]
 
@@ -228,11 +228,11 @@ def test_no_message_is_lost_and_none_is_served_twice(num_ps):
     steps = 12 * 24 * 2
     assert run.steps == steps
     claims, commits, arrivals = steps // 8, steps // 2, steps // 24
-    # What has a section visits the CPU outside of it and within it; a commit sends no message.
-    assert run.visits[CPU_0] == 2 * steps + 2 * (claims + commits + arrivals)
-    assert run.visits[INWARD] == 2 * steps + claims + arrivals
-    assert run.visits[OUTWARD] == steps + claims + arrivals
-    assert run.visits.get(CPU_OTHERS) == (None if num_ps == 1 else 2 * steps)
+    # What has a section reads the CPU outside of it and within it; a commit sends no message.
+    assert run.reads[CPU_0] == 2 * steps + 2 * (claims + commits + arrivals)
+    assert run.reads[INWARD] == 2 * steps + claims + arrivals
+    assert run.reads[OUTWARD] == steps + claims + arrivals
+    assert run.reads.get(CPU_OTHERS) == (None if num_ps == 1 else 2 * steps)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from tfdist.cluster.compose import Healthcheck
 from tfdist.testing import poll_until
+from tfdist.testing.compose import Healthcheck
 from tfdist.testing.service_health import HealthRecord, HealthWatch
 
 RULES = Healthcheck(("true",), interval_secs=0.001, retries=3, start_period_secs=10.0)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from tfdist.stall import Signs, StallWatch, Standstill
+from tfdist.diagnosis.stall_clock import Signs, Stall, StallWatch
 
 RUNS = Signs(attempt=1)
 
@@ -32,15 +32,15 @@ def job():
 
 def test_without_a_sign_the_time_adds_up(job):
     started = ("ps:0 started", "worker:0 started", "worker:1 started")
-    assert job.look(3.0) == Standstill(3.0, started)
-    assert job.look(4.0) == Standstill(7.0, started)
+    assert job.look(3.0) == Stall(3.0, started)
+    assert job.look(4.0) == Stall(7.0, started)
 
 
 def test_a_job_that_has_no_task_yet_stands_still():
     now = [0.0]
     watch = StallWatch(lambda: now[0])
     now[0] = 5.0
-    assert watch.look({}) == Standstill(5.0)
+    assert watch.look({}) == Stall(5.0)
 
 
 @pytest.mark.parametrize(
@@ -56,14 +56,14 @@ def test_a_job_that_has_no_task_yet_stands_still():
 )
 def test_a_sign_begins_the_time_anew_and_is_named(job, changes, what):
     job.look(9.0)
-    assert job.look(1.0, **changes) == Standstill(0.0, (f"worker:1 {what}",), {"worker:1": what})
-    assert job.look(2.0) == Standstill(2.0, (f"worker:1 {what}",))
+    assert job.look(1.0, **changes) == Stall(0.0, (f"worker:1 {what}",), {"worker:1": what})
+    assert job.look(2.0) == Stall(2.0, (f"worker:1 {what}",))
 
 
 def test_a_restart_is_a_sign_though_the_new_life_has_noted_nothing(job):
     job.look(1.0, progress="12 of 100", passed_at=7, printed=80)
     restarted = job.look(5.0, attempt=2, progress=None, passed_at=None, printed=0)
-    assert restarted == Standstill(0.0, ("worker:1 started",), {"worker:1": "started"})
+    assert restarted == Stall(0.0, ("worker:1 started",), {"worker:1": "started"})
     assert job.look(5.0).seconds == 5.0
 
 
@@ -76,7 +76,7 @@ def test_what_is_printed_counts_no_more_once_a_trainer_has_noted_progress(job):
     assert job.look(1.0, progress="12 of 100", printed=80).last == ("worker:1 noted progress",)
     job.signs["worker:0"] = replace(RUNS, printed=80)
     assert job.look(3.0, printed=160).seconds == 3.0
-    # Nor after it was started again, and has noted nothing in its new life.
+    # Nor after it was started again, and has noted nothing in its new record.
     assert job.look(1.0, attempt=2, progress=None).seconds == 0.0
     assert job.look(4.0, printed=240).seconds == 4.0
     assert job.look(1.0, progress="1 of 100").seconds == 0.0

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from tfdist.cli.start_up import StartUp
-from tfdist.cluster.run_folder import TaskRecord
+from tfdist.runs.folder import TaskRecord
 from tfdist.task import Task
 
 CLUSTER = {"ps": ["127.0.0.1:11"], "worker": ["127.0.0.1:21", "127.0.0.1:22"]}
@@ -30,10 +30,10 @@ class World:
         self.asked.append(port)
         return port in self.listening
 
-    def look(self, seconds, *lives):
+    def look(self, seconds, *records):
         """At that many seconds after the beginning; the table as lines of words, or None."""
         self.now = 100.0 + seconds
-        table = self.start_up.look(lives)
+        table = self.start_up.look(records)
         if table is None:
             return None
         text = io.StringIO()

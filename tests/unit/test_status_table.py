@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tfdist.cli import main
-from tfdist.cluster.outcome import Outcome
 from tfdist.cluster.processes import PROGRESS_FILE
+from tfdist.runs.outcome import Outcome
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tfdist.evidence import (
+from tfdist.diagnosis.evidence import (
     BarrierEvidence,
     Evidence,
     Frame,
@@ -15,9 +15,9 @@ from tfdist.evidence import (
     TaskEvidence,
     place_of,
 )
-from tfdist.judge import judge
+from tfdist.diagnosis.rules import diagnose
+from tfdist.diagnosis.verdict import Confidence, Name
 from tfdist.repro.matrix import CASES, find
-from tfdist.verdict import Confidence, Name
 
 RECORDED = sorted((Path(__file__).parent / "evidence").glob("*.json"))
 SITE = "/lib/site-packages/"
@@ -63,7 +63,7 @@ def job(*tasks, works=False, **more):
 def test_the_verdict_on_what_was_recorded_is_that_of_the_case(path):
     case = find(path.stem.replace("--", "/"))
     evidence = Evidence.parse(path.read_text("utf-8"))
-    assert judge(evidence).name in case.expects
+    assert diagnose(evidence).name in case.expects
     assert Evidence.parse(evidence.to_json()) == evidence
 
 
@@ -199,7 +199,7 @@ WAITS = at(Place.RUN)
     ids=lambda value: value.value if isinstance(value, Name) else "",
 )  # fmt: skip
 def test_a_job_that_stands_still(evidence, name, culprits):
-    verdict = judge(evidence)
+    verdict = diagnose(evidence)
     assert (verdict.name, list(verdict.culprits)) == (name, culprits)
     assert verdict.because
     assert verdict.would_help or verdict.confidence is Confidence.CERTAIN
@@ -207,7 +207,7 @@ def test_a_job_that_stands_still(evidence, name, culprits):
 
 def test_a_barrier_whose_name_is_known_makes_it_certain():
     barrier = BarrierEvidence("epoch_end", ("worker:0",), ("worker:1",))
-    verdict = judge(job(at(Place.BARRIER), ENDED, barriers=(barrier,)))
+    verdict = diagnose(job(at(Place.BARRIER), ENDED, barriers=(barrier,)))
     assert (verdict.name, verdict.confidence) == (Name.STRANDED_AT_BARRIER, Confidence.CERTAIN)
     assert any("'epoch_end'" in reason for reason in verdict.because)
 
@@ -237,7 +237,7 @@ WELL = tuple(TaskEvidence(f"worker:{n}", state=State.ENDED, ended_secs=1.0) for 
     ],
 )  # fmt: skip
 def test_a_job_that_is_over(evidence, name):
-    assert judge(evidence).name is name
+    assert diagnose(evidence).name is name
 
 
 @pytest.mark.parametrize(
@@ -246,33 +246,33 @@ def test_a_job_that_is_over(evidence, name):
 def test_a_task_that_was_killed_before_one_fails_is_the_cause(ago, name):
     failed = replace(WELL[0], state=State.FAILED, ended_secs=3.0)
     killed = replace(WELL[1], state=State.DEAD, ended_secs=ago)
-    assert judge(Evidence((failed, killed), over=True)).name is name
+    assert diagnose(Evidence((failed, killed), over=True)).name is name
 
 
 def test_who_saves_is_the_chief():
-    verdict = judge(job(*WELL, over=True, step=9, saved_step=3))
+    verdict = diagnose(job(*WELL, over=True, step=9, saved_step=3))
     assert (verdict.name, verdict.culprits) == (Name.SAVED_TOO_EARLY, ("worker:0",))
 
 
 def test_a_barrier_at_which_somebody_else_is_missing_is_no_proof():
     barrier = BarrierEvidence("other", ("worker:0",), ("worker:7",))
-    verdict = judge(job(at(Place.BARRIER), ENDED, barriers=(barrier,)))
+    verdict = diagnose(job(at(Place.BARRIER), ENDED, barriers=(barrier,)))
     assert (verdict.name, verdict.confidence) == (Name.STRANDED_AT_BARRIER, Confidence.LIKELY)
     assert not any("'other'" in reason for reason in verdict.because)
 
 
 def test_where_nothing_is_known_it_is_said_where_each_stands():
-    assert judge(job(at(Place.WAIT))).because == (
+    assert diagnose(job(at(Place.WAIT))).because == (
         "worker:0 waits, outside of TensorFlow, wait (threading.py:1)",
     )
-    assert judge(Evidence(())).because == ("nothing was seen of any task",)
+    assert diagnose(Evidence(())).because == ("nothing was seen of any task",)
 
 
 def test_of_one_task_alone_it_is_not_said_for_whom_it_waits():
-    verdict = judge(Evidence((WAITS,), whole=False))
+    verdict = diagnose(Evidence((WAITS,), whole=False))
     assert (verdict.name, verdict.confidence) == (Name.UNKNOWN, Confidence.GUESS)
     assert "other tasks" in verdict.would_help
-    stalled = judge(Evidence((at(Place.INPUT),), whole=False))
+    stalled = diagnose(Evidence((at(Place.INPUT),), whole=False))
     assert stalled.name is Name.INPUT_STALLED
 
 
@@ -287,7 +287,7 @@ def test_of_one_task_alone_it_is_not_said_for_whom_it_waits():
     ],
 )
 def test_who_is_not_initialised_is_told_by_what_the_chief_does(chief, culprit, reason, confidence):
-    verdict = judge(job(chief, at(Place.STARTING, "worker:1", quiet_secs=60.0)))
+    verdict = diagnose(job(chief, at(Place.STARTING, "worker:1", quiet_secs=60.0)))
     assert (verdict.name, verdict.culprits) == (Name.NOT_INITIALIZED, (culprit,))
     assert reason in verdict.because[-1]
     assert verdict.confidence is confidence
@@ -295,24 +295,24 @@ def test_who_is_not_initialised_is_told_by_what_the_chief_does(chief, culprit, r
 
 @pytest.mark.parametrize("state", [State.STOPPED, State.DEAD, State.FAILED])
 def test_where_it_is_only_slow_it_is_said_who_is_missing(state):
-    verdict = judge(job(at(Place.PYTHON), replace(ENDED, state=state)))
+    verdict = diagnose(job(at(Place.PYTHON), replace(ENDED, state=state)))
     assert f"worker:1 {state.value} 3 s ago" in verdict.because
-    assert len(judge(job(at(Place.PYTHON), replace(WAITS, name="worker:1"))).because) == 1
+    assert len(diagnose(job(at(Place.PYTHON), replace(WAITS, name="worker:1"))).because) == 1
 
 
 def test_how_many_functions_of_a_coordinator_run_is_said():
     path = next(path for path in RECORDED if path.stem == "coordinator--blocking-barrier")
-    because = judge(Evidence.parse(path.read_text("utf-8"))).because
+    because = diagnose(Evidence.parse(path.read_text("utf-8"))).because
     assert any("functions that chief:0 has scheduled run" in reason for reason in because)
 
 
 def test_what_a_lost_task_has_left_is_said_with_five_ranges_at_most():
     lost, missing = replace(WELL[1], state=State.DEAD), [(n, n + 1) for n in range(0, 14, 2)]
-    told = judge(Evidence((WELL[0], lost), over=True, expected=14, missing=tuple(missing)))
-    assert told.because[-1] == "nobody visited 0, 2, 4, 6, 8, and 2 ranges more"
-    told = judge(Evidence((WELL[0], lost), over=True, expected=14, missing=tuple(missing[:5])))
-    assert told.because[-1] == "nobody visited 0, 2, 4, 6, 8"
-    not_counted = judge(Evidence((WELL[0], lost), over=True))
+    told = diagnose(Evidence((WELL[0], lost), over=True, expected=14, missing=tuple(missing)))
+    assert told.because[-1] == "nobody read 0, 2, 4, 6, 8, and 2 ranges more"
+    told = diagnose(Evidence((WELL[0], lost), over=True, expected=14, missing=tuple(missing[:5])))
+    assert told.because[-1] == "nobody read 0, 2, 4, 6, 8"
+    not_counted = diagnose(Evidence((WELL[0], lost), over=True))
     assert (not_counted.name, len(not_counted.because)) == (Name.PEER_DEAD, 1)
 
 
@@ -331,20 +331,20 @@ def test_what_a_lost_task_has_left_is_said_with_five_ranges_at_most():
     ],
 )  # fmt: skip
 def test_of_one_task_alone_what_it_does_itself_is_said(task, name):
-    assert judge(Evidence((task,), whole=False)).name is name
+    assert diagnose(Evidence((task,), whole=False)).name is name
 
 
 def test_who_has_not_done_a_step_is_pointed_to_the_place_of_its_queue():
     others = [at(Place.RUN, f"worker:{n}", steps=0) for n in range(2)]
-    assert "a queue is shared only" in judge(job(*others)).would_help
+    assert "a queue is shared only" in diagnose(job(*others)).would_help
     others[1] = replace(others[1], steps=1)
-    assert "a queue is shared only" not in judge(job(*others)).would_help
+    assert "a queue is shared only" not in diagnose(job(*others)).would_help
 
 
 def test_that_all_is_well_is_certain_only_where_the_examples_were_counted():
     counted, not_counted = Evidence(WELL, over=True, expected=4), Evidence(WELL, over=True)
-    assert judge(counted).confidence is Confidence.CERTAIN
-    assert judge(not_counted).confidence is Confidence.LIKELY
+    assert diagnose(counted).confidence is Confidence.CERTAIN
+    assert diagnose(not_counted).confidence is Confidence.LIKELY
 
 
 def test_each_name_has_advice():
@@ -352,7 +352,7 @@ def test_each_name_has_advice():
 
 
 def test_a_verdict_reads_as_one_line():
-    text = str(judge(job(WAITS, ENDED)))
+    text = str(diagnose(job(WAITS, ENDED)))
     assert text.startswith("STRANDED_AT_BARRIER (worker:1): worker:1 has ended 3 s ago; ")
     assert text.endswith("[likely]")
     assert "\n" not in text

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tfdist.barrier.counter_barrier import CounterBarrier
+from tfdist.barrier.counter import CounterBarrier
 from tfdist.barrier.interface import BarrierStatistics, SharedBarrier
-from tfdist.barrier.queue_barrier import QueueBarrier
+from tfdist.barrier.queue import QueueBarrier
 from tfdist.errors import ConfigError
 from tfdist.task import Task
 
@@ -36,7 +36,7 @@ def Barrier(  # reads as threading.Barrier does
         parties: how many trainers have to arrive, those of the lowest ranks; by default all.
         action: runs once a generation, on the chief (the trainer of rank 0; elsewhere it is
             ignored), after all have arrived and before anyone goes on: "save now". If it raises,
-            all get BarrierBroken with its text.
+            all get BrokenBarrierError with its text.
         timeout: in seconds, what `wait` uses when it is given none; None waits without end.
         kind: "queue" blocks on the server, "counter" polls.
         break_on_timeout: a `wait` that times out breaks the barrier for all, as

@@ -1,4 +1,4 @@
-"""One life of a trainer at a barrier: the graph, and a session straight to the ps."""
+"""One incarnation of a trainer at a barrier: the graph, and a session straight to the ps."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdist.arrivals import Arrivals
+from tfdist.barrier.rules import Arrivals
 from tfdist.barrier.state import PS_DEVICE, StateOnPs
 from tfdist.barrier.vector import State, as_arrivals, num_parties, unpack
 from tfdist.deadline import Deadline
 from tfdist.errors import ConfigError
-from tfdist.mistaken import retry_if_mistaken
-from tfdist.refusal import is_refused
+from tfdist.ps.probe import is_refused
+from tfdist.ps.retry import retry_duplicate_request
 from tfdist.task import session_target
 
 # A run that blocks is looked after this often: a lost token or a Ctrl-C waits no longer.
@@ -42,7 +42,7 @@ class Snapshot:
     """What was read from the ps in one run; times are by its clock."""
 
     arrivals: Arrivals
-    incarnation: int
+    ps_incarnation: int
     arrived_at_us: list[int]  # 0 for never
     total_wait_us: list[int]
     reason: str
@@ -50,7 +50,7 @@ class Snapshot:
 
 
 class Connection:
-    """A session on a graph whose life may speak for the trainer, once `enter` has returned.
+    """A session on a graph whose incarnation may speak for the trainer, once `enter` has returned.
 
     Args:
         address: of the ps.
@@ -58,7 +58,7 @@ class Connection:
         names: of the parties by rank.
         rank: of the trainer.
         held: whether it is a chief with an action.
-        previous_life: that it renews; None for a trainer that enters.
+        previous_incarnation: that it renews; None for a trainer that enters.
     """
 
     def __init__(
@@ -69,11 +69,15 @@ class Connection:
         rank: int,
         *,
         held: bool,
-        previous_life: int | None = None,
+        previous_incarnation: int | None = None,
     ) -> None:
         self._address, self._name, self._parties = address, name, len(names)
         self.graph = StateOnPs(
-            f"tfdist/barrier/{name}", names, rank, held=held, previous_life=previous_life
+            f"tfdist/barrier/{name}",
+            names,
+            rank,
+            held=held,
+            previous_incarnation=previous_incarnation,
         )
         # Straight to the ps, which is nearer than by way of the trainer's own server.
         self._session = tf.compat.v1.Session(
@@ -82,9 +86,9 @@ class Connection:
         self._callables: dict[Any, Callable[[], object]] = {}
 
     @property
-    def life(self) -> int:
+    def incarnation(self) -> int:
         """The number by which the ps knows it."""
-        return self.graph.life
+        return self.graph.incarnation
 
     def enter(self, deadline: Deadline, *, may_start: bool) -> None:
         """Takes the trainer's place on the ps; again, and nothing changes.
@@ -160,7 +164,7 @@ class Connection:
         rules = as_arrivals(state)
         return Snapshot(
             arrivals=rules,
-            incarnation=state.incarnation,
+            ps_incarnation=state.ps_incarnation,
             arrived_at_us=state.arrived_at,
             total_wait_us=_total_waits(state, rules),
             reason=reason.decode(),
@@ -183,7 +187,7 @@ class Connection:
     def _ask(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Runs; raises UnavailableError if it is not answered because the ps is gone."""
         try:
-            return retry_if_mistaken(run, *args, **kwargs)
+            return retry_duplicate_request(run, *args, **kwargs)
         except tf.errors.DeadlineExceededError:
             check_ps(self._address)
             raise

@@ -12,20 +12,20 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdist import arrivals
-from tfdist.arrivals import RESIGNED, Decision
+from tfdist.barrier import rules as arrivals
 from tfdist.barrier.connection import ANSWER_SECS, PS_LOST, Connection, Snapshot
+from tfdist.barrier.rules import RESIGNED, Decision
 from tfdist.barrier.state import StateOnPs
-from tfdist.barrier_notes import BarrierNote, PassMark, note_barrier
 from tfdist.deadline import Deadline
 from tfdist.errors import (
-    BarrierBroken,
     BarrierError,
     BarrierTimeout,
+    BrokenBarrierError,
     ConfigError,
     StartTimeout,
     reason_of,
 )
+from tfdist.runs.barrier_notes import BarrierNote, PassMark, note_barrier
 from tfdist.task import Task
 
 _CONNECT_SECS = 60.0
@@ -54,7 +54,7 @@ class SharedBarrier(ABC):
     # barrier was reset, and which ps that is.
     _parity: int
     _resets: int
-    _incarnation: int
+    _ps_incarnation: int
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class SharedBarrier(ABC):
 
     @property
     def broken(self) -> bool:
-        """Whether `wait` raises BarrierBroken until somebody calls `reset`."""
+        """Whether `wait` raises BrokenBarrierError until somebody calls `reset`."""
         with self._ps_errors():
             return self._connection.look().arrivals.broken
 
@@ -124,7 +124,8 @@ class SharedBarrier(ABC):
                 which breaks the barrier for all. A ps that does not answer can be told nothing:
                 then `missing` is ("ps:0",), and only a next `wait` finds out what has become of
                 the generation.
-            BarrierBroken: the barrier was aborted or reset, the action failed, or the ps was lost.
+            BrokenBarrierError: the barrier was aborted or reset, the action failed, or the ps was
+                lost.
             BarrierError: this trainer has resigned, or a tf.function is being traced.
         """
         if self._resigned:
@@ -156,7 +157,7 @@ class SharedBarrier(ABC):
         raise self._broken_error(snapshot, decision)
 
     def abort(self) -> None:
-        """Breaks the barrier: `wait` raises BarrierBroken for all, now and until a `reset`."""
+        """Breaks the barrier: `wait` raises BrokenBarrierError for all, now and until a `reset`."""
         with self._ps_errors():
             while True:
                 connection = self._connection
@@ -169,17 +170,17 @@ class SharedBarrier(ABC):
                         raise
 
     def reset(self) -> None:
-        """Empties the barrier and mends it; those that wait get BarrierBroken.
+        """Empties the barrier and mends it; those that wait get BrokenBarrierError.
 
         After the ps was lost it joins the state of the new one, and disturbs nobody there.
         """
         try:
             if self._uncertain:
                 self._renew(Deadline(ANSWER_SECS))
-            incarnation = self._connection.look().incarnation
+            ps_incarnation = self._connection.look().ps_incarnation
         except (*PS_LOST, tf.errors.DeadlineExceededError):
-            incarnation = None
-        if incarnation == self._incarnation:
+            ps_incarnation = None
+        if ps_incarnation == self._ps_incarnation:
             with self._ps_errors():
                 self._connection.run(self._connection.graph.reset)
         else:
@@ -314,7 +315,7 @@ class SharedBarrier(ABC):
         """What the state on the ps says to do."""
         decision = self._decide_by(self._connection.look(deadline))
         if self._uncertain and decision in (Decision.ARRIVE, Decision.BROKEN):
-            # The arrival may come yet and count then. With a new life it cannot.
+            # The arrival may come yet and count then. With a new incarnation it cannot.
             self._renew(deadline)
             decision = self._decide_by(self._connection.look(deadline))
         self._uncertain = False
@@ -322,11 +323,11 @@ class SharedBarrier(ABC):
         return decision
 
     def _decide_by(self, snapshot: Snapshot) -> Decision:
-        if snapshot.incarnation != self._incarnation:
+        if snapshot.ps_incarnation != self._ps_incarnation:
             return Decision.BROKEN
         state = snapshot.arrivals
         decision = arrivals.decide(
-            state, self._rank, self._connection.life, self._parity, self._resets
+            state, self._rank, self._connection.incarnation, self._parity, self._resets
         )
         if decision is Decision.WAIT:
             self._resets = state.resets
@@ -335,7 +336,7 @@ class SharedBarrier(ABC):
     def _begin(self) -> None:
         """Takes its place: at the start, and after the ps was lost."""
         deadline = Deadline(_CONNECT_SECS)
-        self._connection = self._connect(previous_life=None)
+        self._connection = self._connect(previous_incarnation=None)
         self._renewal: Connection | None = None
         # Whether it is known to have arrived in the generation that it waits for; whether an
         # arrival that it has sent may come yet; and whether the ps counts on it to take a token.
@@ -346,7 +347,7 @@ class SharedBarrier(ABC):
         except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
             hint = f"Barrier {self.name!r} lies there, at {self._address}; is it up?"
             raise StartTimeout(["ps:0"], deadline.elapsed, hint) from error
-        self._incarnation = snapshot.incarnation
+        self._ps_incarnation = snapshot.ps_incarnation
         self._resigned = snapshot.arrivals.arrived[self._rank] == RESIGNED
         self._parity = arrivals.next_parity(snapshot.arrivals)
         self._resets = snapshot.arrivals.resets
@@ -359,22 +360,22 @@ class SharedBarrier(ABC):
         of it than a short wait has where the ps does not answer.
         """
 
-    def _connect(self, previous_life: int | None) -> Connection:
+    def _connect(self, previous_incarnation: int | None) -> Connection:
         connection = Connection(
             self._address,
             self.name,
             self._names,
             self._rank,
             held=self._action is not None,
-            previous_life=previous_life,
+            previous_incarnation=previous_incarnation,
         )
         self._hot_operations(connection.graph)
         return connection
 
     def _renew(self, deadline: Deadline) -> None:
-        """Goes on with a new life; what the old one has sent has no effect any more."""
+        """Goes on with a new incarnation; what the old one has sent has no effect any more."""
         if self._renewal is None:  # else it is tried again, for it may have come through
-            self._renewal = self._connect(previous_life=self._connection.life)
+            self._renewal = self._connect(previous_incarnation=self._connection.incarnation)
         self._renewal.enter(deadline, may_start=False)
         self._blocks = False
         old, self._connection, self._renewal = self._connection, self._renewal, None
@@ -398,7 +399,7 @@ class SharedBarrier(ABC):
             self._arrived = False
             if not isinstance(error, Exception):
                 raise
-            raise BarrierBroken(self.name, reason) from error
+            raise BrokenBarrierError(self.name, reason) from error
         connection.run(connection.graph.release)
         return self._decide_by(connection.look())
 
@@ -419,7 +420,7 @@ class SharedBarrier(ABC):
             yield
         except PS_LOST as error:
             self._uncertain = True
-            raise BarrierBroken(self.name, f"ps:0 was lost or restarted: {error}") from error
+            raise BrokenBarrierError(self.name, f"ps:0 was lost or restarted: {error}") from error
         except tf.errors.DeadlineExceededError as error:
             self._uncertain = True
             raise self._silence_error(deadline) from error
@@ -452,13 +453,13 @@ class SharedBarrier(ABC):
         )
         return BarrierTimeout(message, name=self.name, generation=0, arrived=(), missing=("ps:0",))
 
-    def _broken_error(self, snapshot: Snapshot, decision: Decision) -> BarrierBroken:
+    def _broken_error(self, snapshot: Snapshot, decision: Decision) -> BrokenBarrierError:
         if decision is Decision.REPLACED:
             reason = f"another process has taken the place of {self._task.name}"
-        elif snapshot.incarnation != self._incarnation:
+        elif snapshot.ps_incarnation != self._ps_incarnation:
             reason = "ps:0 was restarted and has forgotten who arrived"
         elif snapshot.arrivals.broken:
             reason = snapshot.reason
         else:
             reason = "it was reset while this trainer waited"
-        return BarrierBroken(self.name, reason)
+        return BrokenBarrierError(self.name, reason)

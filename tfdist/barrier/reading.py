@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tfdist.barrier.connection import Connection, Snapshot
-from tfdist.barrier_notes import BarrierNote
 from tfdist.deadline import Deadline
 from tfdist.errors import ConfigError
+from tfdist.runs.barrier_notes import BarrierNote
 
 ARRIVED, MISSING, RESIGNED = "arrived", "missing", "resigned"
 

@@ -1,4 +1,4 @@
-"""The barrier's state on the ps, and the transitions of `tfdist.arrivals` as graph operations.
+"""The barrier's state on the ps, and the transitions of `tfdist.barrier.rules` as graph operations.
 
 The state is one vector of whole numbers that is replaced whole under a lock, so that whoever
 reads it without the lock still sees a consistent snapshot. Each transition is one operation
@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdist.arrivals import RESIGNED
 from tfdist.barrier import vector
+from tfdist.barrier.rules import RESIGNED
 from tfdist.barrier.vector import State
 
 PS_DEVICE = "/job:ps/task:0/device:CPU:0"
@@ -87,7 +87,8 @@ class StateOnPs:
         names: of the parties by rank.
         rank: of the trainer that uses it.
         held: whether that is a chief with an action.
-        previous_life: renews this one, if it still may speak; None for a trainer that enters.
+        previous_incarnation: renews this one, if it still may speak; None for a trainer that
+            enters.
     """
 
     def __init__(
@@ -97,12 +98,12 @@ class StateOnPs:
         rank: int,
         *,
         held: bool,
-        previous_life: int | None = None,
+        previous_incarnation: int | None = None,
     ) -> None:
-        self._previous_life = previous_life
+        self._previous_incarnation = previous_incarnation
         self._name, self._parties, self._rank, self._held = names[rank], len(names), rank, held
         self._me = np.arange(self._parties) == rank
-        self.life = vector.new_life()
+        self.incarnation = vector.new_incarnation()
         self.graph = tf.Graph()
         self._gate: list[Any] = []
         with self._building():
@@ -140,18 +141,18 @@ class StateOnPs:
 
     @_operation
     def enter(self) -> Any:
-        """Makes this graph's life the one that may speak for the trainer."""
+        """Makes this graph's incarnation the one that may speak for the trainer."""
         with self._section() as section:
             state = self._load()
             may: Any = True
-            if self._previous_life is not None:
-                may = tf.equal(state.lives[self._rank], np.int64(self._previous_life))
+            if self._previous_incarnation is not None:
+                may = tf.equal(state.incarnations[self._rank], np.int64(self._previous_incarnation))
             mine = self._me & may
             state = state._replace(
-                lives=tf.where(mine, np.int64(self.life), state.lives),
+                incarnations=tf.where(mine, np.int64(self.incarnation), state.incarnations),
                 blocks=tf.where(mine, _ZERO, state.blocks),
             )
-            if self._rank != 0 or self._previous_life is not None:
+            if self._rank != 0 or self._previous_incarnation is not None:
                 section.store(self._vector, vector.pack(state))
             else:
                 self._enter_as_chief(section, state)
@@ -177,7 +178,7 @@ class StateOnPs:
             with tf.control_dependencies([token]):
                 [key] = self._pick(self._read(self._vector, tf.int64), "keys")
             # Else another process has taken its place while it blocked.
-            is_mine = tf.equal(key, vector.next_key(self.life, parity))
+            is_mine = tf.equal(key, vector.next_key(self.incarnation, parity))
             crossings.append(_check(tf.equal(token, generation) & is_mine))
         return crossings
 
@@ -330,7 +331,7 @@ class StateOnPs:
             key, present, missing, arrived = self._pick(
                 before, "keys", "parity", "missing", "arrived"
             )
-            accepted = tf.equal(key + present, vector.arrival_key(self.life, parity))
+            accepted = tf.equal(key + present, vector.arrival_key(self.incarnation, parity))
             after = tf.raw_ops.Select(condition=accepted, x=before * kept + arrival, y=before)
             # Not tf.cond, which would make a function of each case. What depends on the second
             # is dead unless this trainer is the last, and what depends on the first if it is.
@@ -415,7 +416,7 @@ class StateOnPs:
         ]
 
     def _speaks(self, state: State) -> Any:
-        return tf.equal(state.lives[self._rank], self.life)
+        return tf.equal(state.incarnations[self._rank], self.incarnation)
 
 
 def _variable(shared_name: str, dtype: tf.DType) -> Any:

@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from tfdist.arrivals import RESIGNED, Arrivals
+from tfdist.barrier.rules import RESIGNED, Arrivals
 
-# In the place of a life: the trainer never came.
+# In the place of a incarnation: the trainer never came.
 _NOBODY = 1
 
 
@@ -22,17 +22,17 @@ class State(NamedTuple):
     """
 
     arrived: Any
-    lives: Any
+    incarnations: Any
     blocks: Any  # whether it blocks in a queue, or polls and needs no token
     arrived_at: Any  # when it last arrived; 0 for never
     waited: Any  # over all released generations; while it waits, less `arrived_at`
-    keys: Any  # * its life, plus the parity of the generation in which it arrives next; or 0
+    keys: Any  # * its incarnation, plus the parity of the generation in which it arrives next; or 0
     released: Any
     held: Any
     acting: Any
     broken: Any
     resets: Any
-    incarnation: Any  # of the ps: another one has forgotten everything
+    ps_incarnation: Any  # of the ps: another one has forgotten everything
     parity: Any  # * of the present generation
     expected: Any  # * how many have not resigned
     missing: Any  # * how many of them have not arrived
@@ -43,27 +43,28 @@ _NUM_ROWS = State._fields.index("released")
 _NUM_SINGLES = len(State._fields) - _NUM_ROWS
 
 
-def new_life() -> int:
-    """A number for a life: even with two parities added to it, another one differs."""
-    # Not of `random`: a script seeds that, and its next life would be taken for the last one.
+def new_incarnation() -> int:
+    """A number for a incarnation: even with two parities added to it, another one differs."""
+    # Not of `random`: a script seeds that, and its next incarnation would be taken for the last
+    # one.
     return 4 * (1 + secrets.randbelow(2**60 - 1))
 
 
-def arrival_key(life: int, parity: int) -> int:
-    """What `keys` and `parity` sum up to if that life may arrive with that parity."""
-    return life + 2 * parity
+def arrival_key(incarnation: int, parity: int) -> int:
+    """What `keys` and `parity` sum up to if that incarnation may arrive with that parity."""
+    return incarnation + 2 * parity
 
 
-def next_key(life: int, parity: int) -> int:
-    """What `keys` has for that life once it has arrived with that parity."""
-    return life + 1 - parity
+def next_key(incarnation: int, parity: int) -> int:
+    """What `keys` has for that incarnation once it has arrived with that parity."""
+    return incarnation + 1 - parity
 
 
 def start(parties: int) -> np.ndarray:
     """The vector before anybody came."""
     state = State(*[0] * len(State._fields))._replace(
         keys=_NOBODY + 1,
-        incarnation=secrets.randbits(62),
+        ps_incarnation=secrets.randbits(62),
         parity=1,
         expected=parties,
         missing=parties,
@@ -74,7 +75,7 @@ def start(parties: int) -> np.ndarray:
 def pack(state: State) -> Any:
     """The vector of a state, as a tensor; what follows from the rest of it is made to."""
     expected = state.arrived < RESIGNED
-    keys = tf.maximum(state.lives, _NOBODY) + (state.arrived + 1) % 2
+    keys = tf.maximum(state.incarnations, _NOBODY) + (state.arrived + 1) % 2
     may_arrive = expected & tf.equal(state.broken, 0)
     state = state._replace(
         keys=tf.where(may_arrive, keys, tf.zeros_like(keys)),
@@ -107,7 +108,7 @@ def as_arrivals(state: State) -> Arrivals:
     """What the rules know of it."""
     return Arrivals(
         arrived=tuple(state.arrived),
-        lives=tuple(state.lives),
+        incarnations=tuple(state.incarnations),
         released=state.released,
         held=bool(state.held),
         acting=bool(state.acting),

@@ -8,7 +8,7 @@ from tfdist.cluster.script import Script
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """Adds RUN, which `chosen_run` of `tfdist.cluster.live_runs` understands."""
+    """Adds RUN, which `chosen_run` of `tfdist.runs.live` understands."""
     parser.add_argument(
         "run",
         nargs="?",

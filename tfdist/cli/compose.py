@@ -6,8 +6,8 @@ import argparse
 import os
 
 from tfdist.cli.arguments import add_script, script_of
-from tfdist.cluster.deploy import CHECKPOINTS, FORMATS, WORKING_DIR, Deployment
 from tfdist.cluster.shape import Shape
+from tfdist.deploy import CHECKPOINTS, FORMATS, WORKING_DIR, Deployment
 from tfdist.errors import ConfigError
 
 _DESCRIPTION = """\

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from tfdist.cli.arguments import add_json
 from tfdist.cli.pipe import PipeConsole
-from tfdist.cluster.doctor import SEVERITIES, Finding, examine, task_name
+from tfdist.doctor import SEVERITIES, Finding, examine, task_name
 from tfdist.errors import ConfigError
 
 _ERRORS_FOUND = 1

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from tfdist.cli.output import Output
-from tfdist.cli.summary import describe_end
 from tfdist.cluster.local import LocalCluster
 from tfdist.cluster.processes import (
     PROGRESS_FILE,
@@ -16,9 +15,9 @@ from tfdist.cluster.processes import (
     start_fork_server,
     stop_fork_server,
 )
-from tfdist.cluster.run_folder import RunFolder
 from tfdist.cluster.script import Script
 from tfdist.cluster.shape import Shape
+from tfdist.runs.folder import RunFolder, describe_end
 from tfdist.task import PROGRESS_VARIABLE, Task
 
 
@@ -34,7 +33,9 @@ class Launch(RunFolder):
         super().started(name, attempt, pid)
         if attempt > 1:
             before = next(
-                life for life in self.lives() if (life.name, life.attempt) == (name, attempt - 1)
+                record
+                for record in self.records()
+                if (record.name, record.attempt) == (name, attempt - 1)
             )
             print(
                 f"tfdist: {name} was started again (attempt {attempt}); "

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from tfdist.cli.arguments import add_script, script_of
-from tfdist.cli.at_once import end_at_once_on_signals
 from tfdist.cli.pipe import READER_LEFT, drop_unread
 from tfdist.cluster.environment import node_environment
-from tfdist.cluster.outcome import Outcome
 from tfdist.cluster.quiet_import import import_tensorflow_quietly
+from tfdist.cluster.signals import end_on_signals
 from tfdist.errors import ConfigError
+from tfdist.runs.outcome import Outcome
 from tfdist.task import Task
 
 _BAD_INPUT = 2
@@ -67,7 +67,7 @@ def command(parsed: argparse.Namespace) -> int:
         raise ConfigError("script", parsed.script, "no such file")
     _prepare(task, parsed.verbose)
     script = script_of(parsed)
-    end_at_once_on_signals()
+    end_on_signals()
     if not parsed.verbose:
         import_tensorflow_quietly()
     code = _lived(task, _serve if serves else script)

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextC
 from tfdist.cli.pipe import PipeConsole
 from tfdist.cli.start_up import StartUp
 from tfdist.cluster.processes import PROGRESS_FILE
-from tfdist.cluster.run_folder import RunFolder, TaskRecord
+from tfdist.runs.folder import RunFolder, TaskRecord
 from tfdist.task import Task
 
 _REFRESH_SECS = 0.2
@@ -74,15 +74,15 @@ class ProgressView:
     def _show(self) -> None:
         start = next_line = time.monotonic()
         while not self._over.wait(_REFRESH_SECS):
-            lives = self._run.latest()
-            if not self._start_up.is_over and (table := self._start_up.look(lives)):
+            records = self._run.latest()
+            if not self._start_up.is_over and (table := self._start_up.look(records)):
                 self._console.print(table)
-            notes = self._notes(lives)
+            notes = self._notes(records)
             if not self._plain:
                 self._draw(notes)
             elif time.monotonic() >= next_line + _PLAIN_LINE_SECS:
                 next_line = time.monotonic()
-                text = _notes_text(notes) or self._tasks_text(lives)
+                text = _notes_text(notes) or self._tasks_text(records)
                 print(f"tfdist: {next_line - start:.0f} s: {text}", file=sys.stderr, flush=True)
 
     def _draw(self, notes: dict[str, dict[str, Any]]) -> None:
@@ -94,9 +94,9 @@ class ProgressView:
                 state=note["state"],
             )
 
-    def _tasks_text(self, lives: Sequence[TaskRecord]) -> str:
+    def _tasks_text(self, records: Sequence[TaskRecord]) -> str:
         """Of tasks that note no progress: how many there are at this moment."""
-        ended = sum(life.ended is not None for life in lives)
+        ended = sum(record.ended is not None for record in records)
         if self._start_up.is_over:
             running = len(self._tasks) - ended
             text = "1 task runs" if running == 1 else f"{running} tasks run"
@@ -104,13 +104,13 @@ class ProgressView:
             text = f"{self._start_up.num_there - ended} of {len(self._tasks)} tasks are there"
         return text + (f", {ended} {'has' if ended == 1 else 'have'} ended" if ended else "")
 
-    def _notes(self, lives: Sequence[TaskRecord]) -> dict[str, dict[str, Any]]:
+    def _notes(self, records: Sequence[TaskRecord]) -> dict[str, dict[str, Any]]:
         """What each trainer that has begun noted last."""
         notes = {}
-        for life in lives:
-            file = self._run.folder_of(life.name, life.attempt) / PROGRESS_FILE
-            if life.name in self._rows and file.exists():
-                notes[life.name] = json.loads(file.read_text("utf-8"))
+        for record in records:
+            file = self._run.folder_of(record.name, record.attempt) / PROGRESS_FILE
+            if record.name in self._rows and file.exists():
+                notes[record.name] = json.loads(file.read_text("utf-8"))
         return notes
 
 

@@ -17,16 +17,16 @@ from rich.padding import Padding
 
 from tfdist.cli.arguments import add_json
 from tfdist.cli.pipe import PipeConsole
-from tfdist.cluster.doctor.machine import installed
 from tfdist.cluster.processes import start_fork_server, stop_fork_server
-from tfdist.cluster.run_folder import RunFolder
+from tfdist.diagnosis.page import Report, docs_page, page_of
+from tfdist.diagnosis.timeline import timeline
+from tfdist.doctor.machine import installed
 from tfdist.errors import ConfigError
 from tfdist.repro.case import Case
 from tfdist.repro.lab import Played, Plays
 from tfdist.repro.matrix import CASES, T23846, find
-from tfdist.repro.page import Report, docs_page, page_of
 from tfdist.repro.series import Row, grid, hang_rate, play_matrix, size_flags, verdicts
-from tfdist.repro.timeline import timeline
+from tfdist.runs.folder import RunFolder
 
 _NOT_AS_EXPECTED = 1
 PAGE_FILE = "report.html"
@@ -34,7 +34,7 @@ _ISSUE = "tensorflow#{}"
 
 _DESCRIPTION = """\
 Plays small jobs that hang, lose data or save too early, each in one known way, and says what is the
-matter with them; and the same jobs cured. The watchdog is this process, which has no TensorFlow in
+matter with them; and the same jobs fixed. The watchdog is this process, which has no TensorFlow in
 it: whatever hangs, every process of the job is gone when the command returns.
 """
 
@@ -43,7 +43,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Adds `repro` to the subcommands."""
     parser = commands.add_parser(
         "repro",
-        help="reproduce the hangs of ps jobs, and see them named and cured",
+        help="reproduce the hangs of ps jobs, and see them named and fixed",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -61,7 +61,7 @@ def _add_list(parser: argparse.ArgumentParser) -> None:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("case", metavar="CASE", help="as `tfdist repro list` shows it")
-    parser.add_argument("--cured", action="store_true", help="play it with the cure")
+    parser.add_argument("--fixed", action="store_true", help="play it with the fix")
     parser.add_argument("--runs", type=int, metavar="N", help="how often (default: by the case)")
     _add_common(parser)
     group = parser.add_argument_group(f"only for {T23846.name}, the job of tensorflow#23846")
@@ -125,7 +125,7 @@ def _case_json(case: Case) -> dict[str, Any]:
         "case": case.name,
         "about": case.about,
         "expected": [name.value for name in case.expects],
-        "cure": case.cure,
+        "fix": case.fix,
         "issues": [_ISSUE.format(number) for number in case.issues],
         "runs": case.runs,
     }
@@ -141,7 +141,7 @@ def run(parsed: argparse.Namespace) -> int:
     with _lab(parsed) as lab:
         for case in cases:
             runs = lab.plays_often(
-                case, parsed.cured, parsed.runs or (1 if parsed.cured else case.runs)
+                case, parsed.fixed, parsed.runs or (1 if parsed.fixed else case.runs)
             )
             results.append((case, runs))
             if not parsed.json:
@@ -184,7 +184,7 @@ def _sizes(parsed: argparse.Namespace, case: Case) -> list[Case]:
 
 
 def matrix(parsed: argparse.Namespace) -> int:
-    """Plays all cases, broken and cured; 0 if all is as expected."""
+    """Plays all cases, broken and fixed; 0 if all is as expected."""
     if parsed.jobs < 1:
         raise ConfigError("--jobs", parsed.jobs, "at least 1")
     families = list(dict.fromkeys(case.family for case in CASES))
@@ -196,7 +196,7 @@ def matrix(parsed: argparse.Namespace) -> int:
     console = PipeConsole(highlight=False, markup=False, emoji=False, soft_wrap=True)
     with _lab(parsed) as lab:
         for row in play_matrix(cases, lab.plays, lab.folder, parsed.jobs, parsed.seed):
-            for played in (*row.broken, row.cured):
+            for played in (*row.broken, row.fixed):
                 lab.report(played)
             rows.append(row)
             if not parsed.json:
@@ -211,8 +211,8 @@ def matrix(parsed: argparse.Namespace) -> int:
 
 def _row_line(row: Row, width: int) -> str:
     mark = "as expected" if row.as_expected else "NOT AS EXPECTED"
-    cured = "cured: all examples" if row.cured_ok else f"cured: {row.cured.verdict}"
-    return f"{row.case.name:{width}}  {mark}: {_counted(row.broken)}; {cured}"
+    fixed = "fixed: all examples" if row.fixed_ok else f"fixed: {row.fixed.verdict}"
+    return f"{row.case.name:{width}}  {mark}: {_counted(row.broken)}; {fixed}"
 
 
 def _size_lines(case: Case, runs: Sequence[Played]) -> Iterator[str]:
@@ -244,7 +244,7 @@ def _hangs(runs: Sequence[Played]) -> str:
 def _run_lines(case: Case, runs: Sequence[Played]) -> Iterator[str]:
     last = runs[-1]
     told = "as expected" if all(played.as_expected for played in runs) else "not as expected"
-    half = " (cured)" if last.cured else ""
+    half = " (fixed)" if last.fixed else ""
     yield f"{case.name}{half}: {last.verdict.name.value}, {told}"
     for reason in last.verdict.because:
         yield f"  {reason}"
@@ -255,8 +255,8 @@ def _run_lines(case: Case, runs: Sequence[Played]) -> Iterator[str]:
         yield f"  told {last.told_secs:.1f} s after anybody got on; {last.seconds:.1f} s in all"
     if len(runs) > 1:
         yield f"  {len(runs)} runs: {_counted(runs)}; {_hangs(runs)}"
-    if not last.cured:
-        yield f"  cure: {case.cure}: tfdist repro run {case.name} --cured"
+    if not last.fixed:
+        yield f"  fix: {case.fix}: tfdist repro run {case.name} --fixed"
     yield f"  report: {last.folder / PAGE_FILE}"
 
 
@@ -268,7 +268,7 @@ def _series_json(case: Case, runs: Sequence[Played]) -> dict[str, Any]:
         "ps": case.shape.num_ps,
         "workers": case.shape.num_workers,
         "settings": dict(case.settings),
-        "cured": runs[-1].cured,
+        "fixed": runs[-1].fixed,
         "verdicts": {name.value: count for name, count in verdicts(runs).items()},
         "as_expected": all(played.as_expected for played in runs),
         "hangs": rate.hits,
@@ -289,29 +289,29 @@ class _Lab:
     folder: Path
     seed: int
 
-    def plays_often(self, case: Case, cured: bool, times: int) -> list[Played]:
+    def plays_often(self, case: Case, fixed: bool, times: int) -> list[Played]:
         """Plays it so often, each time with another seed."""
         runs = []
         for number in range(times):
             path = Path(tempfile.mkdtemp(prefix=f"{case.name.replace('/', '-')}-", dir=self.folder))
-            played = self.plays(case, cured=cured, seed=self.seed + number, folder=path)
+            played = self.plays(case, fixed=fixed, seed=self.seed + number, folder=path)
             self.report(played)
             runs.append(played)
         return runs
 
     def report(self, played: Played) -> None:
         """Writes the page of a run."""
-        case, half = played.case, " --cured" if played.cured else ""
+        case, half = played.case, " --fixed" if played.fixed else ""
         size = f" {flags}" if (flags := size_flags(case)) else ""
         report = Report(
-            title=f"{case.name}{' (cured)' if played.cured else ''}",
+            title=f"{case.name}{' (fixed)' if played.fixed else ''}",
             about=case.about,
             verdict=played.verdict,
             evidence=played.evidence,
-            tracks=timeline(RunFolder(played.folder), played.judged_secs),
-            seconds=played.judged_secs,
+            tracks=timeline(RunFolder(played.folder), played.diagnosed_secs),
+            seconds=played.diagnosed_secs,
             reproduce=f"tfdist repro run {case.name}{size}{half} --seed {played.seed}",
-            cure=case.cure,
+            fix=case.fix,
             page=docs_page(f"hangs/{case.module}.md"),
         )
         (played.folder / PAGE_FILE).write_text(page_of(report), "utf-8")

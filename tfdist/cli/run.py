@@ -20,14 +20,14 @@ from tfdist.cli.network import isolate_or_tell
 from tfdist.cli.output import Output
 from tfdist.cli.pipe import READER_LEFT, PipeConsole, drop_unread
 from tfdist.cli.progress import ProgressView
-from tfdist.cli.stall import StallGuard
 from tfdist.cli.summary import summary_json, summary_table
 from tfdist.cluster.identity import ID_VARIABLE
-from tfdist.cluster.live_runs import PREFIX, linked
 from tfdist.cluster.local import BACKENDS
-from tfdist.cluster.run_folder import TaskRecord
 from tfdist.cluster.shape import Shape
+from tfdist.diagnosis.stall import StallGuard
 from tfdist.errors import ClusterError, ConfigError, StallError, TaskFailed
+from tfdist.runs.folder import TaskRecord
+from tfdist.runs.live import PREFIX, linked
 from tfdist.task import Task
 
 _BAD_INPUT = 2
@@ -156,9 +156,9 @@ def command(parsed: argparse.Namespace) -> int:
     isolate_or_tell(parsed.isolate)  # before there are ports, processes or threads
     start = time.monotonic()
     code, failure = 0, None
-    lives: list[TaskRecord] = []
+    records: list[TaskRecord] = []
     try:
-        _run(parsed, lives)
+        _run(parsed, records)
     except (ClusterError, ConfigError) as error:
         code, failure = _exit_code(error), str(error)
     except KeyboardInterrupt:
@@ -167,8 +167,8 @@ def command(parsed: argparse.Namespace) -> int:
         code, failure = _TERMINATED, "terminated; every task has been ended"
     except _ReaderLeft:
         code, failure = READER_LEFT, "nobody reads the output; every task has been ended"
-    if lives and code != _BAD_INPUT and not parsed.json:
-        PipeConsole(stderr=True).print(summary_table(lives))
+    if records and code != _BAD_INPUT and not parsed.json:
+        PipeConsole(stderr=True).print(summary_table(records))
     if failure is not None:
         print(f"tfdist: {failure}", file=sys.stderr)
     if parsed.json:
@@ -176,10 +176,10 @@ def command(parsed: argparse.Namespace) -> int:
             "exit_code": code,
             "seconds": round(time.monotonic() - start, 3),
             "failure": failure,
-            "tasks": summary_json(lives),
+            "tasks": summary_json(records),
         }
         print(json.dumps(about))
-    if parsed.backend == "threads" and any(life.exit_code is None for life in lives):
+    if parsed.backend == "threads" and any(record.exit_code is None for record in records):
         _leave_at_once(code)
     return code
 
@@ -216,7 +216,7 @@ def _check(parsed: argparse.Namespace) -> None:
             raise ConfigError("--log-dir", parsed.log_dir, f"a folder; {error}") from error
 
 
-def _run(parsed: argparse.Namespace, lives: list[TaskRecord]) -> None:
+def _run(parsed: argparse.Namespace, records: list[TaskRecord]) -> None:
     """Runs the job; puts into `lives` how each task ended, also where it raises."""
     if not parsed.verbose:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -239,7 +239,7 @@ def _run(parsed: argparse.Namespace, lives: list[TaskRecord]) -> None:
                     guard = _guard(parsed, launch, cluster.trainers)
                     cluster.run(job, timeout=parsed.timeout, restarts=parsed.restart, watch=guard)
         finally:
-            lives += launch.lives()
+            records += launch.records()
             output.flush()
 
 

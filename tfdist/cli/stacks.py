@@ -9,15 +9,15 @@ from dataclasses import asdict
 from rich.console import Console
 
 from tfdist.cli.arguments import add_json, add_run
-from tfdist.cli.barriers import ask
-from tfdist.cli.job_report import report_of
-from tfdist.cli.job_stacks import stacks_of
-from tfdist.cli.pids import show_processes
 from tfdist.cli.pipe import PipeConsole
-from tfdist.cli.thread_text import verdict_lines
-from tfdist.cluster.live_runs import chosen_run, while_it_lasts
-from tfdist.cluster.run_folder import RunFolder
+from tfdist.diagnosis.barriers import ask
+from tfdist.diagnosis.foreign import show_processes
+from tfdist.diagnosis.job_stacks import stacks_of
+from tfdist.diagnosis.report import report_of
+from tfdist.diagnosis.thread_text import verdict_lines
 from tfdist.errors import ConfigError
+from tfdist.runs.folder import RunFolder
+from tfdist.runs.live import chosen_run, while_it_lasts
 
 _DESCRIPTION = """\
 Asks each task of a job of `tfdist run` where its threads stand, and prints the stacks, the most
@@ -66,7 +66,7 @@ def command(parsed: argparse.Namespace) -> int:
             parsed.pid,
             console,
             native=parsed.native,
-            judged=parsed.verdict,
+            diagnosed=parsed.verdict,
             as_json=parsed.json,
         )
     run = chosen_run(parsed.run)

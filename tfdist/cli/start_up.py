@@ -9,7 +9,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from tfdist.cluster.ports import is_listening
-from tfdist.cluster.run_folder import TaskRecord
+from tfdist.runs.folder import TaskRecord
 from tfdist.task import Task
 
 _FIRST_TABLE_SECS = 10.0
@@ -53,38 +53,38 @@ class StartUp:
         """Looks once; a table if it is time for one and somebody is not there.
 
         Args:
-            latest: the latest life of each task that has begun.
+            latest: the latest record of each task that has begun.
         """
-        lives = {life.name: life for life in latest}
+        records = {record.name: record for record in latest}
         seconds = self._clock() - self._began
         for task in self._tasks:
-            if task.name not in self._there and self._is_there(task, lives.get(task.name)):
+            if task.name not in self._there and self._is_there(task, records.get(task.name)):
                 self._there[task.name] = seconds
         if self.is_over or seconds < self._next:
             return None
         self._next *= 2
-        return self._table(lives, seconds)
+        return self._table(records, seconds)
 
-    def _is_there(self, task: Task, life: TaskRecord | None) -> bool:
-        if life is None or life.ended is not None:
-            return life is not None  # it has been there
+    def _is_there(self, task: Task, record: TaskRecord | None) -> bool:
+        if record is None or record.ended is not None:
+            return record is not None  # it has been there
         if task.task_type == "evaluator":
             return True
         host, _, port = task.address.rpartition(":")
         return self._listens(host, int(port), _PROBE_SECS)
 
-    def _table(self, lives: dict[str, TaskRecord], seconds: float) -> Table:
+    def _table(self, records: dict[str, TaskRecord], seconds: float) -> Table:
         title = f"tfdist: after {seconds:.0f} s not everybody is there"
         table = Table("task", "address", "pid", "state", title=title, box=SIMPLE)
         table.title_justify = "left"
         for task in self._tasks:
-            life = lives.get(task.name)
+            record = records.get(task.name)
             address = "" if task.task_type == "evaluator" else task.address
-            pid = "" if life is None else str(life.pid)
-            table.add_row(task.name, address, pid, self._state(task, life))
+            pid = "" if record is None else str(record.pid)
+            table.add_row(task.name, address, pid, self._state(task, record))
         return table
 
-    def _state(self, task: Task, life: TaskRecord | None) -> str:
+    def _state(self, task: Task, record: TaskRecord | None) -> str:
         if task.name in self._there:
             return f"there after {self._there[task.name]:.1f} s"
-        return "not started" if life is None else "runs, but its server does not listen"
+        return "not started" if record is None else "runs, but its server does not listen"

@@ -1,35 +1,22 @@
-"""`tfdist status`: how the tasks of a job are, and who waits for whom at its barriers."""
+"""`tfdist status`: shows the tasks of a job, and which trainers each barrier waits for."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
 
-import psutil
-from rich.console import Console
-from rich.table import Table
-
-from tfdist.barrier_notes import BarrierNote
 from tfdist.cli.arguments import add_json, add_run
-from tfdist.cli.barriers import Barriers, ask, barrier_table, noted
 from tfdist.cli.pipe import PipeConsole
-from tfdist.cli.summary import describe_end
-from tfdist.cluster.listeners import listening_ports
-from tfdist.cluster.live_runs import chosen_run, while_it_lasts
 from tfdist.cluster.ports import is_listening
-from tfdist.cluster.processes import PROGRESS_FILE
-from tfdist.cluster.run_folder import RunFolder, TaskRecord
+from tfdist.diagnosis.barriers import ask
+from tfdist.diagnosis.status import show_barriers, status_of
 from tfdist.errors import ConfigError
+from tfdist.runs.folder import RunFolder
+from tfdist.runs.live import chosen_run, while_it_lasts
 from tfdist.task import Task
 
 _NOT_WELL = 1
-_STATES = {psutil.STATUS_STOPPED: "stopped", psutil.STATUS_TRACING_STOP: "traced"}
 
 _DESCRIPTION = """\
 Shows how each task of a job of `tfdist run` is: whether it runs, what it uses, how far it is, and
@@ -55,38 +42,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="no job: exit code 0 if the server of the task that TF_CONFIG names listens, 1 if not",
     )
     parser.set_defaults(command_function=command)
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A task; what is not known of it is None."""
-
-    task: str
-    attempt: int | None = None
-    pid: int | None = None
-    state: str = "not started"
-    is_well: bool = True
-    exit_code: int | None = None
-    seconds: float | None = None
-    cpu_secs: float | None = None
-    memory_bytes: int | None = None
-    progress: dict[str, Any] | None = None
-    progress_age_secs: float | None = None
-    listens: bool | None = None
-
-    @property
-    def note(self) -> str | None:
-        """What it noted last as text."""
-        if self.progress is None:
-            return None
-        state, done, total = (self.progress[key] for key in ("state", "done", "total"))
-        return f"{state}: {done} of {total}, {self.progress_age_secs:.0f} s ago"
-
-    @property
-    def place(self) -> str:
-        """How far it is, in a few words."""
-        state = [] if self.state == "runs" else [self.state]
-        return ", ".join([*state, self.note or "has noted no progress"])
 
 
 def command(parsed: argparse.Namespace) -> int:
@@ -115,79 +70,6 @@ def _status(parsed: argparse.Namespace, run: RunFolder) -> int:
     return status.exit_code(barriers)
 
 
-@dataclass(frozen=True)
-class JobStatus:
-    """How the tasks of a run are.
-
-    Attributes:
-        run: whose tasks they are.
-        about: what its `run.json` holds.
-        runs: whether it goes on.
-        seconds: since it began.
-        rows: its tasks.
-    """
-
-    run: RunFolder
-    about: dict[str, Any]
-    runs: bool
-    seconds: float
-    rows: list[_Row]
-
-    def barriers(
-        self, asks: Callable[[int, dict[str, list[str]], Sequence[BarrierNote]], Barriers]
-    ) -> Barriers:
-        """How the barriers stand, if the run goes on; blocks as long as `asks` does."""
-        notes = noted(self.run) if self.runs else []
-        if not notes:
-            return Barriers()
-        ps = next(row for row in self.rows if row.task == "ps:0")  # who made one has seen it
-        if ps.state != "runs" or ps.pid is None:
-            failure = f"{ps.task}, which keeps them, does not answer: {ps.state}"
-            return Barriers(failure=failure)
-        return asks(ps.pid, self.about["cluster"], notes)
-
-    def exit_code(self, barriers: Barriers) -> int:
-        """0 if everybody is well, the ps that keeps the barriers too."""
-        is_well = all(row.is_well for row in self.rows) and barriers.failure is None
-        return 0 if is_well else _NOT_WELL
-
-    def as_json(self, barriers: Barriers) -> dict[str, Any]:
-        """All of it as plain data."""
-        return {
-            "run": str(self.run.path),
-            "runs": self.runs,
-            "seconds": round(self.seconds, 3) if self.runs else None,
-            "exit_code": self.exit_code(barriers),
-            "tasks": [asdict(row) for row in self.rows],
-            "barriers": barriers.reports,
-            "barriers_failure": barriers.failure,
-        }
-
-    def show_tasks(self, console: Console) -> None:
-        """Prints the table of the tasks."""
-        state = f"runs for {self.seconds:.0f} s" if self.runs else "this job is over"
-        console.print(f"{self.run.path}: {state}", soft_wrap=True)
-        console.print(_table(self.rows))
-
-
-def status_of(run: RunFolder) -> JobStatus:
-    """How its tasks are now."""
-    about = run.about
-    runs = run.runs
-    lives = {life.name: life for life in run.latest()}
-    rows = [_row(run, name, lives.get(name), about["cluster"]) for name in about["tasks"]]
-    return JobStatus(run, about, runs, time.time() - about["began"], rows)
-
-
-def show_barriers(barriers: Barriers, console: Console) -> None:
-    """Prints the table of the barriers, if there are any."""
-    if barriers.reports:
-        console.print()
-        console.print(barrier_table(barriers))
-    if barriers.failure is not None:
-        console.print(f"\nbarriers: {barriers.failure}", soft_wrap=True)
-
-
 def _local(parsed: argparse.Namespace) -> int:
     if parsed.run is not None:
         raise ConfigError("RUN", parsed.run, "does not go with --local")
@@ -203,93 +85,3 @@ def _local(parsed: argparse.Namespace) -> int:
     else:
         print(f"{task.name}: {'listens' if listens else 'nobody listens'} at {task.address}")
     return 0 if listens else _NOT_WELL
-
-
-def _row(run: RunFolder, name: str, life: TaskRecord | None, cluster: dict[str, list[str]]) -> _Row:
-    if life is None:
-        return _Row(name)
-    progress, age = _progress(run.folder_of(name, life.attempt) / PROGRESS_FILE)
-    common: dict[str, Any] = {
-        "task": name,
-        "attempt": life.attempt,
-        "pid": life.pid,
-        "progress": progress,
-        "progress_age_secs": age,
-    }
-    if life.ended is not None:
-        return _Row(
-            **common,
-            state=describe_end(life),
-            is_well=life.stopped or life.exit_code == 0,
-            exit_code=life.exit_code,
-            seconds=round(life.seconds, 3),
-            cpu_secs=life.usage.cpu_secs if life.usage else None,
-        )
-    process = life.process
-    try:
-        if process is None:
-            raise psutil.NoSuchProcess(life.pid)
-        with process.oneshot():
-            status, times = process.status(), process.cpu_times()
-            memory = process.memory_info().rss
-    except psutil.NoSuchProcess:
-        return _Row(**common, state="gone", is_well=False)
-    if status == psutil.STATUS_ZOMBIE:
-        return _Row(**common, state="gone", is_well=False)
-    return _Row(
-        **common,
-        state=_STATES.get(status, "runs"),
-        is_well=status not in _STATES,
-        seconds=round(life.seconds, 3),
-        cpu_secs=times.user + times.system + times.children_user + times.children_system,
-        memory_bytes=memory,
-        listens=_listens(name, life.pid, cluster),
-    )
-
-
-def _progress(path: Path) -> tuple[dict[str, Any] | None, float | None]:
-    """What a trainer noted last, and how many seconds ago."""
-    try:
-        note: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return note, round(time.time() - path.stat().st_mtime, 3)
-    except FileNotFoundError:  # not a trainer, or one that does not note any
-        return None, None
-
-
-def _listens(name: str, pid: int, cluster: dict[str, list[str]]) -> bool | None:
-    """Whether the task's port is listened on; None if it has none."""
-    kind, _, index = name.partition(":")
-    if kind == "evaluator" or kind not in cluster:
-        return None
-    return int(cluster[kind][int(index)].rpartition(":")[2]) in listening_ports(pid)
-
-
-def _table(rows: list[_Row]) -> Table:
-    again = any((row.attempt or 1) > 1 for row in rows)
-    table = Table(box=None, padding=(0, 1), pad_edge=False)
-    table.add_column("task", no_wrap=True)
-    if again:
-        table.add_column("attempt", justify="right")
-    table.add_column("pid", justify="right", no_wrap=True)
-    table.add_column("state")
-    for title in ("seconds", "CPU s", "MB"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("progress")
-    table.add_column("listens")
-    for row in rows:
-        table.add_row(
-            row.task,
-            *([str(row.attempt or "")] if again else []),
-            str(row.pid or ""),
-            row.state,
-            _number(row.seconds, 1),
-            _number(row.cpu_secs, 1),
-            _number(row.memory_bytes and row.memory_bytes / 1e6, 0),
-            row.note or "",
-            {None: "", True: "yes", False: "no"}[row.listens],
-        )
-    return table
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"

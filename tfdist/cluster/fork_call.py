@@ -10,7 +10,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from tfdist.cluster.environment import SERVER_ENVIRONMENT
-from tfdist.cluster.processes import die_with_parent, let_go_of_fork_server
+from tfdist.cluster.processes import die_with_parent, release_fork_server
 from tfdist.errors import ClusterError
 
 
@@ -49,7 +49,7 @@ def call_in_fork(function: Callable[..., Any], *args: Any, timeout: float) -> An
 
 def _call(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
     die_with_parent()
-    let_go_of_fork_server()
+    release_fork_server()
     os.environ.update(SERVER_ENVIRONMENT)
     try:
         sender.send((function(*args), None))

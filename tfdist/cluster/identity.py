@@ -12,7 +12,7 @@ from typing import Any
 from tfdist.cluster.mailbox import own_config
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError
-from tfdist.mistaken import retry_if_mistaken
+from tfdist.ps.retry import retry_duplicate_request
 from tfdist.task import Task, session_target
 
 # Any text that no other run has, the same for all tasks. `tfdist run` sets it; elsewhere you do.
@@ -32,7 +32,7 @@ def show_identity(own: Task, target: str) -> None:
             write = tf.raw_ops.AssignVariableOp(resource=_variable_on(own), value=identity)
             config = own_config(own, _ANSWER_SECS)
             with tf.compat.v1.Session(target, graph=graph, config=config) as session:
-                retry_if_mistaken(session.run, write)
+                retry_duplicate_request(session.run, write)
 
 
 def read_identity(of: Task, timeout: float = _ANSWER_SECS) -> str | None:
@@ -51,9 +51,9 @@ def read_identity(of: Task, timeout: float = _ANSWER_SECS) -> str | None:
         config = own_config(of, timeout)
         target = session_target(of.address)
         with tf.compat.v1.Session(target, graph=graph, config=config) as session:
-            if not retry_if_mistaken(session.run, is_there):
+            if not retry_duplicate_request(session.run, is_there):
                 return None
-            identity: bytes = retry_if_mistaken(session.run, read)
+            identity: bytes = retry_duplicate_request(session.run, read)
             return identity.decode()
 
 

@@ -17,8 +17,8 @@ import tensorflow as tf
 from tfdist.cluster import server
 from tfdist.cluster.dispatch import learn_types
 from tfdist.cluster.environment import SERVER_ENVIRONMENT
-from tfdist.cluster.outcome import Observer, Outcome
 from tfdist.errors import ClusterError, StartTimeout
+from tfdist.runs.outcome import Observer, Outcome
 from tfdist.task import Task
 
 _START_SECS = 10.0

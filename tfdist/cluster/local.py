@@ -10,12 +10,12 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from tfdist.cluster.outcome import Outcome, RunningTask
 from tfdist.cluster.ports import HeldPorts
 from tfdist.cluster.processes import ProcessTask, Surroundings
 from tfdist.cluster.shape import Shape
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError, ConfigError, RunTimeout, TaskFailed
+from tfdist.runs.outcome import Outcome, RunningTask
 from tfdist.task import Task
 
 Result = TypeVar("Result")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 from typing import TYPE_CHECKING, Any
 
-from tfdist.mistaken import retry_if_mistaken
+from tfdist.ps.retry import retry_duplicate_request
 from tfdist.task import Task, session_target
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def send(to: Task, message: int, rank: int, *, timeout: float) -> None:
         config = own_config(to, timeout)
         target = session_target(to.address)
         with tf.compat.v1.Session(target, graph=graph, config=config) as session:
-            retry_if_mistaken(session.run, put)
+            retry_duplicate_request(session.run, put)
 
 
 def receive(target: str, own: Task, received: queue.SimpleQueue[tuple[int, int]]) -> None:
@@ -40,7 +40,7 @@ def receive(target: str, own: Task, received: queue.SimpleQueue[tuple[int, int]]
         with tf.compat.v1.Session(target, graph=graph, config=own_config(own)) as session:
             unaware = set(range(len(own.trainers)))
             while unaware:
-                message, rank = (int(part) for part in retry_if_mistaken(session.run, take))
+                message, rank = (int(part) for part in retry_duplicate_request(session.run, take))
                 received.put((message, rank))
                 if message == DISMISS:
                     return

@@ -28,9 +28,9 @@ import psutil
 from tfdist.cluster.environment import SERVER_ENVIRONMENT
 from tfdist.cluster.guardian import Guardian
 from tfdist.cluster.kernel_calls import end_with_parent
-from tfdist.cluster.outcome import Observer, Outcome
-from tfdist.cluster.usage import Usage
 from tfdist.errors import ClusterError
+from tfdist.runs.outcome import Observer, Outcome
+from tfdist.runs.usage import Usage
 from tfdist.task import PROGRESS_VARIABLE, Task
 
 # What a task leaves in its folder. On the signal its stacks, without the help of Python.
@@ -288,7 +288,7 @@ def _task_main(
 ) -> None:
     """The life of a task's process."""
     die_with_parent()
-    let_go_of_fork_server()
+    release_fork_server()
     os.setsid()
     _wait_for_go(channel)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
@@ -339,7 +339,7 @@ def die_with_parent() -> None:
         os._exit(1)
 
 
-def let_go_of_fork_server() -> None:
+def release_fork_server() -> None:
     """Leaves the launcher alone to keep the fork server alive.
 
     `multiprocessing` gives each child a copy of the pipe whose end tells the fork server to end,

@@ -61,7 +61,7 @@ def start_server(task: Task, config: tf.compat.v1.ConfigProto | None = None) -> 
     return _servers[task.address]
 
 
-def serve_ps(
+def parameter_server(
     task: Task,
     config: tf.compat.v1.ConfigProto | None = None,
     *,
@@ -90,7 +90,7 @@ def serve(
     *,
     serving: Callable[[], object] | None = None,
 ) -> None:
-    """The same as `serve_ps` also for a worker that serves a coordinator: until it is dismissed."""
+    """Serves a ps, or a worker of a coordinator, until it is dismissed."""
     server = start_server(task, config)
     show_identity(task, server.target)
     received: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
@@ -120,7 +120,7 @@ def serve(
 
 
 @contextmanager
-def trainer_server(
+def worker_server(
     task: Task, *, timeout: float = 60.0, config: tf.compat.v1.ConfigProto | None = None
 ) -> Iterator[str]:
     """Starts a trainer's server and gives its target; at the end tells every ps that it is done.
@@ -152,7 +152,7 @@ def trainer_server(
 
 
 def let_servers_leave(task: Task, *, coordinator: bool) -> list[str]:
-    """Tells the servers of a trainer's job that it is done, unless `trainer_server` has told them.
+    """Tells the servers of a trainer's job that it is done, unless `worker_server` has told them.
 
     For a trainer that a script of plain TensorFlow runs, which tells nobody. Blocks for 10 s at
     most for each server that does not answer.

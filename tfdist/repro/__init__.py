@@ -1,1 +1,1 @@
-"""The lab: jobs that hang as TensorFlow's parameter-server jobs do, the verdicts, and the cures."""
+"""The lab: jobs that hang as TensorFlow's parameter-server jobs do, the verdicts, and the fixes."""

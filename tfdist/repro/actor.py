@@ -11,7 +11,7 @@ from typing import Any
 
 from tfdist.deadline import Deadline
 from tfdist.errors import StartTimeout, reason_of
-from tfdist.repro import notes
+from tfdist.runs import events as notes
 from tfdist.task import PROGRESS_VARIABLE, Task
 
 _HEAR_SECS = 40.0
@@ -37,9 +37,9 @@ class Actor:
         """Fields of `TaskEvidence` that nobody sees from outside."""
         self._notes.write(notes.ABOUT, **values)
 
-    def step(self, visited: Iterable[int] = ()) -> None:
-        """A step is done, in which these examples were visited."""
-        self._notes.write(notes.STEP, visited=[int(number) for number in visited])
+    def step(self, read: Iterable[int] = ()) -> None:
+        """A step is done, in which these examples were read."""
+        self._notes.write(notes.STEP, read=[int(number) for number in read])
 
     def saved(self, step: int) -> None:
         """A checkpoint of this global step is written."""

@@ -1,4 +1,4 @@
-"""A case of the lab: a small job that goes wrong in one known way, and the same job cured."""
+"""A case of the lab: a small job that goes wrong in one known way, and the same job fixed."""
 
 from __future__ import annotations
 
@@ -9,35 +9,35 @@ from pathlib import Path
 from typing import Any
 
 from tfdist.cluster.shape import Shape
+from tfdist.diagnosis.verdict import Name
 from tfdist.repro.actor import Actor
 from tfdist.task import Task
-from tfdist.verdict import Name
 
 
 @dataclass(frozen=True)
 class Case:
     """What is played, and what has to come of it.
 
-    Each trainer of "sync/worker-short" runs `worker_short` of `tfdist.repro.scenarios.sync`; cured,
-    `worker_short_cured`, which has to end, with every example visited.
+    Each trainer of "sync/worker-short" runs `worker_short` of `tfdist.repro.scenarios.sync`; fixed,
+    `worker_short_fixed`, which has to end, with every example read.
 
     Attributes:
         name: such as "sync/worker-short", the family first.
         about: what happens, in a line.
-        cure: what the cured one does otherwise, in a line.
+        fix: what the fixed one does otherwise, in a line.
         expects: the verdict; of a race, each that may come.
         shape: its tasks.
-        examples: how many there are to visit; None where nothing is read.
+        examples: how many there are to read; None where nothing is read.
         issues: of tensorflow/tensorflow, where it was reported.
         runs: how often it is played by default; a race more than once.
         stall_secs: for how long nobody gets on before it is looked at.
-        deadline_secs: of a run; it is judged then as it stands.
+        deadline_secs: of a run; it is diagnosed then as it stands.
         settings: what else its trainers have to know.
     """
 
     name: str
     about: str
-    cure: str
+    fix: str
     expects: tuple[Name, ...]
     shape: Shape = field(default_factory=Shape)
     examples: int | None = None
@@ -57,11 +57,11 @@ class Case:
         """The module of `tfdist.repro.scenarios` that has it; its page in docs/hangs too."""
         return self.family.replace("-", "_")
 
-    def play(self, *, cured: bool) -> Callable[[Actor], None]:
+    def play(self, *, fixed: bool) -> Callable[[Actor], None]:
         """The function that each trainer runs; importing it imports TensorFlow."""
         name = self.name.partition("/")[2].replace("-", "_")
         module = importlib.import_module(f"tfdist.repro.scenarios.{self.module}")
-        play: Callable[[Actor], None] = getattr(module, f"{name}_cured" if cured else name)
+        play: Callable[[Actor], None] = getattr(module, f"{name}_fixed" if fixed else name)
         return play
 
 
@@ -73,7 +73,7 @@ class Part:
     """
 
     case: Case
-    cured: bool
+    fixed: bool
     seed: int
     folder: str
 
@@ -81,7 +81,7 @@ class Part:
         """Plays it as `task`."""
         actor = Actor(task, Path(self.folder), self.seed, self.case.settings)
         try:
-            self.case.play(cured=self.cured)(actor)
+            self.case.play(fixed=self.fixed)(actor)
         except Exception as error:
             actor.end(error)
         else:

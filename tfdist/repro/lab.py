@@ -1,4 +1,4 @@
-"""Plays a case: starts its tasks, sees when nobody gets on any more, judges, and ends them.
+"""Plays a case: starts its tasks, sees when nobody gets on any more, diagnoses, and ends them.
 
 The process that does so has no TensorFlow in it, so that nothing that hangs there holds it up.
 """
@@ -14,24 +14,25 @@ from typing import Protocol
 
 from tfdist.cluster.local import LocalCluster
 from tfdist.cluster.processes import Surroundings
-from tfdist.cluster.run_folder import RunFolder
 from tfdist.cluster.shape import Shape
 from tfdist.deadline import Deadline
+from tfdist.diagnosis.evidence import Evidence
+from tfdist.diagnosis.rules import diagnose
+from tfdist.diagnosis.stall_clock import Signs, StallWatch
+from tfdist.diagnosis.verdict import Name, Verdict
 from tfdist.errors import ClusterError, ConfigError
-from tfdist.evidence import Evidence
-from tfdist.judge import judge
-from tfdist.repro import notes
 from tfdist.repro.actor import event_file
 from tfdist.repro.case import Case, Part
-from tfdist.repro.look import look, noted
-from tfdist.stall import Signs, StallWatch
-from tfdist.verdict import Name, Verdict
+from tfdist.repro.look import look
+from tfdist.runs import events as notes
+from tfdist.runs.events import noted
+from tfdist.runs.folder import RunFolder
 
 EVIDENCE_FILE = "evidence.json"
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 # As TensorFlow has it, where tfdist has "use_caller": who calls a task that has gone waits for it.
 _BARE = {"GRPC_FAIL_FAST": "false"}
-# A cured job has to end; on a busy machine that may take its time.
+# A fixed job has to end; on a busy machine that may take its time.
 _CURED_PATIENCE = 3
 
 
@@ -41,25 +42,25 @@ class Played:
 
     Attributes:
         case: that was played.
-        cured: whether with the cure.
+        fixed: whether with the fix.
         seed: of its random numbers.
         verdict: on it.
         evidence: that the verdict is made of.
         slow: the verdicts before, of moments in which it was only slow.
         seconds: that it took, with the start and the end of all processes.
-        judged_secs: from its begin to the verdict, or to its end.
+        diagnosed_secs: from its begin to the verdict, or to its end.
         told_secs: from the last time that anybody got on to the verdict; None if it has ended.
         folder: with all that its tasks have left.
     """
 
     case: Case
-    cured: bool
+    fixed: bool
     seed: int
     verdict: Verdict
     evidence: Evidence
     slow: tuple[Verdict, ...]
     seconds: float
-    judged_secs: float
+    diagnosed_secs: float
     told_secs: float | None
     folder: Path
 
@@ -70,11 +71,11 @@ class Played:
 
     @property
     def as_expected(self) -> bool:
-        """Whether the verdict is one that belongs to the case; of a cured one, that it is fine.
+        """Whether the verdict is one that belongs to the case; of a fixed one, that it is fine.
 
-        A cured job may visit an example twice only where a task was lost, and says so.
+        A fixed job may read an example twice only where a task was lost, and says so.
         """
-        if not self.cured:
+        if not self.fixed:
             return self.verdict.name in self.case.expects
         lost = any(True for _ in _faults(RunFolder(self.folder)))
         fine = (Name.FINE, Name.DUPLICATES) if lost else (Name.FINE,)
@@ -139,58 +140,58 @@ class Plays:
         """Ends what goes on, in a moment; whoever waits for it gets KeyboardInterrupt."""
         self._stopped.set()
 
-    def __call__(self, case: Case, *, cured: bool, seed: int, folder: Path) -> Played:
+    def __call__(self, case: Case, *, fixed: bool, seed: int, folder: Path) -> Played:
         """Plays it once; blocks until its processes are gone, `deadline_secs` and some at most.
 
         Args:
             case: to be played.
-            cured: whether with the cure.
+            fixed: whether with the fix.
             seed: of its random numbers.
             folder: for what the tasks leave; a new one, or empty.
         """
         started = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
         run = RunFolder(folder)
-        environment = _QUIET if cured else _QUIET | _BARE
+        environment = _QUIET if fixed else _QUIET | _BARE
         cluster = self._stage.cluster(case.shape, Surroundings(environment, run))
-        about = {"case": case.name, "cured": cured, "seed": seed, "monotonic": started}
+        about = {"case": case.name, "fixed": fixed, "seed": seed, "monotonic": started}
         run.create(cluster.tasks, cluster.trainers, about)
-        watch = _Watch(case, cured, run, cluster, self._stage, self._told, self._stopped)
+        watch = _Watch(case, fixed, run, cluster, self._stage, self._told, self._stopped)
         over = True
         try:
             with cluster:
-                cluster.run(Part(case, cured, seed, str(folder)), watch=watch)
+                cluster.run(Part(case, fixed, seed, str(folder)), watch=watch)
         except _Judged:
             over = False
         except ClusterError as error:
             self._told(str(error).splitlines()[0])
-        if over:  # also where it was judged, and has ended while that was done
+        if over:  # also where it was diagnosed, and has ended while that was done
             watch.told_secs = None
-            watch.judge(0.0, over=True)
-        assert watch.judged is not None
-        evidence, verdict = watch.judged
+            watch.diagnose(0.0, over=True)
+        assert watch.diagnosed is not None
+        evidence, verdict = watch.diagnosed
         (folder / EVIDENCE_FILE).write_text(evidence.to_json(), "utf-8")
         return Played(
             case,
-            cured,
+            fixed,
             seed,
             verdict,
             evidence,
             tuple(watch.slow),
             seconds=time.monotonic() - started,
-            judged_secs=watch.judged_at - started,
+            diagnosed_secs=watch.diagnosed_at - started,
             told_secs=watch.told_secs,
             folder=folder,
         )
 
 
 class _Watch:
-    """Is called while a run goes on: does the faults that it wants, and judges it at the end."""
+    """Is called while a run goes on: does the faults that it wants, and diagnoses it at the end."""
 
     def __init__(
         self,
         case: Case,
-        cured: bool,
+        fixed: bool,
         run: RunFolder,
         cluster: LocalCluster,
         stage: Stage,
@@ -198,15 +199,15 @@ class _Watch:
         stopped: threading.Event,
     ) -> None:
         self._stopped = stopped
-        self._stall_secs = case.stall_secs * (_CURED_PATIENCE if cured else 1)
-        self._case, self._cured, self._run, self._cluster = case, cured, run, cluster
+        self._stall_secs = case.stall_secs * (_CURED_PATIENCE if fixed else 1)
+        self._case, self._fixed, self._run, self._cluster = case, fixed, run, cluster
         self._stage, self._told = stage, told
         self._trainers = [task.name for task in cluster.trainers]
         self._deadline = Deadline(case.deadline_secs)
         self._stall = StallWatch()
         self._done: set[tuple[str, str, float]] = set()
-        self.judged: tuple[Evidence, Verdict] | None = None
-        self.judged_at = 0.0
+        self.diagnosed: tuple[Evidence, Verdict] | None = None
+        self.diagnosed_at = 0.0
         self.slow: list[Verdict] = []
         self.told_secs: float | None = None
 
@@ -215,42 +216,42 @@ class _Watch:
             raise KeyboardInterrupt
         self._do_faults()
         self._stage.look()
-        for life in self._run.latest():
-            if life.ended is not None:
-                event_file(self._run.path, f"ended {life.name}").touch()
-        standstill = self._stall.look(self._signs())
-        if standstill.seconds < self._stall_secs:
+        for record in self._run.latest():
+            if record.ended is not None:
+                event_file(self._run.path, f"ended {record.name}").touch()
+        stall = self._stall.look(self._signs())
+        if stall.seconds < self._stall_secs:
             if self._deadline.expired:
-                self._judge_overdue(standstill.seconds)
+                self._diagnose_overdue(stall.seconds)
                 raise _Judged
             return
-        verdict = self.judge(standstill.seconds, over=False)
+        verdict = self.diagnose(stall.seconds, over=False)
         # It may have got on in the moments that the look has taken.
-        if self._stall.look(self._signs()).seconds < standstill.seconds:
-            self.judged = None
+        if self._stall.look(self._signs()).seconds < stall.seconds:
+            self.diagnosed = None
             return
         if verdict.name.is_slow and not self._deadline.expired:
             self._told(f"only slow: {verdict}")
             self.slow.append(verdict)
-            if self._cured or verdict.name not in self._case.expects:
-                self.judged, self._stall = None, StallWatch()
+            if self._fixed or verdict.name not in self._case.expects:
+                self.diagnosed, self._stall = None, StallWatch()
                 return
         self.told_secs = self._stall.look(self._signs()).seconds
         raise _Judged
 
-    def judge(self, seconds: float, *, over: bool) -> Verdict:
-        """Sets `judged`, and when."""
+    def diagnose(self, seconds: float, *, over: bool) -> Verdict:
+        """Sets `diagnosed`, and when."""
         evidence = self._look(seconds, over)
-        self.judged, self.judged_at = (evidence, judge(evidence)), time.monotonic()
-        return self.judged[1]
+        self.diagnosed, self.diagnosed_at = (evidence, diagnose(evidence)), time.monotonic()
+        return self.diagnosed[1]
 
-    def _judge_overdue(self, seconds: float) -> None:
+    def _diagnose_overdue(self, seconds: float) -> None:
         """It gets on, and has not ended in its time: it hangs in nothing."""
         evidence = self._look(seconds, over=False)
-        living = tuple(task.name for task in evidence.tasks if task.trains and task.lives)
+        living = tuple(task.name for task in evidence.tasks if task.trains and task.alive)
         told = f"has not ended after {self._deadline.elapsed:.0f} s, and gets on"
-        self.judged = evidence, Verdict(Name.SLOW, living, (told,))
-        self.judged_at, self.told_secs = time.monotonic(), seconds
+        self.diagnosed = evidence, Verdict(Name.SLOW, living, (told,))
+        self.diagnosed_at, self.told_secs = time.monotonic(), seconds
 
     def _look(self, seconds: float, over: bool) -> Evidence:
         return look(
@@ -260,12 +261,14 @@ class _Watch:
     def _signs(self) -> dict[str, Signs]:
         said = noted(self._run)
         return {
-            life.name: Signs(
-                attempt=life.attempt,
-                ended=life.ended is not None,
-                progress=str(sum(map(len, said[life.name].lives))) if life.name in said else None,
+            record.name: Signs(
+                attempt=record.attempt,
+                ended=record.ended is not None,
+                progress=str(sum(map(len, said[record.name].attempts)))
+                if record.name in said
+                else None,
             )
-            for life in self._run.latest()
+            for record in self._run.latest()
         }
 
     def _do_faults(self) -> None:

@@ -5,52 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from typing import Any
 
 from tfdist.cluster.processes import STACKS_FILE
-from tfdist.cluster.run_folder import RunFolder, TaskRecord
-from tfdist.cluster.sighting import Sighting, name_peers, sight
-from tfdist.evidence import Evidence, State, TaskEvidence
-from tfdist.repro import notes
-from tfdist.repro.notes import Note, read_notes
-
-
-@dataclass
-class Noted:
-    """What a task has noted in its lives, the last one last.
-
-    Attributes:
-        lives: the notes of each life.
-    """
-
-    lives: list[list[Note]] = field(default_factory=list)
-
-    def all(self, kind: str) -> list[Note]:
-        """Those of one kind, of all lives."""
-        return [note for life in self.lives for note in life if note.kind == kind]
-
-    def last(self, kind: str) -> Note | None:
-        """The last one of a kind, in the last life."""
-        found = [note for note in self.lives[-1] if note.kind == kind] if self.lives else []
-        return found[-1] if found else None
-
-    def about(self) -> dict[str, Any]:
-        """What the last life has told of itself."""
-        values: dict[str, Any] = {}
-        for note in self.lives[-1] if self.lives else []:
-            if note.kind == notes.ABOUT:
-                values |= note.values
-        return values
-
-
-def noted(run: RunFolder) -> dict[str, Noted]:
-    """What the tasks of a run have noted, by name."""
-    found: dict[str, Noted] = {}
-    for life in run.lives():
-        path = run.folder_of(life.name, life.attempt) / notes.NOTES_FILE
-        found.setdefault(life.name, Noted()).lives.append(read_notes(path))
-    return found
+from tfdist.diagnosis.evidence import Evidence, State, TaskEvidence
+from tfdist.diagnosis.sample import Sighting, name_peers, sight
+from tfdist.runs import events as notes
+from tfdist.runs.events import Noted, noted
+from tfdist.runs.folder import RunFolder, TaskRecord
 
 
 def look(
@@ -66,21 +28,21 @@ def look(
         expected: how many examples there are.
     """
     # Not before: numpy starts threads, with which a process cannot be isolated any more.
-    from tfdist.ledger import Ledger
+    from tfdist.data.ledger import Ledger
 
     said = noted(run)
-    lives = {life.name: life for life in run.latest()}
+    records = {record.name: record for record in run.latest()}
     names = run.about["tasks"]
     seen: dict[str, Sighting] = {}
     with ThreadPoolExecutor(len(names)) as pool:
         tasks = pool.map(
-            lambda name: _task(run, name, lives.get(name), said, seen, name in trainers, over),
+            lambda name: _task(run, name, records.get(name), said, seen, name in trainers, over),
             names,
         )
         evidence = name_peers(list(tasks), seen)
     ledger = Ledger()
     for note in (note for one in said.values() for note in one.all(notes.STEP)):
-        ledger.add(note.values["visited"])
+        ledger.add(note.values["read"])
     audit = ledger.audit(expected) if expected is not None else None
     steps = [
         about["global_step"] for one in said.values() if "global_step" in (about := one.about())
@@ -101,7 +63,7 @@ def look(
 def _task(
     run: RunFolder,
     name: str,
-    life: TaskRecord | None,
+    record: TaskRecord | None,
     said: Mapping[str, Noted],
     seen: dict[str, Sighting],
     trains: bool,
@@ -114,10 +76,12 @@ def _task(
         "trains": trains,
         "left": one.last(notes.LEFT) is not None,
         "steps": len(one.all(notes.STEP)),
-        "quiet_secs": time.monotonic() - one.lives[-1][-1].at if one.lives and one.lives[-1] else 0,
+        "quiet_secs": time.monotonic() - one.attempts[-1][-1].at
+        if one.attempts and one.attempts[-1]
+        else 0,
         **about,
     }
-    if life is None:
+    if record is None:
         return TaskEvidence(**common, state=State.ABSENT)
     for kind, state in ((notes.FAILED, State.FAILED), (notes.ENDED, State.ENDED)):
         if (end := one.last(kind)) is not None:
@@ -125,18 +89,18 @@ def _task(
             return TaskEvidence(
                 **common, state=state, ended_secs=ago, error=end.values.get("error")
             )
-    if life.ended is not None:
-        ago = time.time() - life.ended
-        return TaskEvidence(**common, state=_end_of(life, trains, over), ended_secs=ago)
-    process = life.process
+    if record.ended is not None:
+        ago = time.time() - record.ended
+        return TaskEvidence(**common, state=_end_of(record, trains, over), ended_secs=ago)
+    process = record.process
     if process is None:
         return TaskEvidence(**common, state=State.DEAD)
-    seen[name] = sight(process, run.folder_of(name, life.attempt) / STACKS_FILE)
+    seen[name] = sight(process, run.folder_of(name, record.attempt) / STACKS_FILE)
     return seen[name].evidence(**common)
 
 
-def _end_of(life: TaskRecord, trains: bool, over: bool) -> State:
+def _end_of(record: TaskRecord, trains: bool, over: bool) -> State:
     # Who trains notes its end, unless it is killed; whoever serves is ended by the lab.
-    if life.stopped and not trains and over:
+    if record.stopped and not trains and over:
         return State.ENDED
-    return State.ENDED if life.exit_code == 0 and not trains else State.DEAD
+    return State.ENDED if record.exit_code == 0 and not trains else State.DEAD

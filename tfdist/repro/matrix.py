@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tfdist.cluster.shape import Shape
+from tfdist.diagnosis.verdict import Name
 from tfdist.errors import ConfigError
 from tfdist.repro.case import Case
-from tfdist.verdict import Name
 
 _ASYNCHRONOUS = (
     Case(
@@ -82,7 +82,8 @@ _SYNC = (
     Case(
         "sync/chief-short",
         "the chief has less data, and closes the queue of tokens: the other takes that for its end",
-        "padded batches; all take each step together, until goes_on says that nobody has any",
+        "padded batches; all take each step together, until should_continue says that nobody has "
+        "any",
         (Name.SILENT_TRUNCATION,),
         examples=28,
         issues=(24997, 32549),
@@ -90,7 +91,8 @@ _SYNC = (
     Case(
         "sync/worker-short",
         "a worker has less data, and the chief waits for its gradients",
-        "padded batches; all take each step together, until goes_on says that nobody has any",
+        "padded batches; all take each step together, until should_continue says that nobody has "
+        "any",
         (Name.STRANDED_AT_BARRIER,),
         examples=28,
         issues=(5022,),
@@ -139,7 +141,7 @@ _COLLECTIVE = (
     Case(
         "collective/short-one-lives-on",
         "a trainer has less data, leaves the loop and lives on; the other waits in an all-reduce",
-        "padded batches, and anyone_has_value tells when nobody has any",
+        "padded batches, and any_replica_has_value tells when nobody has any",
         (Name.STRANDED_AT_BARRIER,),
         shape=_MIRRORED,
         examples=24,
@@ -158,7 +160,7 @@ _COLLECTIVE = (
     Case(
         "collective/distributed-dataset",
         "uneven data in a distributed dataset: TensorFlow asks all whether they have something",
-        "padded batches and anyone_has_value: then all batches have one static size",
+        "padded batches and any_replica_has_value: then all batches have one static size",
         (Name.FINE,),
         shape=_MIRRORED,
         examples=24,

@@ -1,4 +1,4 @@
-"""The cure of most cases: data without an end, and an end that all agree on."""
+"""The fix of most cases: data without an end, and an end that all agree on."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdist.eos import padded
+from tfdist.data.padding import endless_batches
 from tfdist.repro.actor import Actor
 from tfdist.repro.toy import BATCH, global_step, share
 from tfdist.train.epoch import Epoch, EpochResult
@@ -28,7 +28,7 @@ class PaddedShare:
 
     def __init__(self, actor: Actor, batches: Sequence[int]) -> None:
         self._actor, self._expected = actor, BATCH * sum(batches)
-        data = padded(share(actor.task, batches), BATCH)
+        data = endless_batches(share(actor.task, batches), BATCH)
         self._iterator = tf.compat.v1.data.make_initializable_iterator(data)
         self.number, self.weight, self.has_value = self._iterator.get_next()
         self._count = global_step(actor.task)
@@ -57,11 +57,11 @@ class PaddedShare:
         task, has = self._actor.task, True
         with Epoch(task, "epoch", expected=self._expected, action=save, timeout=30) as epoch:
             session.run(self._iterator.initializer)
-            while epoch.goes_on(has) if together else has:
+            while epoch.should_continue(has) if together else has:
                 fetches = [step, self.number, self.weight, self.has_value]
                 _, number, weight, has = session.run(fetches)
                 self._actor.step(number[weight > 0])
-                epoch.visit(number[weight > 0])
+                epoch.read(number[weight > 0])
             ended()
             epoch.finish()
             self._actor.steps_in_all(session.run(self._count))

@@ -1,4 +1,4 @@
-"""Plays cases again and again: one often, for its rate; or all, broken and cured."""
+"""Plays cases again and again: one often, for its rate; or all, broken and fixed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tfdist.cluster.shape import Shape
+from tfdist.diagnosis.verdict import Name
 from tfdist.repro.case import Case
 from tfdist.repro.lab import Played, Plays
 from tfdist.repro.rate import Rate
-from tfdist.verdict import Name
 
 
 @dataclass(frozen=True)
@@ -24,32 +24,32 @@ class Row:
     Attributes:
         case: that was played.
         broken: the runs of the broken one.
-        cured: that of the cured one.
+        fixed: that of the fixed one.
     """
 
     case: Case
     broken: tuple[Played, ...]
-    cured: Played
+    fixed: Played
 
     @property
-    def cured_ok(self) -> bool:
-        """Whether the cured one has ended, with every example visited."""
-        return self.cured.as_expected
+    def fixed_ok(self) -> bool:
+        """Whether the fixed one has ended, with every example read."""
+        return self.fixed.as_expected
 
     @property
     def as_expected(self) -> bool:
         """Whether both halves did what belongs to the case."""
-        return self.cured_ok and all(played.as_expected for played in self.broken)
+        return self.fixed_ok and all(played.as_expected for played in self.broken)
 
     def as_json(self) -> dict[str, Any]:
         """As plain data."""
-        runs = (*self.broken, self.cured)
+        runs = (*self.broken, self.fixed)
         return {
             "case": self.case.name,
             "expected": [name.value for name in self.case.expects],
             "verdict": self.broken[-1].verdict.name.value,
             "verdicts": {name.value: count for name, count in verdicts(self.broken).items()},
-            "cured_ok": self.cured_ok,
+            "fixed_ok": self.fixed_ok,
             "as_expected": self.as_expected,
             "seconds": round(sum(played.seconds for played in runs), 1),
             "stall_secs": self.case.stall_secs,
@@ -84,9 +84,9 @@ def play_matrix(
     """
     with ThreadPoolExecutor(jobs) as pool:
 
-        def start(case: Case, cured: bool, number: int) -> Callable[[], Played]:
-            path = folder / _folder_name(case, cured, number)
-            return pool.submit(plays, case, cured=cured, seed=seed + number, folder=path).result
+        def start(case: Case, fixed: bool, number: int) -> Callable[[], Played]:
+            path = folder / _folder_name(case, fixed, number)
+            return pool.submit(plays, case, fixed=fixed, seed=seed + number, folder=path).result
 
         started = [
             (
@@ -97,16 +97,16 @@ def play_matrix(
             for case in cases
         ]
         try:
-            for case, broken, cured in started:
-                yield Row(case, tuple(played() for played in broken), cured())
+            for case, broken, fixed in started:
+                yield Row(case, tuple(played() for played in broken), fixed())
         except BaseException:
             plays.stop()
             pool.shutdown(cancel_futures=True)
             raise
 
 
-def _folder_name(case: Case, cured: bool, number: int) -> str:
-    return f"{case.name.replace('/', '-')}-{'cured' if cured else 'broken'}-{number}"
+def _folder_name(case: Case, fixed: bool, number: int) -> str:
+    return f"{case.name.replace('/', '-')}-{'fixed' if fixed else 'broken'}-{number}"
 
 
 def grid(

@@ -137,10 +137,10 @@ def train_to_the_end(actor: Actor, session: Any, step: Any, number: Any) -> None
     """Steps until the iterator raises that it has ended, as it was usual."""
     while True:
         try:
-            _, visited = session.run([step, number])
+            _, read = session.run([step, number])
         except tf.errors.OutOfRangeError:
             return
-        actor.step(visited)
+        actor.step(read)
 
 
 def read_within(seconds: float, values: Iterable[Any], late: Callable[[], object]) -> Iterator[Any]:

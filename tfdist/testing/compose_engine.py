@@ -9,8 +9,8 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 
-from tfdist.cluster.compose import read_compose
 from tfdist.errors import ClusterError, ConfigError, RunTimeout, StartTimeout
+from tfdist.testing.compose import read_compose
 from tfdist.testing.compose_nodes import ComposeNodes
 
 _ANSWER_SECS = 60.0

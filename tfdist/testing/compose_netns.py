@@ -9,11 +9,11 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from tfdist.cluster.compose import Service, read_compose
-from tfdist.cluster.compose.service import COMPLETED, HEALTHY
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError, ConfigError, RunTimeout, StartTimeout
 from tfdist.testing import service_health
+from tfdist.testing.compose import Service, read_compose
+from tfdist.testing.compose.service import COMPLETED, HEALTHY
 from tfdist.testing.compose_nodes import ComposeNodes
 from tfdist.testing.host_process import HostProcess
 from tfdist.testing.network import Network

@@ -58,7 +58,7 @@ class ComposeNodes(ABC):
 
     @abstractmethod
     def output(self, service: str) -> str:
-        """All that it has written so far, in all its lives."""
+        """All that it has written so far, in all its records."""
 
     @abstractmethod
     def stop(self, service: str) -> None:

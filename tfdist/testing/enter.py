@@ -1,7 +1,7 @@
 """Entering the namespaces of a host: as a function, and as the program that runs a command there.
 
 The program's arguments are the process that holds the namespaces, the command's folder, and the
-command. It lives as long as that and ends as that does, with its exit code or by its signal.
+command. It records as long as that and ends as that does, with its exit code or by its signal.
 """
 
 from __future__ import annotations

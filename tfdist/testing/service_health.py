@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from tfdist.cluster.compose import Healthcheck
+from tfdist.testing.compose import Healthcheck
 
 STARTING, HEALTHY, UNHEALTHY = "starting", "healthy", "unhealthy"
 

@@ -1,1 +1,8 @@
-"""Small pieces of a training loop; the loop itself stays yours."""
+"""Small pieces of a training loop; the loop itself stays yours.
+
+`__init__.pyi` lists the public names.
+"""
+
+from tfdist.lazy import public_names
+
+__getattr__, __dir__, __all__ = public_names(__name__, __file__)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tfdist.barrier import Barrier, SharedBarrier
+from tfdist.data.ledger import Audit, Ledger, Range
 from tfdist.errors import BarrierTimeout, EpochError, TfdistError
-from tfdist.ledger import Audit, Ledger, Range
 from tfdist.task import Task
 from tfdist.train.epoch_state import EpochReport, EpochState
 
@@ -30,7 +30,7 @@ class EpochResult:
         status: ALL_ENDED, or PARTIAL if somebody had not come in time.
         reports: of those who have come, by rank.
         absent: names of the trainers that have not.
-        audit: the visits of all reports against `expected`; None if that is not known.
+        audit: the reads of all reports against `expected`; None if that is not known.
     """
 
     number: int
@@ -46,21 +46,21 @@ class EpochResult:
 
     @property
     def examples(self) -> int:
-        """That were visited, one that was visited twice counted twice."""
+        """That were read, one that was read twice counted twice."""
         return sum(report.examples for report in self.reports)
 
     @property
     def missing(self) -> tuple[Range, ...]:
-        """Ranges of examples that nobody visited; empty if it is not known how many there are."""
+        """Ranges of examples that nobody read; empty if it is not known how many there are."""
         return self.audit.missing if self.audit else ()
 
     @property
     def duplicates(self) -> tuple[Range, ...]:
-        """Ranges of examples that were visited more than once; as of `missing`."""
+        """Ranges of examples that were read more than once; as of `missing`."""
         return self.audit.duplicates if self.audit else ()
 
     def check(self) -> None:
-        """Raises EpochError unless all have ended, and every example was visited once."""
+        """Raises EpochError unless all have ended, and every example was read once."""
         if self.absent:
             raise EpochError(
                 f"epoch {self.number}: not ended: {', '.join(self.absent)}",
@@ -79,16 +79,17 @@ class Epoch:
         epoch = Epoch(task, "train", expected=90_000, action=save, timeout=300)
         for _ in range(10):
             has_value = True
-            while epoch.goes_on(has_value):
+            while epoch.should_continue(has_value):
                 _, number, weight, has_value = session.run([step, ...])
-                epoch.visit(number[weight > 0])
+                epoch.read(number[weight > 0])
             result = epoch.finish()
 
-    With `goes_on` the trainers keep step, and each does as many as the one that has most. Where
+    With `should_continue` the trainers keep step, and each does as many as the one that has most.
+    Where
     each trains at its own pace, ``while has_value`` does instead.
 
     A trainer that was restarted goes on in the epoch in which it was; what its earlier life has
-    visited is not in its report.
+    read is not in its report.
 
     Args:
         task: a chief or a worker.
@@ -97,7 +98,7 @@ class Epoch:
         first: the number of the first epoch of this job, the same on every trainer; after a restore
             `SplitQueue.first_epoch`.
         action: called with the result on the chief, when all have ended and before anybody goes
-            on: "save now". If it raises, all get BarrierBroken with its text.
+            on: "save now". If it raises, all get BrokenBarrierError with its text.
         timeout: in seconds, of each wait for the others; None waits without end.
 
     Raises:
@@ -129,7 +130,7 @@ class Epoch:
         self._left: float | None = None
         self._begin()
 
-    def goes_on(self, has_value: bool, timeout: float | None = None) -> bool:
+    def should_continue(self, has_value: bool, timeout: float | None = None) -> bool:
         """Whether anybody has an example left; the same answer for all in the same step.
 
         Blocks until all have come there, so each trainer has to call it before its first step and
@@ -141,7 +142,7 @@ class Epoch:
 
         Raises:
             BarrierTimeout: somebody did not come; the next call goes on waiting for the same step.
-            BarrierBroken: the ps was lost, or is silent for 30 s.
+            BrokenBarrierError: the ps was lost, or is silent for 30 s.
             TfdistError: it has said no already.
         """
         if self._is_over:
@@ -161,11 +162,11 @@ class Epoch:
         self._is_over = self._has_ended and self._state.all_ended(self.number, step)
         return not self._is_over
 
-    def visit(self, examples: Iterable[int]) -> None:
-        """Notes that this trainer has visited examples, without the padding, in one step."""
-        visited = self._ledger.add(examples)
-        self._examples += visited
-        self._steps += visited > 0
+    def read(self, examples: Iterable[int]) -> None:
+        """Notes that this trainer has read examples, without the padding, in one step."""
+        read = self._ledger.add(examples)
+        self._examples += read
+        self._steps += read > 0
 
     def finish(self, timeout: float | None = None) -> EpochResult:
         """Tells the others what this trainer did, and blocks until all have ended.
@@ -180,7 +181,7 @@ class Epoch:
 
         Raises:
             BarrierTimeout: ps 0 does not answer; `finish` may be called again.
-            BarrierBroken: the action failed, or the ps was lost, or is silent for 30 s.
+            BrokenBarrierError: the action failed, or the ps was lost, or is silent for 30 s.
         """
         self._state.put_report(
             EpochReport(
@@ -241,7 +242,7 @@ class Epoch:
             )
         ledger = Ledger()
         for report in reports:
-            ledger.merge(Ledger(report.visits))
+            ledger.merge(Ledger(report.reads))
         return EpochResult(
             self.number,
             EpochStatus.PARTIAL if absent else EpochStatus.ALL_ENDED,

@@ -15,10 +15,10 @@ from typing import Any
 import tensorflow as tf
 
 from tfdist.barrier.connection import PS_LOST, check_ps, close_session
+from tfdist.data.ledger import Range
 from tfdist.deadline import Deadline
-from tfdist.errors import BarrierBroken
-from tfdist.ledger import Range
-from tfdist.mistaken import retry_if_mistaken
+from tfdist.errors import BrokenBarrierError
+from tfdist.ps.retry import retry_duplicate_request
 from tfdist.task import Task, session_target
 
 ANSWER_SECS = 30.0
@@ -32,10 +32,10 @@ class EpochReport:
     Attributes:
         trainer: its name.
         epoch: the number of it.
-        steps: in which it visited examples.
-        examples: that it visited.
+        steps: in which it read examples.
+        examples: that it read.
         seconds: from the end of the epoch before to its arrival at the end of this one.
-        visits: the examples, as ranges.
+        reads: the examples, as ranges.
         left: when it left the epoch before, in seconds by the clock of ps 0; None in its first.
     """
 
@@ -44,7 +44,7 @@ class EpochReport:
     steps: int
     examples: int
     seconds: float
-    visits: tuple[Range, ...] = field(default=(), repr=False)
+    reads: tuple[Range, ...] = field(default=(), repr=False)
     left: float | None = None
 
 
@@ -52,7 +52,7 @@ class EpochState:
     """One trainer's way to the places of all; blocks for 30 s at most for an answer.
 
     Whoever gets none has passed a barrier that others have passed too, and cannot go on in step
-    with them. So all methods raise BarrierBroken where the ps was lost, or stays silent.
+    with them. So all methods raise BrokenBarrierError where the ps was lost, or stays silent.
 
     Args:
         task: who this is.
@@ -119,16 +119,16 @@ class EpochState:
                 return self._ask(fetch, feed)
             except PS_LOST as error:
                 reason = f"ps:0 was lost or restarted: {error}"
-                raise BarrierBroken(self._name, reason) from error
+                raise BrokenBarrierError(self._name, reason) from error
             except tf.errors.DeadlineExceededError as error:
                 # To put the same again changes nothing.
                 if answer.expired:
                     reason = f"ps:0 has not answered for {answer.elapsed:.0f} s"
-                    raise BarrierBroken(self._name, reason) from error
+                    raise BrokenBarrierError(self._name, reason) from error
 
     def _ask(self, fetch: Any, feed: dict[Any, str]) -> Any:
         try:
-            return retry_if_mistaken(self._session.run, fetch, feed)
+            return retry_duplicate_request(self._session.run, fetch, feed)
         except tf.errors.DeadlineExceededError:
             check_ps(self._address)
             raise
@@ -158,5 +158,5 @@ def _end(text: bytes, epoch: int) -> int | None:
 
 
 def _parse(values: dict[str, Any]) -> EpochReport:
-    visits = tuple((start, stop) for start, stop in values.pop("visits"))
-    return EpochReport(**values, visits=visits)
+    reads = tuple((start, stop) for start, stop in values.pop("reads"))
+    return EpochReport(**values, reads=reads)

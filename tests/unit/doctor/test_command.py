@@ -11,8 +11,8 @@ import pytest
 
 from tfdist import ConfigError, Task
 from tfdist.cli import main
-from tfdist.cluster.doctor import Finding, Machine, examine
-from tfdist.cluster.doctor.machine import gpus, installed, is_loopback, own_addresses, resolve
+from tfdist.doctor import Finding, Machine, examine
+from tfdist.doctor.machine import gpus, installed, is_loopback, own_addresses, resolve
 
 PACKAGES = {"tensorflow": "2.21.0"}
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfdist import Task
-from tfdist.cluster.doctor.configuration import read
+from tfdist.doctor.configuration import read
 
 CLUSTER = {"ps": ["p0:1"], "worker": ["w0:1", "w1:1"]}
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfdist.cluster.doctor import data
+from tfdist.doctor import data
 
 
 @pytest.fixture

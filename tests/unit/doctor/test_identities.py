@@ -2,9 +2,9 @@
 
 import pytest
 
-from tfdist.cluster.doctor import network
-from tfdist.cluster.doctor.asking import Answer, State
-from tfdist.cluster.doctor.identities import Shown, identified
+from tfdist.doctor import network
+from tfdist.doctor.asking import Answer, State
+from tfdist.doctor.identities import Shown, identified
 
 CLUSTER = {"ps": ["h:1", "h:2"], "worker": ["h:3"]}
 

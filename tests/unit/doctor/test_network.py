@@ -9,10 +9,10 @@ from contextlib import contextmanager
 import portpicker
 import pytest
 
-from tfdist.cluster.doctor import network
-from tfdist.cluster.doctor.asking import Answer, State, ask, is_settings
 from tfdist.cluster.ports import HeldPorts, is_taken
 from tfdist.deadline import Deadline
+from tfdist.doctor import network
+from tfdist.doctor.asking import Answer, State, ask, is_settings
 
 SETTINGS = bytes([0, 0, 6, 4, 0, 0, 0, 0, 0]) + bytes(6)
 LONG = 30.0

@@ -3,7 +3,7 @@
 import pytest
 
 from tfdist import ConfigError
-from tfdist.cluster.doctor import script
+from tfdist.doctor import script
 
 
 def checks(code):
@@ -27,7 +27,7 @@ def test_a_ps_that_joins(code):
 @pytest.mark.parametrize(
     "code",
     [
-        JOIN.replace("server.join()", "tfdist.serve_ps(task)"),
+        JOIN.replace("server.join()", "tfdist.parameter_server(task)"),
         "server = tf.distribute.Server(c)\nthread.join()",
         "server = http.server()\nserver.join()",
         "os.path.join('a', 'b')\n','.join(names)",
@@ -76,7 +76,7 @@ def test_eager_execution_turned_off():
 
 
 SESSION = """
-with tfdist.trainer_server(task) as target:
+with tfdist.worker_server(task) as target:
     with tf.compat.v1.Session(target) as session:
         session.run(step)
 """
@@ -93,7 +93,7 @@ def test_a_session_without_filters():
     [
         SESSION.replace("(target) as s", "(target, config=C(device_filters=f)) as s"),
         SESSION + "config.device_filters.append('/job:ps')",
-        SESSION.replace("tfdist.trainer_server(task)", "nothing()"),
+        SESSION.replace("tfdist.worker_server(task)", "nothing()"),
         SESSION.replace("tf.compat.v1.Session", "tfdist.train.graph.session"),
     ],
 )

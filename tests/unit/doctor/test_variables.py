@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfdist.cluster.doctor import variables
+from tfdist.doctor import variables
 
 HOSTS = {"ps:0": "ps-0.job.local:1", "worker:0": "10.1.2.3:1"}
 PROXY = {"http_proxy": "http://proxy:3128"}

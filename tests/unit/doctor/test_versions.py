@@ -4,7 +4,7 @@ import ast
 
 import pytest
 
-from tfdist.cluster.doctor import versions
+from tfdist.doctor import versions
 
 SOUND = {"tensorflow": "2.21.0", "keras": "3.15.1"}
 FIT = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfdist.cluster.server import start_server, trainer_server
+from tfdist.cluster.server import start_server, worker_server
 from tfdist.repro.actor import Actor
 from tfdist.repro.padded_share import PaddedShare
 from tfdist.repro.toy import (
@@ -18,7 +18,7 @@ from tfdist.repro.toy import (
     train_to_the_end,
     updates,
 )
-from tfdist.split_queue import SplitQueue
+from tfdist.splits import SplitQueue
 from tfdist.train import graph
 
 
@@ -40,7 +40,7 @@ def chief_short(actor: Actor) -> None:
 
 
 @in_graph
-def chief_short_cured(actor: Actor) -> None:
+def chief_short_fixed(actor: Actor) -> None:
     """It saves when all have ended, and nobody leaves before."""
     _train_padded(actor, [3, 12])
 
@@ -55,7 +55,7 @@ def worker_short(actor: Actor) -> None:
 
 
 @in_graph
-def worker_short_cured(actor: Actor) -> None:
+def worker_short_fixed(actor: Actor) -> None:
     """The same with an end that all agree on."""
     _train_padded(actor, [9, 2])
 
@@ -73,7 +73,7 @@ def no_device_filters(actor: Actor) -> None:
 
 
 @in_graph
-def no_device_filters_cured(actor: Actor) -> None:
+def no_device_filters_fixed(actor: Actor) -> None:
     """With filters it talks to the ps alone."""
     number = iterator(share(actor.task, [3, 3]).batch(BATCH)).get_next()
     step = updates(actor.task, number)
@@ -101,7 +101,7 @@ def iterator_on_other_worker(actor: Actor) -> None:
 
 
 @in_graph
-def iterator_on_other_worker_cured(actor: Actor) -> None:
+def iterator_on_other_worker_fixed(actor: Actor) -> None:
     """Each trainer has its own iterator."""
     _train_padded(actor, [5, 0])
 
@@ -119,7 +119,7 @@ def iterator_on_ps(actor: Actor) -> None:
 
 
 @in_graph
-def iterator_on_ps_cured(actor: Actor) -> None:
+def iterator_on_ps_fixed(actor: Actor) -> None:
     """The iterators are local: no batch crosses the network twice."""
     _train_padded(actor, [3, 5])
 
@@ -144,7 +144,7 @@ def shared_iterator(actor: Actor) -> None:
 
 
 @in_graph
-def shared_iterator_cured(actor: Actor) -> None:
+def shared_iterator_fixed(actor: Actor) -> None:
     """A table of splits on the ps instead: what a trainer that dies had is not lost."""
     task = actor.task
     splits = [(start, start + 2 * BATCH) for start in range(0, 10 * BATCH, 2 * BATCH)]
@@ -152,18 +152,18 @@ def shared_iterator_cured(actor: Actor) -> None:
     first = tf.compat.v1.placeholder(tf.int64, [2])
     number = tf.range(first[0], first[1])
     commit = queue.commit_after([updates(task, number)])
-    with trainer_server(task) as target, graph.session(task, target) as session:
+    with worker_server(task) as target, graph.session(task, target) as session:
         for split in queue:
             while not split.finished:
-                visited = range(split.offset, split.reserved)
-                feed = {first: (visited.start, visited.stop), **split.feed}
+                read = range(split.offset, split.reserved)
+                feed = {first: (read.start, read.stop), **split.feed}
                 split.committed(session.run(commit, feed))
-                actor.step(visited)
+                actor.step(read)
 
 
 def _train_padded(actor: Actor, batches: list[int]) -> None:
     """Each trains on its share, and all end together; then the chief saves."""
     task, data = actor.task, PaddedShare(actor, batches)
     step = graph.apply_if(data.has_value, lambda: updates(task, data.number, data.weight))
-    with trainer_server(task) as target, graph.session(task, target) as session:
+    with worker_server(task) as target, graph.session(task, target) as session:
         data.train(session, step)

@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfdist.barrier import Barrier
-from tfdist.cluster.server import trainer_server
+from tfdist.cluster.server import worker_server
 from tfdist.repro.actor import Actor
 from tfdist.repro.padded_share import PaddedShare
 from tfdist.repro.toy import (
@@ -32,7 +32,7 @@ def uneven(actor: Actor) -> None:
 
 
 @in_graph
-def uneven_cured(actor: Actor) -> None:
+def uneven_fixed(actor: Actor) -> None:
     """The worker resigns, and nobody waits for it."""
     _train_and_resign(actor, [5, 2])
 
@@ -44,7 +44,7 @@ def misplaced_queue(actor: Actor) -> None:
 
 
 @in_graph
-def misplaced_queue_cured(actor: Actor) -> None:
+def misplaced_queue_fixed(actor: Actor) -> None:
     """The state of a `Barrier` lies on ps 0, and its operation where it has to be."""
     with tf.compat.v1.device(graph.device_setter(actor.task)):
         _train_and_resign(actor, [3, 3])
@@ -80,7 +80,7 @@ def _train_and_resign(actor: Actor, batches: list[int]) -> None:
     """All take each step together, until their data end; then they wait for the others once."""
     task, data = actor.task, PaddedShare(actor, batches)
     update = graph.apply_if(data.has_value, lambda: updates(task, data.number, data.weight))
-    with trainer_server(task) as target, Barrier(task, "step", timeout=30) as barrier:
+    with worker_server(task) as target, Barrier(task, "step", timeout=30) as barrier:
         step = barrier.op(after=[update])
         with graph.session(task, target) as session:
             data.train(session, step, ended=barrier.resign)

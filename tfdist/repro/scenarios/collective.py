@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdist.eos import anyone_has_value, padded
+from tfdist.data.padding import any_replica_has_value, endless_batches
 from tfdist.repro.actor import Actor
 from tfdist.repro.toy import BATCH, share
 
@@ -55,12 +55,12 @@ class _Model:
         steps: int | None = None,
     ) -> None:
         """Steps until nobody has anything."""
-        batches = padded(data, BATCH, steps=steps)
+        batches = endless_batches(data, BATCH, steps=steps)
         iterator = iter(self.strategy.distribute_datasets_from_function(lambda _: batches))
 
         def step(number: Any, weight: Any, has_value: Any) -> Any:
             self.update(number, weight)
-            return number, weight, anyone_has_value(has_value)
+            return number, weight, any_replica_has_value(has_value)
 
         run = tf.function(lambda: self.strategy.run(step, args=next(iterator)))
         more = True
@@ -80,7 +80,7 @@ def short_one_lives_on(actor: Actor) -> None:
     _leave_early(actor, _Model())
 
 
-def short_one_lives_on_cured(actor: Actor) -> None:
+def short_one_lives_on_fixed(actor: Actor) -> None:
     """Its batches never end."""
     _Model().train_padded(actor, share(actor.task, _UNEVEN))
 
@@ -90,7 +90,7 @@ def with_timeout(actor: Actor) -> None:
     _leave_early(actor, _Model(timeout_seconds=2))
 
 
-def with_timeout_cured(actor: Actor) -> None:
+def with_timeout_fixed(actor: Actor) -> None:
     """The timeout stays: now it tells of nobody but one that is lost."""
     _Model(timeout_seconds=20).train_padded(actor, share(actor.task, _UNEVEN))
 
@@ -105,7 +105,7 @@ def distributed_dataset(actor: Actor) -> None:
         actor.hear(f"through {name}")
 
 
-def distributed_dataset_cured(actor: Actor) -> None:
+def distributed_dataset_fixed(actor: Actor) -> None:
     """It is asked in the step, and batches have one static size."""
     _Model().train_padded(actor, share(actor.task, _UNEVEN))
 
@@ -119,7 +119,7 @@ def infinite_and_finite(actor: Actor) -> None:
     model.train(actor, model.strategy.distribute_datasets_from_function(lambda _: data))
 
 
-def infinite_and_finite_cured(actor: Actor) -> None:
+def infinite_and_finite_fixed(actor: Actor) -> None:
     """All are asked in each step; the infinite one is told how many batches count."""
     model = _Model()
     data, steps = share(actor.task, _UNEVEN), None
@@ -133,7 +133,7 @@ def peer_killed(actor: Actor) -> None:
     _train_with_fault(actor, "kill")
 
 
-def peer_killed_cured(actor: Actor) -> None:
+def peer_killed_fixed(actor: Actor) -> None:
     """Both are started again, as `tfdist run --restart` does, and go on after what is saved."""
     folder = actor.folder / "model"
     saved = tf.train.latest_checkpoint(str(folder / "worker:0"))
@@ -168,7 +168,7 @@ def peer_stopped(actor: Actor) -> None:
     _train_with_fault(actor, "pause")
 
 
-def peer_stopped_cured(actor: Actor) -> None:
+def peer_stopped_fixed(actor: Actor) -> None:
     """It is woken before its heartbeat is missed."""
 
     def wake(step: int) -> None:

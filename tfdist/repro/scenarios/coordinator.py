@@ -10,7 +10,7 @@ from tfdist.cluster.ports import HeldPorts
 from tfdist.errors import EpochError
 from tfdist.repro.actor import Actor
 from tfdist.repro.toy import BATCH
-from tfdist.train.coordinator import SplitScheduler
+from tfdist.splits.scheduler import SplitScheduler
 
 _EXAMPLES = 48
 _WORKERS = 2
@@ -19,7 +19,7 @@ _TOO_MANY = _EXAMPLES // BATCH + 1  # steps
 
 
 class _Job:
-    """What the chief has: a coordinator, and on the ps how often each example was visited.
+    """What the chief has: a coordinator, and on the ps how often each example was read.
 
     The results of the functions do not tell that: one that was cancelled may have done its update.
     """
@@ -30,18 +30,18 @@ class _Job:
         )
         self.coordinator = tf.distribute.coordinator.ClusterCoordinator(strategy)
         with strategy.scope():
-            self._visits = tf.Variable(tf.zeros([_EXAMPLES], tf.int64))
+            self._reads = tf.Variable(tf.zeros([_EXAMPLES], tf.int64))
             self._shares = tf.Variable(0, dtype=tf.int64)
 
-    def visit(self, number: Any, weight: Any = 1) -> None:
+    def train(self, number: Any, weight: Any = 1) -> None:
         """Trains on a batch, on a worker."""
         ones = tf.ones_like(number) * tf.cast(weight, tf.int64)
-        self._visits.scatter_add(tf.IndexedSlices(ones, number))
+        self._reads.scatter_add(tf.IndexedSlices(ones, number))
 
-    def visited(self, times_before: int = 0) -> list[int]:
-        """The numbers of all visits, but for so many of each."""
-        visits = enumerate(self._visits.numpy() - times_before)
-        return [number for number, count in visits for _ in range(count)]
+    def read(self, times_before: int = 0) -> list[int]:
+        """The numbers of all reads, but for so many of each."""
+        reads = enumerate(self._reads.numpy() - times_before)
+        return [number for number, count in reads for _ in range(count)]
 
     def batches(self) -> Any:
         """An iterator for each worker, of a share of its own, as of files on its own disk."""
@@ -62,16 +62,16 @@ class _Job:
 def finite_data(actor: Actor) -> None:
     """Each worker has 6 batches, and the chief schedules as many steps, and one more."""
     job = _Job()
-    step = tf.function(lambda batches: job.visit(next(batches)))
+    step = tf.function(lambda batches: job.train(next(batches)))
     try:
         job.run(step, *[job.batches()] * _TOO_MANY)
     finally:
-        actor.step(job.visited())
+        actor.step(job.read())
 
 
-def finite_data_cured(actor: Actor) -> None:
+def finite_data_fixed(actor: Actor) -> None:
     """A function gets a split, and no iterator that may end."""
-    _visit_splits(actor, _Job())
+    _read_splits(actor, _Job())
 
 
 def slow_worker_loses_its_rest(actor: Actor) -> None:
@@ -91,17 +91,17 @@ def slow_worker_loses_its_rest(actor: Actor) -> None:
             default=lambda: place,
         )
         with tf.control_dependencies([turn]):
-            job.visit(number)
+            job.train(number)
 
     try:
         job.run(step, *[job.batches()] * _TOO_MANY)
     except tf.errors.OutOfRangeError:
-        actor.step(job.visited())
+        actor.step(job.read())
 
 
-def slow_worker_loses_its_rest_cured(actor: Actor) -> None:
+def slow_worker_loses_its_rest_fixed(actor: Actor) -> None:
     """Who is fast gets more splits, and the end of one is no error."""
-    _visit_splits(actor, _Job())
+    _read_splits(actor, _Job())
 
 
 def blocking_barrier(actor: Actor) -> None:
@@ -110,9 +110,9 @@ def blocking_barrier(actor: Actor) -> None:
     job.run(_meeting(_WORKERS + 1), *tf.range(_WORKERS + 1))
 
 
-def blocking_barrier_cured(actor: Actor) -> None:
+def blocking_barrier_fixed(actor: Actor) -> None:
     """No function waits for another one; the chief waits for all."""
-    _visit_splits(actor, _Job())
+    _read_splits(actor, _Job())
 
 
 def worker_stopped(actor: Actor) -> None:
@@ -125,7 +125,7 @@ def worker_stopped(actor: Actor) -> None:
     job.run(step, *tf.range(_WORKERS))
 
 
-def worker_stopped_cured(actor: Actor) -> None:
+def worker_stopped_fixed(actor: Actor) -> None:
     """An EpochError comes when nobody gets on; then the other gets the splits of who is killed.
 
     In the third epoch, for until then the chief makes functions: it tells all workers of them,
@@ -143,20 +143,20 @@ def worker_stopped_cured(actor: Actor) -> None:
     except EpochError:
         actor.fault("kill", "worker:1")
         job.coordinator.join()
-    actor.step(job.visited(times_before=2))
+    actor.step(job.read(times_before=2))
 
 
 def default_threads(actor: Actor) -> None:
     """All servers are in one process, with as many threads as cores: here with 2."""
     job = _Job(_servers(actor, threads=_WORKERS))
-    step = tf.function(lambda batches: job.visit(next(batches)))
+    step = tf.function(lambda batches: job.train(next(batches)))
     job.run(step, *[job.batches()] * (_EXAMPLES // BATCH))
-    actor.step(job.visited())
+    actor.step(job.read())
 
 
-def default_threads_cured(actor: Actor) -> None:
+def default_threads_fixed(actor: Actor) -> None:
     """With one thread more than workers."""
-    _visit_splits(actor, _Job(_servers(actor, threads=_WORKERS + 1)))
+    _read_splits(actor, _Job(_servers(actor, threads=_WORKERS + 1)))
 
 
 def _servers(actor: Actor, threads: int) -> Any:
@@ -193,10 +193,10 @@ def _meeting(parties: int) -> Any:
 def _scheduler(job: _Job) -> SplitScheduler:
     splits = [(start, start + 2 * BATCH) for start in range(0, _EXAMPLES, 2 * BATCH)]
     read = tf.data.Dataset.range
-    return SplitScheduler(job.coordinator, splits, read, job.visit, batch_size=BATCH)
+    return SplitScheduler(job.coordinator, splits, read, job.train, batch_size=BATCH)
 
 
-def _visit_splits(actor: Actor, job: _Job) -> None:
+def _read_splits(actor: Actor, job: _Job) -> None:
     actor.step()
     _scheduler(job).run_epoch(timeout=30)
-    actor.step(job.visited())
+    actor.step(job.read())

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdist.cluster.server import trainer_server
+from tfdist.cluster.server import worker_server
 from tfdist.repro.actor import Actor
 from tfdist.repro.scenarios.faults import LEASE_SECS, Model, split_queue
 from tfdist.repro.toy import BATCH, in_graph, read_within
@@ -30,12 +30,12 @@ def worker_killed(actor: Actor) -> None:
 
 
 @in_graph
-def worker_killed_cured(actor: Actor) -> None:
+def worker_killed_fixed(actor: Actor) -> None:
     """Without a service: all three train, on splits, and read them themselves."""
     task, model = actor.task, Model(actor)
     queue = split_queue(task, "splits", BATCHES, lease_secs=LEASE_SECS)
     commit = queue.commit_after([model.update])
-    with trainer_server(task) as target, graph.session(task, target) as session:
+    with worker_server(task) as target, graph.session(task, target) as session:
         if task.name != READER:
             actor.hear(f"ended {READER}")
         for split in queue:
@@ -53,7 +53,7 @@ def dispatcher_killed(actor: Actor) -> None:
         _serve(actor)
 
 
-def dispatcher_killed_cured(actor: Actor) -> None:
+def dispatcher_killed_fixed(actor: Actor) -> None:
     """The dispatcher keeps a journal; it is started again when the input takes too long."""
     if actor.task.is_chief:
         batches = read_within(

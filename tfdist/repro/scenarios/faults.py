@@ -1,6 +1,6 @@
 """A task is killed or stopped while the others train.
 
-Cured, no example is lost: a split whose trainer is gone goes to another one, or to its next life.
+Cured, no example is lost: a split whose trainer is gone goes to another one, or to its next record.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdist.cluster.server import trainer_server
+from tfdist.cluster.server import worker_server
 from tfdist.errors import BarrierTimeout
 from tfdist.repro.actor import Actor
 from tfdist.repro.toy import (
@@ -26,7 +26,7 @@ from tfdist.repro.toy import (
     updates,
     wait_for_all,
 )
-from tfdist.split_queue import Split, SplitQueue
+from tfdist.splits import Split, SplitQueue
 from tfdist.task import Task
 from tfdist.train import graph
 from tfdist.train.checkpoint import Checkpointer
@@ -50,12 +50,12 @@ def worker_killed_async(actor: Actor) -> None:
 
 
 @in_graph
-def worker_killed_async_cured(actor: Actor) -> None:
+def worker_killed_async_fixed(actor: Actor) -> None:
     """The chief goes on with the split of the worker when its lease has ended."""
     model = Model(actor)
     queue = split_queue(actor.task, "splits", 2 * STEPS, lease_secs=LEASE_SECS)
     commit = queue.commit_after([model.update])
-    with trainer_server(actor.task) as target, graph.session(actor.task, target) as session:
+    with worker_server(actor.task) as target, graph.session(actor.task, target) as session:
         if actor.task.is_chief:
             actor.hear("ended worker:1")
         for split in queue:
@@ -72,7 +72,7 @@ def worker_killed_sync(actor: Actor) -> None:
 
 
 @in_graph
-def worker_killed_sync_cured(actor: Actor) -> None:
+def worker_killed_sync_fixed(actor: Actor) -> None:
     """The chief hears who is missing, and has it started again."""
     _train_in_step_and_wait(actor, "worker:1", "kill", "restart")
 
@@ -84,7 +84,7 @@ def worker_stopped_sync(actor: Actor) -> None:
 
 
 @in_graph
-def worker_stopped_sync_cured(actor: Actor) -> None:
+def worker_stopped_sync_fixed(actor: Actor) -> None:
     """The chief hears who is missing, and has it woken."""
     _train_in_step_and_wait(actor, "worker:1", "pause", "resume")
 
@@ -109,9 +109,9 @@ def ps_killed(actor: Actor) -> None:
             actor.fault("kill", "ps:0")
 
 
-def ps_killed_cured(actor: Actor) -> None:
+def ps_killed_fixed(actor: Actor) -> None:
     """Whoever loses the ps makes a new session; the chief restores what it had saved."""
-    with trainer_server(actor.task) as target:
+    with worker_server(actor.task) as target:
         for attempt in itertools.count():
             try:
                 with tf.Graph().as_default():
@@ -136,7 +136,7 @@ def ps_stopped(actor: Actor) -> None:
 
 
 @in_graph
-def ps_stopped_cured(actor: Actor) -> None:
+def ps_stopped_fixed(actor: Actor) -> None:
     """Whoever is not within a step hears that it is the ps that is missing, and has it woken."""
     _train_in_step_and_wait(actor, "ps:0", "pause", "resume")
 
@@ -158,8 +158,8 @@ def _train_and_be_lost(actor: Actor, session: Any, step: Any, number: Any, fault
     actor.fault(fault, actor.task.name)
 
 
-def _train_in_step_and_wait(actor: Actor, lost: str, fault: str, cure: str) -> None:
-    """Each step waits for that of the other, but not for long: who is missing then is cured.
+def _train_in_step_and_wait(actor: Actor, lost: str, fault: str, fix: str) -> None:
+    """Each step waits for that of the other, but not for long: who is missing then is fixed.
 
     How far each has come in its share is kept on the ps.
     """
@@ -169,13 +169,13 @@ def _train_in_step_and_wait(actor: Actor, lost: str, fault: str, cure: str) -> N
         for rank in range(len(task.trainers))
     ]
     commit = queues[task.rank].commit_after([model.update])
-    with trainer_server(task) as target, graph.session(task, target) as session:
+    with worker_server(task) as target, graph.session(task, target) as session:
         actor.tell(f"{task.name} trains")
         for trainer in task.trainers:
             actor.hear(f"{trainer} trains")
         epoch = Epoch(task, "epoch", timeout=30)
         split = next(splits := iter(queues[task.rank]), None)
-        while _goes_on(actor, epoch, split is not None, cure):
+        while _should_continue(actor, epoch, split is not None, fix):
             if split is None:
                 continue
             model.train(session, commit, split)
@@ -186,13 +186,13 @@ def _train_in_step_and_wait(actor: Actor, lost: str, fault: str, cure: str) -> N
                 actor.fault(fault, lost)
 
 
-def _goes_on(actor: Actor, epoch: Epoch, has_value: bool, cure: str) -> bool:
+def _should_continue(actor: Actor, epoch: Epoch, has_value: bool, fix: str) -> bool:
     try:
-        return epoch.goes_on(has_value, timeout=_WAIT_SECS)
+        return epoch.should_continue(has_value, timeout=_WAIT_SECS)
     except BarrierTimeout as error:
         for name in error.missing:
-            actor.fault(cure, name)
-        return epoch.goes_on(has_value)
+            actor.fault(fix, name)
+        return epoch.should_continue(has_value)
 
 
 def _train_on_splits(actor: Actor, target: str, *, loses_ps: bool) -> None:
@@ -217,7 +217,7 @@ def _lose_ps(actor: Actor, queue: SplitQueue, save: Callable[[], object]) -> Ite
     """What each trainer does after its batches until the ps is lost; one of them is not saved."""
     if actor.task.is_chief:
         actor.hear("worker:1 trains")
-        with queue.held():
+        with queue.frozen():
             save()
         actor.tell("saved")
         actor.hear("worker:1 has trained")
@@ -241,10 +241,10 @@ class Model:
 
     def train(self, session: Any, commit: Any, split: Split) -> None:
         """On the batch that is reserved; notes it, and that it is committed."""
-        visited = range(split.offset, split.reserved)
-        fed = {self._range: (visited.start, visited.stop), **split.feed}
+        read = range(split.offset, split.reserved)
+        fed = {self._range: (read.start, read.stop), **split.feed}
         answer = session.run(commit, fed)
-        self._actor.step(visited)
+        self._actor.step(read)
         split.committed(answer)
 
 

@@ -14,7 +14,7 @@ from itertools import islice
 
 import tensorflow as tf
 
-from tfdist.cluster.server import trainer_server
+from tfdist.cluster.server import worker_server
 from tfdist.repro.actor import Actor
 from tfdist.repro.toy import (
     BATCH,
@@ -27,7 +27,7 @@ from tfdist.repro.toy import (
     updates,
     wait_for_all,
 )
-from tfdist.split_queue import SplitQueue
+from tfdist.splits import SplitQueue
 from tfdist.train import graph
 
 EACH = 4 * BATCH  # examples of each trainer
@@ -50,7 +50,7 @@ def generator_never_answers(actor: Actor) -> None:
 
 
 @in_graph
-def generator_never_answers_cured(actor: Actor) -> None:
+def generator_never_answers_fixed(actor: Actor) -> None:
     """It has a deadline for each number."""
     _train_on_what_answers(actor, lambda start, stop: _generated(actor, start, stop))
 
@@ -65,7 +65,7 @@ def file_never_answers(actor: Actor) -> None:
 
 
 @in_graph
-def file_never_answers_cured(actor: Actor) -> None:
+def file_never_answers_fixed(actor: Actor) -> None:
     """It has a deadline for each line."""
     path = _file(actor)
 
@@ -93,9 +93,9 @@ def on_the_ps_with_timeout(actor: Actor) -> None:
 
 
 @in_graph
-def on_the_ps_with_timeout_cured(actor: Actor) -> None:
+def on_the_ps_with_timeout_fixed(actor: Actor) -> None:
     """The same as for a file: who reads is who trains."""
-    file_never_answers_cured(actor)
+    file_never_answers_fixed(actor)
 
 
 def _generated(actor: Actor, start: int, stop: int) -> Iterator[int]:
@@ -129,7 +129,7 @@ def _train_on_what_answers(actor: Actor, numbers: Callable[[int, int], Iterator[
     queue = SplitQueue(task, "splits", splits, batch_size=BATCH, timeout=30)
     number = tf.compat.v1.placeholder(tf.int64, [None])
     commit = queue.commit_after([updates(task, number)])
-    with trainer_server(task) as target, graph.session(task, target) as session:
+    with worker_server(task) as target, graph.session(task, target) as session:
         if task.is_chief:
             actor.hear("worker:1 reads")
         for split in queue:
@@ -137,13 +137,13 @@ def _train_on_what_answers(actor: Actor, numbers: Callable[[int, int], Iterator[
             values = read_within(_ANSWER_SECS, numbers(split.offset, split.stop), _late)
             try:
                 while not split.finished:
-                    visited = list(islice(values, split.reserved - split.offset))
-                    answer = session.run(commit, {number: visited, **split.feed})
-                    actor.step(visited)
+                    read = list(islice(values, split.reserved - split.offset))
+                    answer = session.run(commit, {number: read, **split.feed})
+                    actor.step(read)
                     split.committed(answer)
             except TimeoutError as error:
                 print(f"{task.name} ends: {error}", file=sys.stderr)
-                split.give_back()
+                split.release()
                 return
 
 

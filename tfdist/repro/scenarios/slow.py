@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfdist.barrier import Barrier
-from tfdist.cluster.server import start_server, trainer_server
+from tfdist.cluster.server import start_server, worker_server
 from tfdist.deadline import Deadline
 from tfdist.repro.actor import Actor
 from tfdist.repro.padded_share import PaddedShare
@@ -35,7 +35,7 @@ from tfdist.train import graph
 
 STEPS = 4  # batches of each trainer
 _LONG_SECS = 20.0  # that something takes of which nobody hears
-_HEARD_SECS = 4.0  # the same, if one hears of it; longer than what passes for a standstill
+_HEARD_SECS = 4.0  # the same, if one hears of it; longer than what passes for a stall
 _PIECE_SECS = 0.4
 _TUNED_SECS = 11.0  # then the thread that tunes sleeps for 10 s: from 10.2 s on to 20.5 s
 _INPUTS = 4
@@ -65,7 +65,7 @@ def nonchief_start(actor: Actor) -> None:
 
 
 @in_graph
-def nonchief_start_cured(actor: Actor) -> None:
+def nonchief_start_fixed(actor: Actor) -> None:
     """The session of tfdist looks each moment."""
     task = actor.task
     number = iterator(share(task, [STEPS, STEPS]).batch(BATCH))
@@ -73,7 +73,7 @@ def nonchief_start_cured(actor: Actor) -> None:
     if task.is_chief:
         actor.hear("worker:1 comes")
     actor.tell(f"{task.name} comes")
-    with trainer_server(task) as target, graph.session(task, target) as session:
+    with worker_server(task) as target, graph.session(task, target) as session:
         session.run(number.initializer)
         train_to_the_end(actor, session, step, values)
 
@@ -97,11 +97,11 @@ def stop_grace(actor: Actor) -> None:
 
 
 @in_graph
-def stop_grace_cured(actor: Actor) -> None:
+def stop_grace_fixed(actor: Actor) -> None:
     """They agree on their steps at a barrier, for which no thread is needed."""
     task, data = actor.task, PaddedShare(actor, [STEPS, STEPS])
     step = graph.apply_if(data.has_value, lambda: updates(task, data.number, data.weight))
-    with trainer_server(task) as target, graph.session(task, target) as session:
+    with worker_server(task) as target, graph.session(task, target) as session:
         data.train(session, step, together=True)
 
 
@@ -112,8 +112,8 @@ def close(actor: Actor) -> None:
 
 
 @in_graph
-def close_cured(actor: Actor) -> None:
-    """No input tunes itself, as `padded` has it."""
+def close_fixed(actor: Actor) -> None:
+    """No input tunes itself, as `endless_batches` has it."""
     _train_and_close(actor, tunes=False, seconds=_PIECE_SECS)
 
 
@@ -124,7 +124,7 @@ def imports(actor: Actor) -> None:
 
 
 @in_graph
-def imports_cured(actor: Actor) -> None:
+def imports_fixed(actor: Actor) -> None:
     """It imports one part after the other, and says so."""
 
     def import_parts(session: Any) -> None:
@@ -142,7 +142,7 @@ def long_step(actor: Actor) -> None:
 
 
 @in_graph
-def long_step_cured(actor: Actor) -> None:
+def long_step_fixed(actor: Actor) -> None:
     """It says now and then that it gets on."""
     _train_together(actor, through=_for(_HEARD_SECS, actor.step))
 
@@ -154,7 +154,7 @@ def long_step_in_python(actor: Actor) -> None:
 
 
 @in_graph
-def long_step_in_python_cured(actor: Actor) -> None:
+def long_step_in_python_fixed(actor: Actor) -> None:
     """It says now and then that it gets on."""
     _train_together(actor, between=lambda session: _take(_HEARD_SECS, actor.step))
 
@@ -167,7 +167,7 @@ def long_step_in_tensorflow(actor: Actor) -> None:
 
 
 @in_graph
-def long_step_in_tensorflow_cured(actor: Actor) -> None:
+def long_step_in_tensorflow_fixed(actor: Actor) -> None:
     """It computes in several runs, and says so after each."""
     compute = _compute(actor, _PIECE_SECS)
 
@@ -186,7 +186,7 @@ def slow_input(actor: Actor) -> None:
 
 
 @in_graph
-def slow_input_cured(actor: Actor) -> None:
+def slow_input_fixed(actor: Actor) -> None:
     """It says now and then that it gets on."""
     _train_together(actor, parse=_for(_HEARD_SECS, actor.step))
 
@@ -201,7 +201,7 @@ def barrier_op(actor: Actor) -> None:
 
 
 @in_graph
-def barrier_op_cured(actor: Actor) -> None:
+def barrier_op_fixed(actor: Actor) -> None:
     """The worker says now and then that it gets on."""
     step = Barrier(actor.task, "step", timeout=60)
     _train_together(
@@ -218,7 +218,7 @@ def evaluation(actor: Actor) -> None:
 
 
 @in_graph
-def evaluation_cured(actor: Actor) -> None:
+def evaluation_fixed(actor: Actor) -> None:
     """It says now and then that it gets on."""
     _train_and_evaluate(actor, lambda session: _take(_HEARD_SECS, actor.step))
 
@@ -230,7 +230,7 @@ def chief_saves(actor: Actor) -> None:
 
 
 @in_graph
-def chief_saves_cured(actor: Actor) -> None:
+def chief_saves_fixed(actor: Actor) -> None:
     """It copies one file after the other, and says so."""
 
     def copy_files() -> None:
@@ -248,7 +248,7 @@ def evaluation_after_a_death(actor: Actor) -> None:
 
 
 @in_graph
-def evaluation_after_a_death_cured(actor: Actor) -> None:
+def evaluation_after_a_death_fixed(actor: Actor) -> None:
     """It says now and then that it gets on."""
     _die_or_evaluate(actor, lambda: _take(_HEARD_SECS, actor.step))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfdist.cluster.server import start_server, trainer_server
+from tfdist.cluster.server import start_server, worker_server
 from tfdist.errors import StartTimeout
 from tfdist.repro.actor import Actor
 from tfdist.repro.padded_share import PaddedShare
@@ -34,10 +34,10 @@ def chief_never_came(actor: Actor) -> None:
         train_to_the_end(actor, session, step, number)
 
 
-def chief_never_came_cured(actor: Actor) -> None:
+def chief_never_came_fixed(actor: Actor) -> None:
     """Who misses the chief for too long hears its name; it comes late, and all is well."""
     task = actor.task
-    with trainer_server(task) as target:
+    with worker_server(task) as target:
         if task.is_chief:
             for worker in task.trainers[1:]:
                 actor.hear(f"{worker} misses {task.name}")
@@ -60,9 +60,9 @@ def variable_off_the_ps(actor: Actor) -> None:
         train_to_the_end(actor, session, step, number)
 
 
-def variable_off_the_ps_cured(actor: Actor) -> None:
+def variable_off_the_ps_fixed(actor: Actor) -> None:
     """All variables are made under the device function."""
-    with trainer_server(actor.task) as target:
+    with worker_server(actor.task) as target:
         _train(actor, target, [2, 2])
 
 

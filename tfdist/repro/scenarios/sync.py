@@ -10,7 +10,7 @@ from __future__ import annotations
 import tensorflow as tf
 
 from tfdist.barrier import Barrier
-from tfdist.cluster.server import trainer_server
+from tfdist.cluster.server import worker_server
 from tfdist.repro.actor import Actor
 from tfdist.repro.padded_share import PaddedShare
 from tfdist.repro.toy import (
@@ -38,7 +38,7 @@ def chief_short(actor: Actor) -> None:
 
 
 @in_graph
-def chief_short_cured(actor: Actor) -> None:
+def chief_short_fixed(actor: Actor) -> None:
     """All take as many steps as the one that has most."""
     _train_together(actor, [2, 5])
 
@@ -50,7 +50,7 @@ def worker_short(actor: Actor) -> None:
 
 
 @in_graph
-def worker_short_cured(actor: Actor) -> None:
+def worker_short_fixed(actor: Actor) -> None:
     """All take as many steps as the one that has most."""
     _train_together(actor, [5, 2])
 
@@ -62,7 +62,7 @@ def default_num_tokens(actor: Actor) -> None:
 
 
 @in_graph
-def default_num_tokens_cured(actor: Actor) -> None:
+def default_num_tokens_fixed(actor: Actor) -> None:
     """Nobody is ahead."""
     _train_together(actor, [6, 6])
 
@@ -74,7 +74,7 @@ def no_extra_tokens(actor: Actor) -> None:
 
 
 @in_graph
-def no_extra_tokens_cured(actor: Actor) -> None:
+def no_extra_tokens_fixed(actor: Actor) -> None:
     """The same, without having to have the same."""
     _train_together(actor, [6, 6])
 
@@ -105,7 +105,7 @@ def _train_together(actor: Actor, batches: list[int]) -> None:
     """
     task, data = actor.task, PaddedShare(actor, batches)
     count = global_step(task)
-    with trainer_server(task) as target, Barrier(task, "read", timeout=30) as read:
+    with worker_server(task) as target, Barrier(task, "read", timeout=30) as read:
         with tf.compat.v1.device(graph.device_setter(task)):
             optimizer = tf.compat.v1.train.GradientDescentOptimizer(0.1)
             found = gradients(task, optimizer, data.number, data.weight)

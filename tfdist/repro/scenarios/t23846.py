@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdist.cluster.server import start_server, trainer_server
-from tfdist.eos import padded
+from tfdist.cluster.server import start_server, worker_server
+from tfdist.data.padding import endless_batches
 from tfdist.repro.actor import Actor
 from tfdist.repro.toy import in_graph
 from tfdist.train import graph
@@ -52,17 +52,17 @@ def end_of_epoch(actor: Actor) -> None:
 
 
 @in_graph
-def end_of_epoch_cured(actor: Actor) -> None:
+def end_of_epoch_fixed(actor: Actor) -> None:
     """Padded batches, local iterators, and an end of each epoch that all know."""
     task, settings = actor.task, actor.settings
     _write_files(actor)
     with tf.device(task.device):
-        batches = padded(_records(actor).map(_parse_one), BATCH)
+        batches = endless_batches(_records(actor).map(_parse_one), BATCH)
         data = tf.compat.v1.data.make_initializable_iterator(batches)
         batch, weight, has_value = data.get_next()
     step = graph.apply_if(has_value, lambda: _updates(actor, batch, weight))
     with (
-        trainer_server(task, config=_config(actor)) as target,
+        worker_server(task, config=_config(actor)) as target,
         graph.session(task, target) as session,
         Epoch(task, "epoch", expected=_examples(actor), timeout=60) as epoch,
     ):
@@ -71,7 +71,7 @@ def end_of_epoch_cured(actor: Actor) -> None:
             has = True
             while has:
                 _, numbers, real, has = session.run([step, batch["number"], weight, has_value])
-                epoch.visit(numbers[real > 0])
+                epoch.read(numbers[real > 0])
                 actor.step(numbers[real > 0] + past * _examples(actor))
             epoch.finish().check()
 

@@ -1,0 +1,20 @@
+"""Larger worlds than tests/unit has time for, by the same search."""
+
+import pytest
+
+from tests.unit.test_split_rules_exhaustive import Kind, _no_garbage, explore, stuck  # noqa: F401
+
+KINDS = {
+    "3 trainers": Kind((2, 1), trainers=3, limit=1),
+    "one split, 2 misfortunes": Kind((3,), limit=2),
+    "given up twice": Kind((2, 1), limit=2, retries=0),
+    "2 epochs": Kind((2, 1), limit=1, epochs=2),
+    "a checkpoint": Kind((2,), limit=1, saves=True),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
+def test_every_record_is_accounted_for_and_the_living_can_finish(kind):
+    graph = explore(kind)
+    explore.cache_clear()
+    assert stuck(graph, kind.epochs) == set()

@@ -1,0 +1,8 @@
+"""The input: batches that end well, files and their ranges, and a ledger of what was read.
+
+`__init__.pyi` lists the public names.
+"""
+
+from tfdist.lazy import public_names
+
+__getattr__, __dir__, __all__ = public_names(__name__, __file__)

@@ -1,0 +1,1 @@
+"""Finds out why a job makes no progress, and reports it."""

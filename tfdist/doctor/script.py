@@ -1,0 +1,203 @@
+"""Mistakes in a training script that can be seen without running it."""
+
+from __future__ import annotations
+
+import ast
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+from tfdist.doctor.finding import Finding
+from tfdist.errors import ConfigError
+
+_SESSIONS = {"Session", "MonitoredSession", "MonitoredTrainingSession", "Supervisor"}
+_SERVERS = {"Server", "worker_server"}
+_EAGER_OFF = {"disable_eager_execution", "disable_v2_behavior"}
+_SEEDS = {"set_seed", "set_random_seed"}
+_SHUFFLE_POSITION = 1  # list_files(file_pattern, shuffle, seed)
+_SEED_POSITION = 2
+
+
+def parse(path: str) -> tuple[ast.Module | None, list[Finding]]:
+    """The script's syntax tree, or None and a finding that tells the line.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    try:
+        source = Path(path).read_bytes()
+    except OSError as error:
+        raise ConfigError("script", path, error.strerror or str(error)) from error
+    return parse_source(source, path)
+
+
+def parse_source(source: bytes, path: str) -> tuple[ast.Module | None, list[Finding]]:
+    """The same for text that was read from `path`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SyntaxWarning)  # Python itself tells them
+            return ast.parse(source, path), []
+    except (SyntaxError, ValueError) as error:
+        where = f"{path}:{error.lineno}" if isinstance(error, SyntaxError) else path
+        what = f"{where}: {getattr(error, 'msg', error)}"
+        return None, [
+            Finding(
+                "script.syntax",
+                "error",
+                what,
+                "No task can run it, and the rest of it was not looked at.",
+                "Mend the line.",
+            )
+        ]
+
+
+def check(path: str, tree: ast.Module) -> list[Finding]:
+    """All findings about the script itself."""
+    found = [_ps_join(tree), _list_files(tree), _eager(tree), _device_filters(tree)]
+    return [
+        Finding(check, severity, f"{path}:{line}: {what}", why, fix)
+        for check, severity, line, what, why, fix in filter(None, found)
+    ]
+
+
+_Told = tuple[str, str, int, str, str, str]
+
+
+def _ps_join(tree: ast.Module) -> _Told | None:
+    servers = {
+        target.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign) and _called(node.value) == "Server"
+        for target in node.targets
+        if isinstance(target, ast.Name)
+    }
+    for call in calls(tree, {"join"}):
+        receiver = call.func.value if isinstance(call.func, ast.Attribute) else None
+        is_server = isinstance(receiver, ast.Name) and receiver.id in servers
+        if is_server or _called(receiver) == "Server":
+            return (
+                "script.server_join",
+                "warning",
+                call.lineno,
+                "the server's join() never returns",
+                "A ps that joins serves for ever, also when every worker is done, so the job never "
+                "ends by itself.",
+                "Call tfdist.parameter_server(task) instead, and tfdist.worker_server(task) in the "
+                "workers: the ps leaves when they are done.",
+            )
+    return None
+
+
+def _list_files(tree: ast.Module) -> _Told | None:
+    if _SEEDS & names(tree):
+        return None  # the order may be the same everywhere
+    values: dict[str, list[ast.expr]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign):
+            for target in node.targets:
+                if isinstance(target, ast.Name):
+                    values.setdefault(target.id, []).append(node.value)
+    for shard in calls(tree, {"shard"}):
+        for call in _receivers(shard, values):
+            if _called(call) == "list_files" and _is_shuffled(call):
+                return (
+                    "script.list_files",
+                    "error",
+                    call.lineno,
+                    f"list_files shuffles, and line {shard.lineno} takes a shard of that",
+                    "Each worker sees another order, so files are lost and others read twice.",
+                    "Write list_files(pattern, shuffle=False), and shuffle after shard().",
+                )
+    return None
+
+
+def _receivers(call: ast.Call, values: dict[str, list[ast.expr]]) -> Iterator[ast.Call]:
+    """The calls whose results `call` is a method of, through chains and names."""
+    seen: set[str] = set()
+    left: list[ast.expr] = [call.func]
+    while left:
+        node = left.pop()
+        if isinstance(node, ast.Call):
+            yield node
+            left.append(node.func)
+        elif isinstance(node, ast.Attribute):
+            left.append(node.value)
+        elif isinstance(node, ast.Name) and node.id not in seen:
+            seen.add(node.id)
+            left += values.get(node.id, [])
+
+
+def _is_shuffled(call: ast.Call) -> bool:
+    keywords = {keyword.arg: keyword.value for keyword in call.keywords}
+    positional = dict(enumerate(call.args))
+    shuffle = keywords.get("shuffle", positional.get(_SHUFFLE_POSITION))
+    seed = keywords.get("seed", positional.get(_SEED_POSITION))
+    open_ended = None in keywords or any(isinstance(arg, ast.Starred) for arg in call.args)
+    # A value that only running it would tell is given the benefit of the doubt.
+    by_default = shuffle is None or (
+        isinstance(shuffle, ast.Constant) and shuffle.value in (None, True)
+    )
+    return by_default and seed is None and not open_ended
+
+
+def _eager(tree: ast.Module) -> _Told | None:
+    for call in calls(tree, _EAGER_OFF):
+        return (
+            "script.eager",
+            "warning",
+            call.lineno,
+            f"{_called(call)}()",
+            "It is for the whole process: ClusterCoordinator, Keras 3 and whatever else needs "
+            "eager execution fails in it. Graphs and sessions work without it.",
+            "Leave it out, and build the graph inside `with tf.Graph().as_default():`.",
+        )
+    return None
+
+
+def _device_filters(tree: ast.Module) -> _Told | None:
+    if "device_filters" in names(tree) or not any(calls(tree, _SERVERS)):
+        return None
+    for call in calls(tree, _SESSIONS):
+        return (
+            "script.device_filters",
+            "warning",
+            call.lineno,
+            f"{_called(call)} without device_filters",
+            "Such a session waits for every task of the cluster, also for workers that have not "
+            "come yet or have left.",
+            "Pass config=tf.compat.v1.ConfigProto(device_filters=task.device_filters), or use "
+            "tfdist.train.graph.session.",
+        )
+    return None
+
+
+def calls(tree: ast.AST, called: set[str]) -> Iterator[ast.Call]:
+    """The calls of functions with one of these names, whatever stands before the last dot."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and _called(node) in called:
+            yield node
+
+
+def names(tree: ast.AST) -> set[str]:
+    """All names, attributes, keywords, imports and string constants in it."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name) | ast.Attribute(attr=name) | ast.keyword(arg=str(name)):
+                found.add(name)
+            case ast.Constant(value=str(name)):
+                found.add(name)
+            case ast.Import(names=aliases):
+                found.update(part for alias in aliases for part in alias.name.split("."))
+            case ast.ImportFrom(module=module, names=aliases):
+                found.update((module or "").split("."))
+                found.update(alias.name for alias in aliases)
+    return found
+
+
+def _called(node: ast.AST | None) -> str | None:
+    """The last name of what a call calls."""
+    match node:
+        case ast.Call(func=ast.Name(id=name)) | ast.Call(func=ast.Attribute(attr=name)):
+            return name
+    return None

@@ -1,0 +1,1 @@
+"""Talking to one parameter server."""

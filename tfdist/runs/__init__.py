@@ -1,0 +1,1 @@
+"""What a run leaves on disk: its folder, its tasks' notes, and how they ended."""

@@ -1,0 +1,99 @@
+"""What the tasks of a case note of themselves: files that are read while TensorFlow hangs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tfdist.runs.folder import RunFolder
+
+NOTES_FILE = "notes"
+
+# The kinds of notes.
+STEP, SAVED, LEFT, ENDED, FAILED, FAULT, ABOUT = (
+    "step", "saved", "left", "ended", "failed", "fault", "about",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Note:
+    """A line of the file.
+
+    Attributes:
+        kind: of what it tells.
+        at: when, in seconds of the monotonic clock, which is one for all processes of a machine.
+        values: the rest.
+    """
+
+    kind: str
+    at: float
+    values: Mapping[str, Any]
+
+
+class NoteFile:
+    """Writes the notes of one task, each at once."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = open(path, "ab", buffering=0)  # noqa: SIM115  # as long as its task
+
+    def write(self, kind: str, **values: Any) -> None:
+        """Appends a note."""
+        line = json.dumps({"kind": kind, "at": time.monotonic(), **values})
+        self._file.write(line.encode() + b"\n")
+
+
+def read_notes(path: Path) -> list[Note]:
+    """All notes that are complete; none if there is no file."""
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        return []
+    return list(_notes(text.splitlines(keepends=True)))
+
+
+def _notes(lines: Iterable[str]) -> Iterator[Note]:
+    for line in lines:
+        if line.endswith("\n"):
+            values = json.loads(line)
+            yield Note(values.pop("kind"), values.pop("at"), values)
+
+
+@dataclass
+class Noted:
+    """What a task has noted in its records, the last one last.
+
+    Attributes:
+        attempts: the notes of each record.
+    """
+
+    attempts: list[list[Note]] = field(default_factory=list)
+
+    def all(self, kind: str) -> list[Note]:
+        """Those of one kind, of all records."""
+        return [note for record in self.attempts for note in record if note.kind == kind]
+
+    def last(self, kind: str) -> Note | None:
+        """The last one of a kind, in the last record."""
+        found = [note for note in self.attempts[-1] if note.kind == kind] if self.attempts else []
+        return found[-1] if found else None
+
+    def about(self) -> dict[str, Any]:
+        """What the last record has told of itself."""
+        values: dict[str, Any] = {}
+        for note in self.attempts[-1] if self.attempts else []:
+            if note.kind == ABOUT:
+                values |= note.values
+        return values
+
+
+def noted(run: RunFolder) -> dict[str, Noted]:
+    """What the tasks of a run have noted, by name."""
+    found: dict[str, Noted] = {}
+    for record in run.records():
+        path = run.folder_of(record.name, record.attempt) / NOTES_FILE
+        found.setdefault(record.name, Noted()).attempts.append(read_notes(path))
+    return found

@@ -1,0 +1,157 @@
+"""A trainer's session with the table of splits: a private graph, straight to ps 0."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfdist.deadline import Deadline
+from tfdist.errors import ClusterError, reason_of
+from tfdist.ps.probe import is_refused
+from tfdist.ps.retry import retry_duplicate_request
+from tfdist.splits.section import PS_DEVICE
+from tfdist.splits.table import REFUSED, Answer, TableOps
+from tfdist.task import session_target
+
+# A call that comes after the ps has gone waits for so long (`set_fail_fast(false)` in
+# core/distributed_runtime/rpc/grpc_remote_master.cc).
+_ANSWER_SECS = 10.0
+_REFUSED_SECS = 0.001
+_LOST = "ps:0, where the splits are kept, was lost: "
+
+
+class Connection:
+    """Asks the ps, each time in one run; blocks for 10 s at most.
+
+    A ps that was lost is told as UnavailableError, or AbortedError where it was started again, from
+    which a session recovers; one that does not answer as DeadlineExceededError. All name it.
+
+    Args:
+        address: of the ps.
+        ops: of the trainer.
+        incarnation: the number by which the ps knows this process.
+        ahead: records that are reserved at a time.
+    """
+
+    def __init__(self, address: str, ops: TableOps, incarnation: int, ahead: int) -> None:
+        self._address, self._incarnation, graph = address, incarnation, tf.Graph()
+        with graph.as_default(), tf.compat.v1.device(PS_DEVICE):
+            number = [tf.compat.v1.placeholder(tf.int64, []) for _ in range(3)]
+            self._fed_incarnation, self._fed_epoch, self._fed_offset = number
+            self._fed_attempt = self._fed_epoch
+            self._starts = tf.compat.v1.placeholder(tf.int64, [None])
+            self._stops = tf.compat.v1.placeholder(tf.int64, [None])
+            size = np.int64(ahead)
+            self._enter = ops.enter(self._fed_incarnation)
+            self._leave = ops.leave(self._fed_incarnation)
+            self._freeze = ops.freeze(self._fed_incarnation)
+            self._unfreeze = ops.unfreeze(self._fed_incarnation)
+            self._recover = ops.recover()
+            self._claim = ops.claim(self._fed_incarnation, self._fed_epoch, size)
+            self._commit = ops.commit(
+                self._fed_incarnation, self._fed_attempt, self._fed_offset, size
+            )
+            self._release = ops.release(self._fed_incarnation, self._fed_attempt)
+            self._begin = ops.begin_epoch(self._fed_epoch, self._starts, self._stops)
+            self._snapshot = ops.snapshot()
+        config = tf.compat.v1.ConfigProto(
+            device_filters=["/job:ps/task:0"], operation_timeout_in_ms=int(_ANSWER_SECS * 1000)
+        )
+        config.graph_options.rewrite_options.disable_meta_optimizer = True
+        self._session = tf.compat.v1.Session(session_target(address), graph=graph, config=config)
+
+    def enter(self) -> Answer:
+        """This process speaks for the trainer."""
+        return self._ask(self._enter, {self._fed_incarnation: self._incarnation})
+
+    def leave(self) -> Answer:
+        """Nobody does, unless another process does by now."""
+        return self._ask(self._leave, {self._fed_incarnation: self._incarnation})
+
+    def freeze(self) -> Answer:
+        """Nothing changes from now on."""
+        return self._ask(self._freeze, {self._fed_incarnation: self._incarnation})
+
+    def unfreeze(self) -> Answer:
+        """It goes on."""
+        return self._ask(self._unfreeze, {self._fed_incarnation: self._incarnation})
+
+    def recover(self) -> None:
+        """Every lease is lost, and nobody has entered."""
+        self._ask(self._recover)
+
+    def claim(self, epoch: int) -> Answer:
+        """A split of that epoch."""
+        fed = {self._fed_incarnation: self._incarnation, self._fed_epoch: epoch}
+        return self._ask(self._claim, fed)
+
+    def commit(self, attempt: int, offset: int) -> Answer:
+        """All before `offset` is read."""
+        fed = {
+            self._fed_incarnation: self._incarnation,
+            self._fed_attempt: attempt,
+            self._fed_offset: offset,
+        }
+        return self._ask(self._commit, fed)
+
+    def release(self, attempt: int) -> Answer:
+        """The lease is lost."""
+        fed = {self._fed_incarnation: self._incarnation, self._fed_attempt: attempt}
+        return self._ask(self._release, fed)
+
+    def begin_epoch(self, epoch: int, splits: list[tuple[int, int]]) -> Answer:
+        """All splits once more, in that order, if the epoch before is over."""
+        starts, stops = np.array(splits, np.int64).reshape(-1, 2).T
+        fed = {self._fed_epoch: epoch, self._starts: starts, self._stops: stops}
+        return self._ask(self._begin, fed)
+
+    def snapshot(self) -> dict[str, Any]:
+        """All variables by name."""
+        found: dict[str, Any] = self._until(
+            lambda values: len(values["counts"]) > 0, self._snapshot, None
+        )
+        return found
+
+    def close(self) -> None:
+        """Gives it back."""
+        if not is_refused(self._address):
+            with suppress(tf.errors.OpError):  # it is gone, or leaves it to its own end
+                self._session.close()
+
+    def _ask(self, fetches: Any, feed: Mapping[Any, Any] | None = None) -> Answer:
+        found = self._until(lambda values: values[0] != REFUSED, fetches, feed)
+        return Answer(*map(int, found))
+
+    def _until(
+        self, is_done: Callable[[Any], bool], fetches: Any, feed: Mapping[Any, Any] | None
+    ) -> Any:
+        deadline = Deadline(_ANSWER_SECS)
+        while not is_done(found := self._run(fetches, feed)):
+            if deadline.expired:
+                raise ClusterError(
+                    f"the table of splits was in use for {deadline.elapsed:.0f} s: whoever changed "
+                    "it has not ended. Start the job again from its last checkpoint"
+                )
+            time.sleep(_REFUSED_SECS)
+        return found
+
+    def _run(self, fetches: Any, feed: Mapping[Any, Any] | None) -> Any:
+        try:
+            return retry_duplicate_request(self._session.run, fetches, feed)
+        except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
+            raise type(error)(None, None, _LOST + reason_of(str(error))) from error
+        except tf.errors.DeadlineExceededError as error:
+            if is_refused(self._address):
+                reason = f"{_LOST}nobody listens at {self._address}"
+                raise tf.errors.UnavailableError(None, None, reason) from error
+            raise tf.errors.DeadlineExceededError(
+                None,
+                None,
+                f"ps:0 at {self._address}, where the splits are kept, has not answered for "
+                f"{_ANSWER_SECS:g} s",
+            ) from error

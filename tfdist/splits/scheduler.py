@@ -1,0 +1,282 @@
+"""Splits for a `ClusterCoordinator`: one scheduled function reads one split to its end.
+
+A finite iterator in `schedule` ends with OutOfRange, which cancels all that is queued. So a
+function gets no iterator: it is told a split, makes a dataset of what is left of it, and reads
+that batch by batch. After each update it commits, on ps 0, how far it has come. The coordinator
+runs a function again whose worker has gone: then it goes on where the split is committed.
+
+Nobody can tell whether a worker that is said to be gone is. So each run of a function makes itself
+the owner of its split, and ends after the batch in which it finds another owner.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from tfdist.data.ledger import Ledger, Range
+from tfdist.data.padding import endless_batches
+from tfdist.deadline import Deadline
+from tfdist.errors import ConfigError, EpochError
+from tfdist.splits import SplitReport
+from tfdist.splits.plan import check_splits, epoch_order
+
+_PS_DEVICE = "/job:ps/replica:0/task:0/device:CPU:0"
+_AHEAD = 256  # functions that are scheduled: `schedule` blocks at as many per worker
+_POLL_SECS, _LONGEST_POLL_SECS = 0.01, 0.5
+
+
+class SplitScheduler(tf.Module):
+    """Trains on splits of records through a coordinator; where they stand is kept on ps 0.
+
+    Make it outside of ``strategy.scope()``. It can be part of a `tf.train.Checkpoint`: save
+    between two calls of `run_epoch`, and the checkpoint fits the model. After a restore
+    `run_epoch` goes on in the epoch that was saved.
+
+    Args:
+        coordinator: a `tf.distribute.coordinator.ClusterCoordinator`.
+        splits: half-open ranges of record numbers.
+        read: ``read(start, stop)`` is the dataset of these records, in order, each once. It is
+            built in a graph and iterated by a worker, so it may not call Python; see the argument
+            `remote` of `FileSet.read`.
+        step: ``step(batch, weight)`` trains on a batch, padded as by `endless_batches`; it runs on
+            a worker,
+            within ``strategy.run``.
+        batch_size: records in a batch; after each it commits.
+        seed: of the order of the splits, which is another one in each epoch.
+        max_retries: a split that is begun once more than that anew, without a commit in between, is
+            given up, and reported. It does not count that another one's error has cancelled it.
+
+    Raises:
+        ConfigError: a parameter is wrong, or this is within ``strategy.scope()``.
+    """
+
+    def __init__(
+        self,
+        coordinator: Any,
+        splits: Sequence[Range],
+        read: Callable[[Any, Any], tf.data.Dataset],
+        step: Callable[..., object],
+        *,
+        batch_size: int,
+        seed: int = 0,
+        max_retries: int = 3,
+    ) -> None:
+        super().__init__(name="splits")
+        if tf.distribute.has_strategy():
+            raise ConfigError("splits", "in a scope", "make it outside of strategy.scope()")
+        for field, value, least in [("batch_size", batch_size, 1), ("max_retries", max_retries, 0)]:
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ConfigError(field, value, f"a whole number, at least {least}")
+        ranges = [(int(start), int(stop)) for start, stop in splits]
+        check_splits(ranges)
+        self._coordinator, self._read = coordinator, read
+        self._seed, self._batch_size = seed, batch_size
+        self._max_retries = max_retries
+        self._starts, self._stops = np.array(ranges, np.int64).reshape(-1, 2).T
+        batches = -(-(self._stops - self._starts) // batch_size)
+        self._first_batch = np.cumsum(batches) - batches  # by split
+        # More than all record numbers: so much is added to an offset for each epoch. Then what a
+        # worker commits that has slept since an earlier one is less, and changes nothing.
+        self._span = int(max(self._stops, default=0)) + 1
+        with tf.device(_PS_DEVICE):
+            self._epoch = tf.Variable(np.int64(0), name="epoch")
+            self._committed = tf.Variable(self._starts, name="committed")
+            self._owners = tf.Variable(tf.zeros_like(self._starts), name="owners")
+            # By split, how often it was begun since its last commit, and once for that.
+            self._tries = tf.Variable(tf.zeros_like(self._starts), name="tries")
+            self._given_up = tf.Variable(tf.zeros_like(self._starts), name="given_up")
+            # By batch of all splits, how often a function has begun with it in this epoch.
+            self._begins = tf.Variable(tf.zeros([batches.sum()], tf.int64), name="begins")
+        self._look = tf.function(self._look_at_all)
+        self._read = tf.function(self._read_split, [tf.TensorSpec([5], tf.int64)])
+
+        @tf.function  # a call of it is done when all is done that is in the step
+        def update(batch: Any, weight: Any) -> Any:
+            coordinator.strategy.run(step, args=(batch, weight))
+            return tf.constant(0)
+
+        self._update = update
+
+    def run_epoch(self, timeout: float | None = None) -> SplitReport:
+        """Reads all that is left of the present epoch, or all of the next one if nothing is.
+
+        Blocks until the last split is done or given up.
+
+        Args:
+            timeout: in seconds, for which nobody commits anything; None waits without end.
+
+        Raises:
+            EpochError: nothing was committed for so long; its `missing` is what is left. What was
+                scheduled goes on all the same.
+            tf.errors.OpError: of the input or of the step, which has cancelled what else was
+                scheduled. The next call goes on with the rest.
+        """
+        if self.report().over:
+            for variable in (self._tries, self._given_up, self._begins):
+                variable.assign(tf.zeros_like(variable))
+            self._epoch.assign_add(1)
+        scheduled: dict[int, Any] = {}
+        try:
+            self._run(int(self._epoch.numpy()), scheduled, timeout)
+        except tf.errors.OpError:
+            self._forgive(scheduled)
+            raise
+        return self.report()
+
+    def report(self) -> SplitReport:
+        """How the splits of the present epoch stand."""
+        offsets, is_open, _ = (tensor.numpy() for tensor in self._look())
+        begins = self._begins.numpy()
+        begins[self._first_batch] -= 1  # that was not anew
+        rows = zip(self._starts.tolist(), offsets.tolist(), strict=True)
+        given_up = np.flatnonzero(self._given_up.numpy())
+        return SplitReport(
+            epoch=int(self._epoch.numpy()) + 1,
+            read=Ledger((start, offset) for start, offset in rows if start < offset).ranges(),
+            read_again=tuple(
+                self._batch(index)
+                for index in np.flatnonzero(begins > 0).tolist()
+                for _ in range(begins[index])
+            ),
+            given_up=self._rests(offsets, given_up),
+            over=not is_open.any(),
+        )
+
+    def _run(self, epoch: int, scheduled: dict[int, Any], timeout: float | None) -> None:
+        """Schedules what is open, and waits until nothing is."""
+        offsets, is_open, progress = self._look()
+        order = epoch_order(len(self._starts), self._seed, epoch)
+        waiting = [row for row in reversed(order) if is_open[row]]
+        deadline, pause = Deadline(timeout), _POLL_SECS
+        while tf.reduce_any(is_open):
+            for row in [row for row in scheduled if not is_open[row]]:
+                del scheduled[row]
+            while waiting and len(scheduled) < _AHEAD:
+                row = waiting.pop()
+                columns = self._starts, self._stops, self._first_batch
+                split = tf.constant([epoch, row, *(column[row] for column in columns)], tf.int64)
+                scheduled[row] = self._coordinator.schedule(self._read, args=(split,))
+            self._coordinator.done()  # raises the error of a function
+            time.sleep(min(pause, deadline.remaining))
+            pause = min(2 * pause, _LONGEST_POLL_SECS)
+            before, (offsets, is_open, progress) = progress, self._look()
+            if progress != before:
+                deadline = Deadline(timeout)
+            elif deadline.expired:
+                raise self._timeout_error(deadline, self._rests(offsets.numpy(), is_open.numpy()))
+
+    def _forgive(self, scheduled: dict[int, Any]) -> None:
+        """That those have not ended which another one's error has cancelled."""
+        for row, result in scheduled.items():
+            try:
+                result.get()
+            except tf.errors.CancelledError:
+                _put(self._tries, row, np.int64(0))
+            except tf.errors.OpError:
+                pass  # its own; the first of them is raised
+
+    def _look_at_all(self) -> tuple[Any, Any, Any]:
+        """By split the offset and whether it is open; a number that grows when anything is done."""
+        with tf.device(_PS_DEVICE):
+            offsets = self._offset(self._committed, self._epoch, self._starts)
+            is_open = (offsets < self._stops) & tf.equal(self._given_up, 0)
+            noted = [self._committed, self._begins, self._given_up]
+            return offsets, is_open, tf.add_n([tf.reduce_sum(each) for each in noted])
+
+    def _offset(self, committed: Any, epoch: Any, start: Any) -> Any:
+        return tf.maximum(committed - epoch * self._span, start)
+
+    def _rests(self, offsets: Any, rows: Any) -> tuple[Range, ...]:
+        rests = zip(offsets[rows].tolist(), self._stops[rows].tolist(), strict=True)
+        return Ledger(rests).ranges()
+
+    def _batch(self, index: int) -> Range:
+        row = int(np.searchsorted(self._first_batch, index, side="right")) - 1
+        start = int(self._starts[row]) + (index - int(self._first_batch[row])) * self._batch_size
+        return start, min(start + self._batch_size, int(self._stops[row]))
+
+    def _read_split(self, split: Any) -> None:
+        """On a worker: reads what is left of a split."""
+        epoch, row, start, stop, first_batch = tf.unstack(split)
+        mine = new_owner()
+        with tf.control_dependencies([_put(self._owners, row, mine)]):
+            tries = self._tries.sparse_read(row)
+            offset = self._offset(self._committed.sparse_read(row), epoch, start)
+            is_open = tf.equal(self._epoch, epoch) & (offset < stop)
+
+        def begin() -> Any:
+            batch = first_batch + (offset - start) // self._batch_size
+            noted = [_add(self._begins, batch), _add(self._tries, row)]
+            with tf.control_dependencies(noted):
+                self._read_batches(split, offset, mine)
+            return tf.no_op()
+
+        def give_up() -> Any:
+            return _put(self._given_up, row, np.int64(1)).op
+
+        # The coordinator runs a function again also if it had ended, and its answer was lost.
+        tf.cond(
+            is_open,
+            lambda: tf.cond(tries <= self._max_retries, begin, give_up),
+            tf.no_op,
+        )
+
+    def _read_batches(self, split: Any, offset: Any, mine: Any) -> None:
+        epoch, row, _, stop, _ = tf.unstack(split)
+        # TensorFlow 2.21 optimizes the graph of a dataset whenever it is iterated: 30 ms a split.
+        options = tf.data.Options()
+        options.experimental_optimization.apply_default_optimizations = False
+        dataset = endless_batches(self._read(offset, stop), self._batch_size).with_options(options)
+        batches = iter(dataset)
+
+        def is_mine(offset: Any, owner: Any) -> Any:
+            return (offset < stop) & tf.equal(owner, mine)
+
+        def read(offset: Any, owner: Any) -> Any:
+            batch, weight, has_value = next(batches)
+            lacks = tf.debugging.Assert(has_value, ["read() has no record", offset, "of", stop])
+            with tf.control_dependencies([lacks]):
+                done = self._update(batch, weight)
+            offset = tf.minimum(offset + self._batch_size, stop)
+            with tf.control_dependencies([done.op]):
+                # Also of one that is not the owner any more, for it has read the batch. Of two
+                # offsets the larger one is true.
+                committed = tf.raw_ops.ResourceScatterMax(
+                    resource=self._committed.handle,
+                    indices=row,
+                    updates=epoch * self._span + offset,
+                )
+                first = _put(self._tries, row, np.int64(1))
+            with tf.control_dependencies([committed, first]):
+                return offset, self._owners.sparse_read(row)
+
+        tf.while_loop(is_mine, read, [offset, mine], parallel_iterations=1)
+
+    def _timeout_error(self, deadline: Deadline, rests: tuple[Range, ...]) -> EpochError:
+        records = sum(stop - start for start, stop in rests)
+        return EpochError(
+            f"epoch {int(self._epoch.numpy()) + 1}: nothing was committed for "
+            f"{deadline.elapsed:.1f} s; {records} records are left. Is a worker stopped, or does "
+            "a batch take longer?",
+            missing=rests,
+            duplicates=(),
+        )
+
+
+def _put(variable: tf.Variable, row: Any, value: Any) -> Any:
+    return variable.scatter_update(tf.IndexedSlices(value, row))
+
+
+def _add(variable: tf.Variable, row: Any) -> Any:
+    return variable.scatter_add(tf.IndexedSlices(np.int64(1), row))
+
+
+def new_owner() -> Any:
+    """A number that no earlier owner has had, in a process that was started again either."""
+    # The time, in steps of 0.2 us: random numbers repeat where a script seeds them.
+    return tf.bitcast(tf.timestamp(), tf.int64)

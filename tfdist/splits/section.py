@@ -1,0 +1,233 @@
+"""What an operation on the table of splits reads and stores, one after the other, on ps 0."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from tfdist.splits.plan import Plan
+from tfdist.splits.rules import DEAD, NOTHING, REVOKED, TODO
+
+PS_DEVICE = "/job:ps/task:0/device:CPU:0"
+_PHILOX = 1  # of tf.random.Algorithm
+
+
+class Rank(NamedTuple):
+    """The row of a trainer."""
+
+    incarnation: Any
+    held: Any
+    attempt: Any
+    reserved: Any
+    lease_end: Any
+
+
+class Counts(NamedTuple):
+    """The single numbers. No row before `cursor` is free: it spares a claim to look for one."""
+
+    epoch: Any
+    first: Any
+    leases: Any
+    saver: Any
+    cursor: Any
+
+    @property
+    def is_frozen(self) -> Any:
+        """Whether somebody saves."""
+        return self.saver >= 0
+
+
+class Names(NamedTuple):
+    """Of the variables: those by split, by rank, single numbers, and what was lost."""
+
+    starts: str
+    stops: str
+    offsets: str
+    states: str
+    retries: str
+    ranks: str
+    counts: str
+    lost: str
+
+
+def variable_names(name: str) -> Names:
+    """Those of the queue of this name."""
+    return Names(*(f"tfdist_splits_{name}_{field}" for field in Names._fields))
+
+
+class Section:
+    """What is read, and stored, one after the other."""
+
+    def __init__(self, name: str, plan: Plan) -> None:
+        self._plan = plan
+        self._handles = {
+            field: tf.raw_ops.VarHandleOp(dtype=tf.int64, shape=None, shared_name=variable)
+            for field, variable in zip(Names._fields, variable_names(name), strict=True)
+        }
+        self.stored: list[Any] = []
+        self.now = tf.cast(1e6 * tf.timestamp(), tf.int64)
+
+    def read(self, name: str) -> Any:
+        """A whole variable, with what was stored before."""
+        with tf.control_dependencies(self.stored):
+            return tf.raw_ops.ReadVariableOp(resource=self._handles[name], dtype=tf.int64)
+
+    def at(self, name: str, places: Any) -> Any:
+        """A variable in one place, or in several."""
+        with tf.control_dependencies(self.stored):
+            return tf.raw_ops.ResourceGather(
+                resource=self._handles[name], indices=places, dtype=tf.int64
+            )
+
+    def put(self, name: str, places: Any, values: Any) -> None:
+        """Stores in one place, or in several."""
+        with tf.control_dependencies(self.stored):
+            self.stored.append(
+                tf.raw_ops.ResourceScatterUpdate(
+                    resource=self._handles[name], indices=places, updates=values
+                )
+            )
+
+    def store(self, name: str, value: Any) -> None:
+        """Stores a whole variable."""
+        with tf.control_dependencies(self.stored):
+            self.stored.append(self.assign(name, value))
+
+    def assign(self, name: str, value: Any) -> Any:
+        """The operation that does."""
+        return tf.raw_ops.AssignVariableOp(resource=self._handles[name], value=value)
+
+    def ranks(self) -> Rank:
+        """By column."""
+        return Rank(*tf.unstack(tf.ensure_shape(self.read("ranks"), [None, 5]), axis=1))
+
+    def counts(self) -> Counts:
+        """The single numbers."""
+        return Counts(*tf.unstack(tf.ensure_shape(self.read("counts"), [5])))
+
+    def is_over(self, ranks: Rank) -> Any:
+        """Whether nothing is free, and nobody holds anything."""
+        is_free = tf.reduce_any(tf.equal(self.read("states"), TODO))
+        return tf.reduce_all(ranks.held < 0) & tf.logical_not(is_free)
+
+    def lose(self, ranks: Rank, counts: Counts, mask: Any, *, retries: int) -> tuple[Rank, Counts]:
+        """Those of the mask lose what they hold; what is returned is not stored."""
+        loses = mask & (ranks.held >= 0)
+
+        def note() -> Any:
+            who = tf.reshape(tf.where(loses), [-1])
+            rows = tf.gather(ranks.held, who)
+            often = self.at("retries", rows) + retries
+            dead = often > self._plan.max_retries
+            lost = tf.stack(
+                [
+                    tf.fill(tf.shape(who), counts.epoch),
+                    who,
+                    self.at("offsets", rows),
+                    tf.gather(ranks.reserved, who),
+                    self.at("stops", rows),
+                    tf.cast(dead, tf.int64),
+                ],
+                1,
+            )
+            states = tf.where(dead, np.int64(DEAD), np.int64(TODO))
+            all_lost = tf.concat([tf.ensure_shape(self.read("lost"), [None, 6]), lost], 0)
+            with tf.control_dependencies([all_lost, often, lost]):
+                return tf.group(
+                    self._scatter("states", rows, states),
+                    self._scatter("retries", rows, often),
+                    self.assign("lost", all_lost),
+                )
+
+        self.stored.append(tf.cond(tf.reduce_any(loses), note, tf.no_op))
+        first = tf.reduce_min(tf.where(loses, ranks.held, counts.cursor))
+        after = ranks._replace(
+            held=tf.where(loses, np.int64(NOTHING), ranks.held),
+            attempt=tf.where(loses, np.int64(REVOKED), ranks.attempt),
+        )
+        return after, counts._replace(cursor=tf.minimum(first, counts.cursor))
+
+    def free_row(self, ranks: Rank, cursor: Any, ahead: Any) -> Any:
+        """The first free row, or one that is half of the largest rest; NOTHING if there is none.
+
+        And the cursor when it is taken.
+        """
+        handle = self._handles["states"]
+        with tf.control_dependencies(self.stored):
+            size = tf.raw_ops.VariableShape(input=handle, out_type=tf.int64)[0]
+        is_at_cursor = tf.cond(
+            cursor < size,
+            lambda: tf.equal(self.at("states", cursor), TODO),
+            lambda: tf.constant(False),
+        )
+
+        def look() -> Any:
+            states = tf.ensure_shape(self.read("states"), [None])
+            is_free = tf.equal(states, TODO)
+            return tf.where(tf.reduce_any(is_free), tf.argmax(is_free), size)
+
+        # Where a split was lost, the rows behind it are taken already.
+        is_hidden = (cursor < size) & tf.logical_not(is_at_cursor)
+        first = tf.cond(is_hidden, look, lambda: tf.identity(cursor))
+        rows = tf.maximum(ranks.held, 0)
+        stops = self.at("stops", rows)
+        rests = tf.where(ranks.held >= 0, stops - ranks.reserved, tf.zeros_like(stops))
+        rest, victim = tf.reduce_max(rests), tf.argmax(rests)
+
+        def divide() -> Any:
+            middle = ranks.reserved[victim] + rest // ahead // 2 * ahead
+            new = {
+                "starts": middle,
+                "stops": stops[victim],
+                "offsets": middle,
+                "states": np.int64(TODO),
+                "retries": np.int64(0),
+            }
+            longer = {
+                name: tf.concat([tf.ensure_shape(self.read(name), [None]), [value]], 0)
+                for name, value in new.items()
+            }
+            with tf.control_dependencies(list(longer.values())):
+                grown = [self.assign(name, value) for name, value in longer.items()]
+            with tf.control_dependencies(grown):
+                cut = self._scatter("stops", rows[victim], middle)
+            with tf.control_dependencies([cut]):
+                return tf.identity(size), size + 1
+
+        def nothing() -> Any:
+            return tf.constant(NOTHING, tf.int64), tf.identity(size)
+
+        return tf.cond(
+            first < size,
+            lambda: (tf.identity(first), first + 1),
+            lambda: tf.cond(rest >= ahead, divide, nothing),
+        )
+
+    def _scatter(self, name: str, places: Any, values: Any) -> Any:
+        return tf.raw_ops.ResourceScatterUpdate(
+            resource=self._handles[name], indices=places, updates=values
+        )
+
+
+def _guard(name: str) -> Any:
+    shared_name = f"tfdist/splits/rules/{name}/guard"
+    return tf.raw_ops.VarHandleOp(dtype=tf.int64, shape=[3], shared_name=shared_name)
+
+
+def open_guard(name: str) -> Any:
+    """Nobody is within a section."""
+    return tf.raw_ops.AssignVariableOp(resource=_guard(name), value=np.zeros(3, np.int64))
+
+
+def take_guard(name: str) -> Any:
+    """Takes the guard; whether it was free.
+
+    TensorFlow's one operation that adds to a variable and tells what it was before, as one: the
+    counter of a random number generator.
+    """
+    before = tf.raw_ops.RngReadAndSkip(
+        resource=_guard(name), alg=np.int32(_PHILOX), delta=np.uint64(1)
+    )
+    return tf.equal(before[0], 0)

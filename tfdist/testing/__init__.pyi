@@ -1,0 +1,12 @@
+from .capabilities import capabilities as capabilities
+from .compose_nodes import ComposeNodes as ComposeNodes
+from .compose_nodes import compose_nodes as compose_nodes
+from .host_process import HostProcess as HostProcess
+from .incident import Incident as Incident
+from .incident import random_incident as random_incident
+from .network import Network as Network
+from .placement import cluster_on as cluster_on
+from .placement import host_names as host_names
+from .polling import poll_until as poll_until
+from .root_folder import Bind as Bind
+from .root_folder import RootFolder as RootFolder
