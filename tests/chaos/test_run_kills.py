@@ -70,7 +70,7 @@ def test_the_job_ends_and_names_the_task_and_the_signal(launch, tmp_path, name, 
     _, errors = launcher.communicate(timeout=ENDS_SECS)
     assert launcher.returncode == 70
     assert f"tfdist: {name} was killed by signal 9 (SIGKILL)" in errors
-    assert {record.name: record.stopped for record in run.records()}.pop(name) is False
+    assert {record.name: record.terminated for record in run.records()}.pop(name) is False
     assert all(record.exit_code is not None for record in run.records())
 
 

@@ -57,7 +57,7 @@ def test_a_job_that_stands_still_is_reported_and_ended(script, tmp_path):
 
     result = json.loads(ended.stdout)
     assert (result["exit_code"], len(result["tasks"])) == (75, 3)
-    assert all(task["stopped"] for task in result["tasks"])
+    assert all(task["terminated"] for task in result["tasks"])
     assert result["failure"].startswith("nobody has got on for ")
     assert "worker:0: epoch 1: 3 of 10" in result["failure"]
     assert result["failure"].endswith(f"the report is in {folder}/stall.txt")

@@ -55,7 +55,7 @@ PURE = {"deadline", "data.ledger"}
 PURE_NAME = "rules"
 
 MOST_MODULES = 183
-MOST_LINES = 505
+MOST_LINES = 510
 MEDIAN_LINES = (100, 200)
 
 

@@ -40,7 +40,7 @@ def summary_json(records: Sequence[TaskRecord]) -> list[dict[str, Any]]:
             "task": record.name,
             "attempt": record.attempt,
             "exit_code": record.exit_code,
-            "stopped": record.stopped,
+            "terminated": record.terminated,
             "seconds": round(record.seconds, 3),
             "cpu_secs": record.usage and round(record.usage.cpu_secs, 3),
             "peak_bytes": record.usage and record.usage.peak_bytes,

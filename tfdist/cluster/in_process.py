@@ -48,7 +48,7 @@ class ThreadTask:
             server.start_server(task, server_config(task))
             serving = threading.Event()
             self._function = functools.partial(function, serving=serving.set)
-        self._stopped = False
+        self._terminated = False
         if observer is not None:
             observer.folder(task.name, attempt)
             observer.started(task.name, attempt, os.getpid())
@@ -63,7 +63,7 @@ class ThreadTask:
         Raises:
             ClusterError: it still runs; a thread cannot be killed.
         """
-        self._stopped = True
+        self._terminated = True
         if self._serves and self._thread.is_alive():
             server.dismiss(self.task)
         self._thread.join(_LEAVE_SECS)
@@ -85,7 +85,7 @@ class ThreadTask:
             outcome = Outcome.of_exit(error)
         except BaseException as error:
             outcome = Outcome.of_error(error)
-        outcome = replace(outcome, stopped=self._stopped)
+        outcome = replace(outcome, terminated=self._terminated)
         try:
             if self._observer is not None:
                 self._observer.ended(self.task.name, self._attempt, outcome)

@@ -116,7 +116,7 @@ class ProcessTask:
     ) -> None:
         self.task = task
         self._ended, self._attempt = ended, attempt
-        self._observer, self._stopped = surroundings.observer, False
+        self._observer, self._terminated = surroundings.observer, False
         self._failure: Exception | None = None  # ours, while it ran
         self._is_gone = threading.Event()
         environment = {
@@ -179,7 +179,7 @@ class ProcessTask:
 
     def kill(self) -> None:
         """Ends its whole process group at once; returns when it is gone."""
-        self._stopped = True
+        self._terminated = True
         self._signal(signal.SIGKILL)
         self._watcher.join(_LEAVE_SECS)
         if self._watcher.is_alive():
@@ -219,7 +219,7 @@ class ProcessTask:
         _guardian.forget_group(self.pid)
         for reader in readers:
             reader.join()
-        outcome = replace(outcome, exit_code=self._process.exitcode, stopped=self._stopped)
+        outcome = replace(outcome, exit_code=self._process.exitcode, terminated=self._terminated)
         with self._noting_failure():
             if self._observer is not None:
                 self._observer.ended(self.task.name, self._attempt, outcome)

@@ -60,7 +60,7 @@ class View:
         if self.complaint is not None or self.record is None:
             return False
         if self.record.ended is not None:
-            return self.record.stopped or self.record.exit_code == 0
+            return self.record.terminated or self.record.exit_code == 0
         return self.seen is not None and self.seen.answer.state == ANSWERED
 
 
@@ -159,7 +159,7 @@ def _task_json(view: View) -> dict[str, Any]:
         "answer": seen and seen.answer.state,
         "state": view.state,
         "exit_code": record and record.exit_code,
-        "stopped_by_tfdist": bool(record and record.stopped),
+        "terminated_by_tfdist": bool(record and record.terminated),
         "stacks": [asdict(stack) for stack in seen.answer.stacks] if seen else [],
         "more_threads": bool(seen and seen.answer.more_threads),
         "kernel": seen and kernel_json(seen.kernel),

@@ -145,7 +145,7 @@ def _row(
         return _Row(
             **common,
             state=describe_end(record),
-            is_well=record.stopped or record.exit_code == 0,
+            is_well=record.terminated or record.exit_code == 0,
             exit_code=record.exit_code,
             seconds=round(record.seconds, 3),
             cpu_secs=record.usage.cpu_secs if record.usage else None,

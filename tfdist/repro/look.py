@@ -101,6 +101,6 @@ def _task(
 
 def _end_of(record: TaskRecord, trains: bool, over: bool) -> State:
     # Who trains notes its end, unless it is killed; whoever serves is ended by the lab.
-    if record.stopped and not trains and over:
+    if record.terminated and not trains and over:
         return State.ENDED
     return State.ENDED if record.exit_code == 0 and not trains else State.DEAD

@@ -63,7 +63,7 @@ class TaskRecord:
         began: when that process was started, in seconds since 1970.
         ended: when it was gone; None while it runs.
         exit_code: minus the signal if one killed it; None while it runs.
-        stopped: whether tfdist ended it on purpose.
+        terminated: whether tfdist ended it on purpose.
         usage: what it has used; None while it runs, or if that is not known.
     """
 
@@ -74,7 +74,7 @@ class TaskRecord:
     began: float
     ended: float | None = None
     exit_code: int | None = None
-    stopped: bool = False
+    terminated: bool = False
     usage: Usage | None = None
 
     @property
@@ -102,7 +102,7 @@ def describe_end(record: TaskRecord) -> str:
     """In a few words."""
     if record.exit_code is None:
         return "still runs"
-    if record.stopped:
+    if record.terminated:
         return "ended by tfdist"
     if record.exit_code < 0:
         return f"killed by {signal_name(-record.exit_code)}"
@@ -205,10 +205,10 @@ class RunFolder:
             record,
             ended=time.time(),
             exit_code=int(outcome.failed) if outcome.exit_code is None else outcome.exit_code,
-            stopped=outcome.stopped,
+            terminated=outcome.terminated,
             usage=outcome.usage,
         )
-        if outcome.failed and not outcome.stopped:
+        if outcome.failed and not outcome.terminated:
             message = str(outcome.error) if outcome.error is not None else outcome.details
             failure = {
                 "task": name,

@@ -21,7 +21,7 @@ class Outcome:
         exit_code: of its process, minus the signal if one killed it; None for a thread.
         details: the traceback as text, or what else is known.
         usage: what its process has used; None where that is not known.
-        stopped: whether the cluster ended it on purpose.
+        terminated: whether the cluster ended it on purpose.
     """
 
     result: object = None
@@ -29,7 +29,7 @@ class Outcome:
     exit_code: int | None = None
     details: str = ""
     usage: Usage | None = None
-    stopped: bool = False
+    terminated: bool = False
 
     @classmethod
     def of_error(cls, error: BaseException) -> Outcome:
