@@ -228,7 +228,7 @@ def _no_op_cycle(task: tfdist.Task) -> Cycle:
     """The least that a message to the ps and its answer can cost."""
     import tensorflow as tf
 
-    from tfdist.barrier.state import PS_DEVICE
+    from tfdist.ps.session import PS_DEVICE
 
     with tf.Graph().as_default() as graph, tf.device(PS_DEVICE):
         operation = tf.no_op()
@@ -243,7 +243,7 @@ def _sync_queue_cycle(task: tfdist.Task) -> Cycle:
     """
     import tensorflow as tf
 
-    from tfdist.barrier.state import PS_DEVICE
+    from tfdist.ps.session import PS_DEVICE
 
     names = task.trainers
     with tf.Graph().as_default() as graph, tf.device(PS_DEVICE):
@@ -259,15 +259,10 @@ def _sync_queue_cycle(task: tfdist.Task) -> Cycle:
 
 def _callable(task: tfdist.Task, graph: Any, operation: Any) -> Cycle:
     """Runs an operation the way in which the barrier does: straight to the ps, nothing fetched."""
-    import tensorflow as tf
+    from tfdist.ps.session import DirectSession
 
-    from tfdist.barrier.connection import _session_config
-    from tfdist.task import session_target
-
-    config = _session_config()
-    config.operation_timeout_in_ms = int(_STALL_SECS * 1000)
-    target = session_target(task.cluster_spec["ps"][0])
-    cycle: Cycle = tf.compat.v1.Session(target, graph=graph, config=config).make_callable(operation)
+    session = DirectSession(task.cluster_spec["ps"][0], graph, timeout=_STALL_SECS).session
+    cycle: Cycle = session.make_callable(operation)
     return cycle
 
 

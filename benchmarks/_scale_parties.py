@@ -11,7 +11,7 @@ import numpy as np
 import tfdist
 from tfdist.barrier import vector
 from tfdist.barrier.rules import RESIGNED
-from tfdist.barrier.state import PS_DEVICE
+from tfdist.ps.session import PS_DEVICE
 from tfdist.task import session_target
 
 _WAIT_SECS = 60.0

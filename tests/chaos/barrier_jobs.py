@@ -23,9 +23,10 @@ import tensorflow as tf
 
 import tfdist
 from tests.ps_session import ps_session
-from tfdist.barrier.state import PS_DEVICE, StateOnPs
+from tfdist.barrier.state import StateOnPs
 from tfdist.deadline import Deadline
 from tfdist.ps.retry import retry_duplicate_request
+from tfdist.ps.session import PS_DEVICE
 from tfdist.testing import poll_until
 from tfdist.train.checkpoint import Checkpointer
 

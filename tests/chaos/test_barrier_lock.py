@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tests.ps_session import ps_session
 from tfdist import Barrier, BarrierTimeout, local_cluster
-from tfdist.barrier.state import PS_DEVICE
+from tfdist.ps.session import PS_DEVICE
 from tfdist.testing import poll_until
 
 TIMEOUT = 20.0
@@ -36,9 +36,9 @@ class SlowChange:
                 section.store(self.graph._vector, before)
             self.run_all = section.done
             self.num_entered, self.let_go = entered.size(), go.enqueue(True)
-            lock = tf.raw_ops.MutexLock(mutex=self.graph._mutex)
-            self.lock_only = tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
-        self.session = ps_session(barrier._connection._address, self.graph.graph)
+            section = self.graph._exclusive
+            self.lock_only = section.unlock(section.lock(), [])
+        self.session = ps_session(barrier._address, self.graph.graph)
 
     def stop_waiting_for_the_lock(self):
         soon = tf.compat.v1.RunOptions(timeout_in_ms=300)

@@ -7,8 +7,8 @@ import tensorflow as tf
 
 from tests.ps_session import ps_session
 from tfdist import Barrier, BarrierTimeout, BrokenBarrierError, local_cluster
-from tfdist.barrier.state import PS_DEVICE
 from tfdist.deadline import Deadline
+from tfdist.ps.session import PS_DEVICE
 
 TIMEOUT = 20.0
 SOON = 0.3
@@ -58,7 +58,8 @@ class Post:
 
     def deliver(self):
         # By a session of its own, for the sender may have closed that one meanwhile.
-        with ps_session(self._connection._address, self._connection.graph.graph) as session:
+        connection = self._connection
+        with ps_session(connection._session.address, connection.graph.graph) as session:
             session.run(self._held.pop())
 
 
@@ -177,7 +178,7 @@ def test_a_ps_that_forgot_while_the_connection_stayed_is_told_from_the_old_one(m
     graph = one._connection.graph
     with graph.graph.as_default(), tf.compat.v1.device(PS_DEVICE):
         forget = tf.raw_ops.DestroyResourceOp(resource=graph._vector)
-    with ps_session(one._connection._address, graph.graph) as session:
+    with ps_session(one._address, graph.graph) as session:
         session.run(forget)
     other.close()
     new = make(1)  # makes the state anew

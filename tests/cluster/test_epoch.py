@@ -11,8 +11,8 @@ import tensorflow as tf
 import tfdist
 from tfdist import BarrierTimeout, BrokenBarrierError, TfdistError
 from tfdist.deadline import Deadline
-from tfdist.train import EpochStatus, epoch_state
-from tfdist.train.epoch_state import EpochState
+from tfdist.train import EpochStatus
+from tfdist.train.epoch import ANSWER_SECS, RECHECK_SECS, EpochState
 
 TIMEOUT = 20.0  # of what is expected to end
 
@@ -212,7 +212,7 @@ def test_what_a_lost_ps_was_to_tell_is_broken_before_its_time_is_over(make_clust
     with closing(EpochState(cluster.trainers[0], "lost")) as state:
         assert state.reports(1) == []
         cluster.kill("ps:0")
-        lost = Deadline(epoch_state.ANSWER_SECS)
+        lost = Deadline(ANSWER_SECS)
         with pytest.raises(BrokenBarrierError, match="ps:0 was lost"):
             state.reports(1)
         with pytest.raises(BrokenBarrierError, match="ps:0 was lost"):
@@ -228,10 +228,10 @@ def test_a_silent_ps_may_wake_in_time_and_is_named_where_it_does_not(make_cluste
         with ThreadPoolExecutor(1) as pool:
             reports = pool.submit(state.reports, 1)
             with pytest.raises(TimeoutError):
-                reports.result(1.5 * epoch_state.RECHECK_SECS)
+                reports.result(1.5 * RECHECK_SECS)
             cluster.resume("ps:0")
             assert reports.result(TIMEOUT) == []
-        monkeypatch.setattr(epoch_state, "ANSWER_SECS", 0.5)
+        monkeypatch.setattr("tfdist.train.epoch.ANSWER_SECS", 0.5)
         cluster.pause("ps:0")
         with pytest.raises(BrokenBarrierError, match=r"ps:0 has not answered for \d"):
             state.reports(1)

@@ -11,12 +11,12 @@ import tensorflow as tf
 
 import tfdist
 from tfdist import ConfigError, EpochError, SplitLostError
-from tfdist.ps.probe import is_refused
+from tfdist.ps.session import is_refused
 from tfdist.splits import rules as splits
 from tfdist.splits import table
 from tfdist.splits.connection import Connection
 from tfdist.splits.plan import Plan, epoch_order
-from tfdist.splits.section import open_guard, take_guard
+from tfdist.splits.section import exclusive
 from tfdist.splits.table import TableOps
 from tfdist.testing import poll_until
 
@@ -329,7 +329,7 @@ def test_a_commit_that_finds_another_one_at_the_table_is_sent_again(trainers):
         queue = tfdist.splits.SplitQueue(task, name, [(0, 8)], batch_size=AHEAD)
         commit = queue.commit_after([])
         with tf.device("/job:ps/task:0"):
-            come, go = take_guard(name), open_guard(name)
+            come, go = exclusive(name).take(), exclusive(name).open()
         config = tf.compat.v1.ConfigProto(device_filters=["/job:ps"])
         target = f"grpc://{task.cluster_spec['ps'][0]}"
         with tf.compat.v1.Session(target, graph=graph, config=config) as session:
@@ -550,7 +550,7 @@ def test_a_ps_that_is_silent_or_lost_is_named(make_cluster, monkeypatch):
     with pytest.raises(tf.errors.UnavailableError, match="ps:0, where the splits are kept, was"):
         for _ in queue:
             pass
-    with pytest.raises(tf.errors.UnavailableError, match="nobody listens at"):
+    with pytest.raises(tf.errors.UnavailableError, match="nothing listens at"):
         queue.report()
     cluster.restart("ps:0")
     poll_until(lambda: not is_refused(task.cluster_spec["ps"][0]), "it listens again")

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
 from tfdist.barrier.rules import Arrivals
-from tfdist.barrier.state import PS_DEVICE, StateOnPs
+from tfdist.barrier.state import StateOnPs
 from tfdist.barrier.vector import State, as_arrivals, num_parties, unpack
 from tfdist.deadline import Deadline
 from tfdist.errors import ConfigError
-from tfdist.ps.probe import is_refused
-from tfdist.ps.retry import retry_duplicate_request
-from tfdist.task import session_target
+from tfdist.ps.section import IN_USE
+from tfdist.ps.session import DirectSession
 
 # A run that blocks is looked after this often: a lost token or a Ctrl-C waits no longer.
 RECHECK_SECS = 2.0
@@ -25,16 +23,7 @@ RECHECK_SECS = 2.0
 ANSWER_SECS = 10.0
 _LAST_ANSWER_SECS = 0.4
 _RETRY_SECS = 0.05
-_REFUSED_SECS = 0.001
-
-PS_LOST = (
-    tf.errors.AbortedError,  # "Session handle is not found": the ps was restarted
-    tf.errors.UnavailableError,  # its process is gone
-    tf.errors.FailedPreconditionError,  # restarted, and nothing is initialised
-)
-
-# Somebody else was within a section at that moment, see StateOnPs; nothing was done.
-REFUSED = tf.errors.OutOfRangeError
+_IN_USE_SECS = 0.001
 
 
 @dataclass(frozen=True)
@@ -71,7 +60,7 @@ class Connection:
         held: bool,
         previous_incarnation: int | None = None,
     ) -> None:
-        self._address, self._name, self._parties = address, name, len(names)
+        self._name, self._parties = name, len(names)
         self.graph = StateOnPs(
             f"tfdist/barrier/{name}",
             names,
@@ -79,11 +68,7 @@ class Connection:
             held=held,
             previous_incarnation=previous_incarnation,
         )
-        # Straight to the ps, which is nearer than by way of the trainer's own server.
-        self._session = tf.compat.v1.Session(
-            session_target(address), graph=self.graph.graph, config=_session_config()
-        )
-        self._callables: dict[Any, Callable[[], object]] = {}
+        self._session = DirectSession(address, self.graph.graph, timeout=RECHECK_SECS)
 
     @property
     def incarnation(self) -> int:
@@ -124,14 +109,14 @@ class Connection:
         answer = Deadline(_soon(deadline))
         while True:
             try:
-                options = _timeout(max(answer.remaining, _LAST_ANSWER_SECS))
-                self._ask(self._session.run, operation, feed, options=options)
+                timeout = max(answer.remaining, _LAST_ANSWER_SECS)
+                self._session.run(operation, feed, timeout=timeout)
                 return
-            except REFUSED as error:
+            except IN_USE as error:
                 if answer.expired:
                     message = f"others change the state all the time: {error}"
                     raise tf.errors.DeadlineExceededError(None, None, message) from error
-                time.sleep(_REFUSED_SECS)
+                time.sleep(_IN_USE_SECS)
 
     def block(self, operation: Any, seconds: float) -> None:
         """Runs an operation that blocks, for `seconds` or RECHECK_SECS at most.
@@ -142,12 +127,9 @@ class Connection:
             tf.errors.OutOfRangeError: it was refused, and has done nothing.
         """
         if seconds < RECHECK_SECS:
-            self._ask(self._session.run, operation, options=_timeout(seconds))
-            return
-        # Without options a callable does, which spares half of the time within Python.
-        if operation not in self._callables:
-            self._callables[operation] = self._session.make_callable(operation)
-        self._ask(self._callables[operation])
+            self._session.run(operation, timeout=seconds)
+        else:
+            self._session.call(operation)
 
     def look(self, deadline: Deadline | None = None) -> Snapshot:
         """Reads everything; asks again every RECHECK_SECS, until the deadline or ANSWER_SECS.
@@ -178,36 +160,15 @@ class Connection:
     def _fetch(self, fetches: Any, deadline: Deadline) -> Any:
         while True:
             try:
-                options = _timeout(min(_soon(deadline), RECHECK_SECS))
-                return self._ask(self._session.run, fetches, options=options)
+                timeout = min(_soon(deadline), RECHECK_SECS)
+                return self._session.run(fetches, timeout=timeout)
             except tf.errors.DeadlineExceededError:
                 if deadline.expired:
                     raise
 
-    def _ask(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Runs; raises UnavailableError if it is not answered because the ps is gone."""
-        try:
-            return retry_duplicate_request(run, *args, **kwargs)
-        except tf.errors.DeadlineExceededError:
-            check_ps(self._address)
-            raise
-
     def close(self) -> None:
-        """Gives the connection back; blocks for RECHECK_SECS at most."""
-        close_session(self._session, self._address)
-
-
-def check_ps(address: str) -> None:
-    """Raises UnavailableError if nobody listens at the ps's address; blocks for 0.2 s at most."""
-    if is_refused(address):
-        raise tf.errors.UnavailableError(None, None, f"nobody listens at {address}")
-
-
-def close_session(session: Any, address: str) -> None:
-    """Gives a session on a ps back; blocks for its `operation_timeout_in_ms` at most."""
-    with suppress(*PS_LOST, tf.errors.DeadlineExceededError):  # then it is gone already
-        check_ps(address)
-        session.close()
+        """Closes the session; blocks for RECHECK_SECS at most."""
+        self._session.close()
 
 
 def _total_waits(state: State, rules: Arrivals) -> list[int]:
@@ -224,18 +185,3 @@ def _soon(deadline: Deadline | None) -> float:
     if deadline is None:
         return ANSWER_SECS
     return min(max(deadline.remaining, _LAST_ANSWER_SECS), ANSWER_SECS)
-
-
-def _timeout(seconds: float) -> tf.compat.v1.RunOptions:
-    return tf.compat.v1.RunOptions(timeout_in_ms=int(seconds * 1000))
-
-
-def _session_config() -> tf.compat.v1.ConfigProto:
-    config = tf.compat.v1.ConfigProto(
-        # Without the filter the session would wait for every task of the cluster.
-        device_filters=[PS_DEVICE.removesuffix("/device:CPU:0")],
-        operation_timeout_in_ms=int(RECHECK_SECS * 1000),
-    )
-    # A few dozen small operations: nothing to gain, and the rewriting takes longer than a wait.
-    config.graph_options.rewrite_options.disable_meta_optimizer = True
-    return config

@@ -13,7 +13,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfdist.barrier import rules as arrivals
-from tfdist.barrier.connection import ANSWER_SECS, PS_LOST, Connection, Snapshot
+from tfdist.barrier.connection import ANSWER_SECS, Connection, Snapshot
 from tfdist.barrier.rules import RESIGNED, Decision
 from tfdist.barrier.state import StateOnPs
 from tfdist.deadline import Deadline
@@ -25,6 +25,7 @@ from tfdist.errors import (
     StartTimeout,
     reason_of,
 )
+from tfdist.ps.session import PS_LOST
 from tfdist.runs.barrier_notes import BarrierNote, PassMark, note_barrier
 from tfdist.task import Task
 

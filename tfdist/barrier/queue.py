@@ -6,11 +6,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdist.barrier.connection import REFUSED
 from tfdist.barrier.interface import SharedBarrier
 from tfdist.barrier.rules import Decision
 from tfdist.barrier.state import StateOnPs
 from tfdist.deadline import Deadline
+from tfdist.ps.section import IN_USE
 
 # A run that is cancelled before the ps has begun it leaves its `dequeue` behind there, which
 # later takes somebody's token. What is left of a timeout in the end is therefore polled.
@@ -51,7 +51,7 @@ class QueueBarrier(SharedBarrier):
         self._blocks = True
         try:
             self._connection.block(operation, deadline.remaining - _SHORTEST_BLOCK_SECS / 2)
-        except (tf.errors.InvalidArgumentError, REFUSED):
+        except (tf.errors.InvalidArgumentError, IN_USE):
             # Woken in vain, or nothing was done. So it is for a restarted trainer that had arrived
             # before: the ps does not know yet that this process blocks.
             self._blocks = not arrives

@@ -22,8 +22,9 @@ import tensorflow as tf
 from tfdist.barrier import vector
 from tfdist.barrier.rules import RESIGNED
 from tfdist.barrier.vector import State
+from tfdist.ps.section import FailingSection
+from tfdist.ps.session import PS_DEVICE
 
-PS_DEVICE = "/job:ps/task:0/device:CPU:0"
 _WAKE_UP = -1  # a token of no generation: look at the state
 # TensorFlow takes a plain number in `tf.where` for an int32.
 _ZERO, _ONE, _RESIGNED = np.int64(0), np.int64(1), np.int64(RESIGNED)
@@ -107,8 +108,7 @@ class StateOnPs:
         self.graph = tf.Graph()
         self._gate: list[Any] = []
         with self._building():
-            self._mutex = tf.raw_ops.MutexV2(shared_name=f"{name}/lock")
-            self._guard = _variable(f"{name}/guard", tf.int64)
+            self._exclusive = FailingSection(name)
             self._vector = _variable(f"{name}/state", tf.int64)
             self._reason = _variable(f"{name}/reason", tf.string)
             # Where the others wait for the release, and where a chief with an action waits for
@@ -128,16 +128,15 @@ class StateOnPs:
         start = vector.start(self._parties)
 
         def make() -> Any:
-            others = [_assign(self._reason, tf.constant("")), _assign(self._guard, _ZERO)]
+            others = [_assign(self._reason, tf.constant("")), self._exclusive.open()]
             with tf.control_dependencies(others):  # whoever sees the vector sees them too
                 return tf.group(_assign(self._vector, tf.constant(start)))
 
-        lock = tf.raw_ops.MutexLock(mutex=self._mutex)  # only, for there is no guard yet
+        lock = self._exclusive.lock()  # the guard is not open yet
         with tf.control_dependencies([lock]):
             fresh = tf.logical_not(tf.raw_ops.VarIsInitializedOp(resource=self._vector))
             made = tf.cond(fresh, make, tf.no_op)
-        with tf.control_dependencies([made]):
-            return tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
+        return self._exclusive.unlock(lock, [made])
 
     @_operation
     def enter(self) -> Any:
@@ -278,25 +277,20 @@ class StateOnPs:
 
     @contextmanager
     def _section(self) -> Iterator[_Section]:
-        """What is read and stored inside it happens as one; then those are woken that it names.
+        """What is read and stored inside it is one atomic step; then it sends the wake-ups.
 
-        It is refused with OutOfRangeError if somebody else is within one, for the lock alone does
-        not keep them apart: TensorFlow lets go of it when *another* that waits for it is cancelled
-        (`AcquireAsync` in core/kernels/mutex_ops.cc). Nobody but its owner gives the guard back. A
-        section does so to its end, since nothing in it can block or be cancelled.
+        A run that finds another one inside fails with `IN_USE`, and has changed nothing.
         """
         section = _Section()
-        lock = tf.raw_ops.MutexLock(mutex=self._mutex)
-        with tf.control_dependencies([lock]):
-            guard = tf.raw_ops.ResourceCountUpTo(resource=self._guard, limit=1, T=tf.int64)
+        lock = self._exclusive.lock()
         # Only what reads waits for the lock. All else depends on that, or is constant, and what is
         # constant is then ready before the lock is taken.
-        self._gate = [guard]
+        self._gate = [self._exclusive.take(lock)]
         yield section
         self._gate = []
-        section.store(self._guard, _ZERO)
         with tf.control_dependencies(section.stored):
-            section.left = tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
+            opened = self._exclusive.open()
+        section.left = self._exclusive.unlock(lock, [*section.stored, opened])
         section.done = tf.group(section.left, *section.wake(section.wake_ups))
 
     def _read(self, handle: Any, dtype: tf.DType) -> Any:

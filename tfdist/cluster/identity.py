@@ -9,11 +9,10 @@ import os
 import time
 from typing import Any
 
-from tfdist.cluster.mailbox import own_config
+from tfdist.cluster.mailbox import session_with
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError
-from tfdist.ps.retry import retry_duplicate_request
-from tfdist.task import Task, session_target
+from tfdist.task import Task
 
 # Any text that no other run has, the same for all tasks. `tfdist run` sets it; elsewhere you do.
 ID_VARIABLE = "TFDIST_CLUSTER_ID"
@@ -30,9 +29,8 @@ def show_identity(own: Task, target: str) -> None:
 
         with tf.Graph().as_default() as graph:
             write = tf.raw_ops.AssignVariableOp(resource=_variable_on(own), value=identity)
-            config = own_config(own, _ANSWER_SECS)
-            with tf.compat.v1.Session(target, graph=graph, config=config) as session:
-                retry_duplicate_request(session.run, write)
+            with session_with(own, graph, timeout=_ANSWER_SECS, target=target) as session:
+                session.run(write)
 
 
 def read_identity(of: Task, timeout: float = _ANSWER_SECS) -> str | None:
@@ -48,12 +46,10 @@ def read_identity(of: Task, timeout: float = _ANSWER_SECS) -> str | None:
         variable = _variable_on(of)
         is_there = tf.raw_ops.VarIsInitializedOp(resource=variable)
         read = tf.raw_ops.ReadVariableOp(resource=variable, dtype=tf.string)
-        config = own_config(of, timeout)
-        target = session_target(of.address)
-        with tf.compat.v1.Session(target, graph=graph, config=config) as session:
-            if not retry_duplicate_request(session.run, is_there):
+        with session_with(of, graph, timeout=timeout) as session:
+            if not session.run(is_there):
                 return None
-            identity: bytes = retry_duplicate_request(session.run, read)
+            identity: bytes = session.run(read)
             return identity.decode()
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import queue
 from typing import TYPE_CHECKING, Any
 
-from tfdist.ps.retry import retry_duplicate_request
-from tfdist.task import Task, session_target
+from tfdist.task import Task
 
 if TYPE_CHECKING:
-    import tensorflow as tf
+    from tfdist.ps.session import DirectSession
 
 DONE, KNOWS, DISMISS = range(3)
 
@@ -25,10 +24,8 @@ def send(to: Task, message: int, rank: int, *, timeout: float) -> None:
 
     with tf.Graph().as_default() as graph:
         put = _queue_of(to).enqueue((message, rank))
-        config = own_config(to, timeout)
-        target = session_target(to.address)
-        with tf.compat.v1.Session(target, graph=graph, config=config) as session:
-            retry_duplicate_request(session.run, put)
+        with session_with(to, graph, timeout=timeout) as session:
+            session.run(put)
 
 
 def receive(target: str, own: Task, received: queue.SimpleQueue[tuple[int, int]]) -> None:
@@ -37,10 +34,10 @@ def receive(target: str, own: Task, received: queue.SimpleQueue[tuple[int, int]]
 
     with tf.Graph().as_default() as graph:
         take = _queue_of(own).dequeue()
-        with tf.compat.v1.Session(target, graph=graph, config=own_config(own)) as session:
+        with session_with(own, graph, timeout=0, target=target) as session:
             unaware = set(range(len(own.trainers)))
             while unaware:
-                message, rank = (int(part) for part in retry_duplicate_request(session.run, take))
+                message, rank = (int(part) for part in session.run(take))
                 received.put((message, rank))
                 if message == DISMISS:
                     return
@@ -48,12 +45,14 @@ def receive(target: str, own: Task, received: queue.SimpleQueue[tuple[int, int]]
                     unaware.discard(rank)
 
 
-def own_config(task: Task, timeout: float = 0.0) -> tf.compat.v1.ConfigProto:
-    """Of a session that depends on that task alone; no run of it takes longer, unless 0 seconds."""
-    import tensorflow as tf
+def session_with(
+    task: Task, graph: Any, *, timeout: float, target: str | None = None
+) -> DirectSession:
+    """A session with `task` alone, by way of `target` if given; `timeout=0` means no limit."""
+    from tfdist.ps.session import DirectSession
 
-    return tf.compat.v1.ConfigProto(
-        device_filters=[task.device], operation_timeout_in_ms=int(timeout * 1000)
+    return DirectSession(
+        task.address, graph, timeout=timeout, task_device=task.device, target=target
     )
 
 

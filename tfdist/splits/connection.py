@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,11 +11,8 @@ import tensorflow as tf
 
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError, reason_of
-from tfdist.ps.probe import is_refused
-from tfdist.ps.retry import retry_duplicate_request
-from tfdist.splits.section import PS_DEVICE
+from tfdist.ps.session import PS_DEVICE, DirectSession
 from tfdist.splits.table import REFUSED, Answer, TableOps
-from tfdist.task import session_target
 
 # A call that comes after the ps has gone waits for so long (`set_fail_fast(false)` in
 # core/distributed_runtime/rpc/grpc_remote_master.cc).
@@ -59,11 +55,7 @@ class Connection:
             self._release = ops.release(self._fed_incarnation, self._fed_attempt)
             self._begin = ops.begin_epoch(self._fed_epoch, self._starts, self._stops)
             self._snapshot = ops.snapshot()
-        config = tf.compat.v1.ConfigProto(
-            device_filters=["/job:ps/task:0"], operation_timeout_in_ms=int(_ANSWER_SECS * 1000)
-        )
-        config.graph_options.rewrite_options.disable_meta_optimizer = True
-        self._session = tf.compat.v1.Session(session_target(address), graph=graph, config=config)
+        self._session = DirectSession(address, graph, timeout=_ANSWER_SECS)
 
     def enter(self) -> Answer:
         """This process speaks for the trainer."""
@@ -118,10 +110,8 @@ class Connection:
         return found
 
     def close(self) -> None:
-        """Gives it back."""
-        if not is_refused(self._address):
-            with suppress(tf.errors.OpError):  # it is gone, or leaves it to its own end
-                self._session.close()
+        """Closes the connection, also if the ps is gone."""
+        self._session.close()
 
     def _ask(self, fetches: Any, feed: Mapping[Any, Any] | None = None) -> Answer:
         found = self._until(lambda values: values[0] != REFUSED, fetches, feed)
@@ -142,13 +132,10 @@ class Connection:
 
     def _run(self, fetches: Any, feed: Mapping[Any, Any] | None) -> Any:
         try:
-            return retry_duplicate_request(self._session.run, fetches, feed)
+            return self._session.run(fetches, feed)
         except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
             raise type(error)(None, None, _LOST + reason_of(str(error))) from error
         except tf.errors.DeadlineExceededError as error:
-            if is_refused(self._address):
-                reason = f"{_LOST}nobody listens at {self._address}"
-                raise tf.errors.UnavailableError(None, None, reason) from error
             raise tf.errors.DeadlineExceededError(
                 None,
                 None,

@@ -17,11 +17,11 @@ import tensorflow as tf
 from tfdist.data.ledger import Ledger, Range
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError, ConfigError, EpochError, SplitLostError
+from tfdist.ps.session import PS_DEVICE
 from tfdist.splits import table
 from tfdist.splits.connection import Connection
 from tfdist.splits.plan import Plan, epoch_order
 from tfdist.splits.rules import DONE, LEASED, NOT_HELD, Loss
-from tfdist.splits.section import PS_DEVICE
 from tfdist.splits.table import Answer, TableOps
 from tfdist.task import Task
 

@@ -7,11 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfdist.ps.section import BranchingSection
 from tfdist.splits.plan import Plan
 from tfdist.splits.rules import DEAD, NOTHING, REVOKED, TODO
-
-PS_DEVICE = "/job:ps/task:0/device:CPU:0"
-_PHILOX = 1  # of tf.random.Algorithm
 
 
 class Rank(NamedTuple):
@@ -50,6 +48,11 @@ class Names(NamedTuple):
     ranks: str
     counts: str
     lost: str
+
+
+def exclusive(name: str) -> BranchingSection:
+    """Keeps the operations on the table of this name apart; built in the default graph."""
+    return BranchingSection(f"tfdist/splits/rules/{name}")
 
 
 def variable_names(name: str) -> Names:
@@ -209,25 +212,3 @@ class Section:
         return tf.raw_ops.ResourceScatterUpdate(
             resource=self._handles[name], indices=places, updates=values
         )
-
-
-def _guard(name: str) -> Any:
-    shared_name = f"tfdist/splits/rules/{name}/guard"
-    return tf.raw_ops.VarHandleOp(dtype=tf.int64, shape=[3], shared_name=shared_name)
-
-
-def open_guard(name: str) -> Any:
-    """Nobody is within a section."""
-    return tf.raw_ops.AssignVariableOp(resource=_guard(name), value=np.zeros(3, np.int64))
-
-
-def take_guard(name: str) -> Any:
-    """Takes the guard; whether it was free.
-
-    TensorFlow's one operation that adds to a variable and tells what it was before, as one: the
-    counter of a random number generator.
-    """
-    before = tf.raw_ops.RngReadAndSkip(
-        resource=_guard(name), alg=np.int32(_PHILOX), delta=np.uint64(1)
-    )
-    return tf.equal(before[0], 0)

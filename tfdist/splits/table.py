@@ -15,16 +15,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from tfdist.ps.session import PS_DEVICE
 from tfdist.splits.plan import Plan
 from tfdist.splits.rules import DONE, LEASED, NOBODY, NOTHING, REVOKED, TODO, Loss, SplitTable
 from tfdist.splits.section import (
-    PS_DEVICE,
     Counts,
     Names,
     Rank,
     Section,
-    open_guard,
-    take_guard,
+    exclusive,
     variable_names,
 )
 
@@ -57,7 +56,7 @@ def make_variables(name: str, plan: Plan, parties: int) -> list[Any]:
     ]
     with tf.compat.v1.device(PS_DEVICE):
         # The guard is no part of the state, and is made before anybody finds the variables.
-        with tf.control_dependencies([open_guard(name)]):
+        with tf.control_dependencies([exclusive(name).open()]):
             tensors = [tf.identity(np.array(value, np.int64)) for value in values]
         return [
             tf.compat.v1.Variable(
@@ -153,7 +152,7 @@ class TableOps:
             return _code(GIVEN)
 
         with tf.compat.v1.device(PS_DEVICE):
-            opened = open_guard(self._name)
+            opened = exclusive(self._name).open()
         with tf.control_dependencies([opened]):
             return self._locked(change)
 
@@ -318,31 +317,14 @@ class TableOps:
         return self._alone(stacked, lambda: tf.constant(_code(REFUSED), tf.int64))
 
     def _alone(self, within: Callable[[Section], Any], refused: Callable[[], Any]) -> Any:
-        """What is read and stored within it happens as one; `refused` if somebody else is there.
+        """What is read and stored within it is one atomic step; `refused` if the table is in use.
 
-        The lock alone does not keep others out, for TensorFlow lets go of it when another that
-        waits for it is cancelled (`AcquireAsync` in core/kernels/mutex_ops.cc). So there is a guard
-        too. It is no error to find it taken: that would fail the run of an update.
+        A busy table is not an error: that would fail the run of an update.
         """
         with tf.device(None), tf.compat.v1.device(PS_DEVICE):
-            mutex = tf.raw_ops.MutexV2(shared_name=f"tfdist/splits/rules/{self._name}/lock")
-            lock = tf.raw_ops.MutexLock(mutex=mutex)
-            with tf.control_dependencies([lock]):
-                is_free = take_guard(self._name)
-
-            def enter() -> Any:
-                found = within(Section(self._name, self._plan))
-                with (
-                    tf.control_dependencies(tf.nest.flatten(found)),
-                    tf.control_dependencies([open_guard(self._name)]),
-                ):
-                    return tf.nest.map_structure(tf.identity, found)
-
-            found = tf.cond(is_free, enter, refused)
-            with tf.control_dependencies(tf.nest.flatten(found)):
-                done = tf.raw_ops.ConsumeMutexLock(mutex_lock=lock)
-            with tf.control_dependencies([done]):
-                return tf.nest.map_structure(tf.identity, found)
+            return exclusive(self._name).run(
+                lambda: within(Section(self._name, self._plan)), refused
+            )
 
 
 def _code(code: Any) -> Answer:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
+from typing import Any
+
+import tensorflow as tf
 
 from tfdist.barrier import Barrier, SharedBarrier
 from tfdist.data.ledger import Audit, Ledger, Range
-from tfdist.errors import BarrierTimeout, EpochError, TfdistError
+from tfdist.deadline import Deadline
+from tfdist.errors import BarrierTimeout, BrokenBarrierError, EpochError, TfdistError
+from tfdist.ps.session import PS_DEVICE, PS_LOST, DirectSession
 from tfdist.task import Task
-from tfdist.train.epoch_state import EpochReport, EpochState
+
+ANSWER_SECS = 30.0
+RECHECK_SECS = 2.0  # TensorFlow waits for a ps that is gone; the connection is probed this often
 
 
 class EpochStatus(Enum):
@@ -19,6 +27,29 @@ class EpochStatus(Enum):
 
     ALL_ENDED = "all ended"
     PARTIAL = "partial"
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """What one trainer did in one epoch.
+
+    Attributes:
+        trainer: its name.
+        epoch: the number of it.
+        steps: in which it read examples.
+        examples: that it read.
+        seconds: from the end of the epoch before to its arrival at the end of this one.
+        reads: the examples, as ranges.
+        left: when it left the epoch before, in seconds by the clock of ps 0; None in its first.
+    """
+
+    trainer: str
+    epoch: int
+    steps: int
+    examples: int
+    seconds: float
+    reads: tuple[Range, ...] = field(default=(), repr=False)
+    left: float | None = None
 
 
 @dataclass(frozen=True)
@@ -250,3 +281,110 @@ class Epoch:
             absent,
             None if self._expected is None else ledger.audit(self._expected),
         )
+
+
+class EpochState:
+    """What trainers report to one another about an epoch, on ps 0; blocks for 30 s at most.
+
+    Each trainer writes only to its own variables, so no lock is needed. For reports it has two, for
+    odd and even epochs: a trainer that is already in the next epoch leaves alone what a slow one
+    has still to read of this one. It cannot be two ahead, since it waits for all at each end.
+
+    A trainer that gets no answer has passed a barrier that others have passed too, and cannot stay
+    in step with them. So all methods raise BrokenBarrierError if the ps is lost or stays silent.
+
+    Args:
+        task: a chief or a worker.
+        name: the same on every trainer.
+    """
+
+    def __init__(self, task: Task, name: str) -> None:
+        ranks = range(len(task.trainers))
+        with tf.Graph().as_default() as graph, tf.compat.v1.device(PS_DEVICE):
+            ends = [_place(f"{name}/end/{rank}") for rank in ranks]
+            reports = [
+                [_place(f"{name}/report{parity}/{rank}") for rank in ranks] for parity in (0, 1)
+            ]
+            self._text = tf.compat.v1.placeholder(tf.string, [])
+            self._put_end = _assign(ends[task.rank], self._text)
+            self._put_report = [_assign(places[task.rank], self._text) for places in reports]
+            self._own_end = _read(ends[task.rank])
+            self._ends = tf.stack([_read(place) for place in ends])
+            self._reports = [tf.stack([_read(place) for place in places]) for places in reports]
+            self._now = tf.timestamp()
+        self._name = name
+        self._session = DirectSession(task.cluster_spec["ps"][0], graph, timeout=RECHECK_SECS)
+
+    def put_end(self, epoch: int, step: int) -> None:
+        """This trainer has nothing left from `step` on."""
+        self._run(self._put_end, json.dumps([epoch, step]))
+
+    def has_ended(self, epoch: int) -> bool:
+        """Whether this trainer has said so, in an earlier life perhaps."""
+        return _end(self._run(self._own_end), epoch) is not None
+
+    def all_ended(self, epoch: int, step: int) -> bool:
+        """Whether nobody had anything left at `step`; all have to have come to its end."""
+        ends = [_end(text, epoch) for text in self._run(self._ends)]
+        return all(end is not None and end <= step for end in ends)
+
+    def put_report(self, report: EpochReport) -> None:
+        """Puts this trainer's report where all find it."""
+        self._run(self._put_report[report.epoch % 2], json.dumps(asdict(report)))
+
+    def reports(self, epoch: int) -> list[EpochReport]:
+        """Of those trainers that have put one, by rank."""
+        texts = self._run(self._reports[epoch % 2])
+        found = [_parse(json.loads(text)) for text in texts if text]
+        return [report for report in found if report.epoch == epoch]
+
+    def now(self) -> float:
+        """Seconds by the clock of ps 0, the same for all trainers."""
+        return float(self._run(self._now))
+
+    def close(self) -> None:
+        """Closes the connection to the ps."""
+        self._session.close()
+
+    def _run(self, fetch: Any, text: str | None = None) -> Any:
+        feed = {} if text is None else {self._text: text}
+        answer = Deadline(ANSWER_SECS)
+        while True:
+            try:
+                return self._session.run(fetch, feed)
+            except PS_LOST as error:
+                reason = f"ps:0 was lost or restarted: {error}"
+                raise BrokenBarrierError(self._name, reason) from error
+            except tf.errors.DeadlineExceededError as error:
+                # To put the same again changes nothing.
+                if answer.expired:
+                    reason = f"ps:0 has not answered for {answer.elapsed:.0f} s"
+                    raise BrokenBarrierError(self._name, reason) from error
+
+
+def _place(name: str) -> Any:
+    return tf.raw_ops.VarHandleOp(dtype=tf.string, shape=[], shared_name=f"tfdist/epoch/{name}")
+
+
+def _assign(place: Any, value: Any) -> Any:
+    return tf.raw_ops.AssignVariableOp(resource=place, value=value)
+
+
+def _read(place: Any) -> Any:
+    """What is there; an empty string if nobody has put anything."""
+    return tf.cond(
+        tf.raw_ops.VarIsInitializedOp(resource=place),
+        lambda: tf.raw_ops.ReadVariableOp(resource=place, dtype=tf.string),
+        lambda: tf.constant(""),
+    )
+
+
+def _end(text: bytes, epoch: int) -> int | None:
+    """The step of an end, if it is one of that epoch and not of an earlier one."""
+    number, step = json.loads(text) if text else (None, None)
+    return step if number == epoch else None
+
+
+def _parse(values: dict[str, Any]) -> EpochReport:
+    reads = tuple((start, stop) for start, stop in values.pop("reads"))
+    return EpochReport(**values, reads=reads)

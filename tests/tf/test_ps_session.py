@@ -1,0 +1,30 @@
+"""A session straight to one ps says whether the ps is gone or silent, and closes either way."""
+
+import socket
+
+import pytest
+import tensorflow as tf
+
+from tfdist.ps.session import PS_DEVICE, DirectSession
+
+
+def session_with(address):
+    with tf.Graph().as_default() as graph, tf.compat.v1.device(PS_DEVICE):
+        seven = tf.constant(7)
+    return DirectSession(address, graph, timeout=0.3), seven
+
+
+def test_a_ps_that_is_gone_is_unavailable_though_tensorflow_goes_on_trying():
+    with socket.socket() as held:  # bound, but nothing listens
+        held.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{held.getsockname()[1]}"
+        session, seven = session_with(address)
+        with session, pytest.raises(tf.errors.UnavailableError, match=f"listens at {address}"):
+            session.run(seven)
+
+
+def test_a_silent_ps_exceeds_the_deadline():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        session, seven = session_with(f"127.0.0.1:{server.getsockname()[1]}")
+        with session, pytest.raises(tf.errors.DeadlineExceededError):
+            session.run(seven)
