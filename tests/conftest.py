@@ -1,7 +1,11 @@
-"""Marks each test by its folder, and lets no test file stand outside of a folder with a budget."""
+"""What all tests share: markers by folder, a deadline for each test, and cases that rotate by day."""
 
+import datetime
+import faulthandler
+import os
+import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +15,8 @@ from tfdist.runs.folder import RunFolder
 from tfdist.task import Task
 
 HERE = Path(__file__).parent
+DEADLINE_SECS = 90.0  # of a test that runs alone
+NIGHTLY_TIMES = 10  # as long as by day
 
 FOLDERS = {
     "unit": "needs no TensorFlow",
@@ -19,6 +25,9 @@ FOLDERS = {
     "chaos": "signals and seeded faults against process groups, and whole launches",
     "multinode": "network namespaces, or docker compose",
 }
+
+
+_STDERR = pytest.StashKey[int]()
 
 
 def strays(tests: Path) -> list[str]:
@@ -32,9 +41,21 @@ def strays(tests: Path) -> list[str]:
     ]
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("tfdist", "long matrices of tests")
+    group.addoption("--nightly", action="store_true", help="run all cases, and random runs longer")
+    group.addoption("--seed", type=int, help="which cases run; by default today's number")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     for name, meaning in FOLDERS.items():
         config.addinivalue_line("markers", f"{name}: {meaning}")
+    config.addinivalue_line("markers", "rotates(number): so many of its cases run each day")
+    if config.option.seed is None:  # workers of pytest-xdist are given that of their parent
+        config.option.seed = datetime.date.today().toordinal()
+    # Before pytest captures what is written to it.
+    config.stash[_STDERR] = os.dup(2)
+    config.add_cleanup(lambda: os.close(config.stash[_STDERR]))
     # An example may take long on a busy machine; the deadline is that of the whole test.
     settings.register_profile("tfdist", deadline=None)
     settings.load_profile("tfdist")
@@ -55,6 +76,53 @@ def pytest_sessionstart() -> None:
 def pytest_itemcollected(item: pytest.Item) -> None:
     if item.path.is_relative_to(HERE):
         item.add_marker(item.path.relative_to(HERE).parts[0])
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    if config.option.nightly:
+        return "long matrices: all cases"
+    return f"long matrices: the cases of --seed {config.option.seed}; --nightly runs all"
+
+
+@pytest.hookimpl(trylast=True)  # after -k: what that has left rotates
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves of the cases of each test marked `rotates(number)` about so many, others each day."""
+    if config.option.nightly:
+        return
+    matrices: dict[tuple[pytest.Item, int], list[pytest.Item]] = {}
+    for item in items:
+        if marker := item.get_closest_marker("rotates"):
+            test = item.nodeid.partition("[")[0], *marker.args
+            matrices.setdefault(test, []).append(item)
+    dropped: set[pytest.Item] = set()
+    for (_, number), cases in matrices.items():
+        days = -(-len(cases) // number)
+        # Shuffled, so that the cases of a day are not all alike where each third is.
+        random.Random(0).shuffle(cases)
+        dropped |= set(cases) - set(cases[config.option.seed % days :: days])
+    items[:] = [item for item in items if item not in dropped]
+    config.hook.pytest_deselected(items=sorted(dropped, key=lambda item: item.nodeid))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Ends a test that hangs and prints the stacks of all threads.
+
+    The deadline grows with the number of tests that run at the same time.
+    """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    secs = DEADLINE_SECS * workers * (NIGHTLY_TIMES if item.config.option.nightly else 1)
+    faulthandler.dump_traceback_later(secs, file=item.config.stash[_STDERR], exit=True)
+    try:
+        return (yield)
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+@pytest.fixture(scope="session")
+def times(request: pytest.FixtureRequest) -> int:
+    """How many times as long random runs, and searches for growth, are to take."""
+    return NIGHTLY_TIMES if request.config.option.nightly else 1
 
 
 @pytest.fixture(autouse=True)

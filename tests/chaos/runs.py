@@ -1,14 +1,10 @@
 """Random runs of a state machine at a barrier on a real ps."""
 
-import os
-
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from tfdist.barrier.connection import Connection
-
-TIMES = int(os.environ.get("TFDIST_TEST_TIMES", "1"))  # as many runs
 
 
 def run(machine, *, examples, steps, shrink_secs):
@@ -20,7 +16,7 @@ def run(machine, *, examples, steps, shrink_secs):
         run_state_machine_as_test(
             machine,
             settings=settings(
-                max_examples=examples * TIMES,
+                max_examples=examples,
                 stateful_step_count=steps,
                 phases=phases if shrink_secs else phases[:-1],
                 derandomize=False,  # other runs each time, also where CI is set

@@ -7,7 +7,6 @@ known without the barrier.
 """
 
 import functools
-import os
 
 import pytest
 
@@ -22,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 N = 3
 SHORT = 0.5  # of what is expected to time out
 SOON = 0.5  # how long after its timeout a wait may end where the ps is silent
-GENERATIONS = int(os.environ.get("TFDIST_TEST_GENERATIONS", "6000"))
+GENERATIONS = 6000
 CHIEF, ONE, TWO = NAMES = [f"worker:{rank}" for rank in range(N)]
 
 
@@ -274,12 +273,13 @@ def test_timeouts_that_break_it_race_with_the_release(start, stops):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_generations_grow_no_trainer_and_the_ps_no_more_than_other_runs(make_cluster, kind):
+def test_many_generations_grow_no_trainer_and_the_ps_no_more_than_other_runs(
+    make_cluster, kind, times
+):
     # As many calls to the ps for both: the one that polls makes some three times as many.
-    generations = GENERATIONS if kind == "queue" else GENERATIONS * 3 // 10
-    grown = grow(
-        make_cluster, barrier_jobs.many_generations, kind, generations=generations, warm_up=1000
-    )
+    generations = times * (GENERATIONS if kind == "queue" else GENERATIONS * 3 // 10)
+    job = barrier_jobs.many_generations
+    grown = grow(make_cluster, job, kind, times, generations=generations, warm_up=1000)
     for trainer, ps, second, tokens in grown:
         assert tokens == 0
         assert trainer < 2**20
@@ -287,16 +287,18 @@ def test_many_generations_grow_no_trainer_and_the_ps_no_more_than_other_runs(mak
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_timeouts_grow_no_trainer_and_the_ps_no_more_than_other_runs(make_cluster, kind):
-    rounds = GENERATIONS // 150
+def test_many_timeouts_grow_no_trainer_and_the_ps_no_more_than_other_runs(
+    make_cluster, kind, times
+):
+    rounds = times * GENERATIONS // 150
     job = barrier_jobs.many_timeouts
-    [trainer, ps, second], _ = grow(make_cluster, job, kind, rounds=rounds, timeout=0.13)
+    [trainer, ps, second], _ = grow(make_cluster, job, kind, times, rounds=rounds, timeout=0.13)
     assert trainer < 2**20
     assert ps < second + 2**20
 
 
-def grow(make_cluster, job, kind, **options):
+def grow(make_cluster, job, kind, times, **options):
     cluster = make_cluster(2, 2, backend="processes")
     ps = [cluster._running[f"ps:{index}"].pid for index in range(2)]
     job = functools.partial(job, kind=kind, ps=ps, **options)
-    return cluster.run(job, timeout=START + GENERATIONS / 50)
+    return cluster.run(job, timeout=START + times * GENERATIONS / 50)

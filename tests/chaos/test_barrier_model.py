@@ -290,6 +290,6 @@ class Meeting(RuleBasedStateMachine):
         assert (barrier.broken, barrier.generation) == (model.broken, model.generation)
 
 
-def test_barriers_do_what_the_rules_say(tasks, no_leaks):
+def test_barriers_do_what_the_rules_say(tasks, times, no_leaks):
     Meeting.tasks = tasks
-    run(Meeting, examples=10, steps=40, shrink_secs=0)
+    run(Meeting, examples=10 * times, steps=40, shrink_secs=0)

@@ -1,6 +1,6 @@
 """The lab: a case of each family gets its verdict, and ends well when it is fixed.
 
-All cases: `TFDIST_TEST_LAB=all scripts/test chaos -k test_lab`, or `tfdist repro matrix`.
+All cases: `scripts/test nightly -k test_lab`, or `tfdist repro matrix`.
 """
 
 import json
@@ -25,30 +25,12 @@ from tfdist.repro.matrix import CASES, find
 from tfdist.repro.series import grid
 from tfdist.testing import poll_until
 
-SOME = [
-    "t23846/end-of-epoch",
-    "asynchronous/no-device-filters",
-    "start/variable-off-the-ps",
-    "sync/worker-short",
-    "barrier/misplaced-queue",
-    "collective/short-one-lives-on",
-    "coordinator/finite-data",
-    "faults/worker-killed-sync",
-    "input/file-never-answers",
-    "data-service/dispatcher-killed",
-    "slow/long-step-in-python",
-]
 SLOW = [case.name for case in CASES if all(name.is_slow for name in case.expects)]
-if ALL := os.environ.get("TFDIST_TEST_LAB") == "all":
-    SOME = [case.name for case in CASES]
-
-
-def test_some_of_each_family_are_played():
-    assert {find(name).family for name in SOME} == {case.family for case in CASES}
 
 
 @pytest.mark.usefixtures("no_leaks")
-@pytest.mark.parametrize("name", SOME)
+@pytest.mark.rotates(6)
+@pytest.mark.parametrize("name", [case.name for case in CASES])
 def test_a_case_gets_its_verdict_and_ends_well_when_it_is_fixed(name, tmp_path):
     case, told = find(name), []
     plays = Plays(told.append)
@@ -96,7 +78,8 @@ def test_a_job_that_ends_while_it_is_looked_at_has_ended(overdue, tmp_path, monk
 
 
 @pytest.mark.usefixtures("no_leaks")
-@pytest.mark.parametrize("name", SLOW if ALL else ["slow/evaluation"])
+@pytest.mark.rotates(1)
+@pytest.mark.parametrize("name", SLOW)
 def test_a_job_that_is_only_slow_is_never_said_to_hang_until_it_ends(name, tmp_path):
     should_continue = replace(find(name), expects=())  # which no verdict of slowness ends
     played = Plays()(should_continue, fixed=False, seed=1, folder=tmp_path)

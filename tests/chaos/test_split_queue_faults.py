@@ -15,7 +15,6 @@ from contextlib import suppress
 import pytest
 
 from tests.chaos import split_jobs
-from tests.chaos.runs import TIMES
 from tfdist import BrokenBarrierError, ClusterError, RunTimeout, TaskFailed, local_cluster
 from tfdist.testing import poll_until
 
@@ -131,7 +130,8 @@ class Disturbed:
         return len(list(self._folder.glob("worker:*"))) == len(NAMES)
 
 
-@pytest.mark.parametrize("seed", range(40 * TIMES))
+@pytest.mark.rotates(10)
+@pytest.mark.parametrize("seed", range(100))
 def test_every_record_is_read_and_twice_only_as_the_report_says(tmp_path, seed):
     schedule = Schedule(seed)
     job = functools.partial(

@@ -9,7 +9,6 @@ from itertools import accumulate, pairwise
 
 import pytest
 
-from tests.chaos.runs import TIMES
 from tests.chaos.split_schedule import (
     DIES,
     DIES_SAVING,
@@ -177,7 +176,8 @@ class Job:
         return [list(counts) for counts in self.reads]
 
 
-@pytest.mark.parametrize("seed", range(200 * TIMES))
+@pytest.mark.rotates(200)
+@pytest.mark.parametrize("seed", range(1000))
 def test_no_record_is_missing_and_none_is_read_again_without_a_noted_loss(seed):
     job = Job(seed)
     job.run()

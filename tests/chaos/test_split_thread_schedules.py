@@ -16,7 +16,6 @@ import pytest
 import tensorflow as tf
 
 import tfdist
-from tests.chaos.runs import TIMES
 from tests.chaos.split_schedule import (
     DIES,
     DIES_SAVING,
@@ -249,7 +248,8 @@ class Job:
         self._checkpoint = path
 
 
-@pytest.mark.parametrize("seed", range(50 * TIMES))
+@pytest.mark.rotates(20)
+@pytest.mark.parametrize("seed", range(200))
 def test_no_record_is_missing_and_none_is_read_again_without_a_noted_loss(
     processes, tmp_path, seed
 ):
