@@ -1,4 +1,4 @@
-"""What all tests share: markers by folder, a deadline for each test, and cases that rotate by day."""
+"""What all tests share: markers by folder, a deadline, and cases that rotate by the day."""
 
 import datetime
 import faulthandler
