@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from tests.cluster.test_run import command
+from tests.launches import command
 from tfdist.cli.network import isolate_or_tell
 from tfdist.runs.folder import RunFolder
 from tfdist.testing import poll_until

@@ -10,7 +10,7 @@ import uuid
 import psutil
 import pytest
 
-from tests.cluster.test_run import command
+from tests.launches import command
 from tfdist.testing import poll_until
 
 GONE_SECS = 5.0

@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 
-from tests.unit.test_page import REPORT
+from tests.jobs_seen import REPORT
 from tfdist.diagnosis.page import page_of
 
 # As root it needs --no-sandbox; the others keep it from looking for its maker's hosts.

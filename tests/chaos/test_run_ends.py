@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from tests.cluster.test_run import STUCK, command
+from tests.launches import STUCK, command
 from tfdist.testing import poll_until
 
 GONE_SECS = 5.0  # what is promised after Ctrl-C

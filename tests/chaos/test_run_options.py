@@ -2,7 +2,7 @@
 
 import json
 
-from tests.cluster.test_run import MEET, STUCK, run
+from tests.launches import MEET, STUCK, run
 
 FAILS_ONCE = """
 import pathlib, sys, tfdist

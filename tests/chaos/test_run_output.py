@@ -5,7 +5,7 @@ import subprocess
 import psutil
 import pytest
 
-from tests.cluster.test_run import MEET, command, run
+from tests.launches import MEET, command, run
 from tfdist.testing import poll_until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")

@@ -10,7 +10,7 @@ import time
 import psutil
 import pytest
 
-from tests.cluster.test_run import command, run
+from tests.launches import command, run
 from tfdist.runs.folder import RunFolder
 from tfdist.testing import poll_until
 

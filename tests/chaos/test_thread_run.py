@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tests.chaos.test_run_output import CHATTY, read_a_line_and_leave
-from tests.cluster.test_run import MEET, run
+from tests.launches import MEET, run
 
 TELLS = """
 import os, sys, tfdist

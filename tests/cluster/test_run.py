@@ -1,53 +1,10 @@
 """`tfdist run`: what it prints, and how it ends."""
 
 import json
-import os
-import re
-import subprocess
-import sys
 
 import pytest
 
-MEET = """
-import sys, tfdist
-task = tfdist.Task.from_env()
-with tfdist.worker_server(task):
-    tfdist.Barrier(task, "meet", timeout=30).wait()
-    if task.is_chief:
-        print("all met", *sys.argv[1:])
-"""
-
-# Prints more than a pipe holds, and never ends.
-STUCK = """
-import os, subprocess, sys, threading, tfdist
-subprocess.Popen(["sleep", "600"])
-task = tfdist.Task.from_env()
-with tfdist.worker_server(task):
-    barrier = tfdist.Barrier(task, "end", timeout=60)
-    open(os.path.join(sys.argv[1], task.name), "w").close()
-    if task.is_chief:
-        threading.Event().wait()
-    barrier.wait()
-"""
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "tfdist", "run", *map(str, arguments)]
-
-
-def run(*arguments, env=None):
-    ended = subprocess.run(
-        command(*arguments),
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-        stdin=subprocess.DEVNULL,
-        env={**os.environ, **(env or {})},
-    )
-    # It says so only where this machine did not let pytest isolate itself.
-    ended.stderr = re.sub(r"^tfdist: TensorFlow's ports are open .*\n", "", ended.stderr)
-    return ended
+from tests.launches import MEET, run
 
 
 def test_each_line_has_the_name_of_its_task_and_json_has_the_other_stream(script):
@@ -73,7 +30,10 @@ def test_the_exit_code_of_the_script_is_passed_on(script):
 
 def test_bad_input_found_by_the_script_is_one_line_and_2(script):
     ended = run(script("import tfdist\nraise tfdist.ConfigError('--rate', -1, 'at least 0')"))
-    assert (ended.returncode, ended.stderr) == (2, "tfdist: --rate: got -1; at least 0\n")
+    assert ended.returncode == 2
+    # On a busy machine the launcher reports before it that not all tasks are there yet.
+    assert ended.stderr.splitlines()[-1] == "tfdist: --rate: got -1; at least 0"
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tests.cluster.test_run import run
+from tests.launches import run
 from tfdist.cluster.fork_call import call_in_fork
 from tfdist.cluster.processes import start_fork_server
 from tfdist.diagnosis import stall

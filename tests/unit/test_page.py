@@ -5,19 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from tests.unit.test_verdict import ENDED, WAITS, job
-from tfdist.diagnosis.page import Report, page_of, waits_for
-from tfdist.diagnosis.rules import diagnose
-from tfdist.diagnosis.timeline import Event, Track
-from tfdist.runs import events as notes
-
-EVIDENCE = job(WAITS, ENDED)
-TRACKS = (
-    Track("ps:0", ((0.0, 9.0),), ()),
-    Track("worker:0", ((0.1, 9.0),), (Event(2.0, notes.STEP, "a step, examples 0, 1"),)),
-    Track("worker:1", ((0.1, 3.0),), (Event(3.0, notes.FAILED, "failed: <no> & 'none'"),)),
-)
-REPORT = Report("a <job>", diagnose(EVIDENCE), EVIDENCE, TRACKS, 9.0, "tfdist repro run x")
+from tests.jobs_seen import EVIDENCE, REPORT
+from tfdist.diagnosis.page import page_of, waits_for
 
 
 class Page(HTMLParser):

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.jobs_seen import AT, ENDED, MAIN, PS, SITE, WAITS, at, job, stands
 from tfdist.diagnosis.evidence import (
     BarrierEvidence,
     Evidence,
@@ -20,43 +21,6 @@ from tfdist.diagnosis.verdict import Confidence, Name
 from tfdist.repro.matrix import CASES, find
 
 RECORDED = sorted((Path(__file__).parent / "evidence").glob("*.json"))
-SITE = "/lib/site-packages/"
-
-# The frames by which a main thread is told.
-AT = {
-    Place.RUN: ("tensorflow/python/client/session.py", "_call_tf_sessionrun"),
-    Place.CLOSING: ("tensorflow/python/client/session.py", "close"),
-    Place.EXTENDING: ("tensorflow/python/client/session.py", "_extend_graph"),
-    Place.STARTING: ("tensorflow/python/training/session_manager.py", "wait_for_session"),
-    Place.CONNECTING: ("tfdist/cluster/server.py", "_wait_for_ps"),
-    Place.STOPPING: ("tensorflow/python/training/coordinator.py", "join"),
-    Place.INPUT: ("tensorflow/python/ops/gen_dataset_ops.py", "iterator_get_next"),
-    Place.EAGER: ("tensorflow/python/eager/execute.py", "quick_execute"),
-    Place.JOIN: ("tensorflow/python/distribute/coordinator/cluster_coordinator.py", "join"),
-    Place.BARRIER: ("tfdist/barrier/interface.py", "wait"),
-    Place.IMPORT: ("<frozen importlib._bootstrap>", "_find_and_load"),
-    Place.WAIT: ("python3.11/threading.py", "wait"),
-    Place.PYTHON: ("train.py", "evaluate"),
-    Place.SERVER: ("tfdist/cluster/server.py", "serve"),
-}
-MAIN = Frame("/jobs/train.py", 10, "<module>")
-
-
-def stands(place, main=True):
-    file, function = AT[place]
-    path = file if file.startswith("<") else SITE + file
-    return Stack((Frame(path, 1, function), MAIN), main=main)
-
-
-def at(place, name="worker:0", **more):
-    return TaskEvidence(name, stacks=(stands(place),), **more)
-
-
-PS = at(Place.SERVER, "ps:0", trains=False)
-
-
-def job(*tasks, works=False, **more):
-    return Evidence((replace(PS, works=works), *tasks), **more)
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
@@ -92,8 +56,6 @@ def test_of_two_places_the_one_that_says_more_counts(outer, inner):
 
 
 SCHEDULED = Stack((Frame(SITE + "cluster_coordinator.py", 1, "execute_on"),), count=2)
-ENDED = at(Place.RUN, "worker:1", state=State.ENDED, ended_secs=3.0)
-WAITS = at(Place.RUN)
 
 
 @pytest.mark.parametrize(

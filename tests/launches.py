@@ -1,0 +1,47 @@
+"""`tfdist run` in a process of its own, and scripts for it to run."""
+
+import os
+import re
+import subprocess
+import sys
+
+MEET = """
+import sys, tfdist
+task = tfdist.Task.from_env()
+with tfdist.worker_server(task):
+    tfdist.Barrier(task, "meet", timeout=30).wait()
+    if task.is_chief:
+        print("all met", *sys.argv[1:])
+"""
+
+# Prints more than a pipe holds, and never ends.
+STUCK = """
+import os, subprocess, sys, threading, tfdist
+subprocess.Popen(["sleep", "600"])
+task = tfdist.Task.from_env()
+with tfdist.worker_server(task):
+    barrier = tfdist.Barrier(task, "end", timeout=60)
+    open(os.path.join(sys.argv[1], task.name), "w").close()
+    if task.is_chief:
+        threading.Event().wait()
+    barrier.wait()
+"""
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "tfdist", "run", *map(str, arguments)]
+
+
+def run(*arguments, env=None):
+    ended = subprocess.run(
+        command(*arguments),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **(env or {})},
+    )
+    # It says so only where this machine did not let pytest isolate itself.
+    ended.stderr = re.sub(r"^tfdist: TensorFlow's ports are open .*\n", "", ended.stderr)
+    return ended
