@@ -1,4 +1,4 @@
-"""`tfdist run` in a process of its own, and scripts for it to run."""
+"""`tfdist` as a command in a process of its own, and scripts for it to run."""
 
 import os
 import re
@@ -26,6 +26,36 @@ with tfdist.worker_server(task):
         threading.Event().wait()
     barrier.wait()
 """
+
+# The chief never comes to the second meeting.
+NEVER_COMES = """
+import threading, tfdist
+
+
+def never_come():
+    threading.Event().wait()
+
+
+task = tfdist.Task.from_env()
+with tfdist.worker_server(task):
+    meeting = tfdist.Barrier(task, "meeting")
+    meeting.wait()
+    tfdist.Progress.from_env().update("epoch 1", 3, 10)
+    if task.is_chief:
+        never_come()
+    meeting.wait()
+"""
+
+
+def tfdist(*arguments):
+    """The command in a process of its own, in a pipe."""
+    return subprocess.run(
+        [sys.executable, "-m", "tfdist", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
 
 
 def command(*arguments):

@@ -1,6 +1,7 @@
 """`tfdist run --stall-timeout`: who is ended, who is not, and how soon it is told."""
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from tests.launches import command, run
+from tests.launches import NEVER_COMES, command, run
 from tfdist.runs.folder import RunFolder
 from tfdist.testing import poll_until
 
@@ -46,6 +47,21 @@ with tfdist.worker_server(task):
         barrier.wait()
         step += 1
         progress.update("steps", step, 10**9)
+"""
+
+# The chief computes for long between two barriers.
+SLOW = """
+import tfdist
+
+task = tfdist.Task.from_env()
+with tfdist.worker_server(task):
+    meeting = tfdist.Barrier(task, "meeting", timeout=60)
+    meeting.wait()
+    deadline = tfdist.deadline.Deadline(5)
+    while task.is_chief and not deadline.expired:
+        sum(range(1000))
+    meeting.wait()
+print("done")
 """
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
@@ -108,3 +124,24 @@ def all_note(logs):
         folders = [run_folder.folder_of(f"worker:{index}", 1) for index in range(3)]
         return all((folder / "progress.json").exists() for folder in folders)
     return False
+
+
+def test_a_job_that_is_only_slow_goes_on(script):
+    ended = run("--stall-timeout", 1.5, script(SLOW))
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("done") == 2
+    assert "SLOW (worker:0)" in ended.stderr
+    assert "what helps" not in ended.stderr
+
+
+def test_who_only_wants_to_be_told_has_the_job_go_on(script, tmp_path):
+    logs, job = (
+        tmp_path / "logs",
+        script(NEVER_COMES.replace("wait()\n\n\ntask", "wait(6)\n\n\ntask")),
+    )
+    ended = run("--stall-timeout", 2, "--on-stall", "report", "--log-dir", logs, job)
+    assert ended.returncode == 0, ended.stderr
+    assert "tfdist: what helps: " in ended.stderr
+    [folder] = logs.iterdir()
+    assert "</html>" in (folder / "stall.html").read_text("utf-8")
+    assert json.loads((folder / "stall.json").read_text())["verdict"]["name"]

@@ -129,6 +129,7 @@ def audit(trainers, expected=RECORDS):
     return tfdist.data.audit([trainer.ledger for trainer in trainers], expected)
 
 
+@pytest.mark.rotates(1)
 @pytest.mark.parametrize("prefetch", [1, 8])
 def test_all_trainers_read_each_record_once_in_each_epoch(make, files, prefetch):
     trainers = make(3, files, prefetch=prefetch)
@@ -257,6 +258,7 @@ def make_unreadable(path):
     return "part-0: the file ", 0
 
 
+@pytest.mark.rotates(1)
 @pytest.mark.parametrize(
     "damage", [truncate, corrupt, claim_to_be_overlong, remove, make_unreadable]
 )

@@ -181,8 +181,9 @@ class Twins:
         assert tuple(map(tuple, found["lost"].tolist())) == rules.lost
 
 
+@pytest.mark.rotates(4)
 @pytest.mark.parametrize("lease_us", [HOUR_US, 1])
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(20))
 def test_whatever_is_called_the_table_on_the_ps_is_that_of_the_rules(trainers, seed, lease_us):
     chance = random.Random(seed)
     edges = [0, *itertools.accumulate(chance.randint(1, 15) for _ in range(4))]

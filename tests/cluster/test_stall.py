@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from tests.launches import run
+from tests.launches import NEVER_COMES, run
 from tfdist.cluster.fork_call import call_in_fork
 from tfdist.cluster.processes import start_fork_server
 from tfdist.diagnosis import stall
@@ -19,28 +19,9 @@ from tfdist.runs.folder import RunFolder
 from tfdist.runs.progress import Progress
 from tfdist.task import Task
 
-# The chief never comes to the second meeting.
-STUCK = """
-import threading, tfdist
-
-
-def never_come():
-    threading.Event().wait()
-
-
-task = tfdist.Task.from_env()
-with tfdist.worker_server(task):
-    meeting = tfdist.Barrier(task, "meeting")
-    meeting.wait()
-    tfdist.Progress.from_env().update("epoch 1", 3, 10)
-    if task.is_chief:
-        never_come()
-    meeting.wait()
-"""
-
 
 def test_a_job_that_stands_still_is_reported_and_ended(script, tmp_path):
-    logs, job = tmp_path / "logs", script(STUCK)
+    logs, job = tmp_path / "logs", script(NEVER_COMES)
     ended = run("--stall-timeout", 2, "--log-dir", logs, "--json", job)
     assert ended.returncode == 75, ended.stderr
     [folder] = logs.iterdir()
@@ -51,7 +32,7 @@ def test_a_job_that_stands_still_is_reported_and_ended(script, tmp_path):
     assert meeting.startswith("meeting 2 worker:1 ")
     assert " worker:0 " in meeting
     [stands] = [row for row in rows if row.startswith("never_come ")]
-    line = STUCK.splitlines().index("    threading.Event().wait()") + 1
+    line = NEVER_COMES.splitlines().index("    threading.Event().wait()") + 1
     assert stands.endswith(f"job.py:{line}")
     assert "tfdist/barrier/interface.py" in ended.stderr  # there worker 1 stands
 
@@ -88,40 +69,6 @@ def folder(tmp_path):
     run_folder.folder("worker:0", 1)
     run_folder.started("worker:0", 1, os.getpid())
     return run_folder
-
-
-# The chief computes for long between two barriers.
-SLOW = """
-import tfdist
-
-task = tfdist.Task.from_env()
-with tfdist.worker_server(task):
-    meeting = tfdist.Barrier(task, "meeting", timeout=60)
-    meeting.wait()
-    deadline = tfdist.deadline.Deadline(5)
-    while task.is_chief and not deadline.expired:
-        sum(range(1000))
-    meeting.wait()
-print("done")
-"""
-
-
-def test_a_job_that_is_only_slow_goes_on(script):
-    ended = run("--stall-timeout", 1.5, script(SLOW))
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.count("done") == 2
-    assert "SLOW (worker:0)" in ended.stderr
-    assert "what helps" not in ended.stderr
-
-
-def test_who_only_wants_to_be_told_has_the_job_go_on(script, tmp_path):
-    logs, job = tmp_path / "logs", script(STUCK.replace("wait()\n\n\ntask", "wait(6)\n\n\ntask"))
-    ended = run("--stall-timeout", 2, "--on-stall", "report", "--log-dir", logs, job)
-    assert ended.returncode == 0, ended.stderr
-    assert "tfdist: what helps: " in ended.stderr
-    [folder] = logs.iterdir()
-    assert "</html>" in (folder / "stall.html").read_text("utf-8")
-    assert json.loads((folder / "stall.json").read_text())["verdict"]["name"]
 
 
 def test_a_job_that_gets_on_while_the_report_is_made_goes_on(folder, monkeypatch, capsys):

@@ -1,4 +1,4 @@
-"""The examples and the README's code keep what they promise, as a user would start them."""
+"""The examples keep what they promise, as a user would start them."""
 
 import json
 import re
@@ -13,7 +13,6 @@ import tfdist
 from tfdist.testing.compose.reader import read_compose
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def run(command, **options):
@@ -46,26 +45,6 @@ def test_movielens_accounts_for_every_example_and_goes_on_from_its_checkpoint(tm
     # Two epochs are too few to beat the biases; the example says so, and ends with 1.
     assert [each.returncode for each in ended] == [1, 1]
     assert "does not beat" in ended[1].stderr
-
-
-def test_the_readmes_training_loop_runs():
-    (loop,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    ended = run([sys.executable, "-c", loop])
-    assert ended.returncode == 0, ended.stderr
-    shown = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
-    assert ended.stdout in shown
-
-
-def test_the_readmes_commands_exist_and_take_their_arguments():
-    commands = re.findall(r"^(scripts/\w+.*?)(?:\s+#.*)?$", README, re.MULTILINE)
-    assert {command.split()[0] for command in commands} >= {"scripts/demo", "scripts/test"}
-    for command in commands:
-        name, *arguments = command.split()
-        assert (ROOT / name).is_file(), command
-        if name == "scripts/demo":
-            # With --help the script still parses, and refuses, whatever stands before it.
-            ended = run([sys.executable, "examples/movielens.py", *arguments, "--help"])
-            assert ended.returncode == 0, ended.stderr
 
 
 def test_the_slow_worker_of_splits_reads_less_and_no_record_is_lost():

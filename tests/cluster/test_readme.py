@@ -1,0 +1,35 @@
+"""The README's code and commands work as they are written."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def run(command):
+    return subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, timeout=85, check=False
+    )
+
+
+def test_the_readmes_training_loop_runs():
+    (loop,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    ended = run([sys.executable, "-c", loop])
+    assert ended.returncode == 0, ended.stderr
+    shown = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
+    assert ended.stdout in shown
+
+
+def test_the_readmes_commands_exist_and_take_their_arguments():
+    commands = re.findall(r"^(scripts/\w+.*?)(?:\s+#.*)?$", README, re.MULTILINE)
+    assert {command.split()[0] for command in commands} >= {"scripts/demo", "scripts/test"}
+    for command in commands:
+        name, *arguments = command.split()
+        assert (ROOT / name).is_file(), command
+        if name == "scripts/demo":
+            # With --help the script still parses, and refuses, whatever stands before it.
+            ended = run([sys.executable, "examples/movielens.py", *arguments, "--help"])
+            assert ended.returncode == 0, ended.stderr
