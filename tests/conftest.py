@@ -3,7 +3,6 @@
 import datetime
 import faulthandler
 import os
-import random
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.rotation import cases_of_the_day
 from tfdist.runs.folder import RunFolder
 from tfdist.task import Task
 
@@ -86,20 +86,17 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.hookimpl(trylast=True)  # after -k: what that has left rotates
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves of the cases of each test marked `rotates(number)` about so many, others each day."""
+    """Keeps `number` cases of each test marked `rotates(number)`: other ones each day."""
     if config.option.nightly:
         return
-    matrices: dict[tuple[pytest.Item, int], list[pytest.Item]] = {}
+    matrices: dict[tuple[str, int], list[pytest.Item]] = {}
     for item in items:
         if marker := item.get_closest_marker("rotates"):
             test = item.nodeid.partition("[")[0], *marker.args
             matrices.setdefault(test, []).append(item)
     dropped: set[pytest.Item] = set()
-    for (_, number), cases in matrices.items():
-        days = -(-len(cases) // number)
-        # Shuffled, so that the cases of a day are not all alike where each third is.
-        random.Random(0).shuffle(cases)
-        dropped |= set(cases) - set(cases[config.option.seed % days :: days])
+    for (test, number), cases in matrices.items():
+        dropped |= set(cases) - set(cases_of_the_day(cases, number, config.option.seed, test))
     items[:] = [item for item in items if item not in dropped]
     config.hook.pytest_deselected(items=sorted(dropped, key=lambda item: item.nodeid))
 

@@ -10,6 +10,8 @@ from tfdist import Barrier, BarrierTimeout, BrokenBarrierError, local_cluster
 from tfdist.deadline import Deadline
 from tfdist.ps.session import PS_DEVICE
 
+pytestmark = pytest.mark.rotates(1)  # one kind of barrier a day; tests/cluster has both
+
 TIMEOUT = 20.0
 SOON = 0.3
 

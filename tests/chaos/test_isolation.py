@@ -150,8 +150,6 @@ def ended_as_json(wrapped, prepare, *arguments):
 def test_only_an_isolated_run_has_no_port_that_others_see(tmp_path, option):
     needs(["unshare", "--user", "--map-root-user", "--net", "true"], "network namespaces")
     (tmp_path / "job.py").write_text(WAIT_FOR_GO)
-    # In a network of its own a run may have a number that is taken in this one, for other tests.
-    before = listening_ports()
     launcher = subprocess.Popen(
         command(option, "--workers", 1, tmp_path / "job.py", tmp_path),
         stdin=subprocess.DEVNULL,
@@ -163,8 +161,8 @@ def test_only_an_isolated_run_has_no_port_that_others_see(tmp_path, option):
         poll_until((tmp_path / "worker:0").exists, "the worker serves", timeout=60)
         cluster = json.loads((tmp_path / "worker:0").read_text())["cluster"]
         ports = {int(address.split(":")[1]) for address in [*cluster["ps"], *cluster["worker"]]}
-        seen = ports & (listening_ports() - before)
         tasks = psutil.Process(launcher.pid).children(recursive=True)
+        seen = listening_ports({task.pid for task in tasks})
         namespaces = {namespace(pid) for pid in (launcher.pid, *(task.pid for task in tasks))}
     finally:
         (tmp_path / "go").touch()
@@ -177,7 +175,7 @@ def test_only_an_isolated_run_has_no_port_that_others_see(tmp_path, option):
         assert seen == set()
         assert len(namespaces) == 1
         assert ours not in namespaces
-        assert not namespaces & all_namespaces()
+        assert psutil.wait_procs(tasks, timeout=5)[1] == []
     else:
         assert len(ports) == 2
         assert seen == ports
@@ -288,24 +286,14 @@ def test_pytest_isolates_itself(beside_a_card, tmp_path, prepare, setting, ci, c
     assert has in output
 
 
-def listening_ports():
-    """Of this process's network namespace, whoever listens."""
+def listening_ports(pids):
+    """The ports of this process's network namespace at which these processes listen."""
     return {
         connection.laddr.port
         for connection in psutil.net_connections("tcp")
-        if connection.status == psutil.CONN_LISTEN
+        if connection.status == psutil.CONN_LISTEN and connection.pid in pids
     }
 
 
 def namespace(pid):
     return os.stat(f"/proc/{pid}/ns/net").st_ino
-
-
-def all_namespaces():
-    found = set()
-    for pid in psutil.pids():
-        try:
-            found.add(namespace(pid))
-        except (FileNotFoundError, PermissionError):
-            continue  # gone meanwhile, or another user's
-    return found

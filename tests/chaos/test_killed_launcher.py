@@ -68,6 +68,7 @@ def worker_1_has_ended(folder, _):
     return note.exists() and not psutil.pid_exists(int(note.read_text().split("\n")[1]))
 
 
+@pytest.mark.rotates(2)
 @pytest.mark.parametrize(
     "moment",
     [fork_server_runs, tasks_are_forked, worker_0_has_started_a_program, worker_1_has_ended],

@@ -14,6 +14,7 @@ from tfdist.testing import poll_until
 GONE_SECS = 5.0  # what is promised after Ctrl-C
 
 
+@pytest.mark.rotates(2)
 @pytest.mark.parametrize("moment", ["at once", "while TensorFlow is loaded", "at the barrier"])
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]

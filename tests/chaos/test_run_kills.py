@@ -59,6 +59,7 @@ def pid_of(run, name, attempt=1):
     return find()
 
 
+@pytest.mark.rotates(3)
 @pytest.mark.parametrize("moment", ["as it starts", "as all train"])
 @pytest.mark.parametrize("name", ["ps:0", "ps:1", "worker:0", "worker:1"])
 def test_the_job_ends_and_names_the_task_and_the_signal(launch, tmp_path, name, moment):

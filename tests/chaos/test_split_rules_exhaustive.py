@@ -13,6 +13,7 @@ KINDS = {
 }
 
 
+@pytest.mark.rotates(1)
 @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
 def test_every_record_is_accounted_for_and_the_living_can_finish(kind):
     graph = explore(kind)

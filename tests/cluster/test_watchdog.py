@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import psutil
@@ -92,16 +91,15 @@ def test_a_barrier_is_a_sign_of_life(monkeypatch):
         assert (folder / "barrier-passed").exists()
 
 
-def test_nothing_is_left_behind(monkeypatch):
+def test_nothing_is_left_behind(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.delenv(PROGRESS_VARIABLE, raising=False)
-    before = set(os.listdir(tempfile.gettempdir()))
     children = set(psutil.Process().children())
     with tfdist.Watchdog(60):
         assert set(psutil.Process().children()) > children
     assert set(psutil.Process().children()) == children
     assert PROGRESS_VARIABLE not in os.environ
-    left = set(os.listdir(tempfile.gettempdir())) - before
-    assert not [name for name in left if name.startswith("tfdist-watchdog")]
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """scripts/with-dockerd gives a command an engine of its own, and docker compose does there what
 the file says, as the namespaces do."""
 
+import fcntl
 import os
 import shutil
 import signal
@@ -22,6 +23,14 @@ def _needs_dockerd():
     if shutil.which("dockerd") is None:
         because = "there is no dockerd here (apt-get install --no-install-recommends docker.io)"
         (pytest.fail if os.environ.get("CI") else pytest.skip)(because)
+
+
+@pytest.fixture(autouse=True)
+def _one_engine_at_a_time(tmp_path_factory):
+    """What `left` finds may be of another worker of pytest otherwise."""
+    with open(tmp_path_factory.getbasetemp().parent / "dockerd.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def left(tmp_path):
