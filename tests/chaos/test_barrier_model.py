@@ -292,4 +292,4 @@ class Meeting(RuleBasedStateMachine):
 
 def test_barriers_do_what_the_rules_say(tasks, times, no_leaks):
     Meeting.tasks = tasks
-    run(Meeting, examples=10 * times, steps=40, shrink_secs=0)
+    run(Meeting, examples=6 * times, steps=40, shrink_secs=0)

@@ -234,7 +234,7 @@ def test_operations_do_to_the_state_what_the_rules_say(tasks, times, no_leaks):
     Operations.connections = connections
     Operations.forget = forgetting(connections["second"].graph.graph)
     try:
-        run(Operations, examples=50 * times, steps=50, shrink_secs=30)
+        run(Operations, examples=30 * times, steps=50, shrink_secs=30)
     finally:
         for connected in connections.values():
             connected.close()
