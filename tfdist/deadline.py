@@ -1,4 +1,4 @@
-"""A point in time after which waiting is over."""
+"""How long a wait may last, and when the log should say that it still lasts."""
 
 from __future__ import annotations
 
@@ -6,19 +6,25 @@ import math
 import time
 from collections.abc import Callable
 
+FIRST_NOTICE_SECS = 30.0
+
 
 class Deadline:
     """Counts down from `timeout` seconds; None never expires.
 
+    A loop that waits for another task logs what it waits for whenever `notice_due()` is true, so
+    that no wait is both long and silent.
+
     Args:
         timeout: seconds from now, at least 0, or None.
-        clock: gives seconds that never go back. Tests pass their own.
+        clock: returns seconds and never goes back. Tests pass their own.
     """
 
     def __init__(self, timeout: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._start = clock()
         self._timeout = math.inf if timeout is None else timeout
+        self._next_notice = FIRST_NOTICE_SECS
 
     @property
     def elapsed(self) -> float:
@@ -34,3 +40,12 @@ class Deadline:
     def expired(self) -> bool:
         """Whether no time is left."""
         return self.remaining <= 0.0
+
+    def notice_due(self) -> bool:
+        """Whether to log now what this wait is for: true once after 30, 60, 120, ... seconds."""
+        elapsed = self.elapsed
+        if elapsed < self._next_notice:
+            return False
+        while self._next_notice <= elapsed:
+            self._next_notice *= 2
+        return True

@@ -2,13 +2,23 @@
 
 import itertools
 import random
+import re
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 
 import pytest
 
-from tfdist import Barrier, BarrierError, BarrierTimeout, BrokenBarrierError, ConfigError, Task
+from tfdist import (
+    Barrier,
+    BarrierError,
+    BarrierTimeout,
+    BrokenBarrierError,
+    ConfigError,
+    StartTimeout,
+    Task,
+)
 from tfdist.barrier import connection, vector
 from tfdist.deadline import Deadline
 from tfdist.runs.barrier_notes import passed_at
@@ -141,6 +151,46 @@ def test_a_timeout_names_those_that_are_missing(make, kind):
     assert caught.value.generation == 2
     assert "2 of 3 trainers" in str(caught.value)
     assert "missing worker:2, last seen in generation 1" in str(caught.value)
+
+
+def test_a_long_wait_names_the_missing_trainers_on_the_log(make, kind, caplog, monkeypatch):
+    monkeypatch.setattr(connection, "RECHECK_SECS", SOON / 2)
+    monkeypatch.setattr("tfdist.deadline.FIRST_NOTICE_SECS", SOON)
+    first, second, late = make(kind, name=f"long/{kind}")
+    waits = in_background(lambda: together(wait, [first, second]))
+    poll_until(lambda: len(caplog.records) >= 4, "both have logged twice")
+    together(wait, [late])
+    waits.join()
+    for record in caplog.records:
+        assert (record.name, record.levelname) == ("tfdist.barrier.interface", "WARNING")
+    # One of them may log before the other has arrived.
+    assert re.fullmatch(
+        rf"barrier 'long/{kind}' generation 1: still waiting, 2 of 3 trainers after "
+        r"\d\.\d s; missing worker:2, never seen",
+        caplog.messages[-1],
+    )
+
+
+def test_a_wait_that_ends_soon_logs_nothing(make, kind, caplog):
+    barriers = make(kind)
+    together(wait, barriers)
+    with pytest.raises(BarrierTimeout):
+        barriers[0].wait(SOON)
+    assert caplog.messages == []
+
+
+def test_a_long_wait_for_a_silent_ps_names_it_on_the_log(trainers, caplog, monkeypatch):
+    monkeypatch.setattr("tfdist.deadline.FIRST_NOTICE_SECS", SOON)
+    monkeypatch.setattr("tfdist.barrier.interface._CONNECT_SECS", 10 * SOON)
+    monkeypatch.setattr(connection, "RECHECK_SECS", SOON)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        alone = Task("worker", 0, {"ps": [address], "worker": ["127.0.0.1:1"]})
+        with pytest.raises(StartTimeout):
+            Barrier(alone, "silent")
+    assert re.fullmatch(
+        rf"barrier 'silent': no answer from ps:0 at {address}, after \d s", caplog.messages[0]
+    )
 
 
 def test_after_a_timeout_the_late_one_still_completes_the_generation(make, kind):

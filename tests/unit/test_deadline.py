@@ -68,3 +68,20 @@ def test_the_clock_of_the_machine_is_the_default():
     deadline = Deadline(3600.0)
     assert 0.0 <= deadline.elapsed < 3600.0
     assert 0.0 < deadline.remaining <= 3600.0
+
+
+def test_notices_are_due_after_30_60_and_120_seconds_once_each(clock):
+    deadline = Deadline(None, clock)
+    due = []
+    for _ in range(130):
+        due.append(deadline.notice_due())
+        clock.now += 1.0
+    assert [second for second, is_due in enumerate(due) if is_due] == [30, 60, 120]
+
+
+def test_a_loop_that_looks_late_gets_one_notice_for_those_it_missed(clock):
+    deadline = Deadline(300.0, clock)
+    clock.now += 130.0
+    assert [deadline.notice_due() for _ in range(2)] == [True, False]
+    clock.now += 110.0
+    assert deadline.notice_due()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from tfdist.deadline import Deadline
 from tfdist.errors import ConfigError
 from tfdist.ps.section import IN_USE
 from tfdist.ps.session import DirectSession
+
+_log = logging.getLogger(__name__)
 
 # A run that blocks is looked after this often: a lost token or a Ctrl-C waits no longer.
 RECHECK_SECS = 2.0
@@ -99,6 +102,7 @@ class Connection:
                 is_gone = isinstance(error, tf.errors.UnavailableError)
                 if deadline.expired or (is_gone and not may_start):
                     raise
+                self._warn_if_due(deadline)
                 time.sleep(_RETRY_SECS)
 
     def run(
@@ -165,6 +169,14 @@ class Connection:
             except tf.errors.DeadlineExceededError:
                 if deadline.expired:
                     raise
+                self._warn_if_due(deadline)
+
+    def _warn_if_due(self, deadline: Deadline) -> None:
+        if deadline.notice_due():
+            where, seconds = self._session.address, deadline.elapsed
+            _log.warning(
+                "barrier %r: no answer from ps:0 at %s, after %.0f s", self._name, where, seconds
+            )
 
     def close(self) -> None:
         """Closes the session; blocks for RECHECK_SECS at most."""

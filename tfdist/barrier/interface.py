@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from abc import ABC, abstractmethod
@@ -28,6 +29,8 @@ from tfdist.errors import (
 from tfdist.ps.session import PS_LOST
 from tfdist.runs.barrier_notes import BarrierNote, PassMark, note_barrier
 from tfdist.task import Task
+
+_log = logging.getLogger(__name__)
 
 _CONNECT_SECS = 60.0
 _POLL_SECS = 0.001
@@ -184,6 +187,7 @@ class SharedBarrier(ABC):
         if ps_incarnation == self._ps_incarnation:
             with self._ps_errors():
                 self._connection.run(self._connection.graph.reset)
+                _log.info("barrier %r: %s reset it", self.name, self._task.name)
         else:
             self._connection.close()
             self._begin()
@@ -314,11 +318,15 @@ class SharedBarrier(ABC):
 
     def _decide(self, deadline: Deadline) -> Decision:
         """What the state on the ps says to do."""
-        decision = self._decide_by(self._connection.look(deadline))
+        snapshot = self._connection.look(deadline)
+        decision = self._decide_by(snapshot)
         if self._uncertain and decision in (Decision.ARRIVE, Decision.BROKEN):
             # The arrival may come yet and count then. With a new incarnation it cannot.
             self._renew(deadline)
-            decision = self._decide_by(self._connection.look(deadline))
+            snapshot = self._connection.look(deadline)
+            decision = self._decide_by(snapshot)
+        if decision is Decision.WAIT and deadline.notice_due():
+            _log.warning("%s", self._progress(snapshot, deadline, "still waiting, "))
         self._uncertain = False
         self._arrived = decision in (Decision.WAIT, Decision.ACT)
         return decision
@@ -375,6 +383,7 @@ class SharedBarrier(ABC):
 
     def _renew(self, deadline: Deadline) -> None:
         """Goes on with a new incarnation; what the old one has sent has no effect any more."""
+        _log.info("barrier %r: %s sends its arrival again", self.name, self._task.name)
         if self._renewal is None:  # else it is tried again, for it may have come through
             self._renewal = self._connect(previous_incarnation=self._connection.incarnation)
         self._renewal.enter(deadline, may_start=False)
@@ -390,6 +399,8 @@ class SharedBarrier(ABC):
         decision = self._decide_by(snapshot)
         if decision is not Decision.ACT or not snapshot.arrivals.acting:
             return decision  # broken, reset or replaced in between
+        generation = snapshot.arrivals.generation
+        _log.info("barrier %r generation %d: runs the action", self.name, generation)
         try:
             if self._action is not None:
                 self._action()
@@ -428,23 +439,27 @@ class SharedBarrier(ABC):
 
     def _timeout_error(self, snapshot: Snapshot, deadline: Deadline) -> BarrierTimeout:
         state = snapshot.arrivals
-        times = snapshot.arrived_at_us
-        ages = [(snapshot.now_us - at) / 1e6 if at else None for at in times]
-        there = [self._names[rank] for rank in state.waiting]
-        expected = sum(generation < RESIGNED for generation in state.arrived)
-        message = (
-            f"barrier {self.name!r} generation {state.generation}: {len(there)} of {expected} "
-            f"trainers after {deadline.elapsed:.1f} s; "
-            f"{arrivals.describe_missing(state, self._names, ages)}"
-        )
+        message = self._progress(snapshot, deadline)
         if state.missing:
             message += ". A trainer that ended early has to call resign(); see docs/barrier.md"
         return BarrierTimeout(
             message,
             name=self.name,
             generation=state.generation,
-            arrived=there,
+            arrived=[self._names[rank] for rank in state.waiting],
             missing=[self._names[rank] for rank in state.missing],
+        )
+
+    def _progress(self, snapshot: Snapshot, deadline: Deadline, note: str = "") -> str:
+        """Says how many trainers have arrived after how long, and which are missing."""
+        state = snapshot.arrivals
+        times = snapshot.arrived_at_us
+        ages = [(snapshot.now_us - at) / 1e6 if at else None for at in times]
+        expected = sum(generation < RESIGNED for generation in state.arrived)
+        return (
+            f"barrier {self.name!r} generation {state.generation}: {note}{len(state.waiting)} of "
+            f"{expected} trainers after {deadline.elapsed:.1f} s; "
+            f"{arrivals.describe_missing(state, self._names, ages)}"
         )
 
     def _silence_error(self, deadline: Deadline) -> BarrierTimeout:
@@ -457,6 +472,7 @@ class SharedBarrier(ABC):
     def _broken_error(self, snapshot: Snapshot, decision: Decision) -> BrokenBarrierError:
         if decision is Decision.REPLACED:
             reason = f"another process has taken the place of {self._task.name}"
+            _log.info("barrier %r: %s", self.name, reason)
         elif snapshot.ps_incarnation != self._ps_incarnation:
             reason = "ps:0 was restarted and has forgotten who arrived"
         elif snapshot.arrivals.broken:

@@ -5,6 +5,7 @@ A ps keeps the id of its cluster in a variable. A trainer reads it before it tru
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import Any
@@ -13,6 +14,8 @@ from tfdist.cluster.mailbox import session_with
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError
 from tfdist.task import Task
+
+_log = logging.getLogger(__name__)
 
 # Any text that no other run has, the same for all tasks. `tfdist run` sets it; elsewhere you do.
 ID_VARIABLE = "TFDIST_CLUSTER_ID"
@@ -64,6 +67,10 @@ def check_identity(of: Task, deadline: Deadline) -> None:
         return
     # One that has just started listens a moment before it shows its id.
     while (shown := _shown(of, deadline)) is None and not deadline.expired:
+        if deadline.notice_due():
+            _log.warning(
+                "no answer from %s at %s, after %.0f s", of.name, of.address, deadline.elapsed
+            )
         time.sleep(_POLL_SECS)
     if shown != identity:
         what = "no cluster that tfdist knows" if shown is None else f"cluster {shown!r}"

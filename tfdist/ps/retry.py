@@ -9,8 +9,11 @@ The run fails with AbortedError before it has begun. (Seen on TensorFlow 2.21: 4
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
+
+_log = logging.getLogger(__name__)
 
 _DUPLICATE_REQUEST = "request was received twice"
 _MOST_CALLS = 10  # by chance not even three in a row are mistaken
@@ -29,4 +32,5 @@ def retry_duplicate_request(
         except Exception as error:
             if _DUPLICATE_REQUEST not in str(error):
                 raise
+            _log.info("TensorFlow refused a run as a duplicate request; it is sent again")
     return call(*args, **kwargs)
