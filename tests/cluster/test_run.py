@@ -96,10 +96,6 @@ def test_bad_input_found_by_the_script_is_one_line_and_2(script):
             for value in ("0.0", "-1.0", "nan")
         ),
         (
-            ["--stall-timeout", "9", "--backend", "threads", __file__],
-            "tfdist: --stall-timeout: got 9.0; needs --backend processes\n",
-        ),
-        (
             ["--classic-flags", "--chief", __file__],
             "tfdist: --chief: got True; --classic-flags know only ps and workers\n",
         ),

@@ -18,7 +18,7 @@ from tfdist.cluster import server
 from tfdist.cluster.dispatch import learn_types
 from tfdist.cluster.environment import SERVER_ENVIRONMENT
 from tfdist.errors import ClusterError, StartTimeout
-from tfdist.runs.outcome import Observer, Outcome
+from tfdist.runs.outcome import Outcome
 from tfdist.task import Task
 
 _START_SECS = 10.0
@@ -33,13 +33,10 @@ class ThreadTask:
         task: Task,
         function: Callable[..., object],
         ended: Callable[[ThreadTask, Outcome], None],
-        observer: Observer | None,
-        attempt: int,
         *,
         serves: bool,
     ) -> None:
         self.task, self._serves = task, serves
-        self._observer, self._attempt = observer, attempt
         self._function, self._ended = function, ended
         learn_types()
         os.environ.update(SERVER_ENVIRONMENT)  # TensorFlow reads it when a server starts
@@ -49,9 +46,6 @@ class ThreadTask:
             serving = threading.Event()
             self._function = functools.partial(function, serving=serving.set)
         self._terminated = False
-        if observer is not None:
-            observer.folder(task.name, attempt)
-            observer.started(task.name, attempt, os.getpid())
         self._thread = threading.Thread(target=self._run, name=task.name, daemon=True)
         self._thread.start()
         if serves and not serving.wait(_START_SECS):
@@ -85,13 +79,7 @@ class ThreadTask:
             outcome = Outcome.of_exit(error)
         except BaseException as error:
             outcome = Outcome.of_error(error)
-        outcome = replace(outcome, terminated=self._terminated)
-        try:
-            if self._observer is not None:
-                self._observer.ended(self.task.name, self._attempt, outcome)
-        except Exception as error:
-            outcome = Outcome.of_error(error)
-        self._ended(self, outcome)
+        self._ended(self, replace(outcome, terminated=self._terminated))
 
 
 def server_config(task: Task) -> tf.compat.v1.ConfigProto:

@@ -197,13 +197,13 @@ class LocalCluster:
             self._running[task.name] = self._started(task, function)
 
     def _started(self, task: Task, function: Callable[[Task], object]) -> RunningTask:
-        attempt = self._attempts[task.name]
         if self._backend == "threads":
             from tfdist.cluster.in_process import ThreadTask  # the launcher needs no TensorFlow
 
-            observer, serves = self._surroundings.observer, self._shape.serves(task)
-            return ThreadTask(task, function, self._note_end, observer, attempt, serves=serves)
-        return ProcessTask(task, function, self._note_end, self._surroundings, attempt)
+            return ThreadTask(task, function, self._note_end, serves=self._shape.serves(task))
+        return ProcessTask(
+            task, function, self._note_end, self._surroundings, self._attempts[task.name]
+        )
 
     def _note_end(self, running: RunningTask, outcome: Outcome) -> None:
         self._ended.put((running, outcome))
