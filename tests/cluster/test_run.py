@@ -87,6 +87,10 @@ def test_bad_input_found_by_the_script_is_one_line_and_2(script):
             "tfdist: --log-dir: got '/dev/null'; a folder; [Errno 17] File exists: '/dev/null'\n",
         ),
         (["--restart", "-1", __file__], "tfdist: --restart: got -1; at least 0\n"),
+        (
+            ["--grace", "-1", __file__],
+            "tfdist: --grace: got -1.0; a number of seconds, at least 0\n",
+        ),
         (["--timeout", "0", __file__], "tfdist: --timeout: got 0.0; more than 0 seconds\n"),
         *(
             (

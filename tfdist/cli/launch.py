@@ -45,11 +45,16 @@ class Launch(RunFolder):
 
 @contextmanager
 def process_cluster(
-    shape: Shape, serve: Script | None, environment: Mapping[str, str], launch: Launch
+    shape: Shape,
+    serve: Script | None,
+    environment: Mapping[str, str],
+    launch: Launch,
+    grace: float,
 ) -> Iterator[LocalCluster]:
     """A cluster of processes that is not started; servers run `serve`, or tfdist's own if None."""
     try:
         start_fork_server()
-        yield LocalCluster(shape, "processes", Surroundings(environment, launch), serve)
+        surroundings = Surroundings(environment, launch)
+        yield LocalCluster(shape, "processes", surroundings, serve, grace=grace)
     finally:
         stop_fork_server()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -30,6 +31,7 @@ from tfdist.cli.pipe import PipeConsole, drop_unread
 from tfdist.cli.progress import ProgressView
 from tfdist.cli.summary import summary_json, summary_table
 from tfdist.cluster.identity import ID_VARIABLE
+from tfdist.cluster.local import GRACE_SECS
 from tfdist.cluster.shape import Shape
 from tfdist.diagnosis.stall import StallGuard
 from tfdist.errors import ClusterError, ConfigError, StallError, TaskFailed
@@ -93,6 +95,14 @@ def _add_cluster(group: argparse._ArgumentGroup) -> None:
 def _add_end(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--timeout", type=float, metavar="S", help="end the job after S seconds, with exit code 70"
+    )
+    group.add_argument(
+        "--grace",
+        type=float,
+        default=GRACE_SECS,
+        metavar="S",
+        help="seconds that a task has to save between SIGTERM and SIGKILL, whatever ends the job "
+        "(default: 10)",
     )
     group.add_argument(
         "--stall-timeout",
@@ -190,6 +200,8 @@ def _check(parsed: argparse.Namespace) -> None:
     }.items():
         if seconds is not None and not seconds > 0:
             raise ConfigError(flag, seconds, "more than 0 seconds")
+    if not 0 <= parsed.grace < math.inf:
+        raise ConfigError("--grace", parsed.grace, "a number of seconds, at least 0")
     if parsed.on_stall != "end" and parsed.stall_timeout is None:
         raise ConfigError("--on-stall", parsed.on_stall, "needs --stall-timeout")
     if parsed.classic_flags and (parsed.chief or parsed.evaluator or parsed.coordinator):
@@ -218,7 +230,9 @@ def _run(parsed: argparse.Namespace, records: list[TaskRecord]) -> None:
             environment[ID_VARIABLE] = identity
         serve = None if parsed.builtin_ps else script
         try:
-            with process_cluster(_shape(parsed), serve, environment, launch) as cluster:
+            with process_cluster(
+                _shape(parsed), serve, environment, launch, parsed.grace
+            ) as cluster:
                 launch.create(
                     cluster.tasks, cluster.trainers, {"id": identity, "script": parsed.script}
                 )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -51,6 +52,15 @@ class ThreadTask:
         if serves and not serving.wait(_START_SECS):
             raise StartTimeout([task.name], _START_SECS, "Its server is up, but it does not serve.")
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """Raises ClusterError: a thread gets no signals."""
+        raise ClusterError(f"{self.task.name}: a thread cannot be paused; use the processes")
+
+    def wait(self, timeout: float) -> bool:
+        """Whether it has ended; blocks until then, for `timeout` seconds at most."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
     def kill(self) -> None:
         """Makes one that serves leave; a trainer has to end by itself.
 
@@ -60,17 +70,8 @@ class ThreadTask:
         self._terminated = True
         if self._serves and self._thread.is_alive():
             server.dismiss(self.task)
-        self._thread.join(_LEAVE_SECS)
-        if self._thread.is_alive():
+        if not self.wait(_LEAVE_SECS):
             raise ClusterError(f"{self.task.name} still runs; a thread cannot be killed")
-
-    def pause(self) -> None:
-        """Raises ClusterError: a thread cannot be stopped."""
-        raise ClusterError(f"{self.task.name}: a thread cannot be paused; use the processes")
-
-    def resume(self) -> None:
-        """Raises ClusterError: a thread cannot be stopped."""
-        raise ClusterError(f"{self.task.name}: a thread cannot be paused; use the processes")
 
     def _run(self) -> None:
         try:
