@@ -20,7 +20,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from tfdist.errors import ConfigError
 
@@ -31,12 +31,39 @@ PROGRESS_VARIABLE = "TFDIST_PROGRESS_FILE"
 
 TRAINER_TYPES = ("chief", "worker")
 TASK_TYPES = (*TRAINER_TYPES, "ps", "evaluator")
-_ADDRESS = re.compile(r"(?:[^\s:/\[\]]+|\[[0-9a-fA-F:]+\]):([0-9]{1,5})")
+_ADDRESS = re.compile(r"(?:([^\s:/\[\]]+)|\[([0-9a-fA-F:]+)\]):([0-9]{1,5})")
 _HIGHEST_PORT = 65535
 _NOT_SPARSE = (
     "a sparse cluster does not name every task, and a trainer has to know all others: list them "
     "(a TFJob does so without enableDynamicWorker)"
 )
+
+
+class Address(NamedTuple):
+    """The two parts of "host:port"; an IPv6 host has no brackets here, and has them in the text."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def parse_address(text: object, field: str = "address") -> Address:
+    """Splits "host:port" or "[ipv6]:port".
+
+    Args:
+        text: the address. Those of a `Task` are valid.
+        field: what the error calls it.
+
+    Raises:
+        ConfigError: it is no such text.
+    """
+    match = _ADDRESS.fullmatch(text) if isinstance(text, str) else None
+    if match is None or not 1 <= int(match[3]) <= _HIGHEST_PORT:
+        raise ConfigError(field, text, f"'host:port' with a port of 1 to {_HIGHEST_PORT}")
+    return Address(match[1] or match[2], int(match[3]))
 
 
 @dataclass(frozen=True)
@@ -286,9 +313,9 @@ def session_target(address: str) -> str:
     TensorFlow 2.21). It knows its own servers by the address they were started with, so this
     machine goes by its other name.
     """
-    host, _, port = address.rpartition(":")
+    host, port = parse_address(address)
     other_name = {"localhost": "127.0.0.1", "127.0.0.1": "localhost"}
-    return f"grpc://{other_name.get(host, host)}:{port}"
+    return f"grpc://{Address(other_name.get(host, host), port)}"
 
 
 def _member(config: dict[str, object], key: str) -> dict[str, object]:
@@ -341,17 +368,11 @@ def _checked_cluster(cluster: Mapping[str, Sequence[str]]) -> ClusterSpec:
             raise ConfigError(field, addresses, "a list of addresses 'host:port'")
         checked[task_type] = list(addresses)
         for index, address in enumerate(checked[task_type]):
-            _check_address(f"{field}[{index}]", address)
+            parse_address(address, f"{field}[{index}]")
     if len(checked.get("chief", [])) > 1:
         raise ConfigError("cluster.chief", checked["chief"], "a cluster has one chief at most")
     _check_distinct(checked)
     return checked
-
-
-def _check_address(field: str, address: object) -> None:
-    match = _ADDRESS.fullmatch(address) if isinstance(address, str) else None
-    if match is None or not 1 <= int(match.group(1)) <= _HIGHEST_PORT:
-        raise ConfigError(field, address, f"'host:port' with a port of 1 to {_HIGHEST_PORT}")
 
 
 def _check_distinct(cluster: ClusterSpec) -> None:

@@ -50,9 +50,9 @@ def test_nothing_outlives_a_killed_launcher(script, tmp_path):
     assert alive == []
 
 
-def start(job, folder):
+def start(job, folder, *options):
     return subprocess.Popen(
-        command("--ps", 1, "--workers", 2, job, folder),
+        command("--ps", 1, "--workers", 2, *options, job, folder),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import signal
+import subprocess
 import sys
 import threading
 
@@ -136,3 +138,33 @@ def only_the_chief_ends(task):
     """The others never do."""
     if not task.is_chief:
         threading.Event().wait()
+
+
+def save_on_sigterm(task, folder, *, fails):
+    """Waits for SIGTERM, and saves; if one `fails`, that is worker:1, once worker:0 waits."""
+
+    def save(number, frame):
+        pathlib.Path(folder, f"saved-{task.name}").touch()
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, save)
+    pathlib.Path(folder, task.name).touch()
+    if fails and task.name == "worker:1":
+        poll_until(pathlib.Path(folder, "worker:0").exists, "worker:0 waits")
+        raise_value_error()
+    threading.Event().wait()
+
+
+def fail_on_sigterm(task, folder):
+    """Waits for SIGTERM, on which it fails."""
+    signal.signal(signal.SIGTERM, lambda number, frame: raise_value_error())
+    pathlib.Path(folder, task.name).touch()
+    threading.Event().wait()
+
+
+def ignore_sigterm(task, folder):
+    """Starts a process that ignores SIGTERM too, leaves its pid, and waits."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    child = subprocess.Popen(["sleep", "600"])
+    pathlib.Path(folder, "child").write_text(str(child.pid))
+    threading.Event().wait()

@@ -252,6 +252,58 @@ def test_a_paused_trainer_goes_on_when_it_is_resumed(make_cluster, tmp_path):
     assert run.results == [0, 1]
 
 
+@pytest.mark.parametrize("ends", ["time is over", "watch", "peer failed"])
+def test_a_trainer_that_is_ended_may_save_in_its_sigterm_handler(make_cluster, tmp_path, ends):
+    cluster = make_cluster(1, 2, backend="processes")
+    job = functools.partial(jobs.save_on_sigterm, folder=tmp_path, fails=ends == "peer failed")
+    ready = [tmp_path / task.name for task in cluster.trainers]
+
+    def watch():
+        if ends != "time is over" and all(file.exists() for file in ready):
+            raise tfdist.ClusterError("enough")
+
+    with pytest.raises(tfdist.ClusterError):
+        cluster.run(job, timeout=5 if ends == "time is over" else 60, watch=watch)
+    saved = {file.name.removeprefix("saved-") for file in tmp_path.glob("saved-*")}
+    assert saved == {"worker:0"} | ({"worker:1"} if ends != "peer failed" else set())
+
+
+def test_what_a_sigterm_handler_raises_is_shown(make_cluster, tmp_path, capsys):
+    cluster = make_cluster(0, 1, backend="processes")
+
+    def watch():
+        if (tmp_path / "worker:0").exists():
+            raise tfdist.ClusterError("enough")
+
+    with pytest.raises(tfdist.ClusterError, match="enough"):
+        cluster.run(functools.partial(jobs.fail_on_sigterm, folder=tmp_path), watch=watch)
+    assert "ValueError: the number is odd" in capsys.readouterr().err
+
+
+def test_paused_tasks_are_ended_without_the_grace(make_cluster, tmp_path):
+    cluster = make_cluster(1, 2, backend="processes", grace=60)
+    times = []
+
+    def watch():
+        if all((tmp_path / task.name).exists() for task in cluster.trainers):
+            cluster.pause("ps:0")
+            cluster.pause("worker:1")
+            times.append(time.monotonic())
+            raise tfdist.ClusterError("enough")
+
+    with pytest.raises(tfdist.ClusterError, match="enough"):
+        cluster.run(functools.partial(jobs.note_and_wait, folder=tmp_path), watch=watch)
+    assert time.monotonic() - times[0] < 5
+
+
+def test_a_task_that_ignores_sigterm_is_killed_with_all_it_started(make_cluster, tmp_path):
+    cluster = make_cluster(0, 1, backend="processes", grace=0.5)
+    with pytest.raises(tfdist.RunTimeout):
+        cluster.run(functools.partial(jobs.ignore_sigterm, folder=tmp_path), timeout=3)
+    child = int((tmp_path / "child").read_text())
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
 def test_a_run_that_takes_too_long_is_ended_and_names_who_ran(make_cluster, tmp_path):
     cluster = make_cluster(1, 2, backend="processes")
     with pytest.raises(tfdist.RunTimeout) as caught:
@@ -265,6 +317,8 @@ def test_a_run_that_takes_too_long_is_ended_and_names_who_ran(make_cluster, tmp_
         ({"num_ps": -1}, "num_ps"),
         ({"num_workers": 0}, "num_workers"),
         ({"backend": "fibres"}, "backend"),
+        ({"grace": -1.0}, "grace"),
+        ({"grace": float("nan")}, "grace"),
     ],
 )
 def test_wrong_parameters_are_named(arguments, field):

@@ -47,6 +47,10 @@ def test_bad_input_found_by_the_script_is_one_line_and_2(script):
             "tfdist: --log-dir: got '/dev/null'; a folder; [Errno 17] File exists: '/dev/null'\n",
         ),
         (["--restart", "-1", __file__], "tfdist: --restart: got -1; at least 0\n"),
+        (
+            ["--grace", "-1", __file__],
+            "tfdist: --grace: got -1.0; a number of seconds, at least 0\n",
+        ),
         (["--timeout", "0", __file__], "tfdist: --timeout: got 0.0; more than 0 seconds\n"),
         *(
             (
@@ -54,10 +58,6 @@ def test_bad_input_found_by_the_script_is_one_line_and_2(script):
                 f"tfdist: --stall-timeout: got {value}; more than 0 seconds\n",
             )
             for value in ("0.0", "-1.0", "nan")
-        ),
-        (
-            ["--stall-timeout", "9", "--backend", "threads", __file__],
-            "tfdist: --stall-timeout: got 9.0; needs --backend processes\n",
         ),
         (
             ["--classic-flags", "--chief", __file__],

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tfdist import ConfigError, Task
-from tfdist.task import cluster_tasks, session_target
+from tfdist.task import cluster_tasks, parse_address, session_target
 
 CLUSTER = {"ps": ["p0:1", "p1:1"], "worker": ["w0:1", "w1:1", "w2:1"]}
 WITH_CHIEF = {**CLUSTER, "chief": ["c0:1"]}
@@ -481,9 +481,32 @@ def test_device_filters_are_every_ps_and_itself(task_type):
         ("10.0.0.7:2222", "grpc://10.0.0.7:2222"),
         ("localhost:2222", "grpc://127.0.0.1:2222"),
         ("127.0.0.1:2222", "grpc://localhost:2222"),
+        ("[fd00::7]:2222", "grpc://[fd00::7]:2222"),
     ],
 )
 def test_a_session_target_names_a_server_of_this_machine_otherwise_than_it_was_started(
     address, target
 ):
     assert session_target(address) == target
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "port"),
+    [
+        ("host1.lan:2222", "host1.lan", 2222),
+        ("10.0.0.7:1", "10.0.0.7", 1),
+        ("[::1]:65535", "::1", 65535),
+    ],
+)
+def test_an_address_is_split_into_host_and_port_and_written_as_before(text, host, port):
+    address = parse_address(text)
+    assert address == (host, port)
+    assert str(address) == text
+
+
+@pytest.mark.parametrize(
+    "text", ["host1", "host1:", ":2222", "host1:0", "host1:65536", "::1:22", 7]
+)
+def test_what_is_no_address_is_refused_by_the_name_of_its_field(text):
+    with pytest.raises(ConfigError, match=r"ps_hosts: got .*'host:port' with a port of 1 to 65535"):
+        parse_address(text, "ps_hosts")

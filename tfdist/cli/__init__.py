@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import platform
 import sys
 from collections.abc import Sequence
+from importlib import metadata
 
+from tfdist import __version__
 from tfdist.cli import compose, doctor, node, repro, run, stacks, status
+from tfdist.cli.exit_codes import INTERRUPTED, USAGE
 from tfdist.cli.pipe import reader_may_leave
 from tfdist.errors import ConfigError
-
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,6 +21,12 @@ def build_parser() -> argparse.ArgumentParser:
         prog="tfdist",
         description="Runs TensorFlow parameter-server jobs that do not hang.",
         allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--version",
+        action=_ShowVersions,
+        nargs=0,
+        help="print the versions of tfdist, TensorFlow and Python",
     )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     run.add_parser(commands)
@@ -29,6 +37,23 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_parser(commands)
     repro.add_parser(commands)
     return parser
+
+
+class _ShowVersions(argparse.Action):
+    """Prints the versions that a bug report needs, and ends the program."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print(f"tfdist {__version__}")
+        print(f"TensorFlow {_tensorflow_version()}")
+        print(f"Python {platform.python_version()}")
+        parser.exit()
+
+
+def _tensorflow_version() -> str:
+    """The version of each distribution that provides TensorFlow; nothing is imported."""
+    names = metadata.packages_distributions().get("tensorflow", [])
+    found = [f"{metadata.version(name)} ({name})" for name in sorted(set(names))]
+    return ", ".join(found) or "none"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             code: int = parsed.command_function(parsed)
         except ConfigError as error:
             print(f"tfdist: {error}", file=sys.stderr)
-            return 2
+            return USAGE
         except KeyboardInterrupt:
             return INTERRUPTED
         return code

@@ -11,17 +11,14 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from tfdist.cli.arguments import add_script, script_of
-from tfdist.cli.pipe import READER_LEFT, drop_unread
+from tfdist.cli.exit_codes import HELD, INTERRUPTED, READER_LEFT, TASK_FAILED, USAGE
+from tfdist.cli.pipe import drop_unread
 from tfdist.cluster.environment import node_environment
 from tfdist.cluster.quiet_import import import_tensorflow_quietly
 from tfdist.cluster.signals import end_on_signals
 from tfdist.errors import ConfigError
 from tfdist.runs.outcome import Outcome
 from tfdist.task import Task
-
-_BAD_INPUT = 2
-_TASK_FAILED = 70
-_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 _DESCRIPTION = """\
 Runs one task of a job whose tasks run on several machines: the one that TF_CONFIG names. A ps
@@ -71,7 +68,7 @@ def command(parsed: argparse.Namespace) -> int:
     if not parsed.verbose:
         import_tensorflow_quietly()
     code = _lived(task, _serve if serves else script)
-    if code == 0 and not serves:
+    if code == HELD and not serves:
         code = _lived(task, lambda task: _tell_servers(task, parsed.coordinator))
     _leave(code)
 
@@ -122,22 +119,22 @@ def _lived(task: Task, function: Callable[[Task], object]) -> int:
     """Calls the function and returns the exit code; tells on standard error how it failed."""
     try:
         function(task)
-        return 0
+        return HELD
     except SystemExit as error:
         outcome = Outcome.of_exit(error)
         if outcome.details:
             print(outcome.details, file=sys.stderr)
-        return outcome.exit_code or 0
+        return outcome.exit_code or HELD
     except ConfigError as error:
         print(f"tfdist: {error}", file=sys.stderr)
-        return _BAD_INPUT
+        return USAGE
     except KeyboardInterrupt:  # of a handler of the script's own
-        return _INTERRUPTED
+        return INTERRUPTED
     except BaseException as error:
         if isinstance(error, BrokenPipeError) and drop_unread():
             return READER_LEFT
         print(Outcome.of_error(error).details, end="", file=sys.stderr)
-        return _TASK_FAILED
+        return TASK_FAILED
 
 
 def _leave(code: int) -> NoReturn:

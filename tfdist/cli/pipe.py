@@ -11,7 +11,8 @@ from typing import NoReturn
 
 from rich.console import Console
 
-READER_LEFT = 141  # 128 + SIGPIPE, as shells have it
+from tfdist.cli.exit_codes import READER_LEFT
+
 _STANDARD_STREAMS = (1, 2)
 
 

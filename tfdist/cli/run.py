@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import shutil
 import signal
@@ -11,30 +12,32 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from typing import NoReturn
+from contextlib import contextmanager
 
 from tfdist.cli.arguments import add_script, script_of
-from tfdist.cli.launch import Launch, process_cluster, thread_cluster
+from tfdist.cli.exit_codes import (
+    HELD,
+    INTERRUPTED,
+    READER_LEFT,
+    STALLED,
+    TASK_FAILED,
+    TERMINATED,
+    USAGE,
+)
+from tfdist.cli.launch import Launch, process_cluster
 from tfdist.cli.network import isolate_or_tell
 from tfdist.cli.output import Output
-from tfdist.cli.pipe import READER_LEFT, PipeConsole, drop_unread
+from tfdist.cli.pipe import PipeConsole, drop_unread
 from tfdist.cli.progress import ProgressView
 from tfdist.cli.summary import summary_json, summary_table
 from tfdist.cluster.identity import ID_VARIABLE
-from tfdist.cluster.local import BACKENDS
+from tfdist.cluster.local import GRACE_SECS
 from tfdist.cluster.shape import Shape
 from tfdist.diagnosis.stall import StallGuard
 from tfdist.errors import ClusterError, ConfigError, StallError, TaskFailed
 from tfdist.runs.folder import TaskRecord
 from tfdist.runs.live import PREFIX, linked
 from tfdist.task import Task
-
-_BAD_INPUT = 2
-_TASK_FAILED = 70
-_STALLED = 75
-_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
-_TERMINATED = 143  # 128 + SIGTERM
 
 _DESCRIPTION = """\
 Starts the ps and the workers of a job on this machine, each as a process with its own TF_CONFIG,
@@ -71,12 +74,6 @@ def _add_cluster(group: argparse._ArgumentGroup) -> None:
         "and the job ends when the chief does",
     )
     group.add_argument(
-        "--backend",
-        choices=BACKENDS,
-        default="processes",
-        help="a process for each task, or threads of one process (default: processes)",
-    )
-    group.add_argument(
         "--builtin-ps",
         action=argparse.BooleanOptionalAction,
         default=True,
@@ -98,6 +95,14 @@ def _add_cluster(group: argparse._ArgumentGroup) -> None:
 def _add_end(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--timeout", type=float, metavar="S", help="end the job after S seconds, with exit code 70"
+    )
+    group.add_argument(
+        "--grace",
+        type=float,
+        default=GRACE_SECS,
+        metavar="S",
+        help="seconds that a task has to save between SIGTERM and SIGKILL, whatever ends the job "
+        "(default: 10)",
     )
     group.add_argument(
         "--stall-timeout",
@@ -155,19 +160,19 @@ def command(parsed: argparse.Namespace) -> int:
         )
     isolate_or_tell(parsed.isolate)  # before there are ports, processes or threads
     start = time.monotonic()
-    code, failure = 0, None
+    code, failure = HELD, None
     records: list[TaskRecord] = []
     try:
         _run(parsed, records)
     except (ClusterError, ConfigError) as error:
         code, failure = _exit_code(error), str(error)
     except KeyboardInterrupt:
-        code, failure = _INTERRUPTED, "interrupted; every task has been ended"
+        code, failure = INTERRUPTED, "interrupted; every task has been ended"
     except _Terminated:
-        code, failure = _TERMINATED, "terminated; every task has been ended"
+        code, failure = TERMINATED, "terminated; every task has been ended"
     except _ReaderLeft:
         code, failure = READER_LEFT, "nobody reads the output; every task has been ended"
-    if records and code != _BAD_INPUT and not parsed.json:
+    if records and code != USAGE and not parsed.json:
         PipeConsole(stderr=True).print(summary_table(records))
     if failure is not None:
         print(f"tfdist: {failure}", file=sys.stderr)
@@ -179,8 +184,6 @@ def command(parsed: argparse.Namespace) -> int:
             "tasks": summary_json(records),
         }
         print(json.dumps(about))
-    if parsed.backend == "threads" and any(record.exit_code is None for record in records):
-        _leave_at_once(code)
     return code
 
 
@@ -197,16 +200,13 @@ def _check(parsed: argparse.Namespace) -> None:
     }.items():
         if seconds is not None and not seconds > 0:
             raise ConfigError(flag, seconds, "more than 0 seconds")
+    if not 0 <= parsed.grace < math.inf:
+        raise ConfigError("--grace", parsed.grace, "a number of seconds, at least 0")
     if parsed.on_stall != "end" and parsed.stall_timeout is None:
         raise ConfigError("--on-stall", parsed.on_stall, "needs --stall-timeout")
     if parsed.classic_flags and (parsed.chief or parsed.evaluator or parsed.coordinator):
         other = next(name for name in ("chief", "evaluator", "coordinator") if vars(parsed)[name])
         raise ConfigError(f"--{other}", True, "--classic-flags know only ps and workers")
-    if parsed.backend == "threads":
-        for name in ("restart", "classic_flags", "stall_timeout"):
-            if vars(parsed)[name]:
-                flag = f"--{name.replace('_', '-')}"
-                raise ConfigError(flag, vars(parsed)[name], "needs --backend processes")
     if not os.path.isfile(parsed.script):
         raise ConfigError("script", parsed.script, "no such file")
     if parsed.log_dir is not None and not os.path.isdir(parsed.log_dir):
@@ -228,16 +228,19 @@ def _run(parsed: argparse.Namespace, records: list[TaskRecord]) -> None:
         environment = {"COLUMNS": str(output.columns)}
         if parsed.builtin_ps:
             environment[ID_VARIABLE] = identity
-        cluster_of = thread_cluster if parsed.backend == "threads" else process_cluster
         serve = None if parsed.builtin_ps else script
         try:
-            with cluster_of(_shape(parsed), script, serve, environment, launch) as (cluster, job):
+            with process_cluster(
+                _shape(parsed), serve, environment, launch, parsed.grace
+            ) as cluster:
                 launch.create(
                     cluster.tasks, cluster.trainers, {"id": identity, "script": parsed.script}
                 )
                 with ProgressView(launch, cluster.tasks), cluster:
                     guard = _guard(parsed, launch, cluster.trainers)
-                    cluster.run(job, timeout=parsed.timeout, restarts=parsed.restart, watch=guard)
+                    cluster.run(
+                        script, timeout=parsed.timeout, restarts=parsed.restart, watch=guard
+                    )
         finally:
             records += launch.records()
             output.flush()
@@ -270,10 +273,7 @@ def _folder(log_dir: str | None) -> Iterator[str]:
         try:
             yield folder
         finally:
-            # Moved first: a task that is a thread, and still runs, can put nothing more into it.
-            ended = f"{folder}-ended"
-            os.rename(folder, ended)
-            shutil.rmtree(ended)
+            shutil.rmtree(folder)
     else:
         folder = tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=log_dir)
         print(f"tfdist: the logs are in {folder}", file=sys.stderr)
@@ -284,26 +284,14 @@ def _folder(log_dir: str | None) -> Iterator[str]:
             yield folder
 
 
-def _leave_at_once(code: int) -> NoReturn:
-    """Ends the process, though threads of tasks still run.
-
-    Python would tear itself down under them, which ended in a segmentation fault in 7 of 60
-    runs with TensorFlow 2.21 and Python 3.11.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        with suppress(BrokenPipeError):
-            stream.flush()
-    os._exit(code)
-
-
 def _exit_code(error: ClusterError | ConfigError) -> int:
     if isinstance(error, ConfigError):
-        return _BAD_INPUT
+        return USAGE
     if isinstance(error, StallError):
-        return _STALLED
+        return STALLED
     # What a script ends with on purpose is passed on; a traceback or a signal is a failed task.
     on_purpose = isinstance(error, TaskFailed) and error.__cause__ is None and error.exit_code
-    return on_purpose if on_purpose and on_purpose > 0 else _TASK_FAILED
+    return on_purpose if on_purpose and on_purpose > 0 else TASK_FAILED
 
 
 class _Terminated(BaseException):

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from tfdist.cluster.ports import is_listening
 from tfdist.runs.folder import TaskRecord
-from tfdist.task import Task
+from tfdist.task import Task, parse_address
 
 _FIRST_TABLE_SECS = 10.0
 _PROBE_SECS = 0.2
@@ -70,8 +70,7 @@ class StartUp:
             return record is not None  # it has been there
         if task.task_type == "evaluator":
             return True
-        host, _, port = task.address.rpartition(":")
-        return self._listens(host, int(port), _PROBE_SECS)
+        return self._listens(*parse_address(task.address), _PROBE_SECS)
 
     def _table(self, records: dict[str, TaskRecord], seconds: float) -> Table:
         title = f"tfdist: after {seconds:.0f} s not everybody is there"

@@ -14,7 +14,7 @@ from tfdist.diagnosis.status import show_barriers, status_of
 from tfdist.errors import ConfigError
 from tfdist.runs.folder import RunFolder
 from tfdist.runs.live import chosen_run, while_it_lasts
-from tfdist.task import Task
+from tfdist.task import Task, parse_address
 
 _NOT_WELL = 1
 
@@ -78,8 +78,7 @@ def _local(parsed: argparse.Namespace) -> int:
     task = Task.from_env()
     if task.task_type == "evaluator":
         raise ConfigError("TF_CONFIG.task.type", task.task_type, "an evaluator has no server")
-    host, _, port = task.address.rpartition(":")
-    listens = is_listening(host.strip("[]"), int(port))
+    listens = is_listening(*parse_address(task.address))
     if parsed.json:
         print(json.dumps({"task": task.name, "address": task.address, "listens": listens}))
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from tfdist.task import Task
+from tfdist.task import Task, parse_address
 
 _FAIL_FAST = {"GRPC_FAIL_FAST": "use_caller"}  # a peer that is gone is an error, not a wait
 
@@ -23,7 +23,7 @@ def node_environment(task: Task, environ: Mapping[str, str]) -> dict[str, str]:
     tasks. gRPC reads `no_grpc_proxy` in place of `no_proxy`, and not beside it.
     """
     addresses = [address for part in task.cluster_spec.values() for address in part]
-    hosts = [address.rpartition(":")[0].strip("[]") for address in addresses]
+    hosts = [parse_address(address).host for address in addresses]
     others = [host for host in environ.get("no_proxy", "").split(",") if host]
     wanted = {**_FAIL_FAST, "no_grpc_proxy": ",".join(dict.fromkeys([*hosts, *others]))}
     return {name: value for name, value in wanted.items() if name not in environ}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +19,7 @@ from tfdist.cluster import server
 from tfdist.cluster.dispatch import learn_types
 from tfdist.cluster.environment import SERVER_ENVIRONMENT
 from tfdist.errors import ClusterError, StartTimeout
-from tfdist.runs.outcome import Observer, Outcome
+from tfdist.runs.outcome import Outcome
 from tfdist.task import Task
 
 _START_SECS = 10.0
@@ -33,13 +34,10 @@ class ThreadTask:
         task: Task,
         function: Callable[..., object],
         ended: Callable[[ThreadTask, Outcome], None],
-        observer: Observer | None,
-        attempt: int,
         *,
         serves: bool,
     ) -> None:
         self.task, self._serves = task, serves
-        self._observer, self._attempt = observer, attempt
         self._function, self._ended = function, ended
         learn_types()
         os.environ.update(SERVER_ENVIRONMENT)  # TensorFlow reads it when a server starts
@@ -49,13 +47,19 @@ class ThreadTask:
             serving = threading.Event()
             self._function = functools.partial(function, serving=serving.set)
         self._terminated = False
-        if observer is not None:
-            observer.folder(task.name, attempt)
-            observer.started(task.name, attempt, os.getpid())
         self._thread = threading.Thread(target=self._run, name=task.name, daemon=True)
         self._thread.start()
         if serves and not serving.wait(_START_SECS):
             raise StartTimeout([task.name], _START_SECS, "Its server is up, but it does not serve.")
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Raises ClusterError: a thread gets no signals."""
+        raise ClusterError(f"{self.task.name}: a thread cannot be paused; use the processes")
+
+    def wait(self, timeout: float) -> bool:
+        """Whether it has ended; blocks until then, for `timeout` seconds at most."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
 
     def kill(self) -> None:
         """Makes one that serves leave; a trainer has to end by itself.
@@ -66,17 +70,8 @@ class ThreadTask:
         self._terminated = True
         if self._serves and self._thread.is_alive():
             server.dismiss(self.task)
-        self._thread.join(_LEAVE_SECS)
-        if self._thread.is_alive():
+        if not self.wait(_LEAVE_SECS):
             raise ClusterError(f"{self.task.name} still runs; a thread cannot be killed")
-
-    def pause(self) -> None:
-        """Raises ClusterError: a thread cannot be stopped."""
-        raise ClusterError(f"{self.task.name}: a thread cannot be paused; use the processes")
-
-    def resume(self) -> None:
-        """Raises ClusterError: a thread cannot be stopped."""
-        raise ClusterError(f"{self.task.name}: a thread cannot be paused; use the processes")
 
     def _run(self) -> None:
         try:
@@ -85,13 +80,7 @@ class ThreadTask:
             outcome = Outcome.of_exit(error)
         except BaseException as error:
             outcome = Outcome.of_error(error)
-        outcome = replace(outcome, terminated=self._terminated)
-        try:
-            if self._observer is not None:
-                self._observer.ended(self.task.name, self._attempt, outcome)
-        except Exception as error:
-            outcome = Outcome.of_error(error)
-        self._ended(self, outcome)
+        self._ended(self, replace(outcome, terminated=self._terminated))
 
 
 def server_config(task: Task) -> tf.compat.v1.ConfigProto:

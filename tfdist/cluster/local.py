@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import queue
 import signal
 import threading
@@ -18,11 +20,16 @@ from tfdist.errors import ClusterError, ConfigError, RunTimeout, TaskFailed
 from tfdist.runs.outcome import Outcome, RunningTask
 from tfdist.task import Task
 
+_log = logging.getLogger(__name__)
+
 Result = TypeVar("Result")
 
 BACKENDS = ("threads", "processes")
 # How long an evaluator has to end after the trainers.
 EVALUATOR_SECS = 60.0
+# How long a process has to save after SIGTERM.
+GRACE_SECS = 10.0
+_NOTICE_SECS = 1.0
 _LEAVE_SECS = 2.0
 _OWN_SECS = 0.5
 _LOOK_SECS = 0.25
@@ -43,6 +50,8 @@ class LocalCluster:
         surroundings: Surroundings,
         serve: Callable[[Task], object] | None = None,
         addresses: Sequence[str] | None = None,
+        *,
+        grace: float = GRACE_SECS,
     ) -> None:
         """See `local_cluster`.
 
@@ -53,10 +62,14 @@ class LocalCluster:
             serve: what those run that serve; None for tfdist's own server.
             addresses: of the tasks, as many as `shape.num_servers`, where each has a network of
                 its own; None for free ports of this machine, which are held.
+            grace: seconds between SIGTERM and SIGKILL; 0 for SIGKILL alone.
         """
         if backend not in BACKENDS:
             raise ConfigError("backend", backend, f"one of {', '.join(BACKENDS)}")
+        if not 0 <= grace < math.inf:
+            raise ConfigError("grace", grace, "a number of seconds, at least 0")
         self._shape, self._backend, self._surroundings = shape, backend, surroundings
+        self._grace = grace if backend == "processes" else 0.0
         self._serve = serve or _serve
         self._addresses = addresses
         self._hold_ports()
@@ -157,11 +170,11 @@ class LocalCluster:
 
     def pause(self, name: str) -> None:
         """Stops the task as a frozen machine would (processes only)."""
-        self._find(name).pause()
+        self._find(name).send_signal(signal.SIGSTOP)
 
     def resume(self, name: str) -> None:
         """Wakes a paused task."""
-        self._find(name).resume()
+        self._find(name).send_signal(signal.SIGCONT)
 
     def restart(self, name: str) -> None:
         """Starts a task that was killed once more, with the same function."""
@@ -197,13 +210,13 @@ class LocalCluster:
             self._running[task.name] = self._started(task, function)
 
     def _started(self, task: Task, function: Callable[[Task], object]) -> RunningTask:
-        attempt = self._attempts[task.name]
         if self._backend == "threads":
             from tfdist.cluster.in_process import ThreadTask  # the launcher needs no TensorFlow
 
-            observer, serves = self._surroundings.observer, self._shape.serves(task)
-            return ThreadTask(task, function, self._note_end, observer, attempt, serves=serves)
-        return ProcessTask(task, function, self._note_end, self._surroundings, attempt)
+            return ThreadTask(task, function, self._note_end, serves=self._shape.serves(task))
+        return ProcessTask(
+            task, function, self._note_end, self._surroundings, self._attempts[task.name]
+        )
 
     def _note_end(self, running: RunningTask, outcome: Outcome) -> None:
         self._ended.put((running, outcome))
@@ -277,21 +290,55 @@ class LocalCluster:
         return self._running[name]
 
     def _stop(self) -> None:
-        # Trainers first: they must not see their ps go and report that as the failure.
-        order = [task.name for task in sorted(self.tasks, key=self._shape.serves)]
-        failures = []
+        """Ends what runs: first the trainers, which may save to the ps, then the servers."""
         with self._lock:
-            for name in sorted(self._running, key=order.index):
-                try:
-                    self._running[name].kill()
-                except ClusterError as error:
-                    failures.append(str(error))
-            self._running.clear()
-            self._killed.clear()
+            try:
+                self._end_all()
+            except BaseException:  # such as a second Ctrl-C
+                self._grace = 0.0
+                self._end_all()
+                raise
+            finally:
+                self._running.clear()
+                self._killed.clear()
         while not self._ended.empty():
             self._ended.get()
-        if failures:  # no error: it would hide the one on account of which they are stopped
-            warnings.warn("; ".join(failures), RuntimeWarning, stacklevel=3)
+
+    def _end_all(self) -> None:
+        failures = []
+        for serves in (False, True):
+            part = [
+                each for each in self._running.values() if self._shape.serves(each.task) == serves
+            ]
+            if part and self._grace > 0:
+                self._terminate(part)
+            for each in part:
+                try:
+                    each.kill()
+                except ClusterError as error:
+                    failures.append(str(error))
+        if failures:  # no error: it would hide the one that is the reason for this end
+            warnings.warn("; ".join(failures), RuntimeWarning, stacklevel=4)
+
+    def _terminate(self, running: list[RunningTask]) -> None:
+        """Sends SIGTERM and waits until all have ended, or the grace is over."""
+        deadline, soon = Deadline(self._grace), Deadline(min(self._grace, _NOTICE_SECS))
+        for each in running:
+            each.send_signal(signal.SIGTERM)
+        left = [each for each in running if not each.wait(soon.remaining)]
+        if left and not deadline.expired:
+            _log.warning(
+                "%s: sent SIGTERM; SIGKILL follows after %g s, or on a second Ctrl-C",
+                _names(left),
+                self._grace,
+            )
+            left = [each for each in left if not each.wait(deadline.remaining)]
+        if left:
+            _log.warning("%s did not end within %g s of SIGTERM; killed", _names(left), self._grace)
+
+
+def _names(running: list[RunningTask]) -> str:
+    return ", ".join(each.task.name for each in running)
 
 
 def _serve(task: Task, serving: Callable[[], object] | None = None) -> None:
@@ -309,6 +356,7 @@ def local_cluster(
     evaluator: bool = False,
     coordinator: bool = False,
     surroundings: Surroundings | None = None,
+    grace: float = GRACE_SECS,
 ) -> LocalCluster:
     """A cluster on this machine, as a context manager; leaving it ends every task.
 
@@ -324,9 +372,10 @@ def local_cluster(
         coordinator: for a ClusterCoordinator: there is a chief, only that runs your function, and
             the workers are servers.
         surroundings: environment and observer of the processes.
+        grace: seconds that a process has between SIGTERM and SIGKILL when it is to end.
 
     Raises:
         ConfigError: a parameter is wrong.
     """
     shape = Shape(num_ps, num_workers, chief, evaluator, coordinator)
-    return LocalCluster(shape, backend, surroundings or Surroundings())
+    return LocalCluster(shape, backend, surroundings or Surroundings(), grace=grace)

@@ -177,30 +177,41 @@ class ProcessTask:
         assert pid is not None  # it was started
         return pid
 
-    def kill(self) -> None:
-        """Ends its whole process group at once; returns when it is gone."""
+    def send_signal(self, number: signal.Signals) -> None:
+        """Sends a signal to its process group; SIGTERM to its own process alone.
+
+        Its program decides what SIGTERM means for the processes that it has started. A stopped
+        task is woken by it, since it could not end otherwise.
+        """
+        if number != signal.SIGTERM:
+            self._signal_group(number)
+            return
         self._terminated = True
-        self._signal(signal.SIGKILL)
+        if not self._is_gone.is_set():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGTERM)
+            self._signal_group(signal.SIGCONT)
+
+    def wait(self, timeout: float) -> bool:
+        """Whether its process has ended; blocks until then, for `timeout` seconds at most."""
+        return self._is_gone.wait(timeout)
+
+    def kill(self) -> None:
+        """Ends its whole process group with SIGKILL; returns when it is gone."""
+        self._terminated = True
+        self._signal_group(signal.SIGKILL)
         self._watcher.join(_LEAVE_SECS)
         if self._watcher.is_alive():
             raise ClusterError(f"{self.task.name} (pid {self.pid}) does not end on SIGKILL")
 
-    def pause(self) -> None:
-        """Stops it with SIGSTOP: its sockets stay open and nobody answers."""
-        self._signal(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        """Wakes it with SIGCONT."""
-        self._signal(signal.SIGCONT)
-
-    def _signal(self, number: signal.Signals) -> None:
+    def _signal_group(self, number: signal.Signals) -> None:
+        if self._is_gone.is_set():
+            return  # its watcher ends the rest of the group, whose number may be reused
         try:
             os.killpg(self.pid, number)
-        except ProcessLookupError:
-            # Gone, or not yet the leader of its group.
-            if not self._is_gone.is_set():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(self.pid, number)
+        except ProcessLookupError:  # not yet the leader of its group, or gone just now
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
 
     def _sweep(self) -> None:
         """Ends what the task has started and left behind in its process group."""
@@ -219,6 +230,9 @@ class ProcessTask:
         _guardian.forget_group(self.pid)
         for reader in readers:
             reader.join()
+        if self._terminated and outcome.failed:  # nobody else reports what its handler raised
+            with self._noting_failure():
+                self._show(outcome.details)
         outcome = replace(outcome, exit_code=self._process.exitcode, terminated=self._terminated)
         with self._noting_failure():
             if self._observer is not None:
@@ -227,6 +241,13 @@ class ProcessTask:
             failed = Outcome.of_error(self._failure)
             outcome = replace(outcome, error=failed.error, details=failed.details)
         self._ended(self, outcome)
+
+    def _show(self, text: str) -> None:
+        if self._observer is None:
+            print(text, file=sys.stderr)
+        else:
+            data = f"{text.rstrip()}\n".encode(errors="replace")
+            self._observer.output(self.task.name, self._attempt, 2, data)
 
     def _lived(self, channel: Connection) -> Outcome:
         """Lets the task begin, and waits for its word."""
@@ -292,6 +313,7 @@ def _task_main(
     os.setsid()
     _wait_for_go(channel)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # inherited from a launcher that ignores it
     streams.redirect()
     os.environ.update(environment)
     if folder is not None:

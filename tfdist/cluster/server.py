@@ -20,7 +20,7 @@ from tfdist.cluster.identity import check_identity, show_identity
 from tfdist.cluster.ports import is_listening, is_taken
 from tfdist.deadline import Deadline
 from tfdist.errors import ConfigError, StartTimeout
-from tfdist.task import Task
+from tfdist.task import Task, parse_address
 
 if TYPE_CHECKING:
     # Imported where it is used: a wrong port or address shows before the seconds that it takes.
@@ -46,7 +46,7 @@ def start_server(task: Task, config: tf.compat.v1.ConfigProto | None = None) -> 
         ConfigError: another program has taken the task's port.
     """
     if task.address not in _servers:
-        port = int(task.address.rpartition(":")[2])
+        port = parse_address(task.address).port
         if is_taken(port):
             field = f"cluster.{task.task_type}[{task.task_index}]"
             raise ConfigError(field, task.address, "another program has taken this port")
@@ -203,7 +203,7 @@ def _wait_for_ps(task: Task, timeout: float) -> None:
     deadline = Deadline(timeout)
     missing = _ps_of(task)
     while True:
-        missing = [ps for ps in missing if not _answers(ps.address)]
+        missing = [ps for ps in missing if not is_listening(*parse_address(ps.address))]
         if not missing:
             break
         if deadline.expired:
@@ -220,8 +220,3 @@ def _wait_for_ps(task: Task, timeout: float) -> None:
 
 def _ps_of(task: Task) -> list[Task]:
     return [Task("ps", index, task.cluster_spec) for index in range(task.num_ps)]
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    return is_listening(host.strip("[]"), int(port))

@@ -18,6 +18,7 @@ from tfdist.cluster.processes import PROGRESS_FILE
 from tfdist.diagnosis.barriers import Barriers, barrier_table, noted
 from tfdist.runs.barrier_notes import BarrierNote
 from tfdist.runs.folder import RunFolder, TaskRecord, describe_end
+from tfdist.task import parse_address
 
 _NOT_WELL = 1
 _STATES = {psutil.STATUS_STOPPED: "stopped", psutil.STATUS_TRACING_STOP: "traced"}
@@ -186,7 +187,7 @@ def _listens(name: str, pid: int, cluster: dict[str, list[str]]) -> bool | None:
     kind, _, index = name.partition(":")
     if kind == "evaluator" or kind not in cluster:
         return None
-    return int(cluster[kind][int(index)].rpartition(":")[2]) in listening_ports(pid)
+    return parse_address(cluster[kind][int(index)]).port in listening_ports(pid)
 
 
 def _table(rows: list[_Row]) -> Table:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from tfdist.deadline import Deadline
+from tfdist.task import parse_address
 
 # What a client of HTTP/2, and so of gRPC, says first (RFC 9113, 3.4): a fixed text, then a SETTINGS
 # frame, here an empty one. A server answers with a SETTINGS frame of its own.
@@ -86,9 +87,9 @@ def ask(addresses: Mapping[str, str], resolve: Resolve, deadline: Deadline) -> l
 
 
 def _ask_one(name: str, address: str, resolve: Resolve, deadline: Deadline) -> Answer:
-    host, _, port = address.rpartition(":")
+    host, port = parse_address(address)
     try:
-        ips = resolve(host.strip("[]"))
+        ips = resolve(host)
     except (OSError, UnicodeError) as error:
         detail = getattr(error, "strerror", None) or str(error)
         return Answer(name, address, State.NO_NAME, detail)
@@ -97,7 +98,7 @@ def _ask_one(name: str, address: str, resolve: Resolve, deadline: Deadline) -> A
         # A dead address must not use up the time of those behind it.
         share = max(deadline.remaining / (len(ips) - tried), _SHORTEST_SECS)
         try:
-            with socket.create_connection((ip, int(port)), share) as connection:
+            with socket.create_connection((ip, port), share) as connection:
                 state, detail = _greet(connection, deadline)
             break
         except ConnectionRefusedError:

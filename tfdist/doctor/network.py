@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from tfdist.doctor.asking import Answer, State
 from tfdist.doctor.finding import Finding
 from tfdist.doctor.machine import is_loopback
+from tfdist.task import parse_address
 
 # Severity, what to say of the tasks, why it matters, what to do.
 _OTHERS = {
@@ -118,7 +119,7 @@ def own_task(
                 "Start the task on the machine that its address names, or mend the address.",
             )
         ]
-    port = int(answer.address.rpartition(":")[2])
+    port = parse_address(answer.address).port
     try:
         taken = is_taken(port)
     except PermissionError:
@@ -153,7 +154,7 @@ def own_task(
 
 def loopback(addresses: Mapping[str, str]) -> list[Finding]:
     """Tasks that every machine looks for on itself, in a cluster of more machines."""
-    hosts = {name: address.rpartition(":")[0].strip("[]") for name, address in addresses.items()}
+    hosts = {name: parse_address(address).host for name, address in addresses.items()}
     here = [f"{name} ({addresses[name]})" for name, host in hosts.items() if is_loopback(host)]
     if len(here) in (0, len(hosts)):
         return []
@@ -171,10 +172,10 @@ def loopback(addresses: Mapping[str, str]) -> list[Finding]:
 
 def same_server(answers: Iterable[Answer]) -> list[Finding]:
     """Tasks with different names that lie at one port of one machine."""
-    owners: dict[tuple[str, str], Answer] = {}
+    owners: dict[tuple[str, int], Answer] = {}
     findings = []
     for answer in answers:
-        port = answer.address.rpartition(":")[2]
+        port = parse_address(answer.address).port
         places = [(ip, port) for ip in answer.ips]
         other = next((owners[place] for place in places if place in owners), None)
         for place in places:

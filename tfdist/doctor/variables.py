@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 
 from tfdist.doctor.finding import Finding
+from tfdist.task import parse_address
 
 # In the order in which gRPC looks: the first one that is set counts, even if it is empty
 # (src/core/handshaker/http_connect/http_proxy_mapper.cc). Capitals it does not read.
@@ -17,7 +18,7 @@ _LOOPBACK = {"127.0.0.1", "localhost"}
 
 def proxies(environ: Mapping[str, str], addresses: Mapping[str, str]) -> list[Finding]:
     """A proxy between the tasks."""
-    found = {address.rpartition(":")[0].strip("[]") for address in addresses.values()}
+    found = {parse_address(address).host for address in addresses.values()}
     if found & _LOOPBACK:
         found |= _LOOPBACK  # tfdist calls this machine by its other name, see session_target
     hosts = sorted(found)

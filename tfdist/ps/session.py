@@ -10,7 +10,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfdist.ps.retry import retry_duplicate_request
-from tfdist.task import session_target
+from tfdist.task import parse_address, session_target
 
 PS = "/job:ps/task:0"
 PS_DEVICE = f"{PS}/device:CPU:0"
@@ -114,9 +114,8 @@ def is_refused(address: str) -> bool:
     kernel of that machine refuses a connection at once. A machine that is slow or cut off does not,
     so the answer for it is False.
     """
-    host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), _PROBE_SECS).close()
+        socket.create_connection(parse_address(address), _PROBE_SECS).close()
     except OSError as error:
         return isinstance(error, ConnectionRefusedError)
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import traceback
 from dataclasses import dataclass
 from typing import Protocol
@@ -61,14 +62,14 @@ class RunningTask(Protocol):
 
     task: Task
 
+    def send_signal(self, number: signal.Signals) -> None:
+        """Sends it SIGTERM, SIGSTOP or SIGCONT; returns at once."""
+
+    def wait(self, timeout: float) -> bool:
+        """Whether it has ended; blocks until then, for `timeout` seconds at most."""
+
     def kill(self) -> None:
-        """Ends it at once; returns when it is gone."""
-
-    def pause(self) -> None:
-        """Stops it as a frozen machine would, until `resume`."""
-
-    def resume(self) -> None:
-        """Wakes it."""
+        """Ends it and all that it started; returns when they are gone."""
 
 
 class Observer(Protocol):

@@ -11,7 +11,7 @@ from tfdist.cluster.server import worker_server
 from tfdist.repro.actor import Actor
 from tfdist.repro.scenarios.faults import LEASE_SECS, Model, split_queue
 from tfdist.repro.toy import BATCH, in_graph, read_within
-from tfdist.task import Task
+from tfdist.task import Task, parse_address
 from tfdist.train import graph
 
 BATCHES = 50  # more than the client reads ahead
@@ -87,7 +87,7 @@ def _serve(actor: Actor, **dispatcher: Any) -> None:
     """Serves as the dispatcher, or as its worker, until the training has ended."""
     actor.about(trains=False)
     task, service = actor.task, tf.data.experimental.service
-    port = int(task.address.rpartition(":")[2])
+    port = parse_address(task.address).port
     if task.name == DISPATCHER:
         _servers.append(service.DispatchServer(service.DispatcherConfig(port=port, **dispatcher)))
     else:

@@ -1,0 +1,114 @@
+"""A task that `tfdist run` ends gets SIGTERM, time to save, and SIGKILL only if it stays."""
+
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from tests.chaos.test_run_ends import GONE_SECS, family_of, start, wait_for_trainers
+from tests.cluster.test_run import run
+
+# Trains until SIGTERM, then saves what the ps holds. The third argument names a task that fails
+# once all trainers train.
+SAVES = """
+import os, signal, sys, time
+import tensorflow as tf
+import tfdist
+
+task = tfdist.Task.from_env()
+folder, fails = sys.argv[1], sys.argv[2:] == [task.name]
+with tfdist.worker_server(task) as target, tf.Graph().as_default():
+    with tf.device("/job:ps/task:0"):
+        zero = tf.zeros_initializer()
+        steps = tf.compat.v1.get_variable("steps", [], tf.int64, zero, use_resource=True)
+    step = steps.assign_add(1)
+    config = tf.compat.v1.ConfigProto(device_filters=task.device_filters)
+    session = tf.compat.v1.Session(target, config=config)
+    session.run(steps.initializer)
+
+    def save(number, frame):
+        with open(os.path.join(folder, "saved-" + task.name), "w") as file:
+            file.write(str(session.run(steps)))
+        sys.exit(0)
+
+    signal.signal(signal.SIGTERM, save)
+    session.run(step)
+    open(os.path.join(folder, task.name), "w").close()
+    paths = [os.path.join(folder, name) for name in task.trainers]
+    while not fails or not all(map(os.path.exists, paths)):
+        session.run(step)
+        time.sleep(0.01)
+    raise ValueError("the number is odd")
+"""
+
+STAYS = """
+import os, signal, sys, threading, tfdist
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open(os.path.join(sys.argv[1], tfdist.Task.from_env().name), "w").close()
+threading.Event().wait()
+"""
+
+
+def test_trainers_save_after_ctrl_c(script, tmp_path):
+    launcher = start(script(SAVES), tmp_path)
+    wait_for_trainers(tmp_path)
+    os.killpg(launcher.pid, signal.SIGINT)
+    _, errors = launcher.communicate(timeout=30)
+    assert launcher.returncode == 130, errors
+    assert saved(tmp_path) == {"worker:0", "worker:1"}
+    assert "SIGKILL" not in errors
+
+
+def test_trainers_save_when_the_time_is_over(script, tmp_path):
+    ended = run("--timeout", 8, script(SAVES), tmp_path)
+    assert ended.returncode == 70
+    assert "still running after 8." in ended.stderr
+    assert saved(tmp_path) == {"worker:0", "worker:1"}
+
+
+def test_the_others_save_after_a_failure_of_one(script, tmp_path):
+    ended = run("--workers", 3, script(SAVES), tmp_path, "worker:1")
+    assert ended.returncode == 70
+    assert "ValueError: the number is odd" in ended.stderr
+    assert saved(tmp_path) == {"worker:0", "worker:2"}
+
+
+def test_a_task_that_ignores_sigterm_is_killed_after_the_grace(script, tmp_path):
+    launcher = start(script(STAYS), tmp_path, "--grace", 2)
+    wait_for_trainers(tmp_path)
+    family, before = family_of(launcher), time.monotonic()
+    launcher.send_signal(signal.SIGINT)
+    _, errors = launcher.communicate(timeout=2 + GONE_SECS)
+    assert time.monotonic() - before >= 2
+    assert_gone(family)
+    assert launcher.returncode == 130
+    assert "worker:0, worker:1 did not end within 2 s of SIGTERM; killed" in errors
+
+
+@pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_second_signal_ends_the_grace(script, tmp_path, second):
+    launcher = start(script(STAYS), tmp_path, "--grace", 600)
+    wait_for_trainers(tmp_path)
+    family = family_of(launcher)
+    launcher.send_signal(signal.SIGINT)
+    for line in launcher.stderr:
+        if "SIGKILL follows" in line:
+            break
+    launcher.send_signal(second)
+    launcher.communicate(timeout=GONE_SECS)
+    assert_gone(family)
+    assert launcher.returncode == 128 + second
+
+
+def saved(folder):
+    """The tasks that saved, each with a number of steps that it had from the ps."""
+    files = list(folder.glob("saved-*"))
+    assert all(int(file.read_text()) > 0 for file in files)
+    return {file.name.removeprefix("saved-") for file in files}
+
+
+def assert_gone(family):
+    _, alive = psutil.wait_procs(family, timeout=GONE_SECS)
+    assert alive == []
