@@ -7,8 +7,9 @@ import pytest
 import yaml
 
 from tfdist.cli import main
+from tfdist.cli.compose import FORMATS
 from tfdist.cluster.shape import Shape
-from tfdist.deploy import FORMATS, Deployment
+from tfdist.deploy.deployment import Deployment
 from tfdist.errors import ConfigError
 from tfdist.task import Task
 from tfdist.testing.compose import Volume, read_compose
@@ -206,13 +207,13 @@ def test_the_header_has_the_command_that_writes_the_file_again(form, shape, caps
         (["--workers", "0"], "--workers", "at least 1"),
         (["--ps", "-1"], "--ps", "at least 0"),
         (["--classic-flags", "--chief"], "--chief", "only ps and workers"),
-        (["--for", "swarm", "--source", "."], "--source", "only for compose"),
+        (["--for", "swarm", "--source", "."], "--source", "only with --for compose"),
         (["--source", ""], "--source", "a folder"),
         (["--source", "/"], "script", "a file in --source /"),
-        (["--name", "mine"], "--name", "only for kubernetes"),
-        (["--for", "tfjob", "--name", "My_Job"], "--name", "small letters"),
+        (["--name", "mine"], "--name", "only with --for kubernetes"),
+        (["--for", "tfjob", "--name", "My_Job"], "--name", "up to 40 of a-z"),
         (["--checkpoints", "data"], "--checkpoints", "an absolute path"),
-        (["--checkpoints", "/tmp/"], "--checkpoints", "none of /, /tmp"),
+        (["--checkpoints", "/tmp/"], "--checkpoints", "other than /, /tmp"),
         (["--image", ""], "--image", "the name of an image"),
         (["--image", "a\nb"], "--image", "printable"),
     ],
