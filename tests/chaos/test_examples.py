@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 import tfdist
-from tfdist.testing.compose.reader import read_compose
+from tfdist.testing import read_compose
 
 ROOT = Path(__file__).parents[2]
 

@@ -262,8 +262,15 @@ def test_open_ports_are_told_where_there_is_a_network(monkeypatch, capsys, flags
 @pytest.mark.parametrize(
     ("prepare", "setting", "ci", "code", "told", "has"),
     [
-        ("exec", "true", "", 0, "tfdist: isolated: in a network of its own", "has lo\n"),
-        (f"{NO_MORE}; exec", "true", "", 0, "tfdist: NOT isolated, so others", "has card0 "),
+        ("exec", "true", "", 0, "tfdist: isolated, in a private network namespace", "has lo\n"),
+        (
+            f"{NO_MORE}; exec",
+            "true",
+            "",
+            0,
+            "tfdist: NOT isolated, so other machines",
+            "has card0 ",
+        ),
         (f"{NO_MORE}; exec", "true", "1", 4, "ERROR: tfdist_isolate: NOT isolated, ", ""),
         ("exec", "false", "1", 0, "", "has card0 "),
     ],

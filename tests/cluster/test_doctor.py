@@ -1,9 +1,9 @@
-"""The doctor before real TensorFlow servers."""
+"""The doctor recognizes a real TensorFlow server."""
 
-from tfdist.doctor import examine
+from tfdist.doctor.examine import examine
 
 
-def test_a_server_of_tensorflow_is_known(make_cluster):
+def test_a_tensorflow_server_is_recognized(make_cluster):
     cluster = make_cluster(num_ps=1, num_workers=1, backend="threads")
 
     def look(task):

@@ -3,8 +3,7 @@
 import os
 
 from tfdist.testing import capabilities, link, network
-from tfdist.testing.faults import Bandwidth, Delay, Loss, NetworkFault, Unplug
-from tfdist.testing.task_faults import Pause, TaskFault
+from tfdist.testing.faults import Bandwidth, Delay, Loss, NetworkFault, Pause, TaskFault, Unplug
 
 
 def subclasses(kind):

@@ -12,7 +12,7 @@ import pytest
 
 from tests.multinode.conftest import ECHO
 from tfdist.errors import ClusterError, ConfigError, RunTimeout, StartTimeout
-from tfdist.testing import compose_nodes, poll_until, task_faults
+from tfdist.testing import compose_nodes, faults, poll_until
 
 BACKENDS = ["netns", *(["compose"] if "DOCKER_HOST" in os.environ else [])]
 
@@ -179,7 +179,7 @@ def test_a_service_is_killed_and_comes_back(project):
     poll_until(lambda: nodes.output("one") == "ready\n", "it runs")
     with pytest.raises(RunTimeout, match="one"):
         nodes.wait("one", 0.5)
-    with task_faults.Restart("one").on(nodes):
+    with faults.Restart("one").on(nodes):
         assert nodes.wait("one", 10) == 137
     poll_until(lambda: nodes.output("one") == "ready\nready\n", "it runs again")
 
@@ -188,7 +188,7 @@ def test_a_service_is_paused_and_woken(project):
     nodes = project(service("one", "while :; do date +%s%N; sleep 0.02; done"))
     nodes.up(60)
     poll_until(lambda: nodes.output("one"), "it runs")
-    with task_faults.Pause("one").on(nodes):
+    with faults.Pause("one").on(nodes):
         before = nodes.output("one")
         with pytest.raises(RunTimeout):
             nodes.wait("one", 0.3)

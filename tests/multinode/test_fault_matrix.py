@@ -28,15 +28,18 @@ from tfdist.testing.faults import (
     Cut,
     Delay,
     DiskFull,
+    Kill,
     LinkDown,
     Loss,
     NetworkFault,
     OneWayCut,
+    Pause,
+    Restart,
+    TaskFault,
     Unplug,
 )
 from tfdist.testing.network import Network
 from tfdist.testing.placement import cluster_on
-from tfdist.testing.task_faults import Kill, Pause, Restart, TaskFault
 
 VICTIMS = ("ps:0", "chief:0", "worker:0")
 MOMENTS = ("start", "mid-epoch", "last batch", "barrier", "checkpoint")

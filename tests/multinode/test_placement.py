@@ -8,7 +8,7 @@ import pytest
 
 import tfdist
 from tests.multinode.jobs import meet_or_tell_who_is_missing, meet_twice, tell_where
-from tfdist.testing import Network, cluster_on, faults, host_names, poll_until, task_faults
+from tfdist.testing import Network, cluster_on, faults, host_names, poll_until
 
 HOSTS = ["ps-0", "chief-0", "worker-0"]
 
@@ -63,7 +63,7 @@ def test_each_task_is_on_its_host(network, cluster):
     ]
 
 
-@pytest.mark.parametrize("kind", [task_faults.Restart, task_faults.Pause])
+@pytest.mark.parametrize("kind", [faults.Restart, faults.Pause])
 def test_a_task_comes_back_to_its_host(network, cluster, acting, kind):
     def act():
         met = network.shared_here / "worker:0 has met"
@@ -73,7 +73,7 @@ def test_a_task_comes_back_to_its_host(network, cluster, acting, kind):
 
     acting(act)
     generations = cluster.run(functools.partial(meet_twice, folder=network.shared), timeout=60)
-    assert generations == [1, 2 if kind is task_faults.Restart else 1]
+    assert generations == [1, 2 if kind is faults.Restart else 1]
 
 
 def test_a_host_that_is_unplugged_is_missed(network, cluster, acting):

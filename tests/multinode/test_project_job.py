@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tfdist.testing import compose_nodes, poll_until
-from tfdist.testing.compose import read_compose
+from tfdist.testing import compose_nodes, poll_until, read_compose
 
 ROOT = Path(__file__).parents[2]
 FILES = [ROOT / "docker/compose.yaml", ROOT / "docker/compose.host.yaml"]

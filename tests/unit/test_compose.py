@@ -1,4 +1,4 @@
-"""Compose files are read as docker compose reads them, or refused by name."""
+"""Compose files are read as docker compose reads them, or rejected with the key's name."""
 
 import os
 import shlex
@@ -12,7 +12,8 @@ import pytest
 import yaml
 
 from tfdist.errors import ConfigError
-from tfdist.testing.compose import Healthcheck, Volume, read_compose
+from tfdist.testing import read_compose
+from tfdist.testing.compose.service import Healthcheck, Volume
 
 TF_CONFIG = '{"cluster": {"ps": ["ps-0:2222"]},  "task": {"type": "ps", "index": 0}}'
 BASE = f"""\
@@ -54,7 +55,7 @@ Write = Callable[..., list[Path]]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Writes files of a project, base first, and gives their paths."""
+    """Writes the files of a project, base first, and returns their paths."""
 
     def files(*texts: str) -> list[Path]:
         (tmp_path / "docker").mkdir(exist_ok=True)
@@ -66,7 +67,7 @@ def write(tmp_path: Path) -> Write:
     return files
 
 
-def test_a_file_says_what_its_services_are(write, tmp_path):
+def test_a_file_defines_its_services(write, tmp_path):
     file = read_compose(write(BASE), environ={})
     assert list(file.services) == ["ps-0"]
     ps = file.services["ps-0"]
@@ -83,7 +84,7 @@ def test_a_file_says_what_its_services_are(write, tmp_path):
     assert file.volumes == ("checkpoints",)
 
 
-def test_a_profile_adds_its_services(write):
+def test_a_selected_profile_adds_its_services(write):
     board = read_compose(write(BASE), ["board"], {}).services["board"]
     assert board.hostname == "b"
     assert board.command == ("board", "--logdir", "/srv/a b")
@@ -93,7 +94,7 @@ def test_a_profile_adds_its_services(write):
     assert board.stop_grace_secs == 10.0
 
 
-def test_a_later_file_changes_an_earlier_one(write, tmp_path):
+def test_a_later_file_overrides_an_earlier_one(write, tmp_path):
     override = """\
 services:
   ps-0:
@@ -132,7 +133,7 @@ services:
         ("$$A $${A}", {}, "$A ${A}"),
     ],
 )
-def test_variables_get_their_values(write, value, environ, read):
+def test_variables_are_replaced(write, value, environ, read):
     paths = write(f"services: {{a: {{environment: {{V: '{value}'}}}}}}")
     assert read_compose(paths, environ=environ).services["a"].environment == {"V": read}
 
@@ -140,30 +141,38 @@ def test_variables_get_their_values(write, value, environ, read):
 @pytest.mark.parametrize(
     ("text", "field", "rule"),
     [
-        ("services: {a: {cpus: 2}}", "0.yaml: services.a.cpus", "not known here"),
-        ("services: {a: {healthcheck: {start_interval: 1s}}}", ".start_interval", "not known"),
-        ("services: {a: {depends_on: {b: {required: true}}}}", "a.depends_on.b.required", "known"),
-        ("networks: {n: {driver: overlay}}", "0.yaml: networks.n.driver", "not known here"),
-        ("configs: {}", "0.yaml: configs", "not known here"),
-        ("services: {a: {command: }}", "services.a.command", "leave the key out"),
-        ("services: {a: {environment: {V: yes}}}", "compose file", "line 1: yes is read in diff"),
-        ("services: {a: {environment: {V: 012}}}", "compose file", "read in different ways"),
-        ("services: {a: {environment: {V: 12:30}}}", "compose file", "read in different ways"),
+        ("services: {a: {cpus: 2}}", "0.yaml: services.a.cpus", "not supported here"),
+        ("services: {a: {healthcheck: {start_interval: 1s}}}", ".start_interval", "not supported"),
+        (
+            "services: {a: {depends_on: {b: {required: true}}}}",
+            "a.depends_on.b.required",
+            "supported",
+        ),
+        ("networks: {n: {driver: overlay}}", "0.yaml: networks.n.driver", "not supported here"),
+        ("configs: {}", "0.yaml: configs", "not supported here"),
+        ("services: {a: {command: }}", "services.a.command", "a value, or no key"),
+        ("services: {a: {environment: {V: yes}}}", "compose file", "line 1: yes is ambiguous"),
+        ("services: {a: {environment: {V: 012}}}", "compose file", "ambiguous"),
+        ("services: {a: {environment: {V: 12:30}}}", "compose file", "ambiguous"),
         ("services: {a: {environment: {V: true}}}", "services.a.environment.V", "quotes"),
-        ("services:\n a: {}\n a: {}", "compose file", "line 3: 'a' stands twice"),
+        ("services:\n a: {}\n a: {}", "compose file", "line 3: duplicate key 'a'"),
         ("services: {a: {command: !reset []}}", "compose file", "!reset"),
         ("services: [", "compose file", "line 1"),
         ("[]", "0.yaml", "a mapping"),
         ("services: {a: {init: maybe}}", "services.a.init", "true or false"),
         ("services: {a: {stop_grace_period: 5}}", "a.stop_grace_period", "a duration such as"),
         ("services: {a: {healthcheck: {test: [date]}}}", "a.healthcheck.test", "[CMD, PROGRAM"),
-        ("services: {a: {healthcheck: {interval: 5s}}}", "services.a", "no key 'test'"),
+        (
+            "services: {a: {healthcheck: {interval: 5s}}}",
+            "services.a",
+            "a key 'test' in healthcheck",
+        ),
         ("services: {a: {volumes: [/data]}}", "services.a.volumes[0]", "SOURCE:TARGET"),
         ("services: {a: {volumes: ['/a:/b:z']}}", "services.a.volumes[0]", "SOURCE:TARGET"),
         ("services: {a: {volumes: ['b:/b']}}", "services.a.volumes", "one of none"),
         ("services: {a: {networks: [n]}}", "services.a.networks", "one of none"),
         ("services: {a: {depends_on: [b]}}", "services.a.depends_on", "one of a"),
-        ("services: {a: {depends_on: [b]}, b: {depends_on: [a]}}", "depends_on", "one another"),
+        ("services: {a: {depends_on: [b]}, b: {depends_on: [a]}}", "depends_on", "no circle"),
         ("services: {a: {working_dir: here}}", "services.a.working_dir", "an absolute path"),
         ("services: {a: {command: '$NOT_SET'}}", "services.a.command", "NOT_SET is not set"),
         ("services: {a: {command: '${B:?say it}'}}", "services.a.command", "B is not set: say it"),
@@ -171,21 +180,21 @@ def test_variables_get_their_values(write, value, environ, read):
         ("services: {a: {command: 'cost 5$'}}", "services.a.command", "write $$"),
     ],
 )
-def test_what_is_wrong_or_not_known_is_refused_by_name(write, text, field, rule):
+def test_a_wrong_value_or_unsupported_key_is_rejected_by_name(write, text, field, rule):
     with pytest.raises(ConfigError) as error:
         read_compose(write(text), environ={})
     assert error.value.field.endswith(field)
     assert rule in str(error.value)
 
 
-def test_an_unknown_key_is_refused_in_the_file_that_has_it(write):
+def test_the_error_names_the_file_that_has_the_unsupported_key(write):
     with pytest.raises(ConfigError, match=r"1\.yaml: services\.ps-0\.cpus"):
         read_compose(write(BASE, "services: {ps-0: {cpus: 2}}"), environ={})
 
 
-def test_what_docker_compose_would_also_read_is_refused(write, tmp_path):
+def test_a_wrong_profile_a_missing_file_and_a_dotenv_file_are_rejected(write, tmp_path):
     paths = write(BASE)
-    with pytest.raises(ConfigError, match="the files have these: board"):
+    with pytest.raises(ConfigError, match="one of the files' profiles: board"):
         read_compose(paths, ["bord"], {})
     with pytest.raises(ConfigError, match=r"missing\.yaml"):
         read_compose([*paths, tmp_path / "missing.yaml"], environ={})
@@ -197,7 +206,7 @@ def test_what_docker_compose_would_also_read_is_refused(write, tmp_path):
 
 
 def as_docker_compose_has_it(paths: list[Path]) -> dict[str, Any]:
-    """The merged project as docker-compose itself prints it."""
+    """The merged project as docker-compose prints it."""
     files = [argument for path in paths for argument in ("-f", str(path))]
     command = ["docker-compose", *files, "--profile", "board", "config"]
     environ = {**os.environ, "NEW": "new"}
@@ -206,11 +215,11 @@ def as_docker_compose_has_it(paths: list[Path]) -> dict[str, Any]:
 
 
 def undoubled(value: object) -> str:
-    """`docker-compose config` prints a dollar as two, so that its output can be read again."""
+    """`docker-compose config` doubles each dollar, so that it can read its own output."""
     return str(value).replace("$$", "$")
 
 
-def test_docker_compose_merges_two_files_to_the_same(write):
+def test_docker_compose_merges_two_files_to_the_same_services(write):
     if shutil.which("docker-compose") is None:
         assert "CI" not in os.environ, "no docker-compose: apt-get install docker-compose"
         pytest.skip("no docker-compose here: apt-get install docker-compose")

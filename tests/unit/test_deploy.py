@@ -1,4 +1,4 @@
-"""What `tfdist compose` writes, read back as each of its readers would."""
+"""`tfdist compose` writes files that their readers understand; the tests read them back."""
 
 import json
 import shlex
@@ -7,11 +7,13 @@ import pytest
 import yaml
 
 from tfdist.cli import main
+from tfdist.cli.compose import FORMATS
 from tfdist.cluster.shape import Shape
-from tfdist.deploy import FORMATS, Deployment
+from tfdist.deploy.deployment import Deployment
 from tfdist.errors import ConfigError
 from tfdist.task import Task
-from tfdist.testing.compose import Volume, read_compose
+from tfdist.testing import read_compose
+from tfdist.testing.compose.service import Volume
 
 SHAPES = [
     Shape(num_ps=2, num_workers=4, chief=True),
@@ -19,7 +21,7 @@ SHAPES = [
     Shape(num_ps=2, num_workers=2, coordinator=True),
     Shape(num_ps=0, num_workers=2),
 ]
-# What a shell, YAML, docker's variables or Kubernetes' own would take for something else.
+# Strings that are special in a shell, in YAML, or as variables of docker and Kubernetes.
 HARD = ("1e-3", "yes", "", "a b", "'", '"', "$HOME", "$(HOME)", "$$", "#x", "012", "---", "ü", "-1")
 
 
@@ -36,13 +38,13 @@ def manifests(job, form="kubernetes"):
 
 
 def as_kubernetes_expands(text):
-    """Of a text without variables: each pair of dollars is one."""
+    """A text without variables: two dollars become one."""
     return text.replace("$$", "$")
 
 
 @pytest.fixture
 def compose(tmp_path):
-    """Writes the job for docker compose, and reads that back."""
+    """Writes the job for docker compose and reads it back."""
 
     def read(job):
         path = tmp_path / "compose.yaml"
@@ -53,7 +55,7 @@ def compose(tmp_path):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_each_task_is_a_service_whose_name_is_its_address(compose, shape):
+def test_the_name_of_each_service_is_the_address_of_its_task(compose, shape):
     file = compose(job(shape))
     tasks = [Task.from_env(service.environment) for service in file.services.values()]
     wanted = shape.tasks([f"a:{port}" for port in range(1, shape.num_servers + 1)])
@@ -63,13 +65,13 @@ def test_each_task_is_a_service_whose_name_is_its_address(compose, shape):
         assert service.hostname == name
         assert service.command[:2] == ("tfdist", "node")
         assert ("--coordinator" in service.command) == shape.coordinator
-        # They are stopped before those that serve them.
+        # Docker stops a trainer before its servers.
         others = {} if shape.serves(task) else {t.name.replace(":", "-"): t for t in tasks}
         servers = [name for name, other in others.items() if shape.serves(other)]
         assert service.depends_on == dict.fromkeys(servers, "service_started")
 
 
-def test_a_compose_file_keeps_the_job_in_and_its_checkpoints(compose):
+def test_a_compose_file_has_an_internal_network_and_one_volume(compose):
     file = compose(job(checkpoints="/data", source="src"))
     assert all(network.internal for network in file.networks.values())
     for service in file.services.values():
@@ -83,10 +85,10 @@ def test_a_compose_file_keeps_the_job_in_and_its_checkpoints(compose):
     assert file.volumes == ("checkpoints",)
 
 
-def test_a_stack_file_has_what_swarm_needs():
+def test_a_stack_file_follows_the_rules_of_swarm():
     stack = yaml.safe_load(FORMATS["swarm"](job()))
     for service in stack["services"].values():
-        # Swarm does not know the one, and passes over the other in silence.
+        # Swarm rejects `security_opt` and silently ignores `tmpfs`.
         assert not {"security_opt", "tmpfs"} & service.keys()
         assert {"type": "tmpfs", "target": "/tmp"} in service["volumes"]
         assert "depends_on" not in service
@@ -96,7 +98,7 @@ def test_a_stack_file_has_what_swarm_needs():
     assert stack["networks"] == {"cluster": {"driver": "overlay", "internal": True}}
 
 
-def test_arguments_arrive_as_they_are(compose):
+def test_special_characters_in_arguments_survive(compose):
     hard = job(arguments=HARD)
     for service in compose(hard).services.values():
         assert service.command == ("tfdist", "node", "train.py", "--", *HARD)
@@ -108,7 +110,7 @@ def test_arguments_arrive_as_they_are(compose):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_pods_find_one_another_by_the_names_in_tf_config(shape):
+def test_the_names_in_tf_config_resolve_to_the_pods(shape):
     found = manifests(job(shape, name="mine"))
     [service] = found["Service"]
     assert service["spec"]["publishNotReadyAddresses"]
@@ -124,13 +126,13 @@ def test_the_pods_find_one_another_by_the_names_in_tf_config(shape):
         names.add(document["metadata"]["name"])
         claims = [volume for volume in pod["volumes"] if "persistentVolumeClaim" in volume]
         assert len(claims) == task.is_chief
-        # A ps that starts again has lost its variables.
+        # A restarted ps has lost its variables.
         assert ("podFailurePolicy" in document["spec"]) == (not shape.serves(task))
     assert len(names) == len(found["Job"]) == shape.num_servers
 
 
 @pytest.mark.parametrize("form", ["kubernetes", "tfjob"])
-def test_only_the_pods_of_the_job_reach_one_another(form):
+def test_the_network_policy_admits_only_the_job(form):
     found = manifests(job(), form)
     [policy] = found["NetworkPolicy"]
     [rule] = policy["spec"]["ingress"]
@@ -138,13 +140,13 @@ def test_only_the_pods_of_the_job_reach_one_another(form):
     assert rule["from"] == [{"podSelector": policy["spec"]["podSelector"]}]
     assert [port["port"] for port in rule["ports"]] == [2222]
     selected = policy["spec"]["podSelector"]["matchLabels"].items()
-    if form == "tfjob":  # the operator gives its pods this label
+    if form == "tfjob":  # the operator puts this label on the pods
         assert dict(selected) == {"training.kubeflow.org/job-name": "train"}
     for document in found.get("Job", []):
         assert selected <= document["spec"]["template"]["metadata"]["labels"].items()
 
 
-def test_a_pod_may_do_as_little_as_it_needs():
+def test_a_pod_has_the_least_privileges():
     for document in manifests(job())["Job"]:
         assert document["spec"]["backoffLimit"] == 0
         pod = document["spec"]["template"]["spec"]
@@ -166,7 +168,7 @@ def test_a_pod_may_do_as_little_as_it_needs():
         (SHAPES[3], {"Worker": 2}, "Worker", "ReadWriteMany"),
     ],
 )
-def test_a_tfjob_has_what_the_operator_looks_for(shape, kinds, keeper, mode):
+def test_a_tfjob_follows_the_rules_of_the_operator(shape, kinds, keeper, mode):
     found = manifests(job(shape), "tfjob")
     [tfjob], [claim] = found["TFJob"], found["PersistentVolumeClaim"]
     assert tfjob["spec"]["successPolicy"] == "AllWorkers"
@@ -176,7 +178,7 @@ def test_a_tfjob_has_what_the_operator_looks_for(shape, kinds, keeper, mode):
         [container] = each["template"]["spec"]["containers"]
         assert container["name"] == "tensorflow"
         assert container["ports"] == [{"name": "tfjob-port", "containerPort": 2222}]
-        assert "env" not in container  # TF_CONFIG is the operator's
+        assert "env" not in container  # the operator sets TF_CONFIG
         assert "readinessProbe" not in container
         has_claim = "persistentVolumeClaim" in each["template"]["spec"]["volumes"][0]
         assert has_claim == (kind == keeper)
@@ -185,16 +187,16 @@ def test_a_tfjob_has_what_the_operator_looks_for(shape, kinds, keeper, mode):
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_the_header_has_the_command_that_writes_the_file_again(form, shape, capsys):
+def test_the_command_in_the_header_writes_the_same_file(form, shape, capsys):
     changes = {"source": "."} if form == "compose" else {}
     changes |= {"name": "mine"} if form in ("kubernetes", "tfjob") else {}
     image = "images.example/a:1"
     text = FORMATS[form](job(shape, arguments=HARD, image=image, checkpoints="/c", **changes))
     program, *arguments = shlex.split(text.splitlines()[1].removeprefix("#"))
     if form == "compose":
-        arguments[arguments.index("--source") + 1] = "nowhere-that-could-be-looked-at"
-        text = text.replace("--source .", "--source nowhere-that-could-be-looked-at")
-        text = text.replace(".:/srv/job", "./nowhere-that-could-be-looked-at:/srv/job")
+        arguments[arguments.index("--source") + 1] = "no-such-folder"
+        text = text.replace("--source .", "--source no-such-folder")
+        text = text.replace(".:/srv/job", "./no-such-folder:/srv/job")
     assert program == "tfdist"
     assert main(arguments) == 0
     assert capsys.readouterr().out == text
@@ -206,13 +208,13 @@ def test_the_header_has_the_command_that_writes_the_file_again(form, shape, caps
         (["--workers", "0"], "--workers", "at least 1"),
         (["--ps", "-1"], "--ps", "at least 0"),
         (["--classic-flags", "--chief"], "--chief", "only ps and workers"),
-        (["--for", "swarm", "--source", "."], "--source", "only for compose"),
+        (["--for", "swarm", "--source", "."], "--source", "only with --for compose"),
         (["--source", ""], "--source", "a folder"),
         (["--source", "/"], "script", "a file in --source /"),
-        (["--name", "mine"], "--name", "only for kubernetes"),
-        (["--for", "tfjob", "--name", "My_Job"], "--name", "small letters"),
+        (["--name", "mine"], "--name", "only with --for kubernetes"),
+        (["--for", "tfjob", "--name", "My_Job"], "--name", "up to 40 of a-z"),
         (["--checkpoints", "data"], "--checkpoints", "an absolute path"),
-        (["--checkpoints", "/tmp/"], "--checkpoints", "none of /, /tmp"),
+        (["--checkpoints", "/tmp/"], "--checkpoints", "other than /, /tmp"),
         (["--image", ""], "--image", "the name of an image"),
         (["--image", "a\nb"], "--image", "printable"),
     ],
@@ -225,12 +227,12 @@ def test_bad_input_is_one_line_and_2(arguments, field, rule, capsys):
     assert rule in err
 
 
-def test_an_argument_that_no_file_could_hold_is_refused():
+def test_an_argument_with_a_newline_is_rejected():
     with pytest.raises(ConfigError, match="argument"):
         job(arguments=("a", "b\nservices: {}"))
 
 
-def test_tf_config_is_what_the_task_itself_would_write(compose):
+def test_tf_config_is_what_task_to_env_returns(compose):
     for service in compose(job()).services.values():
         text = service.environment["TF_CONFIG"]
         assert Task.from_env({"TF_CONFIG": text}).to_env() == text

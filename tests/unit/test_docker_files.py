@@ -1,4 +1,4 @@
-"""The files in docker/ are what `tfdist compose` writes, and their own checkers accept them."""
+"""`tfdist compose` writes the files in docker/, and the checkers of each format accept them."""
 
 import os
 import shlex
@@ -12,18 +12,18 @@ import pytest
 import yaml
 
 from tfdist.cli import main
-from tfdist.testing.compose import read_compose
+from tfdist.testing import read_compose
 
 ROOT = Path(__file__).parents[2]
 DOCKER = ROOT / "docker"
 WRITTEN = ["stack.yaml", "k8s/job.yaml", "k8s/tfjob.yaml"]
-# An old one that is still in use, in which all that is written here is settled, and a new one.
+# The oldest release with every feature that the manifests use, and a recent one.
 KUBERNETES = ["1.31", "1.37"]
 HOST = {"TFDIST_CHECKOUT": "/c", "TFDIST_VENV": "/c/.venv", "TFDIST_PYTHON_HOME": "/usr"}
 
 
 def written(path, capsys):
-    """What the command in the header of the file writes today."""
+    """What the command in the file's header writes today."""
     program, *arguments = shlex.split(path.read_text().splitlines()[1].removeprefix("#"))
     assert program == "tfdist"
     assert main(arguments) == 0
@@ -31,7 +31,7 @@ def written(path, capsys):
 
 
 def program(name, package):
-    """The path of a checker; in CI it has to be there."""
+    """The path of a checker; CI must have it."""
     found = shutil.which(name, path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     if found is None:
         assert "CI" not in os.environ, f"no {name} here: {package}"
@@ -48,11 +48,11 @@ def check(*command, **environ):
 
 
 @pytest.mark.parametrize("name", WRITTEN)
-def test_a_file_is_what_the_command_in_its_header_writes(name, capsys):
+def test_the_command_in_the_header_writes_the_file(name, capsys):
     assert (DOCKER / name).read_text() == written(DOCKER / name, capsys)
 
 
-def test_the_topology_is_what_the_command_writes_and_two_services_beside_it(capsys):
+def test_the_compose_file_adds_two_services_to_what_the_command_writes(capsys):
     text = (DOCKER / "compose.yaml").read_text()
     plain = written(DOCKER / "compose.yaml", capsys)
     comment = [line for line in plain.splitlines() if line.startswith("#")]
@@ -64,7 +64,7 @@ def test_the_topology_is_what_the_command_writes_and_two_services_beside_it(caps
     assert ours == yaml.safe_load(plain)
 
 
-def test_the_topology_is_one_for_all_formats():
+def test_all_formats_have_the_same_tasks():
     hosts = set(read_compose([DOCKER / "compose.yaml"], environ={}).services)
     assert hosts == {"ps-0", "ps-1", "chief-0", "worker-0", "worker-1"}
     assert set(yaml.safe_load((DOCKER / "stack.yaml").read_text())["services"]) == hosts
@@ -73,20 +73,20 @@ def test_the_topology_is_one_for_all_formats():
     assert {each["spec"]["template"]["spec"]["hostname"] for each in jobs} == hosts
 
 
-def test_the_override_gives_each_task_the_python_of_the_host():
+def test_the_override_mounts_the_python_of_this_machine():
     paths = [DOCKER / "compose.yaml", DOCKER / "compose.host.yaml"]
     for service in read_compose(paths, environ=HOST).services.values():
         assert service.image == "tfdist-empty"
         assert service.working_dir == "/c"
         assert service.environment["PATH"].startswith("/c/.venv/bin:")
         binds = [volume for volume in service.volumes if volume.is_bind]
-        # A path is the same inside and outside, and none stands twice, also for Debian's Python.
+        # Paths are the same inside and outside, and unique, also with Debian's Python.
         assert all(volume.source == volume.target and volume.read_only for volume in binds)
         assert len({volume.target for volume in binds}) == len(binds) == 8
 
 
 @pytest.mark.parametrize(("name", "port"), [("tensorboard", 6006), ("server", 8501)])
-def test_a_service_beside_the_job_is_to_be_seen_from_this_machine_alone(name, port):
+def test_an_extra_service_is_reachable_from_this_machine_only(name, port):
     service = read_compose([DOCKER / "compose.yaml"], [name], {}).services[name]
     assert service.ports == (f"127.0.0.1:{port}:{port}",)
     assert "cluster" not in service.networks
@@ -101,7 +101,7 @@ def test_docker_compose_accepts_the_files():
         check(compose, *files, "config", "-q", **HOST)
 
 
-def test_docker_compose_accepts_what_comes_through_a_pipe():
+def test_docker_compose_accepts_a_file_from_a_pipe():
     compose = program("docker-compose", "apt-get install --no-install-recommends docker-compose")
     made = subprocess.run(
         [sys.executable, "-m", "tfdist", "compose", "--coordinator", "a.py", "--", "$x", "1e3"],
@@ -128,7 +128,7 @@ def test_kubernetes_accepts_the_manifests(version):
                 kubernetes_validate.validate(document, version, strict=True)
 
 
-def test_a_wrong_manifest_is_told():
+def test_the_checker_rejects_a_wrong_manifest():
     wrong = {"apiVersion": "v1", "kind": "Pod", "spec": {"contianers": []}}
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(wrong, KUBERNETES[-1], strict=True)

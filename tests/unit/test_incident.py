@@ -1,4 +1,4 @@
-"""A fault comes at its moment and is over with the block; a seed says which, where and when."""
+"""An incident starts its fault on time and ends it with the block; a seed chooses all of it."""
 
 import threading
 
@@ -6,15 +6,14 @@ import pytest
 
 from tfdist.errors import ClusterError, ConfigError
 from tfdist.testing import Incident, poll_until, random_incident
-from tfdist.testing.faults import Unplug
-from tfdist.testing.task_faults import Kill, Pause, Restart
+from tfdist.testing.faults import Kill, Pause, Restart, Unplug
 
 EVERYTHING = {"hosts": ("a", "b", "c"), "relayed": ("c",), "tasks": ("ps:0", "worker:0")}
-NO_NETWORK = None  # for faults of tasks
+NO_NETWORK = None  # a task's fault needs none
 
 
 class FakeTasks:
-    """Notes what happens to its tasks."""
+    """Records the calls for its tasks."""
 
     def __init__(self, refuses=()):
         self.calls, self.refuses, self.has_happened = [], refuses, threading.Event()
@@ -37,20 +36,20 @@ class FakeTasks:
         (Pause("ps:0"), ["pause", "resume"]),
     ],
 )
-def test_it_lasts_until_the_block_ends(fault, calls):
+def test_the_fault_lasts_until_the_block_ends(fault, calls):
     tasks = FakeTasks()
     with Incident(fault, 0.0, 600.0).during(NO_NETWORK, tasks):
         assert tasks.has_happened.wait(10)
     assert tasks.calls == [(call, "ps:0") for call in calls]
 
 
-def test_it_ends_by_itself_before_that():
+def test_the_fault_ends_after_its_duration():
     tasks = FakeTasks()
     with Incident(Pause("ps:0"), 0.0, 0.0).during(NO_NETWORK, tasks):
         poll_until(lambda: len(tasks.calls) == 2, "it is over")
 
 
-def test_what_has_not_begun_does_not_begin():
+def test_a_fault_that_has_not_begun_at_the_end_of_the_block_never_begins():
     tasks = FakeTasks()
     with Incident(Kill("ps:0"), 600.0, 0.0).during(NO_NETWORK, tasks):
         pass
@@ -58,7 +57,7 @@ def test_what_has_not_begun_does_not_begin():
 
 
 @pytest.mark.parametrize("refused", ["pause", "resume"])
-def test_what_it_raises_is_raised_after_the_block_if_that_has_not_raised(refused):
+def test_an_error_of_the_fault_is_raised_after_a_block_that_raised_nothing(refused):
     tasks = FakeTasks(refuses=[refused])
     incident = Incident(Pause("ps:0"), 0.0, 600.0)
     with pytest.raises(ClusterError, match=refused), incident.during(NO_NETWORK, tasks):
@@ -74,11 +73,11 @@ def test_a_fault_of_a_task_needs_tasks():
 
 def test_the_same_seed_gives_the_same_incident():
     assert random_incident(7, **EVERYTHING) == random_incident(7, **EVERYTHING)
-    # As it was: a report of a failure names its seed alone.
+    # Pinned: a failure report names only the seed.
     assert random_incident(7, **EVERYTHING) == Incident(Kill("worker:0"), 4.018, 4.861)
 
 
-def test_all_faults_places_and_moments_come():
+def test_seeds_reach_all_faults_hosts_and_times():
     found = [random_incident(seed, **EVERYTHING) for seed in range(300)]
     assert {type(incident.fault).__name__ for incident in found} == {
         "Bandwidth", "Cut", "Delay", "DiskFull", "Kill", "LinkDown", "Loss", "OneWayCut", "Pause",
@@ -93,7 +92,7 @@ def test_all_faults_places_and_moments_come():
     assert len({incident.after_secs for incident in found}) > 250
 
 
-def test_only_what_is_possible_is_chosen():
+def test_only_possible_faults_are_chosen():
     for seed in range(100):
         assert random_incident(seed, tasks=["t"], within_secs=1.0).after_secs <= 1
         assert type(random_incident(seed, hosts=["a"]).fault).__name__ in {

@@ -1,19 +1,29 @@
-"""`tfdist compose`: a job as a file for docker compose, docker swarm or Kubernetes."""
+"""`tfdist compose`: writes a job as a file for docker compose, docker swarm or Kubernetes."""
 
 from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable, Mapping
 
 from tfdist.cli.arguments import add_script, script_of
 from tfdist.cluster.shape import Shape
-from tfdist.deploy import CHECKPOINTS, FORMATS, WORKING_DIR, Deployment
+from tfdist.deploy.deployment import CHECKPOINTS, WORKING_DIR, Deployment
+from tfdist.deploy.docker import compose_file, stack_file
+from tfdist.deploy.kubernetes import kubernetes_manifest, tfjob_manifest
 from tfdist.errors import ConfigError
 
+FORMATS: Mapping[str, Callable[[Deployment], str]] = {
+    "compose": compose_file,
+    "swarm": stack_file,
+    "kubernetes": kubernetes_manifest,
+    "tfjob": tfjob_manifest,
+}
+
 _DESCRIPTION = """\
-Writes a parameter-server job to standard output, for what runs containers: a service for each
-task, with its TF_CONFIG, on a network of their own. Each runs `tfdist node`. The file begins with
-how to use it.
+Writes a parameter-server job as one file to standard output, and starts nothing. Each task is a
+service or pod that runs `tfdist node` with its own TF_CONFIG, on a network that only the job can
+reach. The first lines of the file are comments that say how to start and end the job.
 """
 
 
@@ -23,7 +33,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "compose",
         help="write a job for docker compose, swarm or Kubernetes",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     parser.add_argument(
@@ -31,44 +40,46 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         dest="form",
         choices=FORMATS,
         default="compose",
-        help="what will run it (default: compose)",
+        help="the system that runs the job (default: compose)",
     )
-    parser.add_argument("--ps", type=int, default=1, help="parameter servers (default: 1)")
-    parser.add_argument("--workers", type=int, default=2, help="workers (default: 2)")
+    parser.add_argument("--ps", type=int, default=1, metavar="N", help="number of ps (default: 1)")
     parser.add_argument(
-        "--chief", action="store_true", help="have a task `chief`; else worker 0 is the chief"
+        "--workers", type=int, default=2, metavar="N", help="number of workers (default: 2)"
+    )
+    parser.add_argument(
+        "--chief", action="store_true", help="add a task `chief`; without it worker 0 is the chief"
     )
     parser.add_argument(
         "--coordinator",
         action="store_true",
-        help="for a ClusterCoordinator: the chief alone runs the script, the workers are servers",
+        help="for ClusterCoordinator: only the chief runs the script; the workers are servers",
     )
     parser.add_argument(
         "--classic-flags",
         action="store_true",
-        help="also give the script --ps_hosts, --worker_hosts, --job_name and --task_index",
+        help="also pass --ps_hosts, --worker_hosts, --job_name and --task_index to the script",
     )
     parser.add_argument(
-        "--image", default=Deployment.image, help=f"with tfdist in it (default: {Deployment.image})"
+        "--image", default=Deployment.image, help=f"contains tfdist (default: {Deployment.image})"
     )
     parser.add_argument(
         "--source",
         metavar="DIR",
-        help=f"a folder, as seen from the file, that is {WORKING_DIR} in each task, read-only; "
-        "only for compose (default: the image has the script)",
+        help=f"folder to mount read-only as {WORKING_DIR} in each task, relative to the file; "
+        "compose only (default: the image contains the script)",
     )
     parser.add_argument(
         "--checkpoints",
         metavar="DIR",
         default=CHECKPOINTS,
-        help=f"where a task finds the folder that outlives it (default: {CHECKPOINTS})",
+        help=f"the folder in each task that outlives the task (default: {CHECKPOINTS})",
     )
     parser.add_argument(
         "--name",
         default=Deployment.name,
-        help=f"of the job, for kubernetes and tfjob (default: {Deployment.name})",
+        help=f"the job's name; kubernetes and tfjob only (default: {Deployment.name})",
     )
-    add_script(parser, f"the Python script, from {WORKING_DIR} on")
+    add_script(parser, f"the Python script, relative to {WORKING_DIR}")
     parser.set_defaults(command_function=command)
 
 
@@ -80,11 +91,11 @@ def command(parsed: argparse.Namespace) -> int:
         raise ConfigError("--workers", parsed.workers, "at least 1")
     if parsed.classic_flags and (parsed.chief or parsed.coordinator):
         other = "--chief" if parsed.chief else "--coordinator"
-        raise ConfigError(other, True, "--classic-flags know only ps and workers")
+        raise ConfigError(other, True, "not with --classic-flags, which know only ps and workers")
     if parsed.source is not None:
         _check_source(parsed)
     if parsed.name != Deployment.name and parsed.form not in ("kubernetes", "tfjob"):
-        raise ConfigError("--name", parsed.name, "only for kubernetes and tfjob")
+        raise ConfigError("--name", parsed.name, "only with --for kubernetes and --for tfjob")
     script = script_of(parsed)
     job = Deployment(
         Shape(parsed.ps, parsed.workers, parsed.chief, coordinator=parsed.coordinator),
@@ -102,11 +113,11 @@ def command(parsed: argparse.Namespace) -> int:
 
 def _check_source(parsed: argparse.Namespace) -> None:
     if parsed.form != "compose":
-        rule = f"only for compose; {parsed.form} takes the script from the image"
+        rule = f"only with --for compose; {parsed.form} takes the script from the image"
         raise ConfigError("--source", parsed.source, rule)
     if not parsed.source or ":" in parsed.source:
-        raise ConfigError("--source", parsed.source, "a folder, without a : in its path")
-    # As seen from here: where the file will lie is not known.
+        raise ConfigError("--source", parsed.source, "a folder whose path has no colon")
+    # Seen from the current folder, because the place of the file is not known yet.
     path = os.path.join(parsed.source, parsed.script)
     if os.path.isdir(parsed.source) and not os.path.isfile(path):
         raise ConfigError("script", parsed.script, f"a file in --source {parsed.source}")

@@ -1,4 +1,4 @@
-"""`tfdist doctor`: what will go wrong, before it does."""
+"""`tfdist doctor`: prints what would keep a job from starting."""
 
 from __future__ import annotations
 
@@ -12,7 +12,8 @@ from rich.text import Text
 
 from tfdist.cli.arguments import add_json
 from tfdist.cli.pipe import PipeConsole
-from tfdist.doctor import SEVERITIES, Finding, examine, task_name
+from tfdist.doctor.examine import examine, task_name
+from tfdist.doctor.finding import SEVERITIES, Finding
 from tfdist.errors import ConfigError
 
 _ERRORS_FOUND = 1
@@ -20,9 +21,9 @@ _COLOURS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 _NARROWEST = 20
 
 _DESCRIPTION = """\
-Looks at the environment in which a task of a parameter-server job is about to run: TF_CONFIG, the
-addresses of the other tasks, ports, proxies, GPUs, versions, and the script if you name it. It
-starts no task and changes nothing. Exit code 1 means that at least one error was found.
+Checks the environment of one task of a parameter-server job: TF_CONFIG, the addresses of the other
+tasks, ports, proxies, GPUs, versions, and the script if you name it. Run it where the task will
+run. It starts no task and changes nothing. Exit code 1 means that it found at least one error.
 """
 
 
@@ -30,9 +31,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Adds `doctor` to the subcommands."""
     parser = commands.add_parser(
         "doctor",
-        help="look for what keeps a job from starting",
+        help="check the environment of a task before the job starts",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add_json(parser)
@@ -41,10 +41,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=float,
         default=5.0,
         metavar="S",
-        help="seconds for calling all tasks (default: 5)",
+        help="seconds to wait for all tasks together (default: 5)",
     )
     parser.add_argument("--data", metavar="GLOB", help="the files that the workers share; quote it")
-    parser.add_argument("script", nargs="?", help="the training script: read, not run")
+    parser.add_argument("script", nargs="?", help="the training script, which is read and not run")
     parser.set_defaults(command_function=command)
 
 

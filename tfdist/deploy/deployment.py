@@ -1,4 +1,4 @@
-"""A job for several machines, before it is written in the format of what will run it."""
+"""A job for containers, independent of the format that it is written in."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from tfdist.cluster.shape import Shape
 from tfdist.errors import ConfigError
 from tfdist.task import Task
 
-PORT = 2222  # TensorFlow's own examples, and Kubeflow, have it
-# Below a folder that every Linux has, so that a root folder need not be changed for them.
+PORT = 2222  # as in TensorFlow's examples and in Kubeflow
+# Below /srv, which every Linux has, so the image's root folder need not change.
 WORKING_DIR = "/srv/job"
 CHECKPOINTS = "/srv/checkpoints"
 
-# Kubernetes takes it as the name of a service, and the names of the pods begin with it.
+# Kubernetes accepts it as the name of a service and as the first part of a pod's name.
 _NAME = re.compile(r"[a-z](?:[-a-z0-9]{0,38}[a-z0-9])?")
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """What is to run, where nothing says yet by what.
+    """What to run; the format's own module decides how to write it.
 
     Attributes:
-        shape: which tasks there are.
-        script: its path as a task sees it, from `WORKING_DIR` on.
-        arguments: of the script.
-        classic_flags: whether it gets the flags of TensorFlow 1 too.
-        image: has tfdist in it, and the script unless there is a `source`.
-        checkpoints: where a task finds the folder that outlives it.
-        source: a folder of this machine that is `WORKING_DIR`, read-only; None if the image has
-            it all.
-        name: of the job, where jobs share their names with others.
+        shape: the tasks.
+        script: the path of the script in a task, relative to `WORKING_DIR`.
+        arguments: the script's arguments.
+        classic_flags: whether the script also gets the flags of TensorFlow 1.
+        image: contains tfdist, and the script unless there is a `source`.
+        checkpoints: the folder in each task that outlives the task.
+        source: a folder of this machine, mounted read-only as `WORKING_DIR`; None if the image
+            contains the script.
+        name: the job's name on a system that runs many jobs.
     """
 
     shape: Shape
@@ -54,22 +54,22 @@ class Deployment:
             *(("argument", argument) for argument in self.arguments),
         ]:
             if not value.isprintable():
-                raise ConfigError(field, value, "printable characters alone")
+                raise ConfigError(field, value, "printable characters only")
         if _NAME.fullmatch(self.name) is None:
-            rule = "small letters, digits and - between them, 40 at most; a letter first"
+            rule = "up to 40 of a-z, 0-9 and -, starting with a letter, not ending with -"
             raise ConfigError("--name", self.name, rule)
         path = posixpath.normpath(self.checkpoints)
         if not path.startswith("/") or ":" in path or path in ("/", "/tmp", WORKING_DIR):
-            rule = f"an absolute path without a :, and none of /, /tmp and {WORKING_DIR}"
+            rule = f"an absolute path without a colon, other than /, /tmp and {WORKING_DIR}"
             raise ConfigError("--checkpoints", self.checkpoints, rule)
         if not self.image or self.image != "".join(self.image.split()):
             raise ConfigError("--image", self.image, "the name of an image")
 
     def tasks(self, domain: str = "") -> list[Task]:
-        """All tasks: the ps, and the trainers by rank. A host is called as `host_of` has it.
+        """All tasks: the ps, then the trainers by rank. Host names are those of `host_of`.
 
         Args:
-            domain: follows the name of each host: ".train".
+            domain: appended to each host name, such as ".train".
         """
         shape = self.shape
         counts = {"ps": shape.num_ps, "chief": shape.num_chiefs, "worker": shape.num_workers}
@@ -77,39 +77,34 @@ class Deployment:
         return shape.tasks([f"{host}{domain}:{PORT}" for host in hosts])
 
     def trains(self, task: Task) -> bool:
-        """Whether it runs the script."""
+        """Whether the task runs the script."""
         return not self.shape.serves(task)
 
     @property
     def command(self) -> tuple[str, ...]:
-        """What every task runs."""
+        """The command of every task."""
         options = ["--coordinator"] if self.shape.coordinator else []
         options += ["--classic-flags"] if self.classic_flags else []
         return ("tfdist", "node", *options, self.script, *_after_dashes(self.arguments))
 
     def made_by(self, form: str) -> str:
-        """The command line that writes it in that format."""
+        """The command line that writes this job in the format `form`."""
         shape = self.shape
         words = ["tfdist", "compose", *([] if form == "compose" else ["--for", form])]
         words += ["--ps", str(shape.num_ps), "--workers", str(shape.num_workers)]
-        given = {
+        flags = {
             "--chief": shape.chief,
             "--coordinator": shape.coordinator,
             "--classic-flags": self.classic_flags,
         }
-        words += [flag for flag, is_given in given.items() if is_given]
-        for flag, field in (
-            ("--image", "image"),
-            ("--checkpoints", "checkpoints"),
-            ("--source", "source"),
-            ("--name", "name"),
-        ):
+        words += [flag for flag, is_set in flags.items() if is_set]
+        for field in ("image", "checkpoints", "source", "name"):
             if (value := getattr(self, field)) != getattr(type(self), field):
-                words += [flag, value]
+                words += [f"--{field}", value]
         return shlex.join([*words, self.script, *_after_dashes(self.arguments)])
 
     def described(self) -> str:
-        """Its tasks in a few words."""
+        """The number of tasks of each type, in words."""
         shape = self.shape
         chief = ["a chief"] if shape.num_chiefs else []
         workers = f"{shape.num_workers} worker{'' if shape.num_workers == 1 else 's'}"
@@ -117,7 +112,7 @@ class Deployment:
 
 
 def host_of(task: Task) -> str:
-    """The name of its host, or of its service: "worker-1"."""
+    """The name of the task's host or service, such as "worker-1"."""
     return f"{task.task_type}-{task.task_index}"
 
 

@@ -1,4 +1,4 @@
-"""A job for Kubernetes itself: a Job for each task, and a headless Service for their names."""
+"""A job for Kubernetes: plain Jobs, or a TFJob for Kubeflow's training operator."""
 
 from __future__ import annotations
 
@@ -8,28 +8,68 @@ from tfdist.deploy.deployment import PORT, WORKING_DIR, Deployment, host_of
 from tfdist.deploy.yaml_text import yaml_text
 from tfdist.task import Task
 
-_USER = 10001  # of the image that docker/Dockerfile makes
+_USER = 10001  # the user of the image that docker/Dockerfile builds
 
-POLICY_LINES = (
-    "A TensorFlow server obeys whoever reaches it. The NetworkPolicy closes its port to all",
-    "but the pods of the job, if the network of your cluster enforces such policies: try it.",
+_POLICY_LINES = (
+    "A TensorFlow server runs any graph that it receives. The NetworkPolicy admits only the pods",
+    "of this job to its port, if your cluster's network enforces policies: test it.",
 )
 
 
 def kubernetes_manifest(job: Deployment) -> str:
-    """The text of a manifest."""
+    """The text of a manifest: a Job for each task, and a headless Service for their names."""
     labels = {"app.kubernetes.io/name": "tfdist", "app.kubernetes.io/instance": job.name}
     documents = [
-        network_policy(job, labels),
+        _network_policy(job, labels),
         _service(job, labels),
-        volume_claim(job, labels, "ReadWriteOnce"),
+        _volume_claim(job, labels, "ReadWriteOnce"),
         *(_job(job, task, labels) for task in job.tasks(f".{job.name}")),
     ]
-    return yaml_text(_header(job), documents)
+    label = f"app.kubernetes.io/instance={job.name}"
+    header = [
+        f"A job of {job.described()}, for Kubernetes: a Job for each task. Written by",
+        f"  {job.made_by('kubernetes')}",
+        "Start:  kubectl apply -f FILE",
+        f"Watch:  kubectl get pods -l {label}; kubectl logs -f job/{job.name}-worker-0",
+        "End:    kubectl delete -f FILE     (also after a task has failed, because the ps keep",
+        "        running; this deletes the PersistentVolumeClaim and the checkpoints in it)",
+        *_POLICY_LINES,
+        "A Job fails when its first pod fails; `backoffLimit` is how often a task may restart.",
+        "Only the chief mounts the volume. If other tasks need it too, add the claim to them, with",
+        "ReadWriteMany.",
+    ]
+    return yaml_text(header, documents)
 
 
-def network_policy(job: Deployment, labels: dict[str, str]) -> dict[str, Any]:
-    """Lets only the pods of the job reach one another, at TensorFlow's port alone."""
+def tfjob_manifest(job: Deployment) -> str:
+    """The text of a manifest for Kubeflow's training operator, which sets TF_CONFIG itself."""
+    labels = {"training.kubeflow.org/job-name": job.name}  # the operator puts it on each pod
+    # Without a chief worker 0 saves, and the operator makes all workers from one template.
+    many = not job.shape.num_chiefs and job.shape.num_workers > 1
+    documents = [
+        _network_policy(job, labels),
+        _volume_claim(job, labels, "ReadWriteMany" if many else "ReadWriteOnce"),
+        _tfjob(job),
+    ]
+    header = [
+        f"A job of {job.described()}, for Kubeflow's training operator (TFJob). Written by",
+        f"  {job.made_by('tfjob')}",
+        "Start:  kubectl apply -f FILE",
+        f"Watch:  kubectl get tfjob {job.name}; kubectl logs -f {job.name}-worker-0",
+        "End:    kubectl delete -f FILE     (this deletes the PersistentVolumeClaim and the",
+        "        checkpoints in it)",
+        *_POLICY_LINES,
+    ]
+    if many:
+        header += ["Worker 0 saves, but all workers have one template, so the volume has to be"]
+        header += ["ReadWriteMany. With a chief, only the chief would mount it."]
+    if job.shape.num_chiefs:
+        header += ["The job is over when its chief ends; the operator then ends the other tasks."]
+    return yaml_text(header, documents)
+
+
+def _network_policy(job: Deployment, labels: dict[str, str]) -> dict[str, Any]:
+    """Admits only the pods of this job, and only to TensorFlow's port."""
     own = {"podSelector": {"matchLabels": labels}}
     return {
         "apiVersion": "networking.k8s.io/v1",
@@ -43,8 +83,8 @@ def network_policy(job: Deployment, labels: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def volume_claim(job: Deployment, labels: dict[str, str], mode: str) -> dict[str, Any]:
-    """A place for the checkpoints that outlives the job's pods."""
+def _volume_claim(job: Deployment, labels: dict[str, str], mode: str) -> dict[str, Any]:
+    """A volume for the checkpoints that outlives the job's pods."""
     return {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
@@ -53,18 +93,18 @@ def volume_claim(job: Deployment, labels: dict[str, str], mode: str) -> dict[str
     }
 
 
-def pod_spec(job: Deployment, container: dict[str, Any], *, keeps: bool) -> dict[str, Any]:
-    """A pod that may do as little as a task needs.
+def _pod_spec(job: Deployment, container: dict[str, Any], *, keeps: bool) -> dict[str, Any]:
+    """A pod with the least privileges that a task needs.
 
     Args:
-        job: whose task it is.
-        container: what only this kind of job says of it.
-        keeps: whether it has the folder of the checkpoints; else an empty one in its place.
+        job: the job of the task.
+        container: the keys that differ between the two formats.
+        keeps: whether the pod mounts the volume of the checkpoints, or an empty folder instead.
     """
     claim = {"persistentVolumeClaim": {"claimName": f"{job.name}-checkpoints"}}
     return {
         "restartPolicy": "Never",
-        # Whoever reaches a TensorFlow server may read the files of its pod.
+        # A client of a TensorFlow server can read the files of its pod, a token among them.
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "securityContext": {
@@ -105,7 +145,7 @@ def _service(job: Deployment, labels: dict[str, str]) -> dict[str, Any]:
         "metadata": {"name": job.name, "labels": labels},
         "spec": {
             "clusterIP": "None",
-            # Tasks look for one another before they are ready.
+            # Tasks call one another before they are ready.
             "publishNotReadyAddresses": True,
             "selector": labels,
             "ports": [{"name": "tensorflow", "port": PORT}],
@@ -123,9 +163,9 @@ def _job(job: Deployment, task: Task, labels: dict[str, str]) -> dict[str, Any]:
         "readinessProbe": {"tcpSocket": {"port": PORT}, "periodSeconds": 10},
     }
     names = {"hostname": host, "subdomain": job.name}
-    pod = names | pod_spec(job, container, keeps=task.is_chief)
-    # A pod that had to make room is started again, and its trainer finds its place. A ps would
-    # have lost the variables.
+    pod = names | _pod_spec(job, container, keeps=task.is_chief)
+    # An evicted trainer may restart, because it resumes where it was. A ps may not: its variables
+    # are lost.
     condition = {"type": "DisruptionTarget", "status": "True"}
     evicted = {"action": "Ignore", "onPodConditions": [condition]}
     return {
@@ -140,22 +180,39 @@ def _job(job: Deployment, task: Task, labels: dict[str, str]) -> dict[str, Any]:
     }
 
 
+def _tfjob(job: Deployment) -> dict[str, Any]:
+    shape = job.shape
+    counts = {"PS": shape.num_ps, "Chief": shape.num_chiefs, "Worker": shape.num_workers}
+    keeper = "Chief" if shape.num_chiefs else "Worker"
+    return {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "TFJob",
+        "metadata": {"name": job.name},
+        "spec": {
+            "runPolicy": {"cleanPodPolicy": "Running", "backoffLimit": 0},
+            # By default the operator ends the job when worker 0 ends.
+            "successPolicy": "AllWorkers",
+            "tfReplicaSpecs": {
+                kind: _replicas(job, count, keeps=kind == keeper)
+                for kind, count in counts.items()
+                if count
+            },
+        },
+    }
+
+
+def _replicas(job: Deployment, count: int, *, keeps: bool) -> dict[str, Any]:
+    # The operator requires these two names. No readinessProbe: the operator's services do not
+    # publish the name of a pod that is not ready.
+    container = {
+        "name": "tensorflow",
+        "ports": [{"name": "tfjob-port", "containerPort": PORT}],
+    }
+    spec = _pod_spec(job, container, keeps=keeps)
+    del spec["restartPolicy"]  # the operator's own overrides it
+    return {"replicas": count, "restartPolicy": "Never", "template": {"spec": spec}}
+
+
 def _dollars(text: str) -> str:
-    """`text` where $(NAME) is a variable."""
+    """`text` with each dollar doubled, because Kubernetes replaces $(NAME)."""
     return text.replace("$", "$$")
-
-
-def _header(job: Deployment) -> list[str]:
-    label = f"app.kubernetes.io/instance={job.name}"
-    return [
-        f"A job of {job.described()}, for Kubernetes: a Job for each task. Made by",
-        f"  {job.made_by('kubernetes')}",
-        "Start:  kubectl apply -f FILE",
-        f"Watch:  kubectl get pods -l {label}; kubectl logs -f job/{job.name}-worker-0",
-        "End:    kubectl delete -f FILE     (also when a task has failed: the ps go on; the",
-        "        PersistentVolumeClaim goes with it, and the checkpoints with that)",
-        *POLICY_LINES,
-        "A Job fails with its first pod: `backoffLimit` is how often a task may be started again.",
-        "Only the chief has the volume. Where other tasks need it too, let them claim it as well,",
-        "with ReadWriteMany.",
-    ]

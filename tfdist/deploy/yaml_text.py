@@ -1,4 +1,4 @@
-"""YAML that people read, and that every reader takes for the same."""
+"""Writes YAML for people to read, with one meaning under YAML 1.1 and 1.2."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 import yaml
 
-# Texts that no reader takes for anything else: 1e-3 is a text to PyYAML, and a number to Go.
+# Strings under every reader. 1e-3 is not among them: a string for PyYAML, a number for Go.
 _PLAIN = re.compile(r"[0-9]+[smh]|-{0,2}[A-Za-z/][A-Za-z0-9_./:=@+-]*[A-Za-z0-9_/]")
 
 
 class Anchored(dict[str, Any]):
-    """A mapping that is written once, and referred to by its anchor afterwards."""
+    """A mapping that is written once; later uses refer to its anchor."""
 
     def __init__(self, anchor: str, content: dict[str, Any]) -> None:
         super().__init__(content)
@@ -21,7 +21,7 @@ class Anchored(dict[str, Any]):
 
 
 class _Merge:
-    """The key `<<`, whose value's members are taken over."""
+    """The key `<<`, which merges the members of its value into the mapping."""
 
 
 MERGE = _Merge()
@@ -70,11 +70,11 @@ _Dumper.add_representer(type(None), _nothing)
 
 
 def yaml_text(header: Sequence[str], documents: Iterable[dict[Any, Any]]) -> str:
-    """The documents under a comment; a tuple is written on one line, a list on several.
+    """Returns the documents below a comment; a tuple becomes one line, a list one line an item.
 
     Args:
         header: the lines of the comment.
-        documents: plain data, with `Anchored` and `MERGE`.
+        documents: plain data, `Anchored` and `MERGE`.
     """
     comment = "".join(f"# {line}".rstrip() + "\n" for line in header)
     texts = [

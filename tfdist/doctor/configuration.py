@@ -1,7 +1,7 @@
-"""What `TF_CONFIG` says, and every mistake in it that can be told apart.
+"""Reads `TF_CONFIG` and finds every independent mistake in it.
 
-The rules are those of `Task`, which stops at the first mistake. So that mistake is noted and mended
-with something that is certainly right, and `Task` is asked again, until it has nothing to say.
+The rules are those of `Task`, which raises at the first mistake. So each mistake is recorded and
+replaced by something valid, and `Task` is called again, until it accepts the rest.
 """
 
 from __future__ import annotations
@@ -20,50 +20,50 @@ from tfdist.task import TASK_TYPES, ClusterSpec, Task, cluster_tasks
 _LONGEST_VALUE = 80
 _PLACE = re.compile(r"(.+)\[([0-9]+)\]")
 
-# Why it matters and what to do, by check.
+# For each check: why it matters, and what to do.
 _ADVICE = {
     "tf_config.json": (
-        "TensorFlow cannot read it, and a process without a role trains alone or fails.",
-        "Write it with json.dumps, and in a shell put single quotes around it.",
+        "TensorFlow cannot parse it, and a process without a role trains alone or fails.",
+        "Write it with json.dumps; in a shell, put single quotes around it.",
     ),
     "tf_config.task": (
-        "Without type and index a process does not know which task of the cluster it is.",
-        'Give it "task": {"type": "worker", "index": 0}, with its own type and index.',
+        "Without a type and an index the process does not know which task it is.",
+        'Add "task": {"type": "worker", "index": 0}, with the task\'s own type and index.',
     ),
     "tf_config.type": (
-        "The process has no role, so the others wait for a task that never comes.",
+        "The process has no role, so the other tasks wait for one that never starts.",
         f"Use one of {', '.join(TASK_TYPES)}.",
     ),
     "tf_config.index": (
         "The process has no address in the cluster, so its server cannot start.",
-        "Count from 0, and let every process have the same cluster.",
+        "Count from 0, and use the same cluster for every process.",
     ),
     "tf_config.cluster": (
-        "Tasks that the cluster does not name rightly cannot be reached.",
-        'Give it lists of addresses: "cluster": {"ps": ["host:2222"], "worker": ["host:2223"]}.',
+        "The other tasks cannot reach a task without an address in the cluster.",
+        'Write lists of addresses: "cluster": {"ps": ["host:2222"], "worker": ["host:2223"]}.',
     ),
     "tf_config.evaluator": (
-        "TensorFlow's own tasks take it for one that serves, and may wait for it.",
-        "Take it out of 'cluster'; only its own 'task' says that it is one.",
+        "TensorFlow expects every task in the cluster to serve, and may wait for the evaluator.",
+        "Remove it from 'cluster'; only its own 'task' names it.",
     ),
     "tf_config.chief": (
         "Two chiefs would both initialise and save the model.",
         "Keep one, and make the others workers.",
     ),
     "tf_config.master": (
-        "TensorFlow 1 called the chief 'master', and newer code may not know it.",
+        "'master' is the chief's name in TensorFlow 1; newer code may not know it.",
         "Write 'chief'.",
     ),
     "tf_config.address": (
-        "Nobody can reach the task, and whoever tries waits.",
-        "Write host:port, and an IPv6 address in brackets: [fd00::1]:2222.",
+        "No other task can connect to this address.",
+        "Write host:port, with brackets around an IPv6 address: [fd00::1]:2222.",
     ),
     "tf_config.same_address": (
-        "Only one of the two can have the port; the other fails, or takes half of its connections.",
+        "Only one of the two can have the port; the other fails, or gets half of the connections.",
         "Give each task an address of its own.",
     ),
     "tf_config.repeated_key": (
-        "JSON takes the last one and drops the others in silence, with all their tasks.",
+        "JSON keeps only the last one and silently drops the others, with all their tasks.",
         "Merge them under one key.",
     ),
 }
@@ -71,14 +71,14 @@ _ADVICE = {
 
 @dataclass(frozen=True)
 class Configuration:
-    """What the doctor knows of the job.
+    """The job that `TF_CONFIG` describes.
 
     Attributes:
         findings: the mistakes.
-        task: name of this process's task; None where there is none, or a mistake leaves it open.
-        cluster: addresses by type, with a name that nobody has in place of each mistake.
-        addresses: those without a mistake, by task name.
-        num_trainers: how many chiefs and workers; None without a cluster.
+        task: the name of this process's task; None if there is none or a mistake hides it.
+        cluster: the addresses by type, with an unused name in place of each mistake.
+        addresses: the valid addresses by task name.
+        num_trainers: the number of chiefs and workers; None without a cluster.
     """
 
     findings: tuple[Finding, ...]
@@ -89,7 +89,7 @@ class Configuration:
 
 
 def read(environ: Mapping[str, str]) -> Configuration:
-    """Reads `TF_CONFIG`; a mistake is a finding, never an error."""
+    """Reads `TF_CONFIG`; a mistake becomes a finding, not an exception."""
     text = environ.get("TF_CONFIG", "")
     if not text.strip():
         return Configuration((_absent(),), None, {}, {}, None)
@@ -103,7 +103,7 @@ def read(environ: Mapping[str, str]) -> Configuration:
     ]
     if isinstance(config, dict):
         findings += _rename_master(config)
-        findings += _leave_out_evaluator(config)
+        findings += _remove_evaluator(config)
         text = json.dumps(config)
     stated = json.dumps(config["task"]) if isinstance(config, dict) and "task" in config else ""
     placeholders: set[str] = set()
@@ -116,7 +116,7 @@ def read(environ: Mapping[str, str]) -> Configuration:
             if not isinstance(config, dict):
                 return Configuration(tuple(findings), None, {}, {}, None)
             placeholders.add(placeholder := f"mistake-{len(findings)}.invalid:1")
-            _mend(config, error.field, placeholder)
+            _repair(config, error.field, placeholder)
             text = json.dumps(config)
     addresses = {
         each.name: each.address
@@ -137,8 +137,9 @@ def _absent() -> Finding:
         "tf_config.absent",
         "note",
         "TF_CONFIG is not set",
-        "This process has no cluster, so there is no task to reach and no role to check.",
-        "`tfdist run` sets it for each task it starts; elsewhere your scheduler has to, or you.",
+        "This process has no cluster, so there are no addresses and no role to check.",
+        "`tfdist run` sets it for each task that it starts. Otherwise set it yourself, or let your "
+        "scheduler set it.",
     )
 
 
@@ -157,7 +158,7 @@ def _object(repeated: list[str], pairs: list[tuple[str, object]]) -> dict[str, o
 
 
 def _rename_master(config: dict[str, Any]) -> list[Finding]:
-    """Makes the master a chief; both in one cluster is a mistake, and left for `Task` to tell."""
+    """Renames the master to chief, unless the cluster has both, which `Task` rejects."""
     task, cluster = config.get("task"), config.get("cluster")
     where = []
     if isinstance(task, dict) and task.get("type") == "master":
@@ -168,16 +169,16 @@ def _rename_master(config: dict[str, Any]) -> list[Finding]:
         where.append("cluster")
     if not where:
         return []
-    what = f"TF_CONFIG has 'master' in {' and '.join(where)}; it is taken as 'chief'"
+    what = f"TF_CONFIG has 'master' in {' and '.join(where)}; tfdist reads it as 'chief'"
     return [_advise("tf_config.master", what, "note")]
 
 
-def _leave_out_evaluator(config: dict[str, Any]) -> list[Finding]:
-    """Takes it out of the cluster, as `Task` does."""
+def _remove_evaluator(config: dict[str, Any]) -> list[Finding]:
+    """Removes the evaluator from the cluster, as `Task` does."""
     cluster = config.get("cluster")
     if not isinstance(cluster, dict) or "evaluator" not in cluster:
         return []
-    what = f"TF_CONFIG.cluster.evaluator is {cluster.pop('evaluator')!r}; tfdist leaves it out"
+    what = f"TF_CONFIG.cluster.evaluator is {cluster.pop('evaluator')!r}; tfdist ignores it"
     return [_advise("tf_config.evaluator", what, "warning")]
 
 
@@ -197,14 +198,14 @@ def _check(error: ConfigError, config: object) -> str:
         case ["task", part]:
             return f"tf_config.{part}"
         case ["cluster"]:
-            # Where it is an object, it has a chief and a master.
+            # An object is rejected only for having both a chief and a master.
             both = isinstance(config, dict) and isinstance(config.get("cluster"), dict)
             return "tf_config.chief" if both else "tf_config.cluster"
         case [_, "chief"] if isinstance(error.value, list):
             return "tf_config.chief"
         case [_, part] if _PLACE.fullmatch(part):
-            right = _is_address(error.value)
-            return "tf_config.same_address" if right else "tf_config.address"
+            is_valid = _is_address(error.value)
+            return "tf_config.same_address" if is_valid else "tf_config.address"
         case _:
             return "tf_config.cluster"
 
@@ -217,11 +218,11 @@ def _is_address(value: Any) -> bool:
     return True
 
 
-def _mend(config: dict[str, Any], field: str, placeholder: str) -> None:
-    """Puts something right in place of `field`.
+def _repair(config: dict[str, Any], field: str, placeholder: str) -> None:
+    """Replaces `field` by something valid.
 
-    What depends on it can no longer be told: a task whose list is gone has no wrong index. It
-    becomes an evaluator, whose index has no upper bound.
+    A consequence of the mistake must not become a second finding: if a task's list is gone, its
+    index is not wrong. Such a task becomes an evaluator, whose index has no upper bound.
     """
     task: Any = config.get("task")
     cluster: Any = config.get("cluster")
@@ -239,7 +240,7 @@ def _mend(config: dict[str, Any], field: str, placeholder: str) -> None:
             if part == "index":
                 task["index"] = 0
         case ["cluster"] if isinstance(cluster, dict):
-            del cluster["master"]  # a chief is there too
+            del cluster["master"]  # the cluster has a chief too
         case ["cluster"]:
             config["cluster"] = {}
             _forget_place(task)

@@ -1,4 +1,4 @@
-"""What the doctor finds, and in which order it tells."""
+"""A finding of the doctor."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ SEVERITIES = ("error", "warning", "note")
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing about the environment that its owner should know.
+    """One fact about the environment, with its consequence and what to do.
 
     Attributes:
-        check: which check found it; stays the same, so that a program can rely on it.
-        severity: "error": the job will fail, hang or lose data; "warning": it may, or somebody
-            else is at risk; "note": good to know.
-        what: what is so.
-        why: why that matters.
+        check: the name of the check. It never changes, so a program can rely on it.
+        severity: "error": the job will fail, hang or lose data; "warning": it may, or it puts
+            others at risk; "note": good to know.
+        what: what was found, with its value.
+        why: the consequence.
         fix: what to do about it.
     """
 
@@ -29,5 +29,5 @@ class Finding:
 
 
 def by_severity(findings: Iterable[Finding]) -> list[Finding]:
-    """Errors first; within a severity the order stays."""
+    """Sorts errors first; within a severity the order stays."""
     return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))

@@ -1,75 +1,64 @@
-"""Of which run a ps is that answers, where `TFDIST_CLUSTER_ID` says of which run we are."""
+"""Reads which run a ps belongs to, in a helper process that imports TensorFlow.
+
+`read_identities` runs this module as a program, which reads one JSON object and writes one.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass
 
 from tfdist.cluster.helper_process import ask_helper_process
-from tfdist.doctor.asking import Answer, State
+from tfdist.cluster.identity import read_identity
 from tfdist.errors import ClusterError
-from tfdist.task import ClusterSpec
+from tfdist.task import ClusterSpec, Task
 
 
 @dataclass(frozen=True)
-class Shown:
-    """What a ps shows of itself.
+class Identity:
+    """The run of a ps.
 
     Attributes:
-        identity: its id; None if it shows none.
-        failure: why it is not known whether it shows one.
+        value: its TFDIST_CLUSTER_ID; None if it has none, or if that is unknown.
+        failure: why it is unknown.
     """
 
-    identity: str | None
+    value: str | None
     failure: str | None = None
 
 
-# Called with the cluster and the names of the ps that are meant.
-ReadIdentities = Callable[[ClusterSpec, Sequence[str]], Mapping[str, Shown]]
+# Called with the cluster and the names of the ps to ask.
+ReadIdentities = Callable[[ClusterSpec, Sequence[str]], Mapping[str, Identity]]
 
 
-def read_identities(cluster: ClusterSpec, names: Sequence[str]) -> Mapping[str, Shown]:
-    """What they show; blocks while a process beside this one imports TensorFlow and asks."""
-    wanted = {"cluster": cluster, "names": names}
+def read_identities(cluster: ClusterSpec, names: Sequence[str]) -> Mapping[str, Identity]:
+    """The identity of each named ps; blocks while the helper process runs."""
+    question = {"cluster": cluster, "names": list(names)}
     try:
-        answer = ask_helper_process("tfdist.doctor.read_identities", wanted)
+        answer = ask_helper_process("tfdist.doctor.identities", question)
     except ClusterError as error:
-        return dict.fromkeys(names, Shown(None, str(error)))
-    return {name: Shown(**shown) for name, shown in answer.items()}
+        return dict.fromkeys(names, Identity(None, str(error)))
+    return {name: Identity(**identity) for name, identity in answer.items()}
 
 
-def identified(
-    answers: Sequence[Answer],
-    cluster: ClusterSpec,
-    identity: str | None,
-    read: ReadIdentities,
-) -> list[Answer]:
-    """The answers, now also with the run of each ps that serves; without an `identity` as before.
+def read(cluster: ClusterSpec, name: str) -> Identity:
+    """The identity of a ps such as "ps:0"; imports TensorFlow."""
+    import tensorflow as tf
 
-    Args:
-        answers: of all tasks.
-        cluster: addresses by type.
-        identity: of our run.
-        read: asks the ps.
-    """
-    names = [
-        answer.name
-        for answer in answers
-        if answer.state is State.SERVES and answer.name.startswith("ps:")
-    ]
-    if not identity or not names:
-        return list(answers)
-    shown = read(cluster, names)
-    return [
-        _identified(answer, shown[answer.name], identity) if answer.name in shown else answer
-        for answer in answers
-    ]
+    ps = Task("ps", int(name.partition(":")[2]), cluster)
+    try:
+        return Identity(read_identity(ps))
+    except tf.errors.InvalidArgumentError:  # the server does not have the ps's device
+        return Identity(None, "it serves as another task")
+    except tf.errors.OpError as error:
+        return Identity(None, f"reading its id failed with {type(error).__name__}")
 
 
-def _identified(answer: Answer, shown: Shown, identity: str) -> Answer:
-    if shown.identity is None:
-        return replace(answer, detail=shown.failure or "it shows no id")
-    if shown.identity == identity:
-        return replace(answer, state=State.OWN_RUN)
-    detail = f"its id is {shown.identity!r}, ours is {identity!r}"
-    return replace(answer, state=State.OTHER_RUN, detail=detail)
+if __name__ == "__main__":
+    wanted = json.load(sys.stdin)
+    found = {name: asdict(read(wanted["cluster"], name)) for name in wanted["names"]}
+    print(json.dumps(found), flush=True)
+    os._exit(0)  # a regular exit would wait for TensorFlow's threads

@@ -1,10 +1,9 @@
-"""What this machine says about itself and about names; tests pass their own."""
+"""What the doctor asks this machine; tests pass their own answers."""
 
 from __future__ import annotations
 
 import glob
 import importlib.metadata
-import ipaddress
 import shutil
 import socket
 import subprocess
@@ -20,20 +19,18 @@ _NVIDIA_SMI_SECS = 2.0
 
 
 def resolve(host: str) -> list[str]:
-    """The IP addresses of `host`, in the system's order.
-
-    Blocks as long as the system's resolver does.
+    """The IP addresses of `host`, in the system's order; blocks as long as its resolver does.
 
     Raises:
-        OSError: it has none.
-        UnicodeError: it is no possible name.
+        OSError: the name does not resolve.
+        UnicodeError: it cannot be a name.
     """
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def own_addresses() -> list[str]:
-    """The IP addresses of this machine's interfaces that are up, without the scope of IPv6."""
+    """The IP addresses of this machine's active interfaces, without IPv6 scopes."""
     up = {name for name, stats in psutil.net_if_stats().items() if stats.isup}
     return [
         address.address.partition("%")[0]
@@ -44,22 +41,14 @@ def own_addresses() -> list[str]:
     ]
 
 
-def is_loopback(host: str) -> bool:
-    """Whether `host`, a name or an address, means "this machine" on every machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host.lower().rstrip(".") == "localhost"
-
-
 def gpus() -> list[str]:
-    """The GPUs that this process may open; asks nvidia-smi for 2 s at most where there is one."""
+    """The GPUs that this process may open; may run nvidia-smi, for at most 2 s."""
     if devices := sorted(glob.glob("/dev/nvidia[0-9]*")):
         return devices
     if shutil.which("nvidia-smi") is None:
         return []
     try:
-        told = subprocess.run(
+        listed = subprocess.run(
             ["nvidia-smi", "-L"],
             capture_output=True,
             text=True,
@@ -67,12 +56,12 @@ def gpus() -> list[str]:
             check=True,
         )
     except (subprocess.SubprocessError, OSError):
-        return []  # it fails where it finds no driver; TensorFlow then finds no GPU either
-    return [line.split(" (")[0] for line in told.stdout.splitlines() if line.startswith("GPU ")]
+        return []  # without a driver it fails, and TensorFlow finds no GPU either
+    return [line.split(" (")[0] for line in listed.stdout.splitlines() if line.startswith("GPU ")]
 
 
 def installed(package: str) -> str | None:
-    """The installed version of a package, without importing it."""
+    """The installed version of a package, from its metadata; None if it is not installed."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -81,15 +70,15 @@ def installed(package: str) -> str | None:
 
 @dataclass(frozen=True)
 class Machine:
-    """How the doctor asks.
+    """The functions by which the doctor asks.
 
     Attributes:
-        resolve: the IP addresses of a host; raises OSError where it has none.
-        own_addresses: the IP addresses of this machine.
-        is_taken: whether another program has a port of this machine.
-        gpus: names of its GPUs.
-        installed: the version of a package, or None.
-        read_identities: what ps show of themselves.
+        resolve: returns the IP addresses of a host; OSError if it has none.
+        own_addresses: returns the IP addresses of this machine.
+        is_taken: returns whether another program listens on a port of this machine.
+        gpus: returns the names of this machine's GPUs.
+        installed: returns the version of a package, or None.
+        read_identities: returns the runs of ps.
     """
 
     resolve: Callable[[str], list[str]] = resolve

@@ -1,4 +1,4 @@
-"""Mistakes in a training script that can be seen without running it."""
+"""Mistakes in a training script that its syntax tree shows."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SEED_POSITION = 2
 
 
 def parse(path: str) -> tuple[ast.Module | None, list[Finding]]:
-    """The script's syntax tree, or None and a finding that tells the line.
+    """The script's syntax tree, or None and a finding with the line.
 
     Raises:
-        ConfigError: there is no such file.
+        ConfigError: the file cannot be read.
     """
     try:
         source = Path(path).read_bytes()
@@ -32,10 +32,10 @@ def parse(path: str) -> tuple[ast.Module | None, list[Finding]]:
 
 
 def parse_source(source: bytes, path: str) -> tuple[ast.Module | None, list[Finding]]:
-    """The same for text that was read from `path`."""
+    """Like `parse`, for the text of the file `path`."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # Python itself tells them
+            warnings.simplefilter("ignore", SyntaxWarning)  # Python prints them itself
             return ast.parse(source, path), []
     except (SyntaxError, ValueError) as error:
         where = f"{path}:{error.lineno}" if isinstance(error, SyntaxError) else path
@@ -45,8 +45,8 @@ def parse_source(source: bytes, path: str) -> tuple[ast.Module | None, list[Find
                 "script.syntax",
                 "error",
                 what,
-                "No task can run it, and the rest of it was not looked at.",
-                "Mend the line.",
+                "No task can run it. The rest of the script was not checked.",
+                "Correct the line.",
             )
         ]
 
@@ -60,10 +60,10 @@ def check(path: str, tree: ast.Module) -> list[Finding]:
     ]
 
 
-_Told = tuple[str, str, int, str, str, str]
+_Mistake = tuple[str, str, int, str, str, str]
 
 
-def _ps_join(tree: ast.Module) -> _Told | None:
+def _ps_join(tree: ast.Module) -> _Mistake | None:
     servers = {
         target.id
         for node in ast.walk(tree)
@@ -80,17 +80,17 @@ def _ps_join(tree: ast.Module) -> _Told | None:
                 "warning",
                 call.lineno,
                 "the server's join() never returns",
-                "A ps that joins serves for ever, also when every worker is done, so the job never "
+                "A ps that joins serves forever, even when every worker is done, so the job never "
                 "ends by itself.",
                 "Call tfdist.parameter_server(task) instead, and tfdist.worker_server(task) in the "
-                "workers: the ps leaves when they are done.",
+                "workers: the ps ends when they are done.",
             )
     return None
 
 
-def _list_files(tree: ast.Module) -> _Told | None:
+def _list_files(tree: ast.Module) -> _Mistake | None:
     if _SEEDS & names(tree):
-        return None  # the order may be the same everywhere
+        return None  # the order may be the same on every worker
     values: dict[str, list[ast.expr]] = {}
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign):
@@ -104,15 +104,15 @@ def _list_files(tree: ast.Module) -> _Told | None:
                     "script.list_files",
                     "error",
                     call.lineno,
-                    f"list_files shuffles, and line {shard.lineno} takes a shard of that",
-                    "Each worker sees another order, so files are lost and others read twice.",
+                    f"list_files shuffles the files, and line {shard.lineno} takes a shard of them",
+                    "Each worker shuffles differently, so files are lost and others read twice.",
                     "Write list_files(pattern, shuffle=False), and shuffle after shard().",
                 )
     return None
 
 
 def _receivers(call: ast.Call, values: dict[str, list[ast.expr]]) -> Iterator[ast.Call]:
-    """The calls whose results `call` is a method of, through chains and names."""
+    """The calls that produced the object of this method call, through chains and names."""
     seen: set[str] = set()
     left: list[ast.expr] = [call.func]
     while left:
@@ -133,28 +133,28 @@ def _is_shuffled(call: ast.Call) -> bool:
     shuffle = keywords.get("shuffle", positional.get(_SHUFFLE_POSITION))
     seed = keywords.get("seed", positional.get(_SEED_POSITION))
     open_ended = None in keywords or any(isinstance(arg, ast.Starred) for arg in call.args)
-    # A value that only running it would tell is given the benefit of the doubt.
+    # A value that is known only at run time counts as correct.
     by_default = shuffle is None or (
         isinstance(shuffle, ast.Constant) and shuffle.value in (None, True)
     )
     return by_default and seed is None and not open_ended
 
 
-def _eager(tree: ast.Module) -> _Told | None:
+def _eager(tree: ast.Module) -> _Mistake | None:
     for call in calls(tree, _EAGER_OFF):
         return (
             "script.eager",
             "warning",
             call.lineno,
             f"{_called(call)}()",
-            "It is for the whole process: ClusterCoordinator, Keras 3 and whatever else needs "
-            "eager execution fails in it. Graphs and sessions work without it.",
-            "Leave it out, and build the graph inside `with tf.Graph().as_default():`.",
+            "It applies to the whole process, where ClusterCoordinator, Keras 3 and everything "
+            "else that needs eager execution fails. Graphs and sessions do not need it.",
+            "Remove it, and build the graph inside `with tf.Graph().as_default():`.",
         )
     return None
 
 
-def _device_filters(tree: ast.Module) -> _Told | None:
+def _device_filters(tree: ast.Module) -> _Mistake | None:
     if "device_filters" in names(tree) or not any(calls(tree, _SERVERS)):
         return None
     for call in calls(tree, _SESSIONS):
@@ -162,9 +162,9 @@ def _device_filters(tree: ast.Module) -> _Told | None:
             "script.device_filters",
             "warning",
             call.lineno,
-            f"{_called(call)} without device_filters",
-            "Such a session waits for every task of the cluster, also for workers that have not "
-            "come yet or have left.",
+            f"{_called(call)} has no device_filters",
+            "Such a session waits for every task of the cluster, including workers that have not "
+            "started yet or have ended.",
             "Pass config=tf.compat.v1.ConfigProto(device_filters=task.device_filters), or use "
             "tfdist.train.graph.session.",
         )
@@ -172,14 +172,14 @@ def _device_filters(tree: ast.Module) -> _Told | None:
 
 
 def calls(tree: ast.AST, called: set[str]) -> Iterator[ast.Call]:
-    """The calls of functions with one of these names, whatever stands before the last dot."""
+    """The calls of functions with one of these names after the last dot."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Call) and _called(node) in called:
             yield node
 
 
 def names(tree: ast.AST) -> set[str]:
-    """All names, attributes, keywords, imports and string constants in it."""
+    """All names, attributes, keywords, imports and string constants of the tree."""
     found: set[str] = set()
     for node in ast.walk(tree):
         match node:
@@ -196,7 +196,7 @@ def names(tree: ast.AST) -> set[str]:
 
 
 def _called(node: ast.AST | None) -> str | None:
-    """The last name of what a call calls."""
+    """The last name of the called function."""
     match node:
         case ast.Call(func=ast.Name(id=name)) | ast.Call(func=ast.Attribute(attr=name)):
             return name

@@ -1,4 +1,4 @@
-"""For tests of clusters: a pytest plugin, and networks of hosts inside one machine.
+"""Tools for tests of clusters: a pytest plugin, and networks of hosts inside one machine.
 
 `__init__.pyi` lists the public names.
 """

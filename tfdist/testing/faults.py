@@ -1,8 +1,8 @@
-"""What can go wrong with the links and the shared folder of a test network, on purpose.
+"""Faults of a test network and of the tasks of a job, and which of them this machine supports.
 
-A fault is a value: it says what goes wrong and where, can be compared and printed, and `on` makes
-it happen. Different faults may overlap. None ends a connection by itself: that is up to the
-programs at its ends.
+A fault is a value: it names what goes wrong and where, can be compared and printed, and `on` makes
+it happen. Different faults may overlap. No fault of the network ends a connection by itself; the
+programs at both ends decide that.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
-from tfdist.errors import ConfigError
+from tfdist.errors import ClusterError, ConfigError
 from tfdist.testing.link import CARD, LinkQuality
 from tfdist.testing.network import BRIDGE, Network
 
-# Of no card: what is sent there reaches the switch, and nobody takes it.
-_NOBODY = "02:00:00:00:00:66"
-_SMALLEST_BURST = 4000  # bytes; a queue that cannot hold a frame lets nothing pass
+# An address of no card: a frame for it reaches the switch, and no host takes it.
+_NO_CARD = "02:00:00:00:00:66"
+_SMALLEST_BURST = 4000  # bytes; a queue that is shorter than a frame passes nothing
 _FILLER = ".filled-by-a-fault"
 
 
@@ -30,7 +30,7 @@ class NetworkFault(ABC):
 
     @contextlib.contextmanager
     def on(self, network: Network) -> Iterator[None]:
-        """Has it for as long as the block runs; it is over at its end, also after an error."""
+        """The fault lasts while the block runs, and ends with it, also after an error."""
         self.begin(network)
         try:
             yield
@@ -39,23 +39,23 @@ class NetworkFault(ABC):
 
     @abstractmethod
     def begin(self, network: Network) -> None:
-        """Makes it happen; it has when this returns.
+        """Starts the fault; it is in force when this returns.
 
         Raises:
-            ConfigError: the network has no such host, or not one with which this can be done.
+            ConfigError: the network has no such host, or the host does not support the fault.
             ClusterError: the machine refused.
         """
 
     @abstractmethod
     def end(self, network: Network) -> None:
-        """Undoes it."""
+        """Ends the fault."""
 
 
 @dataclass(frozen=True)
 class Unplug(NetworkFault):
-    """The host is no longer at the switch, and does not know it: what it sends is lost in silence.
+    """The host is unplugged from the switch and does not notice: its packets are lost silently.
 
-    Its card has a carrier and its routes stay, so a connection hangs and ends by a timeout only.
+    Its card keeps the carrier and the routes, so only a timeout ends a connection.
     """
 
     host: str
@@ -70,10 +70,10 @@ class Unplug(NetworkFault):
 
 @dataclass(frozen=True)
 class LinkDown(NetworkFault):
-    """The host's card is down, and the host knows: whoever connects from there is told at once.
+    """The host's card is down, and the host knows: a new connection from there fails immediately.
 
-    For the others it is like `Unplug`. A connection that exists waits on both sides. A `Cut` that
-    the host has is over after this, for the card has forgotten it.
+    For the other hosts it is like `Unplug`. An existing connection waits at both ends. A `Cut` of
+    this host does not survive it, because the card loses its static neighbours.
     """
 
     host: str
@@ -87,10 +87,10 @@ class LinkDown(NetworkFault):
 
 @dataclass(frozen=True)
 class OneWayCut(NetworkFault):
-    """What `source` sends to `target` is lost in silence; the other way is open.
+    """Packets from `source` to `target` are lost silently; the opposite direction works.
 
-    TCP waits for answers, so a connection between the two stands still, as with `Cut`. What needs
-    none still arrives the other way.
+    TCP waits for acknowledgements, so a connection between the two blocks, as with `Cut`. Datagrams
+    in the opposite direction arrive.
     """
 
     source: str
@@ -99,7 +99,7 @@ class OneWayCut(NetworkFault):
     def begin(self, network: Network) -> None:  # noqa: D102
         _check_apart(self.source, self.target)
         address = network.address(self.target)
-        entry = ["lladdr", _NOBODY, "dev", CARD, "nud", "permanent"]
+        entry = ["lladdr", _NO_CARD, "dev", CARD, "nud", "permanent"]
         network.configure(self.source, "ip", "neigh", "replace", address, *entry)
 
     def end(self, network: Network) -> None:  # noqa: D102
@@ -109,7 +109,7 @@ class OneWayCut(NetworkFault):
 
 @dataclass(frozen=True)
 class Cut(NetworkFault):
-    """Two hosts lose what they send to one another, in silence; each reaches all the others."""
+    """Packets between two hosts are lost silently; each of them still reaches all others."""
 
     host: str
     other: str
@@ -132,7 +132,7 @@ class Cut(NetworkFault):
 
 
 class _Worse(NetworkFault):
-    """The link of a host is not as good as it was, in the attributes that `_changes` names."""
+    """A host's link has a lower quality, in the attributes that `_changes` names."""
 
     host: str
 
@@ -151,14 +151,14 @@ class _Worse(NetworkFault):
 
 @dataclass(frozen=True)
 class Delay(_Worse):
-    """All that the host sends and gets is so many seconds under way: twice that for an answer.
+    """All traffic of the host is delayed in each direction, so a round trip takes twice as long.
 
-    The host has to be among the `relayed` of its Network, as for `Loss`.
+    The host must be in `relayed` of its Network, as for `Loss`.
 
     Attributes:
-        host: which one.
-        secs: each way.
-        jitter_secs: up to how much longer it takes, at random.
+        host: the name of the host.
+        secs: the delay in each direction.
+        jitter_secs: the longest random addition to that.
     """
 
     host: str
@@ -171,9 +171,9 @@ class Delay(_Worse):
 
 @dataclass(frozen=True)
 class Loss(_Worse):
-    """A part of what the host sends and gets is lost, at random, from 0 to 1.
+    """A random fraction, from 0 to 1, of the host's traffic is lost in each direction.
 
-    TCP sends it again, so a connection gets slow, and for longer than one expects: 5 % are a lot.
+    TCP sends lost packets again, which slows a connection down: 5 % is a lot.
     """
 
     host: str
@@ -185,7 +185,7 @@ class Loss(_Worse):
 
 @dataclass(frozen=True)
 class Bandwidth(NetworkFault):
-    """Only so many bytes pass the host's link in a second, each way."""
+    """The host's link passes at most this many bytes per second in each direction."""
 
     host: str
     bytes_per_sec: int
@@ -208,7 +208,7 @@ class Bandwidth(NetworkFault):
             self._change(network, end, "del")
 
     def _ends(self, network: Network) -> tuple[tuple[str | None, str], ...]:
-        """Whose device sends what the host sends, and whose what it gets."""
+        """The devices that send what leaves the host, and what arrives there."""
         return (self.host, CARD), (None, network.port(self.host))
 
     def _change(self, network: Network, end: tuple[str | None, str], verb: str, *rate: str) -> None:
@@ -218,9 +218,9 @@ class Bandwidth(NetworkFault):
 
 @dataclass(frozen=True)
 class DiskFull(NetworkFault):
-    """The folder that the hosts share has no room: who writes there gets ENOSPC.
+    """The folder that the hosts share is full: a write there fails with ENOSPC.
 
-    A file that is deleted meanwhile makes room again, as on a real disk.
+    Deleting a file meanwhile makes room again, as on a real disk.
     """
 
     def begin(self, network: Network) -> None:  # noqa: D102
@@ -242,4 +242,112 @@ class DiskFull(NetworkFault):
 
 def _check_apart(host: str, other: str) -> None:
     if host == other:
-        raise ConfigError("hosts", (host, other), "two different ones")
+        raise ConfigError("hosts", (host, other), "two different hosts")
+
+
+class Tasks(Protocol):
+    """What runs tasks and names them, such as a `tfdist.LocalCluster`."""
+
+    def kill(self, name: str) -> None:
+        """Ends the task with SIGKILL."""
+
+    def restart(self, name: str) -> None:
+        """Starts a killed task again."""
+
+    def pause(self, name: str) -> None:
+        """Stops the task with SIGSTOP."""
+
+    def resume(self, name: str) -> None:
+        """Continues the task with SIGCONT."""
+
+
+class TaskFault(ABC):
+    """A fault of one task of a running job."""
+
+    @contextlib.contextmanager
+    def on(self, tasks: Tasks) -> Iterator[None]:
+        """The fault lasts while the block runs, and ends with it, also after an error."""
+        self.begin(tasks)
+        try:
+            yield
+        finally:
+            self.end(tasks)
+
+    @abstractmethod
+    def begin(self, tasks: Tasks) -> None:
+        """Starts the fault; it is in force when this returns."""
+
+    @abstractmethod
+    def end(self, tasks: Tasks) -> None:
+        """Undoes what can be undone."""
+
+
+@dataclass(frozen=True)
+class Kill(TaskFault):
+    """The task is gone for good; its machine refuses connections to its port."""
+
+    task: str
+
+    def begin(self, tasks: Tasks) -> None:  # noqa: D102
+        tasks.kill(self.task)
+
+    def end(self, tasks: Tasks) -> None:
+        """Does nothing."""
+
+
+@dataclass(frozen=True)
+class Restart(TaskFault):
+    """The task is killed; at the end it is started again, with nothing in memory."""
+
+    task: str
+
+    def begin(self, tasks: Tasks) -> None:  # noqa: D102
+        tasks.kill(self.task)
+
+    def end(self, tasks: Tasks) -> None:  # noqa: D102
+        tasks.restart(self.task)
+
+
+@dataclass(frozen=True)
+class Pause(TaskFault):
+    """The task is stopped and continues at the end; connections to it stay open meanwhile."""
+
+    task: str
+
+    def begin(self, tasks: Tasks) -> None:  # noqa: D102
+        tasks.pause(self.task)
+
+    def end(self, tasks: Tasks) -> None:  # noqa: D102
+        tasks.resume(self.task)
+
+
+_PLAIN: tuple[type[NetworkFault], ...] = (Unplug, LinkDown, Cut, OneWayCut, DiskFull)
+_RELAYED: tuple[type[NetworkFault], ...] = (Delay, Loss)
+
+
+def capabilities() -> dict[type[NetworkFault | TaskFault], str]:
+    """For each fault, why this machine does not support it; an empty text if it does.
+
+    Tries them out, on two small networks, in a fraction of a second.
+    """
+    found: dict[type[NetworkFault | TaskFault], str] = dict.fromkeys((Kill, Restart, Pause), "")
+    try:
+        with Network(["any"]) as network:
+            found |= dict.fromkeys(_PLAIN, "")
+            found[Bandwidth] = _bandwidth_error(network)
+    except ClusterError as error:
+        found |= dict.fromkeys((*_PLAIN, Bandwidth), str(error))
+    try:
+        with Network(["any"], relayed=["any"]):
+            found |= dict.fromkeys(_RELAYED, "")
+    except ClusterError as error:
+        found |= dict.fromkeys(_RELAYED, str(error))
+    return found
+
+
+def _bandwidth_error(network: Network) -> str:
+    try:
+        with Bandwidth("any", 1_000_000).on(network):
+            return ""
+    except ClusterError as error:
+        return str(error)

@@ -1,4 +1,4 @@
-"""A fault that comes at its moment, while a job runs; chosen by hand or by a seed."""
+"""A fault at a chosen time while a job runs; the choice is yours or a seed's."""
 
 from __future__ import annotations
 
@@ -9,22 +9,21 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from tfdist.errors import ClusterError, ConfigError
-from tfdist.testing import faults, task_faults
-from tfdist.testing.faults import NetworkFault
+from tfdist.testing import faults
+from tfdist.testing.faults import NetworkFault, TaskFault, Tasks
 from tfdist.testing.network import Network
-from tfdist.testing.task_faults import TaskFault, Tasks
 
 _LEAVE_SECS = 30.0
 
 
 @dataclass(frozen=True)
 class Incident:
-    """A fault, when it begins, and for how long it lasts.
+    """A fault, when it begins, and how long it lasts.
 
     Attributes:
         fault: what happens.
-        after_secs: from the moment at which the job is left to itself.
-        for_secs: from its begin to its end.
+        after_secs: from the start of the `during` block to the start of the fault.
+        for_secs: the duration of the fault.
     """
 
     fault: NetworkFault | TaskFault
@@ -33,18 +32,17 @@ class Incident:
 
     @contextlib.contextmanager
     def during(self, network: Network, tasks: Tasks | None = None) -> Iterator[None]:
-        """Has it happen in a thread while the block runs, which is over when the block is.
+        """Makes the fault happen in a thread while the block runs.
 
-        If the block ends first, a fault that has begun is ended at once, and one that has not
-        does not begin.
+        The end of the block ends the fault, or prevents it if it has not begun.
 
         Args:
             network: where a fault of a network happens.
-            tasks: whose task has a fault of a task.
+            tasks: what runs the task of a task's fault.
 
         Raises:
-            Exception: what the begin or the end of the fault raised; after the block, unless that
-                raised itself.
+            Exception: what starting or ending the fault raised; after the block, unless the block
+                itself raised.
         """
         if isinstance(self.fault, TaskFault) and tasks is None:
             raise ConfigError("tasks", tasks, f"what runs the tasks, for {self.fault}")
@@ -59,7 +57,7 @@ class Incident:
             block_is_over.set()
             thread.join(_LEAVE_SECS)
         if thread.is_alive():
-            raise ClusterError(f"{self.fault} does not end after {_LEAVE_SECS:g} s")
+            raise ClusterError(f"{self.fault} has not ended after {_LEAVE_SECS:g} s")
         if failures:
             raise failures[0]
 
@@ -93,23 +91,23 @@ def random_incident(
     within_secs: float = 5.0,
     longest_secs: float = 5.0,
 ) -> Incident:
-    """One of all possible faults, at a random place and moment; the same for the same seed.
+    """A random fault at a random place and time; the same seed and arguments give the same one.
 
     Args:
-        seed: what all follows from, together with the other arguments.
-        hosts: of the network; without any no link gets a fault.
-        relayed: those of them whose links can get delay and loss.
-        tasks: names of tasks that may be killed, started again or stopped.
-        within_secs: it begins before that, in seconds.
-        longest_secs: it lasts no longer than that.
+        seed: determines the choice.
+        hosts: the hosts that may have a fault of the network; none if empty.
+        relayed: the hosts among them that may have delay and loss.
+        tasks: the names of the tasks that may be killed, restarted or paused.
+        within_secs: the latest start, in seconds.
+        longest_secs: the longest duration, in seconds.
 
     Raises:
-        ConfigError: there is nobody that could have a fault.
+        ConfigError: neither a host nor a task may have a fault.
     """
     choice = random.Random(f"tfdist incident {seed}")
     makers = _makers(hosts, relayed, tasks)
     if not makers:
-        raise ConfigError("hosts", hosts, "at least one, or at least one of the tasks")
+        raise ConfigError("hosts", hosts, "at least one host, or at least one task")
     fault = makers[choice.choice(sorted(makers))](choice)
     after, length = choice.uniform(0, within_secs), choice.uniform(0, longest_secs)
     return Incident(fault, round(after, 3), round(length, 3))
@@ -121,7 +119,7 @@ _Maker = Callable[[random.Random], "NetworkFault | TaskFault"]
 def _makers(
     hosts: Sequence[str], relayed: Sequence[str], tasks: Sequence[str]
 ) -> Mapping[str, _Maker]:
-    """How each kind of fault that is possible is made, by its name."""
+    """A function for each possible kind of fault, by its name."""
     makers: dict[str, _Maker] = {}
     if hosts:
         makers["Unplug"] = lambda choice: faults.Unplug(choice.choice(hosts))
@@ -143,12 +141,12 @@ def _makers(
             choice.choice(relayed), round(_log_uniform(choice, 0.01, 0.3), 3)
         )
     if tasks:
-        makers["Kill"] = lambda choice: task_faults.Kill(choice.choice(tasks))
-        makers["Restart"] = lambda choice: task_faults.Restart(choice.choice(tasks))
-        makers["Pause"] = lambda choice: task_faults.Pause(choice.choice(tasks))
+        makers["Kill"] = lambda choice: faults.Kill(choice.choice(tasks))
+        makers["Restart"] = lambda choice: faults.Restart(choice.choice(tasks))
+        makers["Pause"] = lambda choice: faults.Pause(choice.choice(tasks))
     return makers
 
 
 def _log_uniform(choice: random.Random, lowest: float, highest: float) -> float:
-    """Small ones as often as large ones: each doubling is equally likely."""
+    """A number such that each doubling of the range is equally likely."""
     return lowest * float((highest / lowest) ** choice.random())

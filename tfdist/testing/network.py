@@ -1,19 +1,19 @@
 """A network of hosts inside this machine, for tests of what happens between machines.
 
 Each host is a set of Linux namespaces: it has its own network card, name, hosts file and
-processes, and shares the file system and its users with this machine. A switch joins the hosts.
-Nothing leads out of it and nothing in, so two networks with the same names and addresses do not
-meet. No namespace has a name: all are held by processes that end with this one.
+processes, and shares the file system and the users of this machine. A switch joins the hosts. The
+network is closed: two networks with the same names and addresses do not interfere. Its namespaces
+have no names; processes hold them, and these end with this process.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import select
 import shutil
+import signal
 import subprocess
 import tempfile
 import threading
@@ -21,15 +21,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError, ConfigError
-from tfdist.testing.host_process import HostProcess
+from tfdist.testing.enter import program
+from tfdist.testing.holder import Answer, RootFolder, Settings
 from tfdist.testing.link import CARD, TUN, RelayedLink
-from tfdist.testing.program import program
-from tfdist.testing.root_folder import RootFolder
 
 BRIDGE = "switch0"
-# Of the block for tests of networks (RFC 2544), which no real network has.
+# From the block for benchmarks of networks (RFC 2544), which no real network uses.
 _PREFIX = "198.18.0"
 _MOST_HOSTS = 250
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
@@ -37,28 +38,58 @@ _LEAVE_SECS = 5.0
 _COMMAND_SECS = 10.0
 
 
-class Network:
-    """Some hosts on one switch, as a context manager; leaving it ends all that runs on them.
+class HostProcess(subprocess.Popen[bytes]):
+    """A `subprocess.Popen` on a host; its signals reach the command's whole process group.
 
-    Needs root, iproute2 and util-linux. Entering it takes a fraction of a second. Tasks of a
-    cluster that live on the hosts have to be ended before it is left.
+    `Network.start` creates it. `returncode` is the command's: 127 if there is no such program, 125
+    if the host is gone. `pid` is a process of this machine that waits for the command, not the
+    command's own number on the host.
+    """
+
+    def send_signal(self, sig: int) -> None:
+        """Sends the signal to the command and the rest of its process group."""
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.pid, sig)
+
+    def ask_to_end(self) -> None:
+        """Sends SIGTERM to the command alone, as docker does."""
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for command in psutil.Process(self.pid).children():
+                command.terminate()
+
+    def stop(self) -> None:
+        """Sends SIGSTOP: connections stay open, and nothing answers."""
+        self.send_signal(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """Sends SIGCONT."""
+        self.send_signal(signal.SIGCONT)
+
+
+class Network:
+    """Hosts on one switch, as a context manager; leaving it ends every process on them.
+
+    Needs root, iproute2 and util-linux. Entering takes a fraction of a second. End the tasks of a
+    cluster on these hosts before you leave the network.
 
     Args:
-        hosts: their names, which all of them can resolve. A name is also what `hostname` says.
-        relayed: those whose link can be given delay, jitter and loss. A process carries all that
-            they send and get, which costs time of a CPU.
-        seed: of what is random on these links.
-        roots: root folders for those that have one of their own, by name.
-        shared_bytes: how much the folder that the hosts share can hold, in bytes of memory.
+        hosts: their names. Every host resolves all of them; `hostname` prints its own.
+        relayed: the hosts whose links can have delay, jitter and loss. A process relays all their
+            traffic, which costs CPU time.
+        seed: determines what is random on these links.
+        roots: the root folders of the hosts that have one of their own.
+        shared_bytes: the size of the folder that the hosts share, in bytes of memory.
 
     Attributes:
         hosts: the names.
-        shared: path of that folder on each host without a root folder of its own. It begins empty.
-        shared_here: the path by which this process sees it while the network is up.
+        shared: the path of the shared folder, which is empty at first, on each host without a root
+            folder of its own.
+        shared_here: the path of the shared folder in this process while the network is up.
 
     Raises:
-        ConfigError: a name is no host name, or comes twice; or a number is wrong.
-        ClusterError: on entering; what is missing on this machine, or what it refused.
+        ConfigError: a name is not a host name, or is there twice; or a number is wrong.
+        ClusterError: on entering: what this machine lacks or refused.
     """
 
     def __init__(
@@ -72,7 +103,7 @@ class Network:
     ) -> None:
         self.hosts = tuple(hosts)
         if not 1 <= len(self.hosts) <= _MOST_HOSTS:
-            raise ConfigError("hosts", len(self.hosts), f"1 to {_MOST_HOSTS} of them")
+            raise ConfigError("hosts", len(self.hosts), f"1 to {_MOST_HOSTS} hosts")
         for name in self.hosts:
             if not _NAME.fullmatch(name) or name == "localhost":
                 raise ConfigError("hosts", name, "a host name of a-z, 0-9 and -")
@@ -87,10 +118,10 @@ class Network:
                     raise ConfigError(field, name, f"one of {', '.join(self.hosts)}")
         self._relayed, self._seed, self._shared_bytes = frozenset(relayed), seed, shared_bytes
         self._holder: subprocess.Popen[str] | None = None
-        self._inits: dict[str, int] = {}
+        self._inits: Mapping[str, int] = {}
         self._links: dict[str, RelayedLink] = {}
         self._started: list[HostProcess] = []
-        self._lock = threading.Lock()  # of `_started`: threads may start commands
+        self._lock = threading.Lock()  # guards `_started`, because threads may start commands
 
     def __enter__(self) -> Network:
         if missing := missing_for_network(relayed=bool(self._relayed)):
@@ -107,7 +138,7 @@ class Network:
         self.close()
 
     def close(self) -> None:
-        """Ends every process on the hosts, and with them the network; returns when all are gone."""
+        """Ends every process on the hosts and the network; returns when all are gone."""
         holder, self._holder = self._holder, None
         if holder is None:
             return
@@ -117,7 +148,7 @@ class Network:
             holder.stdin.close()
         try:
             holder.wait(_LEAVE_SECS)
-        except subprocess.TimeoutExpired:  # somebody has stopped it
+        except subprocess.TimeoutExpired:  # a SIGSTOP from elsewhere
             holder.kill()
             holder.wait()
         holder.stdout.close()
@@ -134,14 +165,14 @@ class Network:
         return f"{_PREFIX}.{self._index(host) + 1}"
 
     def port(self, host: str) -> str:
-        """The name of the switch's network device to which the host is plugged."""
+        """The name of the switch's network device for the host."""
         return f"port{self._index(host)}"
 
     def holder(self, host: str) -> int:
-        """The process that holds the host's namespaces, and is process 1 there.
+        """The process that holds the host's namespaces; it is process 1 there.
 
-        `nsenter -a -t PID` is a way to look around on the host. When it is killed, so is all that
-        `start` has started there, and the host is gone for good.
+        `nsenter -a -t PID` opens a shell on the host. If the process is killed, all commands of
+        `start` on the host end too, and the host is gone for good.
         """
         self._index(host)
         if self._holder is None:
@@ -157,25 +188,25 @@ class Network:
         environment: Mapping[str, str] | None = None,
         **options: Any,
     ) -> HostProcess:
-        """Starts a command on the host, in a process group of its own; it ends with the network.
+        """Starts a command on the host, in its own process group; it ends with the network.
 
         Args:
-            host: where.
+            host: the name of the host.
             command: the program and its arguments.
-            cwd: the folder where it starts; that of this process if None, or / on a host that has
-                a root folder of its own.
-            environment: variables that it gets besides those of this process, or its only ones on
-                a host that has a root folder of its own.
-            options: of `subprocess.Popen`, such as `stdout`. Its streams are bytes.
+            cwd: the working folder. By default that of this process, or / on a host with its own
+                root folder.
+            environment: added to the variables of this process, or all variables of the command on
+                a host with its own root folder.
+            options: options of `subprocess.Popen`, such as `stdout`. The streams carry bytes.
         """
         if not command:
-            raise ConfigError("command", command, "a program, and its arguments")
-        is_own = host in self._roots
-        folder = os.fspath(cwd) if cwd is not None else "/" if is_own else os.getcwd()
+            raise ConfigError("command", command, "a program and its arguments")
+        has_root = host in self._roots
+        folder = os.fspath(cwd) if cwd is not None else "/" if has_root else os.getcwd()
         words = [str(self.holder(host)), folder, *(os.fspath(word) for word in command)]
         process = HostProcess(
             program("tfdist.testing.enter", *words),
-            env={**({} if is_own else os.environ), **(environment or {})},
+            env={**({} if has_root else os.environ), **(environment or {})},
             start_new_session=True,
             **options,
         )
@@ -185,21 +216,21 @@ class Network:
         return process
 
     def configure(self, host: str | None, *command: str, lines: str = "") -> str:
-        """Runs a command such as `ip` in the host's network, or the switch's if it is None.
+        """Runs a command such as `ip` in the network of the host, or of the switch if it is None.
 
-        Only the network is another one: files and process numbers are those of this process.
-        Returns what the command has printed; blocks for 10 s at most.
+        Files and process numbers are those of this process. Returns the command's output; blocks
+        for at most 10 s.
 
         Args:
-            host: where.
+            host: the name of the host, or None.
             command: the program and its arguments.
-            lines: its standard input.
+            lines: the command's standard input.
 
         Raises:
-            ClusterError: it failed; with what it said.
+            ClusterError: the command failed; the message contains its error output.
         """
         process = self._switch if host is None else self.holder(host)
-        told = f"{'the switch' if host is None else host}: {' '.join(command)}"
+        what = f"{'the switch' if host is None else host}: {' '.join(command)}"
         try:
             ended = subprocess.run(
                 ["nsenter", f"--net=/proc/{process}/ns/net", *command],
@@ -210,16 +241,16 @@ class Network:
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise ClusterError(f"{told}: no end after {_COMMAND_SECS:g} s") from None
+            raise ClusterError(f"{what}: still running after {_COMMAND_SECS:g} s") from None
         if ended.returncode != 0:
-            raise ClusterError(f"{told}: {ended.stderr.strip()}")
+            raise ClusterError(f"{what}: {ended.stderr.strip()}")
         return ended.stdout
 
     def link(self, host: str) -> RelayedLink:
-        """The link of a host that is `relayed`, whose quality can be changed."""
+        """The link of a `relayed` host, whose quality can be changed."""
         self.holder(host)
         if host not in self._links:
-            raise ConfigError("host", host, "among the `relayed` of its Network for this fault")
+            raise ConfigError("host", host, "a host in `relayed` of its Network, for this fault")
         return self._links[host]
 
     @property
@@ -239,12 +270,8 @@ class Network:
         shared.mkdir()
         lines = ["127.0.0.1 localhost", *(f"{self.address(name)} {name}" for name in self.hosts)]
         (self._folder / "hosts").write_text("\n".join(lines) + "\n", encoding="ascii")
-        roots = {name: root.as_json() for name, root in self._roots.items()}
-        settings = {
-            "hosts": {name: roots.get(name) for name in self.hosts},
-            "folder": str(self._folder),
-            "shared_bytes": self._shared_bytes,
-        }
+        roots = {name: self._roots.get(name) for name in self.hosts}
+        settings = Settings(roots, str(self._folder), self._shared_bytes)
         self._holder = subprocess.Popen(
             program("tfdist.testing.holder"),
             stdin=subprocess.PIPE,
@@ -255,14 +282,14 @@ class Network:
         )
         assert self._holder.stdin is not None
         assert self._holder.stdout is not None
-        self._holder.stdin.write(json.dumps(settings) + "\n")
+        self._holder.stdin.write(settings.line())
         self._holder.stdin.flush()
         if not select.select([self._holder.stdout], [], [], _COMMAND_SECS)[0]:
-            raise ClusterError(f"the holder of a network is silent for {_COMMAND_SECS:g} s")
-        word = json.loads(self._holder.stdout.readline() or '{"error": "its process failed"}')
-        if "error" in word:
-            raise ClusterError(f"this machine refused a network of hosts: {word['error']}")
-        self._inits = word
+            raise ClusterError(f"no answer from a network's holder after {_COMMAND_SECS:g} s")
+        answer = Answer.parse(self._holder.stdout.readline())
+        if answer.error is not None:
+            raise ClusterError(f"this machine refused a network of hosts: {answer.error}")
+        self._inits = answer.inits
         self.shared = shared
         self.shared_here = Path(f"/proc/{self._holder.pid}/root{shared}")
 
@@ -272,7 +299,7 @@ class Network:
         )
         for host in self.hosts:
             self._make_link(host)
-            # Without an address of IPv6, for which the kernel would ask around by itself.
+            # addrgenmode none: an IPv6 address would make the kernel send traffic of its own.
             port = f"link set {self.port(host)} addrgenmode none"
             self._run_ip(None, port, f"link set {self.port(host)} master {BRIDGE} up")
             self._run_ip(
@@ -295,11 +322,11 @@ class Network:
 
 
 def missing_for_network(*, relayed: bool = False) -> list[str]:
-    """What this machine lacks for a `Network`, in words; empty if nothing is known to."""
+    """What this machine is known to lack for a `Network`, in words."""
     missing = [] if os.geteuid() == 0 else [f"root, but this is user {os.geteuid()}"]
     for name, package in (("ip", "iproute2"), ("tc", "iproute2"), ("nsenter", "util-linux")):
         if shutil.which(name) is None:
-            missing.append(f"the program {name} (of {package})")
+            missing.append(f"the program {name} (from {package})")
     if relayed and not os.path.exists(TUN):
-        missing.append(f"{TUN} (of the kernel), for a link that is relayed")
+        missing.append(f"{TUN} (from the kernel), for a relayed link")
     return missing

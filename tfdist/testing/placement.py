@@ -1,4 +1,4 @@
-"""The tasks of a cluster on the hosts of a test network, at the price of a fork."""
+"""Runs the tasks of a cluster on the hosts of a test network, at the cost of a fork for each."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tfdist.task import Task
 from tfdist.testing.enter import enter
 from tfdist.testing.network import Network
 
-PORT = 2222  # the usual one of TensorFlow's examples; each host has its own
+PORT = 2222  # as in TensorFlow's examples; the same on every host
 
 
 def host_name(task: Task) -> str:
-    """The host on which a task lives: "worker-1" for worker:1."""
+    """The name of the task's host: "worker-1" for worker:1."""
     return f"{task.task_type}-{task.task_index}"
 
 
@@ -30,7 +30,7 @@ def host_names(
     evaluator: bool = False,
     coordinator: bool = False,
 ) -> list[str]:
-    """The hosts that `cluster_on` needs for such a cluster, for `Network`."""
+    """The names of the hosts that a `Network` needs for such a `cluster_on`."""
     shape = Shape(num_ps, num_workers, chief, evaluator, coordinator)
     any_addresses = [f"host-{number}:{PORT}" for number in range(shape.num_servers)]
     return [host_name(task) for task in shape.tasks(any_addresses)]
@@ -46,11 +46,10 @@ def cluster_on(
     coordinator: bool = False,
     surroundings: Surroundings | None = None,
 ) -> LocalCluster:
-    """A cluster of processes each of which lives on a host of its own, such as `worker-1`.
+    """A cluster of processes, each on a host of its own, such as `worker-1`.
 
-    It is used like that of `tfdist.local_cluster`, and to be left before the network is. A task has
-    the network, the name and the shared folder of its host, but the process numbers of this
-    machine, so `/proc` is this machine's as well.
+    Use it like `tfdist.local_cluster`, and leave it before the network. A task has the network, the
+    name and the shared folder of its host, but process numbers and `/proc` of this machine.
 
     Raises:
         ConfigError: a parameter is wrong, or the network lacks one of the hosts.
@@ -68,7 +67,7 @@ def cluster_on(
         "processes",
         replace(
             given,
-            # A proxy of this machine's environment cannot be reached from there.
+            # A host cannot reach the proxy that this machine's environment names.
             environment={"no_grpc_proxy": ",".join(network.hosts), **given.environment},
             enter=_EnterHost({name: network.holder(name) for name in names}),
         ),
@@ -78,17 +77,17 @@ def cluster_on(
 
 @dataclass(frozen=True)
 class _EnterHost:
-    """Puts the process of a task onto its host; travels to that process by pickling.
+    """Moves the process of a task to its host; pickling takes this object to that process.
 
     Attributes:
-        holders: the process that holds a host's namespaces, by the host's name.
+        holders: the process that holds the namespaces of each host.
     """
 
     holders: Mapping[str, int]
 
     def __call__(self, task: Task) -> None:
         enter(self.holders[host_name(task)], ["net", "uts", "mnt"])
-        # The host's /proc shows the processes that were started there, and this one is none of
-        # them: not even /proc/self would lead anywhere. Beneath lies that of this machine.
+        # The host's /proc does not show this process, not even as /proc/self. This machine's /proc
+        # lies below it.
         unshare(CLONE_NEWNS)
         unmount("/proc")

@@ -1,11 +1,11 @@
 """A pytest plugin for tests of clusters: clusters that end with the test, and a check for leaks.
 
-It is active where tfdist is installed; its fixtures do nothing until a test asks for them. For a
-deadline on every test, which shows where all threads stand, use pytest's own options
-`faulthandler_timeout` and `faulthandler_exit_on_timeout`.
+pytest loads it wherever tfdist is installed; its fixtures do nothing until a test asks for them.
+pytest's own options `faulthandler_timeout` and `faulthandler_exit_on_timeout` set a deadline for
+each test and print the stacks of all threads.
 
-With `tfdist_isolate = true` in pytest's configuration the whole of pytest has a network of its own,
-so that nobody outside reaches the servers of its tests.
+With `tfdist_isolate = true` in pytest's configuration the pytest process runs in a network
+namespace of its own, so no other machine can reach the servers of its tests.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from tfdist.cluster.isolation import is_reachable, isolate
 from tfdist.cluster.processes import fork_server_processes
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError
-from tfdist.testing.polling import POLL_SECS
 
 if TYPE_CHECKING:
     from tfdist.cluster.local import LocalCluster
@@ -34,14 +33,27 @@ if TYPE_CHECKING:
 Found = TypeVar("Found")
 
 _LEAVE_SECS = 5.0
+_POLL_SECS = 0.02
 _ISOLATED = pytest.StashKey[str]()
+
+
+def poll_until(condition: Callable[[], object], what: str, *, timeout: float = 10.0) -> None:
+    """Returns once `condition()` is true; after `timeout` seconds it fails the test with `what`.
+
+    For a test that waits for something that has no callback.
+    """
+    deadline = Deadline(timeout)
+    while not condition():
+        if deadline.expired:
+            pytest.fail(f"not after {timeout:.1f} s: {what}")
+        time.sleep(_POLL_SECS)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Adds the plugin's settings."""
     parser.addini(
         "tfdist_isolate",
-        "run in a network of one's own, so that nobody outside reaches the tests' servers",
+        "run pytest in a private network namespace, where no other machine reaches its servers",
         type="bool",
         default=False,
     )
@@ -49,30 +61,30 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_load_initial_conftests(early_config: pytest.Config) -> None:
-    """Isolates this process if the configuration says so: before a conftest may start threads."""
+    """Isolates this process if the configuration says so, before a conftest can start threads."""
     if not early_config.getini("tfdist_isolate"):
         return
-    told = "isolated: in a network of its own"
-    # Already so where pytest's parent is isolated, such as that of a worker of pytest-xdist.
+    state = "isolated, in a private network namespace"
+    # A child of an isolated pytest, such as a worker of pytest-xdist, already is.
     if is_reachable():
         try:
             isolate()
         except ClusterError as error:
-            told = f"NOT isolated, so others may reach the servers of the tests: {error}"
+            state = f"NOT isolated, so other machines may reach the tests' servers: {error}"
             if os.environ.get("CI"):
-                raise pytest.UsageError(f"tfdist_isolate: {told}") from None
-    early_config.stash[_ISOLATED] = told
+                raise pytest.UsageError(f"tfdist_isolate: {state}") from None
+    early_config.stash[_ISOLATED] = state
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Says whether this process is isolated, if it was asked for."""
-    told = config.stash.get(_ISOLATED, None)
-    return told and f"tfdist: {told}"
+    """Reports whether this process is isolated, if the configuration asks for it."""
+    state = config.stash.get(_ISOLATED, None)
+    return state and f"tfdist: {state}"
 
 
 @pytest.fixture
 def make_cluster() -> Iterator[Callable[..., LocalCluster]]:
-    """`tfdist.local_cluster`, entered, and left at the end of the test."""
+    """`tfdist.local_cluster`, already entered; the test's end leaves it."""
     from tfdist.cluster.local import local_cluster
 
     with contextlib.ExitStack() as stack:
@@ -81,10 +93,10 @@ def make_cluster() -> Iterator[Callable[..., LocalCluster]]:
 
 @pytest.fixture
 def no_leaks() -> Iterator[None]:
-    """Fails the test if it leaves a process, a listening port of one, or a thread behind.
+    """Fails the test if it leaves a process, one of its listening ports, or a thread behind.
 
-    The fork server stays on purpose. So do threads and ports that TensorFlow has within this
-    process, which Python does not know of.
+    The fork server stays on purpose. Threads and ports of TensorFlow within this process stay too,
+    because Python cannot see them.
     """
     threads = set(threading.enumerate())
     processes = _processes()
@@ -98,7 +110,7 @@ def _wait_until_gone(find: Callable[[], set[Found]], describe: Callable[[set[Fou
     while left := find():
         if deadline.expired:
             pytest.fail(f"left behind after {_LEAVE_SECS:.1f} s: {describe(left)}")
-        time.sleep(POLL_SECS)
+        time.sleep(_POLL_SECS)
 
 
 def _processes() -> set[psutil.Process]:

@@ -1,4 +1,4 @@
-"""`tfdist doctor` as a user sees it, and `examine`, which does the same."""
+"""`tfdist doctor` and the function `examine` behind it."""
 
 import json
 import os
@@ -11,8 +11,10 @@ import pytest
 
 from tfdist import ConfigError, Task
 from tfdist.cli import main
-from tfdist.doctor import Finding, Machine, examine
-from tfdist.doctor.machine import gpus, installed, is_loopback, own_addresses, resolve
+from tfdist.doctor.examine import examine
+from tfdist.doctor.finding import Finding
+from tfdist.doctor.machine import Machine, gpus, installed, own_addresses, resolve
+from tfdist.doctor.network import is_loopback
 
 PACKAGES = {"tensorflow": "2.21.0"}
 
@@ -34,7 +36,7 @@ QUIET = Machine(
 
 @pytest.fixture
 def config():
-    """A cluster of this machine in which nobody listens yet."""
+    """A cluster on this machine without a server yet."""
     ps, worker = (f"127.0.0.1:{portpicker.pick_unused_port()}" for _ in range(2))
     return Task("worker", 0, {"ps": [ps], "worker": [worker]}).to_env()
 
@@ -43,16 +45,16 @@ def checks(findings):
     return [finding.check for finding in findings]
 
 
-def test_a_sound_environment(config):
+def test_a_sound_environment_has_one_note(config):
     assert checks(examine({"TF_CONFIG": config}, machine=QUIET)) == ["network.refused"]
 
 
-def test_without_a_cluster_variables_that_its_launcher_sets_are_not_told():
+def test_without_a_cluster_the_variables_of_its_launcher_are_not_checked():
     environ = {"http_proxy": "http://proxy:1", "GRPC_FAIL_FAST": "false"}
     assert checks(examine(environ, machine=QUIET)) == ["tf_config.absent"]
 
 
-def test_all_subjects_are_examined_and_errors_come_first(tmp_path, config):
+def test_every_subject_is_examined_and_errors_come_first(tmp_path, config):
     script = tmp_path / "train.py"
     script.write_text("tf.disable_v2_behavior()\nx = strategy.ParameterServerStrategy\nkeras.fit()")
     cluster = json.loads(config)
@@ -95,7 +97,7 @@ def test_all_subjects_are_examined_and_errors_come_first(tmp_path, config):
     assert severities == sorted(severities, key=["error", "warning", "note"].index)
 
 
-def test_a_script_that_cannot_be_read_does_not_hide_the_rest(tmp_path, config):
+def test_a_syntax_error_does_not_hide_other_findings(tmp_path, config):
     script = tmp_path / "train.py"
     script.write_text("x =")
     found = checks(examine({"TF_CONFIG": config}, script_path=str(script), machine=QUIET))
@@ -103,7 +105,7 @@ def test_a_script_that_cannot_be_read_does_not_hide_the_rest(tmp_path, config):
 
 
 @pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf")])
-def test_a_wrong_timeout_is_refused(timeout):
+def test_a_wrong_timeout_is_rejected(timeout):
     with pytest.raises(ConfigError, match="timeout"):
         examine({}, timeout=timeout, machine=QUIET)
 
@@ -124,7 +126,7 @@ def doctor(*arguments, **environ):
     )
 
 
-def test_json_is_one_object_and_a_sound_cluster_is_0(config):
+def test_json_is_one_object_and_warnings_exit_with_0(config):
     ended = doctor("--json", TF_CONFIG=config)
     report = json.loads(ended.stdout)
     assert (ended.returncode, ended.stderr) == (0, "")
@@ -138,7 +140,7 @@ def test_json_is_one_object_and_a_sound_cluster_is_0(config):
     assert report["warnings"] == len(warnings)
 
 
-def test_a_mistake_is_1():
+def test_an_error_exits_with_1():
     ended = doctor("--json", TF_CONFIG="{oops")
     report = json.loads(ended.stdout)
     assert (ended.returncode, report["task"]) == (1, None)
@@ -146,7 +148,7 @@ def test_a_mistake_is_1():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         (["nowhere.py"], "tfdist: script: got 'nowhere.py'; No such file or directory\n"),
         (["--timeout", "0"], "tfdist: --timeout: got 0.0; a number of seconds above 0\n"),
@@ -155,21 +157,21 @@ def test_a_mistake_is_1():
         (["--dat", "x"], "unrecognized arguments"),
     ],
 )
-def test_bad_usage_is_2(arguments, told, capsys):
+def test_bad_usage_exits_with_2(arguments, message, capsys):
     try:
         code = main(["doctor", *arguments])
     except SystemExit as end:
         code = end.code
     out, err = capsys.readouterr()
     assert (code, out) == (2, "")
-    assert told in err
+    assert message in err
 
 
 NARROW = {"COLUMNS": "60", "TF_CONFIG": "{oops"}
 
 
-def test_text_is_readable_in_60_columns_and_in_a_pipe(tmp_path):
-    name = "x" * 100  # longer than a line: nothing of it may be lost
+def test_text_fits_into_60_columns_in_a_pipe(tmp_path):
+    name = "x" * 100  # longer than a line, and yet complete in the output
     ended = doctor("--data", f"{tmp_path}/{name}[/red]*", **NARROW)
     lines = ended.stdout.splitlines()
     assert max(map(len, lines)) <= 60
@@ -180,7 +182,7 @@ def test_text_is_readable_in_60_columns_and_in_a_pipe(tmp_path):
     assert ended.returncode == 1
 
 
-def test_colours_are_for_terminals():
+def test_a_terminal_gets_colours():
     ended = doctor(FORCE_COLOR="1", TERM="xterm", **NARROW)
     assert "\033[1;31merror\033[0m" in ended.stdout
 
@@ -193,7 +195,7 @@ def test_tensorflow_is_not_imported():
     assert ended.stdout.endswith("False\n")
 
 
-def test_this_machine_answers_for_itself():
+def test_the_real_machine_answers():
     assert "127.0.0.1" in own_addresses()
     assert resolve("127.0.0.1") == ["127.0.0.1"]
     assert installed("psutil")
@@ -212,7 +214,7 @@ def test_this_machine_answers_for_itself():
         ("localhost.example.org", False),
     ],
 )
-def test_loopback_names(host, right):
+def test_loopback_addresses_and_names_are_recognized(host, right):
     assert is_loopback(host) is right
 
 
@@ -224,7 +226,7 @@ echo 'GPU 0: Tesla T4 (UUID: GPU-8a)'
 @pytest.mark.parametrize(
     ("program", "found"), [(SMI, ["GPU 0: Tesla T4"]), ("#!/bin/sh\nexit 9\n", []), (None, [])]
 )
-def test_gpus_by_nvidia_smi(tmp_path, monkeypatch, program, found):
+def test_nvidia_smi_lists_gpus_without_device_files(tmp_path, monkeypatch, program, found):
     monkeypatch.setattr("glob.glob", lambda pattern: [])
     monkeypatch.setenv("PATH", str(tmp_path))
     if program is not None:

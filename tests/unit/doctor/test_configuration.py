@@ -1,4 +1,4 @@
-"""TF_CONFIG: every mistake in it is told, once, and what does not depend on it is still read."""
+"""Every mistake in TF_CONFIG is reported once; the rest of it is still read."""
 
 import json
 
@@ -26,7 +26,7 @@ def checks(configuration):
 
 
 @pytest.mark.parametrize("task", [("worker", 1), ("ps", 0), ("evaluator", 3)])
-def test_a_sound_one_is_read_and_nothing_is_said(task):
+def test_a_valid_configuration_has_no_findings(task):
     job = of(CLUSTER, *task)
     assert job.findings == ()
     assert job.task == f"{task[0]}:{task[1]}"
@@ -35,7 +35,7 @@ def test_a_sound_one_is_read_and_nothing_is_said(task):
 
 
 @pytest.mark.parametrize("environ", [{}, {"TF_CONFIG": " "}])
-def test_none_is_a_note_about_who_sets_it(environ):
+def test_no_configuration_is_a_note(environ):
     job = read(environ)
     assert checks(job) == ["absent"]
     assert job.findings[0].severity == "note"
@@ -44,7 +44,7 @@ def test_none_is_a_note_about_who_sets_it(environ):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "reported"),
     [
         ("{'cluster'", ["json"]),
         ("[1]", ["json"]),
@@ -57,12 +57,12 @@ def test_none_is_a_note_about_who_sets_it(environ):
         ('{"cluster": [], "task": {"type": "boss", "index": -1}}', ["cluster", "type", "index"]),
     ],
 )
-def test_what_is_no_configuration_at_all(text, told):
-    assert checks(of_text(text)) == told
+def test_a_malformed_configuration_is_an_error(text, reported):
+    assert checks(of_text(text)) == reported
 
 
 @pytest.mark.parametrize(
-    ("cluster", "told"),
+    ("cluster", "reported"),
     [
         (CLUSTER | {"evaluator": ["e0:1"]}, ["evaluator"]),
         (CLUSTER | {"worker": ["w0:1", "w0"]}, ["address"]),
@@ -81,12 +81,12 @@ def test_what_is_no_configuration_at_all(text, told):
         ),
     ],
 )
-def test_a_mistake_in_the_cluster(cluster, told):
-    assert checks(of(cluster, "evaluator", 0)) == told
+def test_mistakes_in_the_cluster_are_reported(cluster, reported):
+    assert checks(of(cluster, "evaluator", 0)) == reported
 
 
 @pytest.mark.parametrize(
-    ("task", "told"),
+    ("task", "reported"),
     [
         (("worker", 2), ["index"]),
         (("worker", -1), ["index"]),
@@ -96,25 +96,25 @@ def test_a_mistake_in_the_cluster(cluster, told):
         (("master", 0), ["master", "index"]),
     ],
 )
-def test_a_mistake_in_the_task(task, told):
+def test_mistakes_in_the_task_are_reported(task, reported):
     job = of(CLUSTER, *task)
-    assert checks(job) == told
+    assert checks(job) == reported
     assert job.task is None
 
 
-def test_all_at_once():
+def test_all_independent_mistakes_are_reported():
     cluster = {"ps": ["p0"], "worker": ["w0:1", "w0:1"], "evaluator": ["e:1"]}
     assert checks(of(cluster, "ps", 4)) == ["evaluator", "address", "same_address", "index"]
 
 
-def test_a_mistake_elsewhere_leaves_the_task_and_the_other_addresses():
+def test_a_wrong_address_does_not_hide_the_task_and_the_other_addresses():
     job = of(CLUSTER | {"ps": ["p0"]})
     assert job.task == "worker:1"
     assert job.addresses == {"worker:0": "w0:1", "worker:1": "w1:1"}
 
 
-def test_what_follows_from_a_mistake_is_not_told_as_another():
-    # There is no worker:1 only because its list has the wrong name.
+def test_a_consequence_of_a_mistake_is_not_reported():
+    # worker:1 is missing only because its list has the wrong key.
     assert checks(of({"workers": ["w0:1", "w1:1"], "ps": ["p0:1"]})) == ["cluster"]
 
 
@@ -123,7 +123,7 @@ def test_a_master_is_read_as_the_chief():
     assert (checks(job), job.findings[0].severity, job.task) == (["master"], "note", "chief:0")
 
 
-def test_a_key_that_is_there_twice_is_told():
+def test_a_duplicate_key_is_reported():
     text = '{"cluster": {"ps": ["a:1"], "ps": ["b:1"]}, "task": {"type": "ps", "index": 0}}'
     job = of_text(text)
     assert checks(job) == ["repeated_key"]
@@ -135,7 +135,7 @@ def test_a_long_value_is_cut():
     assert len(finding.what) < 250
 
 
-def test_the_message_is_that_of_the_task():
+def test_the_message_is_that_of_task_from_env():
     (finding,) = of(CLUSTER, "worker", 7).findings
     rule = "got 7; the cluster has 2 worker task(s), numbered from 0"
     assert (finding.what, finding.severity) == (f"TF_CONFIG.task.index: {rule}", "error")
@@ -152,7 +152,7 @@ TASKS = JSON | st.fixed_dictionaries({}, optional={"type": KEYS | JSON, "index":
 
 @pytest.mark.filterwarnings("ignore:task type 'master'")
 @given(st.fixed_dictionaries({}, optional={"cluster": CLUSTERS, "task": TASKS}))
-def test_any_text_is_read_to_its_end(config):
+def test_any_configuration_is_read(config):
     text = json.dumps(config)
     job = of_text(text)
     errors = [finding for finding in job.findings if finding.severity == "error"]

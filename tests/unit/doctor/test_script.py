@@ -1,4 +1,4 @@
-"""What can be seen in a script without running it."""
+"""Mistakes in a script that the doctor finds without running it."""
 
 import pytest
 
@@ -20,7 +20,7 @@ if FLAGS.job_name == "ps":
 
 
 @pytest.mark.parametrize("code", [JOIN, "tf.train.Server(c, job_name='ps').join()"])
-def test_a_ps_that_joins(code):
+def test_server_join_is_found(code):
     assert checks(code) == ["server_join"]
 
 
@@ -33,7 +33,7 @@ def test_a_ps_that_joins(code):
         "os.path.join('a', 'b')\n','.join(names)",
     ],
 )
-def test_another_join(code):
+def test_other_joins_are_no_finding(code):
     assert checks(code) == []
 
 
@@ -46,7 +46,7 @@ def test_another_join(code):
         "files = tf.data.Dataset.list_files(p)\ndata = files.map(f)\ndata = data.shard(n, i)",
     ],
 )
-def test_a_shard_of_shuffled_files(code):
+def test_a_shard_of_shuffled_files_is_found(code):
     assert checks(code) == ["list_files"]
 
 
@@ -65,11 +65,11 @@ def test_a_shard_of_shuffled_files(code):
         "a = b\nb = a\na.shard(n, i)",
     ],
 )
-def test_another_shard(code):
+def test_other_shards_are_no_finding(code):
     assert checks(code) == []
 
 
-def test_eager_execution_turned_off():
+def test_disabling_eager_execution_is_found():
     assert checks("tf.compat.v1.disable_eager_execution()") == ["eager"]
     assert checks("tf.disable_v2_behavior()") == ["eager"]
     assert checks("tf.executing_eagerly()") == []
@@ -82,7 +82,7 @@ with tfdist.worker_server(task) as target:
 """
 
 
-def test_a_session_without_filters():
+def test_a_session_without_filters_is_found():
     assert checks(SESSION) == ["device_filters"]
     other = "s = tf.distribute.Server(c)\ntf.compat.v1.train.MonitoredTrainingSession(s.target)"
     assert checks(other) == ["device_filters"]
@@ -97,11 +97,11 @@ def test_a_session_without_filters():
         SESSION.replace("tf.compat.v1.Session", "tfdist.train.graph.session"),
     ],
 )
-def test_a_session_with_filters_or_without_a_cluster(code):
+def test_a_session_with_filters_or_without_a_server_is_no_finding(code):
     assert checks(code) == []
 
 
-def test_the_line_is_told():
+def test_a_finding_names_the_line():
     tree, _ = script.parse_source(b"\n\ntf.disable_v2_behavior()", "train.py")
     (finding,) = script.check("train.py", tree)
     assert finding.what.startswith("train.py:3: ")
@@ -111,14 +111,14 @@ def test_the_line_is_told():
     ("source", "where"),
     [(b"x = 1\nx =\n", "train.py:2: "), (b"\xff\xfe", "train.py"), (b"\0", "train.py")],
 )
-def test_a_script_that_is_not_python(source, where):
+def test_a_syntax_error_is_a_finding(source, where):
     tree, (finding,) = script.parse_source(source, "train.py")
     assert tree is None
     assert (finding.check, finding.severity) == ("script.syntax", "error")
     assert finding.what.startswith(where)
 
 
-def test_a_script_that_is_not_there(tmp_path):
+def test_a_missing_script_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="No such file"):
         script.parse(str(tmp_path / "gone.py"))
     with pytest.raises(ConfigError, match="directory"):

@@ -1,10 +1,10 @@
-"""Versions by metadata alone: here they are invented."""
+"""Versions of packages, here invented; the doctor reads only their metadata."""
 
 import ast
 
 import pytest
 
-from tfdist.doctor import versions
+from tfdist.doctor import environment
 
 SOUND = {"tensorflow": "2.21.0", "keras": "3.15.1"}
 FIT = """
@@ -39,8 +39,8 @@ def checks(findings):
         ),
     ],
 )
-def test_tensorflow(packages, found):
-    assert checks(versions.tensorflow(packages.get)) == found
+def test_one_supported_tensorflow_must_be_installed(packages, found):
+    assert checks(environment.tensorflow(packages.get)) == found
 
 
 @pytest.mark.parametrize(
@@ -53,22 +53,22 @@ def test_tensorflow(packages, found):
         ({"tf_keras": "2.20.1"}, LEGACY, ["legacy_keras"]),
     ],
 )
-def test_legacy_keras(packages, environ, found):
-    assert checks(versions.legacy_keras((SOUND | packages).get, environ)) == found
+def test_legacy_keras_needs_the_matching_tf_keras(packages, environ, found):
+    assert checks(environment.legacy_keras((SOUND | packages).get, environ)) == found
 
 
 def fit(code=FIT, packages=SOUND, environ=()):
-    return versions.keras_fit(packages.get, dict(environ), ast.parse(code))
+    return environment.keras_fit(packages.get, dict(environ), ast.parse(code))
 
 
-def test_fit_of_keras_3_under_a_strategy_of_many_machines():
+def test_fit_of_keras_3_under_a_strategy_for_many_machines_is_an_error():
     (finding,) = fit()
     assert (finding.check, finding.severity) == ("versions.keras_fit", "error")
     assert "line 7 calls fit under MultiWorkerMirroredStrategy" in finding.what
 
 
-def test_without_a_script_it_is_a_note():
-    (finding,) = versions.keras_fit(SOUND.get, {}, None)
+def test_keras_3_without_a_script_is_a_note():
+    (finding,) = environment.keras_fit(SOUND.get, {}, None)
     assert (finding.check, finding.severity) == ("versions.keras_fit", "note")
 
 
@@ -82,11 +82,11 @@ def test_without_a_script_it_is_a_note():
         FIT.replace("tf.keras", "tf_keras"),
     ],
 )
-def test_a_script_that_does_otherwise(code):
+def test_other_scripts_work_with_keras_3(code):
     assert fit(code) == []
 
 
-def test_with_keras_2_it_works():
+def test_fit_works_with_keras_2():
     assert fit(packages={"keras": "2.15.0"}) == []
     assert fit(packages=SOUND | {"tf_keras": "2.21.0"}, environ=LEGACY) == []
     assert checks(fit(environ=LEGACY)) == ["keras_fit"]  # without tf_keras

@@ -1,10 +1,5 @@
-"""Reads compose files as docker compose does, for whoever runs their services without an engine.
+"""Reads compose files as docker compose does, and runs their services with or without docker.
 
-It knows the part of the format that a job of tfdist needs, and refuses the rest: a key that it
-passed over in silence would mean something else here than there.
+The reader knows the part of the format that a job of tfdist needs, and rejects the rest: docker
+compose would apply a key that tfdist ignored.
 """
-
-from tfdist.testing.compose.reader import read_compose
-from tfdist.testing.compose.service import ComposeFile, Healthcheck, Network, Service, Volume
-
-__all__ = ["ComposeFile", "Healthcheck", "Network", "Service", "Volume", "read_compose"]

@@ -1,11 +1,11 @@
-"""What compose files say, as plain data."""
+"""The contents of compose files as plain data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-# Of `depends_on`: what has to be true of the other service before this one is started.
+# Conditions of `depends_on`: what must hold for the other service before this one starts.
 STARTED, HEALTHY, COMPLETED = (
     "service_started",
     "service_healthy",
@@ -16,14 +16,14 @@ CONDITIONS = (STARTED, HEALTHY, COMPLETED)
 
 @dataclass(frozen=True)
 class Volume:
-    """A folder or file that a service finds at `target`.
+    """A folder or file that appears in a service at `target`.
 
     Attributes:
-        source: an absolute path of this machine for a bind, else the name of a volume that the
-            services share.
+        source: an absolute path of this machine for a bind, or the name of a volume that services
+            share.
         target: an absolute path.
         read_only: whether the service may only read it.
-        is_bind: which of the two `source` is.
+        is_bind: whether `source` is a path.
     """
 
     source: str
@@ -34,15 +34,15 @@ class Volume:
 
 @dataclass(frozen=True)
 class Healthcheck:
-    """How to learn whether a service does what it is for.
+    """How to check that a service works.
 
     Attributes:
-        test: a command and its arguments; exit code 0 means healthy. A text for the shell is
-            ``("/bin/sh", "-c", text)``.
+        test: a command and its arguments; exit code 0 means healthy. A shell command is
+            ``("/bin/sh", "-c", command)``.
         interval_secs: from the end of one check to the next.
         timeout_secs: a check that takes longer has failed.
-        retries: after so many failures in a row it is unhealthy.
-        start_period_secs: failures in this time after the start do not count.
+        retries: this many consecutive failures make the service unhealthy.
+        start_period_secs: failures within this time after the start do not count.
     """
 
     test: tuple[str, ...]
@@ -54,24 +54,24 @@ class Healthcheck:
 
 @dataclass(frozen=True)
 class Service:
-    """A service: one process with its surroundings.
+    """A service: one process and its environment.
 
     Attributes:
-        name: by which the others reach it.
-        hostname: its own; the name, where the file has none.
-        command: and its arguments; empty if the image's own is to run.
-        environment: its variables, byte for byte; without those of this machine.
-        working_dir: where the command starts; None if the image says it.
-        volumes: in the order of their targets in the files.
-        stop_grace_secs: from SIGTERM to SIGKILL.
-        healthcheck: None if there is none, or the image says it.
-        depends_on: for other services, what has to be true of them first; one of `CONDITIONS`.
-        profiles: it belongs to the project only if one of them is asked for; always, if none.
-        init: whether a small init is its PID 1.
-        tmpfs: absolute paths at which it has an empty folder of its own.
-        networks: names of those that it is in.
-        ports: those published to this machine, as written.
-        image: what its root folder is made from.
+        name: other services reach it by this name.
+        hostname: its host name; by default its name.
+        command: the command and its arguments; empty for the image's own.
+        environment: its variables; none of this machine's are added.
+        working_dir: the working folder; None for the image's own.
+        volumes: in the order in which their targets first appear in the files.
+        stop_grace_secs: the time from SIGTERM to SIGKILL.
+        healthcheck: None if there is none, or the image's own applies.
+        depends_on: other services, and which of `CONDITIONS` each must meet first.
+        profiles: the service is included if one of these is selected; always if empty.
+        init: whether its process 1 is a small init.
+        tmpfs: absolute paths; the service gets an empty folder at each.
+        networks: the names of its networks.
+        ports: the ports published to this machine, as written.
+        image: the image of its root folder.
     """
 
     name: str
@@ -96,8 +96,8 @@ class Network:
     """A network of the project.
 
     Attributes:
-        name: in the file.
-        internal: whether it has no way out, and nobody outside a way in.
+        name: its name in the file.
+        internal: whether it is cut off from everything outside.
     """
 
     name: str
@@ -106,13 +106,13 @@ class Network:
 
 @dataclass(frozen=True)
 class ComposeFile:
-    """One project: what its files, merged, say.
+    """One project: the merged contents of its files.
 
     Attributes:
-        services: by name, in the order of the files; those whose profiles were not asked for are
-            left out.
+        services: by name, in the order of the files, without those whose profiles are not
+            selected.
         networks: by name.
-        volumes: names of those that services may share.
+        volumes: the names of the volumes that services may share.
     """
 
     services: Mapping[str, Service]

@@ -1,4 +1,4 @@
-"""What each key of a service means, and how a later file changes what an earlier one said."""
+"""The keys of a service: how each is read, and how a later file overrides an earlier one."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from tfdist.testing.compose.entry import Entry
 from tfdist.testing.compose.service import CONDITIONS, STARTED, Healthcheck, Service, Volume
 
-# A service as one file has it, or several together: values by key.
+# A service in one file or in several merged files: values by key.
 Part = dict[str, Any]
 
 _HEALTHCHECK = {
@@ -23,7 +23,7 @@ _HEALTHCHECK = {
 
 
 def _environment(entry: Entry) -> dict[str, str | None]:
-    """A variable without a value has that of this machine, and is not set if there is none."""
+    """A variable without a value takes that of `environ`, and is unset if there is none."""
     environ = entry.origin.environ
     return {
         name: environ.get(name) if value.raw is None else value.text()
@@ -40,19 +40,19 @@ def _volume(entry: Entry) -> Volume:
         members = entry.members({"type", "source", "target", "read_only"})
         for name in ("type", "source", "target"):
             if name not in members:
-                entry.refuse(f"has no key {name!r}")
+                entry.reject(f"a key {name!r} too")
         kind, source = members["type"].text(), members["source"].text()
         if kind not in ("bind", "volume"):
-            members["type"].refuse("bind or volume")
+            members["type"].reject("bind or volume")
         read_only = "read_only" in members and members["read_only"].flag()
         target, is_bind = members["target"].folder(), kind == "bind"
     else:
         source, *rest = entry.text().split(":")
         if len(rest) not in (1, 2) or rest[1:] not in ([], ["ro"], ["rw"]):
-            entry.refuse("SOURCE:TARGET, SOURCE:TARGET:ro or SOURCE:TARGET:rw")
+            entry.reject("SOURCE:TARGET, SOURCE:TARGET:ro or SOURCE:TARGET:rw")
         target, read_only, is_bind = rest[0], rest[1:] == ["ro"], source[:1] in ("/", ".", "~")
         if not target.startswith("/"):
-            entry.refuse("the target is an absolute path")
+            entry.reject("a target that is an absolute path")
     if is_bind:
         source = os.path.join(entry.origin.folder, os.path.expanduser(source))
         source = os.path.normpath(source)
@@ -84,7 +84,7 @@ def _test(entry: Entry) -> tuple[str, ...]:
         return ("/bin/sh", "-c", *words)
     if kind == "NONE" and not words:
         return (kind,)
-    entry.refuse("a text, [CMD, PROGRAM, ...], [CMD-SHELL, TEXT] or [NONE]")
+    entry.reject("a string, [CMD, PROGRAM, ...], [CMD-SHELL, STRING] or [NONE]")
 
 
 def _depends_on(entry: Entry) -> dict[str, str]:
@@ -94,10 +94,10 @@ def _depends_on(entry: Entry) -> dict[str, str]:
     for name, other in entry.members().items():
         condition = other.members({"condition"}).get("condition")
         if condition is None:
-            other.refuse("has no key 'condition'")
+            other.reject("a key 'condition' too")
         conditions[name] = condition.text()
         if conditions[name] not in CONDITIONS:
-            condition.refuse(f"one of {', '.join(CONDITIONS)}")
+            condition.reject(f"one of {', '.join(CONDITIONS)}")
     return conditions
 
 
@@ -119,7 +119,7 @@ def _folders(entry: Entry) -> dict[str, None]:
     return dict.fromkeys(each.folder() for each in entries)
 
 
-# What they give is merged by name where it is a mapping, and else replaced.
+# A later file merges with a mapping by name, and replaces anything else.
 _READERS: Mapping[str, Callable[[Entry], Any]] = {
     "command": Entry.words,
     "depends_on": _depends_on,
@@ -135,7 +135,7 @@ _READERS: Mapping[str, Callable[[Entry], Any]] = {
     "tmpfs": _folders,
     "volumes": _volumes,
     "working_dir": Entry.folder,
-    # These confine a container. They are checked and not kept: without one nobody can hold them.
+    # These confine a container. They are checked and then ignored: only an engine can enforce them.
     "cap_drop": _several,
     "read_only": Entry.flag,
     "security_opt": _several,
@@ -143,21 +143,21 @@ _READERS: Mapping[str, Callable[[Entry], Any]] = {
 
 
 def read_part(entry: Entry) -> Part:
-    """What one file says of a service.
+    """The part of a service that one file defines.
 
     Raises:
-        ConfigError: it has a key that is not known here, or a wrong value.
+        ConfigError: a key is not supported, or its value is wrong.
     """
     part = {}
     for name, value in entry.members(_READERS).items():
         if value.raw is None:
-            value.refuse("a value; leave the key out if it has none")
+            value.reject("a value, or no key")
         part[name] = _READERS[name](value)
     return part
 
 
 def merged(part: Part, later: Part) -> Part:
-    """What two files say of it together."""
+    """One file's part of a service, overridden by that of a later file."""
     together = dict(part)
     for name, value in later.items():
         before: Any = together.get(name)
@@ -167,10 +167,10 @@ def merged(part: Part, later: Part) -> Part:
 
 
 def built(name: str, part: Part) -> Service:
-    """The service that all files together say.
+    """The service that the merged files define.
 
     Raises:
-        ValueError: something is missing.
+        ValueError: a key is missing.
     """
     values: Part = {}
     for key in ("command", "working_dir", "init", "image", "depends_on"):
@@ -196,5 +196,5 @@ def _built_healthcheck(part: Part | None) -> Healthcheck | None:
     if part is None or part.get("disable"):
         return None
     if "test" not in part:
-        raise ValueError("healthcheck has no key 'test'")
+        raise ValueError("a key 'test' in healthcheck")
     return Healthcheck(**{key: value for key, value in part.items() if key != "disable"})

@@ -1,4 +1,4 @@
-"""The services of a compose file as docker compose runs them, of either version."""
+"""Runs the services of a compose file by docker compose, version 1 or 2."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ import subprocess
 from collections.abc import Mapping, Sequence
 
 from tfdist.errors import ClusterError, ConfigError, RunTimeout, StartTimeout
-from tfdist.testing.compose import read_compose
-from tfdist.testing.compose_nodes import ComposeNodes
+from tfdist.testing.compose.interface import ComposeNodes
+from tfdist.testing.compose.reader import read_compose
 
 _ANSWER_SECS = 60.0
 _HEALTH = "{{if .State.Health}}{{.State.Health.Status}}{{end}}"
 
 
 class EngineNodes(ComposeNodes):
-    """Each service in a container, on the engine that DOCKER_HOST names or that is the usual one.
+    """Each service in a container, on the engine of DOCKER_HOST or on docker's default one.
 
-    Images have to be there, or to be had. The project gets a name of its own, so that the same file
-    can be up several times.
+    The engine must have the images or be able to pull them. Each object is a project with a name of
+    its own, so the same file can be up several times.
 
     Args:
         paths: a compose file and its overrides.
-        profiles: whose services are wanted too.
-        environ: the variables of docker compose, and of the files.
+        profiles: the profiles whose services are included too.
+        environ: the variables of docker compose and of the files.
 
     Raises:
-        ConfigError: a file is wrong, or says what tfdist does not know.
+        ConfigError: a file is wrong, or has a key that tfdist does not support.
         ClusterError: there is no docker compose.
     """
 
@@ -56,7 +56,7 @@ class EngineNodes(ComposeNodes):
 
     def up(self, timeout: float) -> None:  # noqa: D102
         self._was_up = True
-        late = StartTimeout(list(self._services), timeout, "docker compose still waits")
+        late = StartTimeout(list(self._services), timeout, "docker compose has not ended")
         self._run([*self._compose, "up", "-d"], timeout, late)
 
     def wait(self, service: str, timeout: float) -> int:  # noqa: D102
@@ -105,7 +105,7 @@ class EngineNodes(ComposeNodes):
             found = self._run(["docker", "ps", "--all", "--quiet", *wanted]).strip()
             if not found:
                 raise ClusterError(f"{service} was not started")
-            self._containers[service] = found  # also when it is started again
+            self._containers[service] = found  # a restart keeps the container
         return self._containers[service]
 
     def _run(
@@ -114,22 +114,22 @@ class EngineNodes(ComposeNodes):
         timeout: float = _ANSWER_SECS,
         late: ClusterError | None = None,
     ) -> str:
-        """What a command prints on both streams; ClusterError with that if it fails.
+        """The command's output on both streams; if it fails, ClusterError with that output.
 
-        If it has not ended in so many seconds, the error is `late`, or says so if that is None.
+        After `timeout` seconds it raises `late`, or a ClusterError that names the command.
         """
-        told = " ".join(command)
+        what = " ".join(command)
         try:
             ended = _ran(command, self._environ, timeout)
         except subprocess.TimeoutExpired:
-            raise late or ClusterError(f"{told}: no answer after {timeout:g} s") from None
+            raise late or ClusterError(f"{what}: no answer after {timeout:g} s") from None
         if ended.returncode != 0:
-            raise ClusterError(f"{told}: {ended.stdout.strip()}")
+            raise ClusterError(f"{what}: {ended.stdout.strip()}")
         return ended.stdout
 
 
 def missing_for_engine(environ: Mapping[str, str] = os.environ) -> str:
-    """What this machine lacks for `EngineNodes`, in words; empty if nothing."""
+    """What this machine lacks for `EngineNodes`, in words; empty if it lacks nothing."""
     if shutil.which("docker", path=environ.get("PATH")) is None:
         return "the program docker"
     if _found_compose(environ) is None:
@@ -139,7 +139,7 @@ def missing_for_engine(environ: Mapping[str, str] = os.environ) -> str:
 
 
 def _found_compose(environ: Mapping[str, str]) -> list[str] | None:
-    """Version 2, which is a plugin of docker's, or version 1, which is a program."""
+    """The command of version 2, a plugin of docker, or of version 1, a program; None without."""
     path = environ.get("PATH")
     plugin = ["docker", "compose"]
     if shutil.which("docker", path=path) and not _tried([*plugin, "version"], environ).returncode:
@@ -148,7 +148,7 @@ def _found_compose(environ: Mapping[str, str]) -> list[str] | None:
 
 
 def _tried(command: Sequence[str], environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
-    """The same as `_ran`, where no answer is a failure."""
+    """Like `_ran`, but a timeout is a failed command."""
     try:
         return _ran(command, environ, _ANSWER_SECS)
     except subprocess.TimeoutExpired as late:

@@ -1,16 +1,16 @@
-"""A relay carries frames in order, as late as told, and loses the same ones for the same seed."""
+"""A relayed link keeps frames in order, delays them, and loses the same ones for the same seed."""
 
 import socket
 import time
 
 import pytest
 
-from tfdist.testing.relay import Direction
+from tfdist.testing.link import Direction, LinkQuality
 
 
 @pytest.fixture
 def cable():
-    """Makes a direction; what is sent into its first end comes out of its last."""
+    """Makes a direction; a frame sent to the first socket arrives at the last one."""
     opened = []
 
     def make(**settings):
@@ -19,7 +19,7 @@ def cable():
         for end in ends:
             end.setblocking(False)
         direction = Direction(ends[1].fileno(), ends[2].fileno(), settings.pop("seed", "seed"))
-        direction.set_quality(**{"delay_secs": 0.0, "jitter_secs": 0.0, "loss": 0.0, **settings})
+        direction.quality = LinkQuality(**settings)
         return ends[0], direction, ends[3]
 
     yield make
@@ -28,7 +28,7 @@ def cable():
 
 
 def carried(cable, count, until=float("inf")):
-    """Which of so many numbered frames have arrived at a moment."""
+    """The numbers of the frames, of `count` sent, that have arrived by `until`."""
     near, direction, far = cable
     for number in range(count):
         near.send(b"%d" % number)
@@ -42,17 +42,17 @@ def carried(cable, count, until=float("inf")):
             return arrived
 
 
-def test_all_arrive_in_order_whatever_the_jitter(cable):
+def test_frames_arrive_in_order_despite_jitter(cable):
     assert carried(cable(delay_secs=0.1, jitter_secs=5.0), 50) == list(range(50))
 
 
-def test_nothing_arrives_before_its_delay(cable):
+def test_no_frame_arrives_before_its_delay(cable):
     now = time.monotonic()
     assert carried(cable(delay_secs=5.0), 3, until=now + 5.0) == []
     assert carried(cable(delay_secs=5.0), 3, until=time.monotonic() + 5.1) == [0, 1, 2]
 
 
-def test_the_next_one_due_is_known(cable):
+def test_next_due_is_the_arrival_of_the_next_frame(cable):
     near, direction, _ = cable(delay_secs=5.0)
     assert direction.next_due == float("inf")
     near.send(b"1")
@@ -61,13 +61,13 @@ def test_the_next_one_due_is_known(cable):
     assert now + 5.0 <= direction.next_due <= time.monotonic() + 5.0
 
 
-def test_what_is_lost_follows_from_the_seed(cable):
+def test_the_seed_determines_which_frames_are_lost(cable):
     first, again, other = (carried(cable(loss=0.5, seed=seed), 100) for seed in "aab")
     assert first == again != other
     assert 20 < len(first) < 80
 
 
-def test_a_dead_end_loses_what_arrives_there(cable):
+def test_a_frame_for_a_closed_device_is_lost(cable):
     near, direction, far = cable()
     far.close()
     near.send(b"1")

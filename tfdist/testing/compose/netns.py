@@ -1,53 +1,53 @@
-"""The services of a compose file on a network of namespaces: no engine, no image."""
+"""Runs the services of a compose file on a network of namespaces, without engine and images."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import tempfile
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError, ConfigError, RunTimeout, StartTimeout
-from tfdist.testing import service_health
-from tfdist.testing.compose import Service, read_compose
-from tfdist.testing.compose.service import COMPLETED, HEALTHY
-from tfdist.testing.compose_nodes import ComposeNodes
-from tfdist.testing.host_process import HostProcess
-from tfdist.testing.network import Network
-from tfdist.testing.root_folder import Bind, RootFolder
-from tfdist.testing.service_health import HealthWatch
+from tfdist.testing.compose.interface import ComposeNodes
+from tfdist.testing.compose.reader import read_compose
+from tfdist.testing.compose.service import COMPLETED, HEALTHY, Healthcheck, Service
+from tfdist.testing.holder import Bind, RootFolder
+from tfdist.testing.network import HostProcess, Network
 
-# What docker gives to a container whose image says nothing.
+_STARTING, _HEALTHY, _UNHEALTHY = "starting", "healthy", "unhealthy"
+
+# Docker's variables for a container whose image sets none.
 _ENVIRONMENT = {
     "PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
     "HOME": "/",
 }
-_LOOK_SECS = 0.02
+_POLL_SECS = 0.02
 _KILL_SECS = 5.0
 
 
 class NetnsNodes(ComposeNodes):
-    """Each service on a host of its own, with a root folder of its own.
+    """Each service on a host with its own root folder.
 
-    The image is taken as empty: a service finds its volumes, and nothing else. A named volume is a
-    folder in the one that the hosts share, so `faults.DiskFull` fills it. What confines a container
-    (`read_only`, `cap_drop`, `security_opt`) is not held.
+    Every image counts as empty: a service sees its volumes and nothing else. A named volume is a
+    subfolder of the folder that the hosts share, so `faults.DiskFull` fills it. `read_only`,
+    `cap_drop` and `security_opt`, which confine a container, have no effect.
 
     Args:
         paths: a compose file and its overrides.
-        profiles: whose services are wanted too.
-        relayed: services whose links can be given delay, jitter and loss.
-        environ: for the variables of the files.
+        profiles: the profiles whose services are included too.
+        relayed: services whose links can have delay, jitter and loss.
+        environ: the variables of the files.
 
     Attributes:
         network: its hosts have the services' names.
 
     Raises:
-        ConfigError: a file is wrong, or asks for what a network of namespaces has not.
-        ClusterError: this machine cannot have such a network.
+        ConfigError: a file is wrong, or needs what a network of namespaces does not have.
+        ClusterError: this machine does not support such a network.
     """
 
     backend = "netns"
@@ -83,9 +83,9 @@ class NetnsNodes(ComposeNodes):
                     del waiting[name]
             if waiting and deadline.expired:
                 first = next(iter(waiting.values()))
-                told = ", ".join(f"{name} ({what})" for name, what in first.depends_on.items())
-                raise StartTimeout(list(waiting), timeout, f"{first.name} depends on {told}")
-            time.sleep(_LOOK_SECS if waiting else 0)
+                needs = ", ".join(f"{name} ({what})" for name, what in first.depends_on.items())
+                raise StartTimeout(list(waiting), timeout, f"{first.name} depends on {needs}")
+            time.sleep(_POLL_SECS if waiting else 0)
 
     def wait(self, service: str, timeout: float) -> int:  # noqa: D102
         try:
@@ -98,7 +98,7 @@ class NetnsNodes(ComposeNodes):
         has_ended = self._process(service).poll() is not None
         if service not in self._watches:
             return ""
-        return service_health.UNHEALTHY if has_ended else self._watches[service].state
+        return _UNHEALTHY if has_ended else self._watches[service].state
 
     def output(self, service: str) -> str:  # noqa: D102
         log = self._log(service)
@@ -119,7 +119,7 @@ class NetnsNodes(ComposeNodes):
 
     def restart(self, name: str) -> None:  # noqa: D102
         if self._process(name).poll() is None:
-            raise ClusterError(f"{name} runs, so it cannot be started again")
+            raise ClusterError(f"{name} is running, so it cannot be started again")
         self._start(name)
 
     def pause(self, name: str) -> None:  # noqa: D102
@@ -172,7 +172,7 @@ class NetnsNodes(ComposeNodes):
             return False
         try:
             process = self._run(service, test, subprocess.DEVNULL)
-        except ClusterError:  # all has ended
+        except ClusterError:  # the network is closed
             return False
         try:
             return process.wait(timeout) == 0
@@ -182,7 +182,7 @@ class NetnsNodes(ComposeNodes):
             return False
 
     def _holds(self, name: str, condition: str) -> bool:
-        """Whether a service is as another one needs it; ClusterError if it never will be."""
+        """Whether a service meets the condition; ClusterError if it no longer can."""
         process = self._processes.get(name)
         if process is None:
             return False
@@ -191,10 +191,10 @@ class NetnsNodes(ComposeNodes):
                 raise ClusterError(f"{name} ended with exit code {self.wait(name, 0)}")
             return process.returncode == 0
         if condition == HEALTHY:
-            if process.poll() is not None or self.health(name) == service_health.UNHEALTHY:
-                state = "unhealthy" if process.returncode is None else "over"
-                raise ClusterError(f"{name} is {state}, and others wait for it to be healthy")
-            return self.health(name) == service_health.HEALTHY
+            if process.poll() is not None or self.health(name) == _UNHEALTHY:
+                state = "is unhealthy" if process.returncode is None else "has ended"
+                raise ClusterError(f"{name} {state}, and other services wait until it is healthy")
+            return self.health(name) == _HEALTHY
         return True
 
 
@@ -204,12 +204,12 @@ def _root_folder(service: Service) -> RootFolder:
 
 
 def _check_services(services: Mapping[str, Service]) -> None:
-    """Raises ConfigError for what a network of namespaces has not."""
-    one = {service.networks for service in services.values()}
+    """Raises ConfigError for what a network of namespaces does not have."""
+    all_networks = {service.networks for service in services.values()}
     for name, service in services.items():
         for field, value, is_possible, rule in (
-            ("networks", service.networks, len(one) == 1, "the same ones for all services"),
-            ("ports", service.ports, not service.ports, "none, for nobody outside could come in"),
+            ("networks", service.networks, len(all_networks) == 1, "the same for all services"),
+            ("ports", service.ports, not service.ports, "none: the network is closed"),
             ("command", service.command, bool(service.command), "one: there is no image"),
             ("hostname", service.hostname, service.hostname == name, "the service's name"),
         ):
@@ -219,3 +219,66 @@ def _check_services(services: Mapping[str, Service]) -> None:
             if condition == HEALTHY and services[other].healthcheck is None:
                 field = f"services.{name}.depends_on"
                 raise ConfigError(field, other, "a service with a healthcheck")
+
+
+class HealthRecord:
+    """The state of a service after its checks so far, by docker's rules.
+
+    Args:
+        healthcheck: its rules.
+        clock: returns seconds; they never decrease.
+
+    Attributes:
+        state: "starting" until a check succeeds or too many have failed, then "healthy" or
+            "unhealthy".
+    """
+
+    def __init__(
+        self, healthcheck: Healthcheck, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._rules, self._clock, self._start = healthcheck, clock, clock()
+        self._failures = 0
+        self.state = _STARTING
+
+    def note(self, succeeded: bool) -> None:
+        """Records the result of a check."""
+        if succeeded:
+            self._failures, self.state = 0, _HEALTHY
+            return
+        is_start = self.state == _STARTING
+        if is_start and self._clock() - self._start < self._rules.start_period_secs:
+            return
+        self._failures += 1
+        if self._failures >= self._rules.retries:
+            self.state = _UNHEALTHY
+
+
+class HealthWatch:
+    """Checks a service in a thread until `stop`.
+
+    Args:
+        healthcheck: its rules.
+        check: runs the test with a timeout in seconds and returns whether it succeeded.
+        name: the name of the service.
+    """
+
+    def __init__(self, healthcheck: Healthcheck, check: Callable[[float], bool], name: str) -> None:
+        self._healthcheck, self._check = healthcheck, check
+        self._record = HealthRecord(healthcheck)
+        self._is_over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name=f"{name} health", daemon=True)
+        self._thread.start()
+
+    @property
+    def state(self) -> str:
+        """The state of the service; see `HealthRecord`."""
+        return self._record.state
+
+    def stop(self) -> None:
+        """Ends the thread; blocks for at most the duration of one check."""
+        self._is_over.set()
+        self._thread.join(self._healthcheck.timeout_secs + 1)
+
+    def _watch(self) -> None:
+        while not self._is_over.wait(self._healthcheck.interval_secs):
+            self._record.note(self._check(self._healthcheck.timeout_secs))
