@@ -135,9 +135,7 @@ _services: list[Any] = []
 def _work(plan: Plan, task: tfdist.Task) -> dict[str, list[Pass]]:
     import tensorflow as tf
 
-    tf.compat.v1.logging.set_verbosity(
-        tf.compat.v1.logging.ERROR
-    )  # no old-optimizer warnings
+    tf.compat.v1.logging.set_verbosity(tf.compat.v1.logging.ERROR)  # no old-optimizer warnings
     with tfdist.worker_server(task) as target:
         dispatcher = _start_service(plan, task)
         with tf.Graph().as_default():
