@@ -192,7 +192,7 @@ def test_a_trainer_waits_for_the_slowest_ps():
 
 
 def test_a_meeting_costs_the_sum_of_its_arrivals():
-    """The rate is N E / (E Z + N A), for E steps of Z seconds between meetings and arrivals of A."""
+    """The rate is N E / (E Z + N A): E steps of Z seconds between meetings, arrivals of A."""
     job = replace(STEADY, trainers=50, barrier_steps=10, split_steps=10)
     costs = with_locked("arrival", 0.018)
     found = simulate(job, FAST, costs, intervals=3)

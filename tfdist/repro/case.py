@@ -9,6 +9,7 @@ import importlib
 import os
 import random
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -94,6 +95,7 @@ class Part:
         try:
             self.case.play(fixed=self.fixed)(actor)
         except Exception as error:
+            traceback.print_exc()
             actor.end(error)
         else:
             actor.end()
