@@ -1,1 +1,1 @@
-"""Benchmarks beside their peers; `scripts/bench` lists and runs them."""
+"""Benchmarks that compare tfdist with its peers; `scripts/bench` lists and runs them."""

@@ -1,8 +1,8 @@
-"""The barriers that are compared, and how a number of parties runs all of them side by side.
+"""The barriers that are compared, and how the parties run them side by side.
 
-Every party runs every peer for a block of cycles, in an order that is the same for all parties
-and shuffled anew in each round. A block is a list of points in time by the clock of the machine,
-the first one after a cycle that aligns the parties and is not counted.
+In each round every party runs a block of cycles of every peer. All parties use the same order of
+peers, which is shuffled in each round. A block is a list of times by the clock of the machine; the
+first is taken after a cycle that aligns the parties and is not counted.
 """
 
 from __future__ import annotations
@@ -56,30 +56,30 @@ QUIET = Surroundings(
     }
 )
 
-# Whoever waits longer fails, and the run with him.
+# A party that waits longer fails, and the run fails with it.
 _STALL_SECS = 60.0
-# The recipe sends a message from each to each.
+# Every party sends a message to every other.
 _MOST_SYNC_QUEUES = 64
 
 Stamps = list[float]
 Cycle = Callable[[], object]
-# What a party does in a block, and the stamps that it knows: its own, or those of all or of none.
+# Runs the cycles of a block; returns this party's stamps, or those of all parties, or none.
 Block = Callable[[int], list[Stamps]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, as plain data that travels to the parties' processes.
+    """What to measure, as plain data for the processes of the parties.
 
     Attributes:
         backend: "processes" or "threads".
-        parties: how many.
-        rounds: how many, after one that is thrown away.
-        cycles: in each block.
+        parties: number of parties.
+        rounds: number of rounds, after one for warming up.
+        cycles: number of cycles in each block.
         seed: of the order of the peers.
-        limit_secs: after which the whole measurement is given up.
+        limit_secs: limit of the whole measurement.
         folder: for sockets and files of the peers.
-        left_out: why, by peer.
+        left_out: peers that do not take part, and why.
     """
 
     backend: str
@@ -93,30 +93,30 @@ class Plan:
 
     @property
     def peers(self) -> tuple[str, ...]:
-        """Names of the peers that take part."""
+        """The peers that take part."""
         return tuple(p for p in PEERS[self.backend] if p not in dict(self.left_out))
 
     def orders(self) -> Iterator[list[str]]:
-        """The peers in the order of each round, the same in every party."""
+        """The peers in the order of each round; all parties get the same."""
         rng = random.Random(self.seed)
         for _ in range(self.rounds + 1):
             yield rng.sample(self.peers, len(self.peers))
 
 
-# By peer and round the stamps of all parties.
+# The stamps of all parties, by peer and round.
 Measured = dict[str, list[list[Stamps]]]
 
 
 def measure(plan: Plan) -> tuple[Measured, dict[str, str]]:
-    """Runs the plan; blocks until it is over. Also returns why peers were left out.
+    """Runs the plan and blocks until it ends; also returns why peers were left out.
 
     Raises:
-        TfdistError: a party failed, or `plan.limit_secs` were over.
+        TfdistError: a party failed, or the plan took longer than `limit_secs`.
     """
     with tempfile.TemporaryDirectory(prefix="barrier-") as folder:
         plan = replace(plan, folder=folder, left_out=tuple(_left_out(plan).items()))
         if plan.backend == "threads":
-            # In a process of their own: the servers of one size would stay beside the next.
+            # In a new process, because the servers of a size stay until their process ends.
             with tfdist.local_cluster(0, 1, backend="processes", surroundings=QUIET) as shell:
                 function = partial(_thread_parties, plan)
                 by_party = shell.run(function, timeout=plan.limit_secs)[0]
@@ -131,7 +131,7 @@ def measure(plan: Plan) -> tuple[Measured, dict[str, str]]:
     measured = {
         peer: [
             [stamps for party in by_party for stamps in party[peer][number]]
-            for number in range(1, plan.rounds + 1)  # the first one warms up
+            for number in range(1, plan.rounds + 1)  # the first one is for warming up
         ]
         for peer in plan.peers
     }
@@ -153,7 +153,7 @@ def _left_out(plan: Plan) -> dict[str, str]:
 def _run_rounds(
     plan: Plan, blocks: dict[str, Block], align: Cycle
 ) -> dict[str, list[list[Stamps]]]:
-    """All rounds of one party; by peer and round the stamps that it knows."""
+    """All rounds of one party; its stamps by peer and round."""
     results: dict[str, list[list[Stamps]]] = {peer: [] for peer in plan.peers}
     for order in plan.orders():
         for peer in order:
@@ -176,7 +176,7 @@ def _repeat(cycle: Cycle) -> Block:
 
 
 def _process_party(plan: Plan, task: tfdist.Task) -> dict[str, list[list[Stamps]]]:
-    # First, for it has to come before anything else that starts TensorFlow's eager context.
+    # First, because nothing else may start TensorFlow's eager context before.
     blocks = {COORDINATION: _repeat(_coordination_cycle(task))}
     blocks |= _ps_blocks(plan, task)
     if GLOO in plan.peers:
@@ -186,14 +186,14 @@ def _process_party(plan: Plan, task: tfdist.Task) -> dict[str, list[list[Stamps]
     results = _run_rounds(plan, blocks, align.wait)
     align.wait()
     if task.is_chief:
-        time.sleep(1)  # the coordination service, which the others must not lose, ends with it
+        time.sleep(1)  # the coordination service ends with the chief, and the others still use it
     return results
 
 
 def _thread_parties(plan: Plan, _: tfdist.Task) -> list[dict[str, list[list[Stamps]]]]:
     shared = threading.Barrier(plan.parties, timeout=_STALL_SECS)
     with tfdist.local_cluster(1, plan.parties, backend="threads") as cluster:
-        # One after the other: side by side their graphs take no less time to build.
+        # One after another: graphs do not build faster in parallel.
         all_blocks = [_ps_blocks(plan, task) for task in cluster.trainers]
         pool = concurrent.futures.ThreadPoolExecutor(plan.parties)
         running = [
@@ -225,7 +225,7 @@ def _ps_blocks(plan: Plan, task: tfdist.Task) -> dict[str, Block]:
 
 
 def _no_op_cycle(task: tfdist.Task) -> Cycle:
-    """The least that a message to the ps and its answer can cost."""
+    """The least that a message to the ps and its answer cost."""
     import tensorflow as tf
 
     from tfdist.ps.session import PS_DEVICE
@@ -236,10 +236,10 @@ def _no_op_cycle(task: tfdist.Task) -> Cycle:
 
 
 def _sync_queue_cycle(task: tfdist.Task) -> Cycle:
-    """The recipe of tf_cnn_benchmarks: a token for each other worker, then as many for oneself.
+    """The recipe of tf_cnn_benchmarks: put a token into every other queue, take as many.
 
-    Nothing tells the tokens of two generations apart: with three or more workers a fast one's
-    second token can stand for a slow one's first.
+    The tokens of two generations look alike: with three or more workers, the second token of a
+    fast worker can replace the first of a slow one.
     """
     import tensorflow as tf
 
@@ -258,7 +258,7 @@ def _sync_queue_cycle(task: tfdist.Task) -> Cycle:
 
 
 def _callable(task: tfdist.Task, graph: Any, operation: Any) -> Cycle:
-    """Runs an operation the way in which the barrier does: straight to the ps, nothing fetched."""
+    """Runs an operation as the barrier does: straight on the ps, with nothing fetched."""
     from tfdist.ps.session import DirectSession
 
     session = DirectSession(task.cluster_spec["ps"][0], graph, timeout=_STALL_SECS).session
@@ -266,11 +266,11 @@ def _callable(task: tfdist.Task, graph: Any, operation: Any) -> Cycle:
     return cycle
 
 
-# The peers beside the ps.
+# The peers that do not use the ps.
 
 
 def _coordination_cycle(task: tfdist.Task) -> Cycle:
-    """TensorFlow's coordination service on the chief. Each cycle is a barrier of its own there."""
+    """TensorFlow's coordination service on the chief; each cycle is a new barrier there."""
     import tensorflow as tf
     from tensorflow.python.eager import context as eager_context
 
@@ -318,7 +318,7 @@ def _gloo_blocks(plan: Plan, task: tfdist.Task) -> dict[str, Block]:
 
 @contextmanager
 def _process_barrier(plan: Plan) -> Iterator[None]:
-    """Processes beside the cluster's, for a `multiprocessing.Barrier` is inherited at the start.
+    """More processes, because a `multiprocessing.Barrier` can only be inherited at their start.
 
     They idle until the chief asks for a block.
     """
@@ -344,7 +344,7 @@ def _process_barrier(plan: Plan) -> Iterator[None]:
 
 
 def _serve_process_barrier(path: str, barrier: Any, limit_secs: int) -> None:
-    signal.alarm(limit_secs)  # ends it, whatever becomes of the others
+    signal.alarm(limit_secs)  # ends the process in any case
     with Listener(path, "AF_UNIX") as listener, listener.accept() as chief:
         while True:
             try:

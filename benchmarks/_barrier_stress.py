@@ -1,8 +1,8 @@
-"""Trainers that wait with random timeouts, and are killed, while somebody else keeps count.
+"""A stress test of the barrier: random timeouts and kills, with a count outside the barrier.
 
-Early releases are found without the barrier's help: before a trainer waits for a generation it
-writes its number into memory that all share. Whoever passes a generation looks there whether all
-others have come as far.
+Early releases are found without the barrier's help. Before a trainer waits for a generation, it
+writes the generation's number into shared memory. When it has passed, it checks there that all
+other trainers have come as far.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ if TYPE_CHECKING:
     from tfdist.barrier import SharedBarrier  # the parent needs no TensorFlow
 
 LATE_SECS = 1.0
-# Safe, but worth to know: all have arrived, and somebody goes on that much later.
+# A trainer that is released this long after the last arrival is counted, but is no error.
 SLOW_SECS = 1.0
 _SHORTEST_WAIT_SECS, _LONGEST_WAIT_SECS = 0.005, 2.0
 _PAUSE_SECS, _LONG_PAUSE_SECS, _LONG_PAUSE_RATE = 0.01, 0.4, 0.02
 _KILL_EVERY_SECS = (0.3, 1.5)
 _DEAD_SECS = (0.0, 2.5)
 _COUNTER_RATE = 0.25
-# A generation that takes longer is a failure too.
+# A generation that takes longer is an error.
 _STALL_SECS = 60.0
-_LEFT = 2**62  # published by a trainer for which nobody has to wait
+_LEFT = 2**62  # published by a trainer that takes no further part
 
 _WORD = 8
 
 
 class Board:
-    """Numbers in a file that all trainers have in memory; each trainer writes only its own.
+    """Numbers in a file that all trainers map into memory; each trainer writes only its own.
 
-    They outlive a trainer that is killed. A number is written in one store of the processor.
+    They survive a killed trainer. Each number is written by one store of the processor.
     """
 
     FIELDS = (
-        "published",  # the generation in which it has arrived, or is about to
-        "arrived_even",  # when, in microseconds, in the latest generation of either parity
+        "published",  # the generation that the trainer has reached, or is about to
+        "arrived_even",  # time of arrival, in microseconds, at the last even and odd generation
         "arrived_odd",
-        "passed",  # the generation that it has passed
+        "passed",  # the last generation that the trainer has passed
         "incarnations",
         "waits",
         "timeouts",
@@ -59,7 +59,7 @@ class Board:
         "overdue",
         "longest_over",  # microseconds by which a wait exceeded its timeout
         "slow",
-        "longest_release",  # microseconds from the last arrival to its going on
+        "longest_release",  # microseconds from the last arrival to the release
     )
 
     def __init__(self, folder: str, parties: int) -> None:
@@ -109,13 +109,13 @@ class Board:
 
 @dataclass(frozen=True)
 class Stress:
-    """What is to be run; plain data that travels to the trainers.
+    """What to run, as plain data for the trainers.
 
     Attributes:
-        backend: "processes", of which some are killed now and then, or "threads".
-        parties: how many.
-        seconds: how long, from the first generation on.
-        seed: of all that is random. (What happens depends on the machine's timing, too.)
+        backend: "processes", some of which are killed, or "threads".
+        parties: number of trainers.
+        seconds: duration, from the first generation on.
+        seed: of everything random. (The run also depends on the timing of the machine.)
         folder: of the board.
     """
 
@@ -134,14 +134,14 @@ class Stress:
 
 
 def run_stress(backend: str, parties: int, seconds: float, seed: int) -> dict[str, Any]:
-    """What was seen, as one row; an error of a trainer is in it as well."""
+    """Runs the stress test; returns its row, with the error of a trainer that failed."""
     with tempfile.TemporaryDirectory(prefix="barrier-") as folder:
         stress = Stress(backend, parties, seconds, seed, folder)
         board = Board(folder, parties)
         kills, error = 0, None
         try:
             if backend == "threads":
-                # In a process of its own: threads that hang end with it.
+                # In a new process, which ends threads that hang.
                 with tfdist.local_cluster(0, 1, backend="processes", surroundings=QUIET) as shell:
                     shell.run(partial(_threads, stress), timeout=stress.limit_secs)
             else:
@@ -167,7 +167,7 @@ def run_stress(backend: str, parties: int, seconds: float, seed: int) -> dict[st
 
 
 def _processes(stress: Stress, board: Board) -> int:
-    """Returns how often a trainer was killed."""
+    """Runs with processes; returns the number of kills."""
     with tfdist.local_cluster(
         1, stress.parties, backend="processes", surroundings=QUIET
     ) as cluster:
@@ -196,7 +196,7 @@ def _threads(stress: Stress, _: tfdist.Task) -> None:
 
 
 class _Killer(threading.Thread):
-    """Kills and restarts trainers of the cluster, if there is one, and stops all in the end."""
+    """Kills and restarts the trainers of a cluster, if given, and stops all of them at the end."""
 
     def __init__(self, cluster: Any, stress: Stress, board: Board) -> None:
         super().__init__(name="killer", daemon=True)
@@ -214,7 +214,7 @@ class _Killer(threading.Thread):
                 else:
                     self._kill_until(deadline)
         except tfdist.TfdistError as error:
-            # A trainer that has failed cannot be killed; then `run` has the better error.
+            # Killing a failed trainer is an error, but `run` then has the better one.
             if not self.ended.wait(5):
                 self.error = error
         finally:
@@ -262,11 +262,10 @@ def _trainer(stress: Stress, task: tfdist.Task) -> None:
 
 
 def _joined(task: tfdist.Task, kind: str) -> tuple[SharedBarrier, int]:
-    """A barrier, and the generation in which it arrives first.
+    """A barrier, and the first generation at which this trainer arrives.
 
-    If an earlier incarnation has arrived already, that generation may be over before it can be
-    asked
-    for. So it is asked for before the barrier is made, too.
+    If an earlier incarnation had arrived already, a generation may end while the barrier is made.
+    So the generation is read before and after.
     """
     barrier = tfdist.Barrier(task, "stress", kind=kind)
     while True:
@@ -280,7 +279,7 @@ def _joined(task: tfdist.Task, kind: str) -> tuple[SharedBarrier, int]:
 def _pass(
     barrier: SharedBarrier, board: Board, rank: int, generation: int, rng: random.Random
 ) -> None:
-    """Waits again and again until it has passed."""
+    """Waits with random timeouts until the trainer has passed."""
     stall = Deadline(_STALL_SECS)
     while True:
         timeout = math.exp(rng.uniform(math.log(_SHORTEST_WAIT_SECS), math.log(_LONGEST_WAIT_SECS)))
@@ -306,7 +305,7 @@ def _pass(
         board.add(rank, "timeouts")
         if stall.expired:
             raise TimeoutError(
-                f"generation {generation} is not over after {stall.elapsed:.0f} s; "
+                f"generation {generation} has not ended after {stall.elapsed:.0f} s; "
                 f"published: {board.column('published')}"
             ) from last_error
 
@@ -317,7 +316,7 @@ def _publish(board: Board, rank: int, generation: int) -> None:
 
 
 def _arrival_field(generation: int) -> str:
-    """Nobody is two generations ahead of another, so two places are enough."""
+    """No trainer is two generations ahead of another, so two fields are enough."""
     return "arrived_odd" if generation % 2 else "arrived_even"
 
 
@@ -327,11 +326,11 @@ def _check(board: Board, rank: int, generation: int) -> None:
     if behind:
         board.add(rank, "early")
         board.note(
-            f"early: rank {rank} passed generation {generation} while the ranks {behind} had not "
-            f"come as far; published: {published}"
+            f"early: rank {rank} passed generation {generation} before the ranks {behind} had "
+            f"arrived; published: {published}"
         )
     if _LEFT in published:
-        return  # who has left did release the others, but not by arriving
+        return  # a trainer that left released the others, but did not arrive
     late_by = time.monotonic_ns() // 1000 - max(board.column(_arrival_field(generation)))
     board.raise_to(rank, "longest_release", late_by)
     if late_by > SLOW_SECS * 1e6:

@@ -1,4 +1,4 @@
-"""The CPU time of another process, in nanoseconds where /proc counts in hundredths of a second."""
+"""The CPU time of another process in nanoseconds; /proc has only hundredths of a second."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Clock = Callable[[], float]
 
 
 def cpu_clock(pid: int) -> Clock:
-    """Gives the seconds of CPU time that all threads of the process have had so far."""
+    """A clock that returns the CPU seconds of all threads of the process."""
     library, clock = ctypes.CDLL(None), ctypes.c_int()
     if error := library.clock_getcpuclockid(pid, ctypes.byref(clock)):
         raise OSError(error, os.strerror(error), f"pid {pid}")
@@ -21,10 +21,10 @@ def cpu_clock(pid: int) -> Clock:
 
 
 def server_pid(address: str) -> int:
-    """The process of this machine that listens at the port of `address`."""
+    """The local process that listens on the port of `address`."""
     port = int(address.rpartition(":")[2])
     for found in psutil.net_connections("tcp"):
         listens = found.status == psutil.CONN_LISTEN and found.laddr
         if listens and listens.port == port and found.pid:
             return found.pid
-    raise ProcessLookupError(f"nobody listens at {address}")
+    raise ProcessLookupError(f"no process listens on {address}")

@@ -1,8 +1,8 @@
-"""What single operations cost: CPU time of the ps for claims and commits, of a worker for a ledger.
+"""CPU time of single operations: of the ps for claims and commits, of a worker for the ledger.
 
-One worker and one ps. The clock of the ps is read before each operation and a moment after its
-answer, for there is something to tidy up then; what an idle ps uses in as long is taken off. So
-each operation comes alone, to a ps that has been idle, which is the dearest way.
+There are one worker and one ps. The CPU clock of the ps is read before each operation and 3 ms
+after its answer, when the ps has tidied up; the CPU time of an idle ps is subtracted. Each
+operation reaches an idle ps, which makes it as expensive as possible.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ UPDATE, WITH_COMMIT = "a run of an addition", "the same with a commit"
 CONTIGUOUS, SHUFFLED = "contiguous numbers", "shuffled numbers"
 
 LEDGER_BATCH = 1024
-_BATCHES_A_SPLIT, _BATCH = 2, 8  # each way to commit commits one
+_BATCHES_A_SPLIT, _BATCH = 2, 8  # each way to commit takes one batch
 _TIDY_SECS = 0.003
-# Of this worker in an epoch, in which two workers share the numbers: enough to be joined thrice.
+# Steps of this worker in an epoch that two workers share: enough for three joins of the ledger.
 _LEDGER_STEPS = 256
 _STALL_SECS = 60.0
 
-# By operation and number of splits, of each round, the ms of CPU time.
+# CPU time in ms of each round, by operation and number of splits.
 Costs = dict[tuple[str, int], list[float]]
 
 
 def measure(rounds: int, claims: int, limit_secs: float) -> tuple[Costs, dict[str, list[float]]]:
-    """The ps's for each operation, and the worker's for a step of `Epoch.read`.
+    """The costs of the ps by operation, and those of the worker for `Epoch.read`.
 
     Args:
-        rounds: how many, after one that is thrown away.
-        claims: in each round, of each number of splits; less than the fewest splits.
-        limit_secs: seconds for all of it.
+        rounds: number of rounds, after one for warming up.
+        claims: claims in each round and table; less than the fewest splits.
+        limit_secs: limit of the whole measurement.
 
     Raises:
-        TfdistError: the worker failed, or `limit_secs` were over.
+        TfdistError: the worker failed, or it took longer than `limit_secs`.
     """
     with tfdist.local_cluster(1, 1, backend="processes", surroundings=QUIET) as cluster:
         function = partial(_work, rounds, claims)
@@ -77,7 +77,7 @@ def _work(rounds: int, claims: int, task: tfdist.Task) -> tuple[Costs, dict[str,
 
 
 class _PsClock:
-    """Measures operations of the ps one by one."""
+    """Measures operations of the ps, one at a time."""
 
     def __init__(self, task: tfdist.Task) -> None:
         self._clock = cpu_clock(server_pid(task.cluster_spec["ps"][0]))
@@ -87,19 +87,19 @@ class _PsClock:
         self._idle = (self._clock() - cpu) / (time.monotonic() - start)
 
     def measure(self, operation: Callable[[], Any]) -> tuple[float, Any]:
-        """The seconds of CPU time of the ps, and what the operation returned."""
+        """The CPU seconds of the ps, and the result of the operation."""
         start, cpu = time.monotonic(), self._clock()
         answer = operation()
         time.sleep(_TIDY_SECS)
         return self._clock() - cpu - self._idle * (time.monotonic() - start), answer
 
     def ms_of(self, operations: list[Callable[[], Any]]) -> float:
-        """The mean of them."""
+        """The mean CPU time of the operations."""
         return 1e3 * sum(self.measure(each)[0] for each in operations) / len(operations)
 
 
 class _Table:
-    """A queue with so many splits of a few batches each, and an addition to commit with."""
+    """A queue with `size` splits of two batches each, and an addition to commit with."""
 
     def __init__(self, task: tfdist.Task, size: int) -> None:
         import tensorflow as tf
@@ -116,7 +116,7 @@ class _Table:
         self._commit = self.queue.commit_after([self._update])
 
     def costs(self, session: Any, clock: _PsClock, claims: int) -> dict[str, float]:
-        """Mean ms by operation, of so many claims in one epoch."""
+        """Mean CPU time in ms by operation, over `claims` claims in one epoch."""
         spent = dict.fromkeys((CLAIM, COMMIT, UPDATE, WITH_COMMIT), 0.0)
         splits = iter(self.queue)
         if self._left < claims:
@@ -137,7 +137,7 @@ class _Table:
 
 
 def _ledger_costs(task: tfdist.Task, rounds: int) -> Iterator[tuple[str, list[float]]]:
-    """By kind, for each round, the mean ms of the worker's CPU time for a step's `read`."""
+    """For each kind, the mean CPU time in ms of the worker for `Epoch.read`, by round."""
     steps = np.arange(2 * _LEDGER_STEPS * LEDGER_BATCH).reshape(-1, LEDGER_BATCH)
     rng = np.random.default_rng(1)
     orders = {CONTIGUOUS: steps, SHUFFLED: rng.permutation(steps.ravel()).reshape(steps.shape)}

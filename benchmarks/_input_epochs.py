@@ -1,8 +1,9 @@
-"""What an epoch of training takes with each way to feed it, round by round in one cluster.
+"""The time of a training epoch with each way to feed it.
 
-All peers share one graph, and one model on the ps. In each round every worker runs an epoch of each
-peer, in an order that is the same for all workers and another one in each round; they start each
-together. A wrong result fails: each epoch has all batches, and those of tfdist a complete audit.
+All peers share one cluster, one graph and one model on the ps. In each round every worker runs an
+epoch of each peer. The order of peers is the same for all workers and shuffled in each round; the
+workers start each epoch together. A wrong result is an error: each epoch must have all batches, and
+an epoch of tfdist a complete audit.
 """
 
 from __future__ import annotations
@@ -33,15 +34,15 @@ WORKERS, FILES = 2, 8
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, as plain data that travels to the workers.
+    """What to measure, as plain data for the workers.
 
     Attributes:
-        rounds: how many, after one that is thrown away.
-        steps: in an epoch, of all workers together; as many in each file.
+        rounds: number of rounds, after one for warming up.
+        steps: steps of an epoch, of all workers together; equally many for each file.
         seed: of the order of the peers.
         paths: of the files.
         index: path of the saved `FileSet`.
-        folder: where they lie.
+        folder: of the files.
     """
 
     rounds: int
@@ -52,7 +53,7 @@ class Plan:
     folder: str = ""
 
     def orders(self) -> Iterator[list[str]]:
-        """The peers in the order of each round, the same in every worker."""
+        """The peers in the order of each round; all workers get the same."""
         rng = random.Random(self.seed)
         for _ in range(self.rounds + 1):
             yield rng.sample(PEERS, len(PEERS))
@@ -63,10 +64,10 @@ class Pass:
     """One worker's part in an epoch.
 
     Attributes:
-        start, stop: by the clock of the machine.
-        done: what came out.
-        cpu: seconds of CPU time that its process had meanwhile.
-        ps_cpu: the same of the ps, in the whole epoch.
+        start, stop: times by the clock of the machine.
+        done: what the worker did.
+        cpu: CPU seconds of the worker's process.
+        ps_cpu: CPU seconds of the ps, in the whole epoch.
     """
 
     start: float
@@ -76,15 +77,15 @@ class Pass:
     ps_cpu: float
 
 
-# By peer and round the passes of all workers.
+# The passes of all workers, by peer and round.
 Measured = dict[str, list[list[Pass]]]
 
 
 def measure(rounds: int, steps: int, seed: int, limit_secs: float) -> Measured:
-    """Writes the files and runs all rounds; blocks until they are over.
+    """Writes the files, runs all rounds and blocks until they end.
 
     Raises:
-        TfdistError: a worker failed, or `limit_secs` were over.
+        TfdistError: a worker failed, or it took longer than `limit_secs`.
     """
     with tempfile.TemporaryDirectory(prefix="input-") as folder:
         paths = _input_model.write_files(Path(folder), FILES, steps // FILES * BATCH)
@@ -109,17 +110,17 @@ def _job(number: int) -> str:
 
 
 def elapsed(epoch: list[Pass]) -> float:
-    """Seconds from the first start until the last worker's end."""
+    """Seconds from the start of the first worker to the end of the last."""
     return max(one.stop for one in epoch) - min(one.start for one in epoch)
 
 
 def step_ms(epoch: list[Pass]) -> float:
-    """What a step of one worker takes, on average over an epoch."""
+    """The mean time of a step of one worker."""
     return 1e3 * elapsed(epoch) * WORKERS / sum(one.done.steps for one in epoch)
 
 
 def cpu_ms(epoch: list[Pass]) -> float:
-    """CPU time of a step, of the workers and the ps together."""
+    """The mean CPU time of a step, of worker and ps together."""
     spent = sum(one.cpu for one in epoch) + max(one.ps_cpu for one in epoch)
     return 1e3 * spent / sum(one.done.steps for one in epoch)
 
@@ -127,14 +128,14 @@ def cpu_ms(epoch: list[Pass]) -> float:
 # What a worker does.
 
 
-# They serve until the process ends: one that is destroyed waits for minutes (TensorFlow 2.21).
+# Keeps the servers: destroying one takes minutes (TensorFlow 2.21).
 _services: list[Any] = []
 
 
 def _work(plan: Plan, task: tfdist.Task) -> dict[str, list[Pass]]:
     import tensorflow as tf
 
-    tf.compat.v1.logging.set_verbosity(tf.compat.v1.logging.ERROR)  # of the age of its optimizers
+    tf.compat.v1.logging.set_verbosity(tf.compat.v1.logging.ERROR)  # no old-optimizer warnings
     with tfdist.worker_server(task) as target:
         dispatcher = _start_service(plan, task)
         with tf.Graph().as_default():
@@ -142,11 +143,12 @@ def _work(plan: Plan, task: tfdist.Task) -> dict[str, list[Pass]]:
 
 
 def _start_service(plan: Plan, task: tfdist.Task) -> str:
-    """The tf.data service on the workers; returns the target of the dispatcher, on the chief."""
+    """Starts the tf.data service on the workers; returns the target of its dispatcher."""
     import tensorflow as tf
 
     service = tf.data.experimental.service
-    started, told = tfdist.Barrier(task, "service", timeout=STALL_SECS), Path(plan.folder, "target")
+    started = tfdist.Barrier(task, "service", timeout=STALL_SECS)
+    target_file = Path(plan.folder, "target")
     if task.is_chief:
         _services.append(service.DispatchServer())
         files = tf.data.Dataset.from_tensor_slices(list(plan.paths))
@@ -154,9 +156,9 @@ def _start_service(plan: Plan, task: tfdist.Task) -> str:
             service.register_dataset(
                 _services[0].target, batches(files), compression=None, dataset_id=_job(number)
             )
-        told.write_text(_services[0].target)
+        target_file.write_text(_services[0].target)
     started.wait()
-    target = told.read_text()
+    target = target_file.read_text()
     _services.append(
         service.WorkerServer(service.WorkerConfig(dispatcher_address=target.partition("://")[2]))
     )

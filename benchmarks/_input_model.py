@@ -1,4 +1,4 @@
-"""The files and the model of the throughput benchmark: clicks, factors, and three dense layers."""
+"""The files and the model of the input benchmark: clicks, embeddings and three dense layers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfdist.train import graph
 BATCH = 1024
 USERS, ITEMS, DIM, DENSE = 20_000, 10_000, 32, 13
 LAYERS = (256, 128, 1)
-_DISTINCT = 8192  # records; from then on they come again
+_DISTINCT = 8192  # records, which are repeated
 _LEARNING_RATE = 0.01
 
 
@@ -28,7 +28,7 @@ class Features(NamedTuple):
 
 
 def write_files(folder: Path, files: int, records: int) -> list[str]:
-    """Writes TFRecord files of so many records each; returns their paths."""
+    """Writes TFRecord files with `records` records each; returns their paths."""
     import tensorflow as tf
 
     rng = np.random.default_rng(1)
@@ -54,7 +54,7 @@ def _example(rng: np.random.Generator) -> Any:
 
 
 def parse(records: Any) -> Features:
-    """A batch of serialized examples; of an empty string, which is padding, zeros."""
+    """Parses a batch of serialized examples; an empty string, which is padding, gives zeros."""
     import tensorflow as tf
 
     shapes = Features([], [], [DENSE], [])
@@ -71,11 +71,7 @@ def parse(records: Any) -> Features:
 
 
 class Model:
-    """Variables on the ps; each peer builds its own update of them.
-
-    Args:
-        task: of this trainer.
-    """
+    """Variables on the ps; each peer builds its own update of them."""
 
     def __init__(self, task: tfdist.Task) -> None:
         import tensorflow as tf
@@ -93,7 +89,7 @@ class Model:
             self._optimizer = tf.compat.v1.train.AdagradOptimizer(_LEARNING_RATE)
 
     def gradients(self, features: Features, weight: Any = None) -> Any:
-        """Of a batch whose examples count by their weight."""
+        """The gradients of a batch; each example counts by its weight."""
         import tensorflow as tf
 
         with tf.compat.v1.device(self._device):
@@ -112,7 +108,7 @@ class Model:
             return self._optimizer.compute_gradients(loss)
 
     def apply(self, gradients: Any) -> Any:
-        """The operation that does, and counts the step."""
+        """The operation that applies the gradients and counts the step."""
         import tensorflow as tf
 
         with tf.compat.v1.device(self._device):

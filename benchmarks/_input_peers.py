@@ -1,4 +1,4 @@
-"""How a worker feeds an epoch of training: with plain tf.data, with its service, with tfdist."""
+"""The ways to feed a training epoch: plain tf.data, the tf.data service, and tfdist."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Done(NamedTuple):
     """What a worker did in an epoch.
 
     Attributes:
-        steps: that had examples.
-        reads: seconds of CPU time in `Epoch.read`.
-        begins: seconds that each split took to be claimed and to begin to be read.
+        steps: number of steps with examples.
+        reads: CPU seconds in `Epoch.read`.
+        begins: seconds to claim each split and start reading it.
     """
 
     steps: int
@@ -30,19 +30,19 @@ class Done(NamedTuple):
 
 
 def batches(files: Any) -> Any:
-    """Those of all files of a dataset of paths, as a user of plain tf.data reads them."""
+    """The batches of the files in a dataset of paths, as a user of plain tf.data reads them."""
     import tensorflow as tf
 
     return files.flat_map(tf.data.TFRecordDataset).batch(BATCH).map(parse)
 
 
 class PlainPeers:
-    """Those without tfdist's input: a loop until OutOfRange, with nothing in a run but the update.
+    """The peers without tfdist's input: update until OutOfRangeError.
 
     Args:
-        task: of this worker.
-        model: to be trained.
-        paths: of all files.
+        task: this worker.
+        model: the model to train.
+        paths: all files.
         dispatcher: target of the tf.data service.
     """
 
@@ -65,9 +65,8 @@ class PlainPeers:
                 job_name="epoch",
             )
             options = tf.data.Options()
-            options.autotune.enabled = (
-                False  # see `tfdist.data.endless_batches`: an epoch might wait for it
-            )
+            # As in `tfdist.data.endless_batches`: an epoch might wait for the tuning thread.
+            options.autotune.enabled = False
             self._share, self._served = (
                 tf.compat.v1.data.make_initializable_iterator(
                     source.prefetch(_PREFETCH).with_options(options)
@@ -80,17 +79,17 @@ class PlainPeers:
         )
 
     def run(self, session: Any, job: str) -> Done:
-        """On the worker's share of the files."""
+        """Trains on the worker's share of the files."""
         session.run(self._share.initializer)
         return _until_end(session, self._update)
 
     def run_service(self, session: Any, job: str) -> Done:
-        """On what the service gives this worker."""
+        """Trains on what the service sends this worker."""
         session.run(self._served.initializer, {self._job: job})
         return _until_end(session, self._update_served)
 
     def run_in_step(self, session: Any, job: str) -> Done:
-        """On its share; the workers wait for one another after each step, and have as many."""
+        """Trains on the worker's share; all workers wait for one another after each step."""
         import tensorflow as tf
 
         session.run(self._share.initializer)
@@ -117,11 +116,11 @@ def _until_end(session: Any, update: Any) -> Done:
 
 
 class TfdistPeers:
-    """As a user of tfdist trains: numbered records, padding, a ledger, an end that all agree on.
+    """The peers with tfdist: numbered records, padding, a ledger and an agreed end of the epoch.
 
     Args:
-        task: of this worker.
-        model: to be trained.
+        task: this worker.
+        model: the model to train.
         index: path of the saved `FileSet`.
     """
 
@@ -130,7 +129,7 @@ class TfdistPeers:
 
         files = tfdist.data.FileSet.load(index)
         size = len(files) // len(task.trainers)
-        self._mine = task.rank * size, (task.rank + 1) * size  # in step each has as many
+        self._mine = task.rank * size, (task.rank + 1) * size  # equal shares for the peer in step
         self._queue = tfdist.splits.SplitQueue(
             task, "train", files.splits(SPLIT), batch_size=BATCH, timeout=STALL_SECS
         )
@@ -158,7 +157,7 @@ class TfdistPeers:
         self._step = graph.apply_if(self._has_value, lambda: model.apply(gradients))
 
     def run(self, session: Any, job: str) -> Done:
-        """On splits, with the commit in the run of the update."""
+        """Trains on splits; the update and the commit are one run."""
         steps, reads, begins, ended = 0, 0.0, list[float](), time.monotonic()
         for split in self._batches.splits(session):
             begins.append(time.monotonic() - ended)
@@ -173,7 +172,7 @@ class TfdistPeers:
         return Done(steps, reads, tuple(begins))
 
     def run_in_step(self, session: Any, job: str) -> Done:
-        """On the worker's share; they agree after each step whether anybody goes on."""
+        """Trains on the worker's share; after each step all workers agree whether to continue."""
         session.run(self._iterator.initializer)
         steps, reads, has_value = 0, 0.0, True
         while self._epoch_in_step.should_continue(has_value):
@@ -186,7 +185,7 @@ class TfdistPeers:
 
 
 def _read(epoch: tfdist.train.Epoch, number: Any, weight: Any) -> float:
-    """Notes the examples; returns the seconds of CPU time that it took."""
+    """Adds the examples to the ledger; returns the CPU seconds that this took."""
     start = time.thread_time()
     epoch.read(number[weight > 0])
     return time.thread_time() - start

@@ -1,9 +1,9 @@
-"""Four workers of which one is eight times slower: with a SplitQueue, and with static shares.
+"""Four workers, one of them eight times slower, with a SplitQueue and with static shares.
 
-The work is a sleep before each step, so that neither the cores nor what else they do decide; a step
-itself is an addition on the ps. Shares that are divided beforehand take so much longer that they
-are of a quarter of the records. From them each worker's speed is known, steps included, and from
-the speeds the ideal: the time in which all records are read if nobody ever waits.
+The work of a step is a sleep and an addition on the ps, so that the load of the machine matters
+little. Static shares take so much longer that they cover only a quarter of the records. They show
+the speed of each worker, and from the speeds follows the ideal time: all records are read, and no
+worker waits.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ PEERS = (QUEUE, STATIC)
 
 WORKERS, SLOWNESS, SLEEP_SECS = 4, 8, 0.04
 BATCH, SPLIT = 64, 20 * 64  # records
-STATIC_PART = 4  # static shares are of one of so many parts of the records
+STATIC_PART = 4  # static shares cover one fourth of the records
 _STALL_SECS = 60.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is measured, as plain data that travels to the workers.
+    """What to measure, as plain data for the workers.
 
     Attributes:
-        rounds: how many, after one that is thrown away.
-        batches: of an epoch of the SplitQueue.
+        rounds: number of rounds, after one for warming up.
+        batches: batches of an epoch with the SplitQueue.
         seed: of the order of the peers.
     """
 
@@ -43,7 +43,7 @@ class Plan:
     seed: int
 
     def orders(self) -> Iterator[list[str]]:
-        """The peers in the order of each round, the same in every worker."""
+        """The peers in the order of each round; all workers get the same."""
         rng = random.Random(self.seed)
         for _ in range(self.rounds + 1):
             yield rng.sample(PEERS, len(PEERS))
@@ -54,8 +54,8 @@ class Share:
     """One worker's part in an epoch.
 
     Attributes:
-        start, stop: when it came to its loop and when it left it, by the clock of the machine.
-        records: that it read.
+        start, stop: times by the clock of the machine when it entered and left its loop.
+        records: number of records that it read.
     """
 
     start: float
@@ -63,15 +63,15 @@ class Share:
     records: int
 
 
-# By peer and round what each worker did.
+# The shares of all workers, by peer and round.
 Measured = dict[str, list[list[Share]]]
 
 
 def measure(rounds: int, batches: int, seed: int, limit_secs: float) -> Measured:
-    """Runs all rounds; blocks until they are over.
+    """Runs all rounds and blocks until they end.
 
     Raises:
-        TfdistError: a worker failed, or `limit_secs` were over.
+        TfdistError: a worker failed, or it took longer than `limit_secs`.
     """
     plan = Plan(rounds, batches, seed)
     with tfdist.local_cluster(1, WORKERS, backend="processes", surroundings=QUIET) as cluster:
@@ -83,18 +83,18 @@ def measure(rounds: int, batches: int, seed: int, limit_secs: float) -> Measured
 
 
 def elapsed(shares: list[Share]) -> float:
-    """From the first start until all have left."""
+    """Seconds from the first start to the last stop."""
     return max(share.stop for share in shares) - min(share.start for share in shares)
 
 
 def spread_of_ends(shares: list[Share]) -> float:
-    """From the first that left until the last."""
+    """Seconds from the first stop to the last."""
     stops = [share.stop for share in shares]
     return max(stops) - min(stops)
 
 
 def ideal(records: int, static: list[Share]) -> float:
-    """Seconds for so many records, if all keep the speed that they had with static shares."""
+    """Seconds to read all records, if each worker keeps its speed with static shares."""
     return records / sum(share.records / (share.stop - share.start) for share in static)
 
 
@@ -152,7 +152,7 @@ class _Reader:
         self._commit = self._queue.commit_after([self._update])
 
     def read_splits(self, session: Any, epoch: tfdist.train.Epoch) -> int:
-        """Until nothing is left; the number of records."""
+        """Reads splits until none is left; returns the number of records."""
         records = 0
         for split in self._queue:
             self._begin(session, split.offset, split.stop)
@@ -167,7 +167,7 @@ class _Reader:
         return records
 
     def read_share(self, session: Any) -> int:
-        """All of its share; the number of records."""
+        """Reads the worker's static share; returns the number of records."""
         start, stop = self._mine
         self._begin(session, start, stop)
         for _ in range(start, stop, BATCH):

@@ -1,11 +1,13 @@
-"""What every benchmark reports: the machine, the spread over its rounds, its targets."""
+"""What the benchmarks share: options, the machine, the spread over rounds, targets, tables."""
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
+import random
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,18 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+
+def add_options(parser: argparse.ArgumentParser, quick: str) -> None:
+    """Adds the options that every benchmark has; `quick` is the help text of --quick."""
+    parser.add_argument("--quick", action="store_true", help=quick)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=random.SystemRandom().randrange(10**6),
+        help="seed of everything random (default: a new one)",
+    )
 
 
 def machine() -> dict[str, Any]:
@@ -41,8 +55,18 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return dict(zip(("min", "q1", "median", "q3", "max"), quartiles, strict=True))
 
 
+def ratios(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
+    return [one / other for one, other in zip(ours, theirs, strict=True)]
+
+
+def with_spread(values: Mapping[str, list[float]]) -> dict[str, Any]:
+    """The median of each value over the rounds, and under "spread" how far the rounds differ."""
+    spreads = {name: spread(rounds) for name, rounds in values.items()}
+    return {name: each["median"] for name, each in spreads.items()} | {"spread": spreads}
+
+
 def target(name: str, value: float | None, bound: float) -> dict[str, Any]:
-    """One that was not measured is neither held nor missed."""
+    """A target with its outcome; without a value it is neither held nor missed."""
     held = None if value is None else value <= bound
     return {"name": name, "value": value, "bound": bound, "held": held}
 
@@ -66,7 +90,7 @@ def make_table(left: list[str], right: list[str]) -> Table:
 
 
 def make_console() -> Console:
-    # Into a file, or a log, rich would fold it at 80 columns.
+    # In a file or a log, rich would wrap the tables at 80 columns.
     return Console(width=None if sys.stdout.isatty() else 140, highlight=False)
 
 

@@ -1,8 +1,7 @@
-"""What is measured of each kind of message: a burst from many trainers, and one that comes alone.
+"""The measurements of each kind of message: a burst from many trainers, and single messages.
 
-Each trainer has a server of its own, as everywhere, so that what it sends the ps comes by a
-connection of its own. CPU times come from bursts, for a ps that is full is busy; one that has been
-idle takes longer for a message.
+Each trainer has its own server, and therefore its own connection to the ps. CPU times are taken
+from bursts: the ps of a large job is busy, and an idle ps takes longer for a message.
 """
 
 from __future__ import annotations
@@ -24,19 +23,19 @@ from tfdist.cluster.server import start_server
 from tfdist.ps.retry import retry_duplicate_request
 from tfdist.task import ClusterSpec
 
-# Messages in a round: of each trainer in a burst, of one alone, and splits that each claims.
+# Counts in a round: messages of each trainer in a burst, single messages, claims of each trainer.
 _BURST, _ALONE, _CLAIMS = 8, 16, 4
-_BATCHES = 6  # of a split: 2 are committed alone, 2 in a run, 1 in a chain, and 1 is left
+_BATCHES = 6  # of a split: 2 for single commits, 2 for commits in a run, 1 for a chain, 1 spare
 
 Block = Callable[[Crew], dict[Kind, Pair]]
 
 
 def blocks(sizes: Sizes, cluster_spec: ClusterSpec, opened: ExitStack) -> list[Block]:
-    """All that a round measures, in any order; blocks until all graphs are built.
+    """The blocks of a round, which may run in any order; blocks until all graphs are built.
 
     Args:
-        sizes: of what is sent, and by how many.
-        cluster_spec: with two ps, and as many workers as send.
+        sizes: of the messages, and the number of senders.
+        cluster_spec: two ps, and one worker for each sender.
         opened: closes the sessions.
     """
     (few, many), (small, large) = sizes.parties, sizes.splits
@@ -62,13 +61,13 @@ def blocks(sizes: Sizes, cluster_spec: ClusterSpec, opened: ExitStack) -> list[B
     return found
 
 
-# Messages that can be sent at any time.
+# Messages in any order.
 
 
 class _Trainer:
-    """Its runs by way of its server, and a reader that commits in such runs.
+    """The runs of a trainer through its own server, and a reader that commits in such runs.
 
-    The first one that is made gives the variables their values.
+    The chief's instance initializes the variables.
     """
 
     def __init__(self, sizes: Sizes, task: tfdist.Task, opened: ExitStack) -> None:
@@ -108,15 +107,15 @@ class _Trainer:
         self.reader.begin()
 
     def open_session(self) -> Any:
-        """Another one by way of its server, for the default graph."""
+        """Opens another session on the trainer's server, for the default graph."""
         return load.open_session(self._target, self.task.device)
 
     def commit(self) -> None:
-        """A batch, in the run of an addition."""
+        """Commits a batch in the run of an addition."""
         self._run(self._commit)
 
     def chain(self) -> None:
-        """A batch, and the same commit once more again and again, in one run."""
+        """Commits a batch, and repeats the same commit several times, in one run."""
         self._run(self._chain)
 
     def _run(self, fetched: Any) -> None:
@@ -127,16 +126,16 @@ class _Trainer:
 def _send(
     kind: Kind, calls: Sequence[Call], crew: Crew, *, alone: Call | None = None
 ) -> dict[Kind, Pair]:
-    """The same message from all, and then from one."""
+    """Measures a message sent by all trainers, and then by one."""
     return {kind: Pair(crew.measure(calls, _BURST), crew.measure([alone or calls[0]], _ALONE))}
 
 
-# Messages about splits, which come in their order.
+# Messages about splits, which have a fixed order.
 
 
 @dataclass(frozen=True)
 class _Phase:
-    """What all readers do so often."""
+    """A call that each reader makes `times` times."""
 
     kind: Kind
     calls: Sequence[Call]
@@ -164,7 +163,7 @@ def _phases_in_runs(trainers: Sequence[_Trainer], splits: int) -> list[_Phase]:
 
 
 def _read(phases: Sequence[_Phase], readers: Sequence[Reader], crew: Crew) -> dict[Kind, Pair]:
-    """Some splits of each reader, and then of the first one alone."""
+    """Measures some splits of all readers, and then of the first reader alone."""
 
     def found(count: int) -> dict[Kind, Sample]:
         samples: dict[Kind, list[Sample]] = {phase.kind: [] for phase in phases}
@@ -182,7 +181,7 @@ def _read(phases: Sequence[_Phase], readers: Sequence[Reader], crew: Crew) -> di
 def _readers(
     tasks: Sequence[tfdist.Task], trainer: _Trainer, splits: int, opened: ExitStack
 ) -> list[Reader]:
-    """At a table of their own, which a trainer makes."""
+    """Makes readers of a new table, which `trainer` initializes."""
     import tensorflow as tf
 
     made = []

@@ -1,4 +1,4 @@
-"""The model against a real job on this machine: where does either stop to get faster?"""
+"""Compares the model with a real job on this machine: where does each stop getting faster?"""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from benchmarks._scale_knee import crossing
 from benchmarks._scale_limits import cycle_secs, demands
 from benchmarks._scale_model import CPU_0, simulate
 
-# What a trainer sends is a small model's, so that this machine can bear tens of them.
+# A small model, so that this machine can run tens of trainers.
 MIX = Job(variables=2, dense_bytes=1 << 15, rows=64, split_steps=5, barrier_steps=10)
 _SHORTEST_SECS = 0.005
 _INTERVALS, _SEED = 4, 1
 
 
 def paced(machines: Machines, costs: Costs, trainers: float) -> Job:
-    """The mix, with trainers that work for so long that the model is full with so many of them."""
+    """The mix, with a step time for which the model is full at `trainers` trainers."""
     job = replace(MIX, step_secs=0.0, trainers=round(trainers))
     demand = demands(job, machines, costs)[CPU_0]
     secs = trainers * demand - cycle_secs(job, machines, costs)
@@ -27,14 +27,14 @@ def paced(machines: Machines, costs: Costs, trainers: float) -> Job:
 
 @dataclass(frozen=True)
 class Curve:
-    """Steps in a second by number of trainers, and where it stops to rise."""
+    """Steps a second by number of trainers, and the crossing of the curve."""
 
     steps_per_sec: Mapping[int, float]
     crossing: float
 
 
 def simulated(job: Job, machines: Machines, costs: Costs, ladder: Sequence[int]) -> Curve:
-    """What the model says of a job with each number of trainers."""
+    """The model's curve of a job."""
     found = {
         number: simulate(
             replace(job, trainers=number), machines, costs, intervals=_INTERVALS, seed=_SEED
@@ -45,5 +45,5 @@ def simulated(job: Job, machines: Machines, costs: Costs, ladder: Sequence[int])
 
 
 def factor(one: float, other: float) -> float:
-    """How far two figures are apart, whichever is larger; 1 where they are equal."""
+    """The factor between two figures, at least 1."""
     return max(one / other, other / one)

@@ -1,4 +1,4 @@
-"""What messages cost, as a function of their size; made from measured points, and kept as JSON."""
+"""The costs of messages as functions of their size, made from measurements, kept as JSON."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ _LEAST_SECS = 1e-9
 
 @dataclass(frozen=True)
 class Line:
-    """`base`, and `slope` more for each of what is counted."""
+    """A linear cost: `base`, and `slope` for each unit."""
 
     base: float = 0.0
     slope: float = 0.0
 
     def at(self, count: float) -> float:
-        """The value there."""
+        """The value at `count` units."""
         return self.base + self.slope * count
 
     def less(self, constant: float) -> Line:
-        """So much lower, but nowhere below zero."""
+        """The line lowered by a constant; its base stays at least zero."""
         return Line(max(0.0, self.base - constant), self.slope)
 
     @classmethod
     def through(cls, points: Mapping[int, float]) -> Line:
-        """The nearest line that neither falls nor begins below zero.
+        """The best line that does not fall and does not start below zero.
 
-        Nearest by the ratio to each point, so that small sizes count as much as large ones.
+        The fit minimizes relative errors, so that small sizes count as much as large ones.
         """
         values = np.maximum(list(points.values()), _LEAST_SECS)
         columns = np.stack([np.ones(len(points)), list(points)], 1) / values[:, None]
@@ -49,12 +49,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one message, in seconds.
+    """The cost of one message, in seconds.
 
     Attributes:
         ps: CPU time of the ps.
         trainer: CPU time of the trainer that sends it.
-        delay: what it takes beyond both when nothing else goes on, such as the network.
+        delay: its latency on idle machines beyond these two, such as the network.
     """
 
     ps: Line
@@ -64,20 +64,20 @@ class Cost:
 
 @dataclass(frozen=True)
 class Costs:
-    """Of all messages of a job.
+    """The costs of all messages of a job; the unit of each line is in parentheses.
 
     Attributes:
-        run: an empty run by way of the trainer's own server, to each of so many ps. (What a ps
-            has of it does not depend on their number.)
-        pull: a variable of so many bytes, in a run.
-        push: an update of so many bytes, in a run.
-        lookup: so many rows, in a run.
-        scatter: an update of so many rows, in a run.
-        commit: in the run of an update, with so many trainers.
-        claim: in a run of its own, with so many trainers.
-        arrival: at a barrier that blocks in a queue, with so many parties.
-        commit_section, claim_section, arrival_section: what of the ps's time is spent while others
-            are kept out.
+        run: an empty run through the trainer's own server (ps). The cost of one ps does not depend
+            on their number.
+        pull: reading a variable, in a run (bytes).
+        push: updating a variable, in a run (bytes).
+        lookup: reading rows, in a run (rows).
+        scatter: updating rows, in a run (rows).
+        commit: a commit in the run of an update (trainers).
+        claim: a claim in its own run (trainers).
+        arrival: an arrival at a barrier of kind "queue" (parties).
+        commit_section, claim_section, arrival_section: the part of the ps's time during which the
+            message holds the lock (trainers, trainers, parties).
     """
 
     run: Cost
@@ -98,7 +98,7 @@ class Costs:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Costs:
-        """The same costs; raises KeyError or TypeError if it is something else."""
+        """The costs from `to_json`; raises KeyError or TypeError for other data."""
         return cls(**{field.name: _read(data[field.name]) for field in fields(cls)})
 
 

@@ -1,4 +1,4 @@
-"""Threads that send messages at the same time, and the CPU time that this takes here and there."""
+"""Threads that send messages at the same time, and the CPU time of both sides."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from benchmarks._input_clock import Clock
 from benchmarks._scale_kinds import Sample
 from tfdist.deadline import Deadline
 
-_TIDY_SECS = 0.003  # after the last answer there is something left to do
+_TIDY_SECS = 0.003  # the ps tidies up after the last answer
 _IDLE_SECS = 1.0
 
 Call = Callable[[], object]
 
 
 class Crew:
-    """Some threads of this process, and the clocks.
+    """Threads of this process, and the CPU clocks of ps and trainers.
 
     Args:
-        size: how many.
+        size: number of threads.
         ps_clock: CPU time of ps 0, which is another process.
         deadline: of all calls.
     """
@@ -36,10 +36,10 @@ class Crew:
         self._idle = used[0] / wall, used[1] / wall
 
     def measure(self, calls: Sequence[Call], times: int) -> Sample:
-        """Each in a thread of its own, so often one after the other, all at the same time.
+        """Runs each call `times` times in a thread of its own, all threads at the same time.
 
         Raises:
-            TfdistError: it has not come to its end in time.
+            TfdistError: they did not end in time.
         """
         start = self._now()
         running = [self._threads.submit(_repeat, call, times) for call in calls]
@@ -49,7 +49,8 @@ class Crew:
         for each in done:
             each.result()
         if len(done) < len(running):
-            raise tfdist.TfdistError(f"{len(running) - len(done)} of {len(running)} never ended")
+            late = len(running) - len(done)
+            raise tfdist.TfdistError(f"{late} of {len(running)} threads did not end in time")
         walls = [each.result() for each in running]
         time.sleep(_TIDY_SECS)
         wall, ps, trainer = (

@@ -1,4 +1,4 @@
-"""A job on paper: what its trainers do in a step, and what each message of it asks of whom."""
+"""The description of a job: what a trainer does in a step, and the demand of each message."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ from dataclasses import dataclass, replace
 from benchmarks._scale_costs import Cost, Costs, Line
 from tfdist.errors import ConfigError
 
-# What a message has around its values.
+# Of a message, beyond its values.
 _FRAME_BYTES = 1000
 
 
 @dataclass(frozen=True)
 class Job:
-    """A ps job. Each trainer pulls, works, pushes and commits its batch in each step.
+    """A ps job. In each step a trainer pulls, works, pushes and commits its batch.
 
     Raises ConfigError for a number that is too small.
 
     Attributes:
-        trainers: how many.
-        num_ps: over which the variables are spread; ps 0 also keeps splits and barrier.
-        step_secs: what a trainer works by itself in a step, on a machine of its own.
-        jitter: by how much of it that differs at most, equally likely up and down.
-        variables: dense ones.
-        dense_bytes: of all of them, pulled and pushed whole in each step.
-        rows: of a table, looked up and updated in each step.
-        row_bytes: of each.
-        commit_steps: from one commit to the next.
-        split_steps: from one claim to the next.
-        barrier_steps: from one meeting of all to the next.
+        trainers: number of trainers.
+        num_ps: number of ps, which share the variables; ps 0 also keeps splits and barrier.
+        step_secs: work of a trainer in a step, on a machine of its own.
+        jitter: largest relative deviation of `step_secs`, uniformly distributed.
+        variables: number of dense variables.
+        dense_bytes: their size together; each step pulls and pushes all of it.
+        rows: rows of a table that each step reads and updates.
+        row_bytes: size of a row.
+        commit_steps: steps from one commit to the next.
+        split_steps: steps from one claim to the next.
+        barrier_steps: steps from one barrier of all trainers to the next.
     """
 
     trainers: int = 64
@@ -54,12 +54,12 @@ class Job:
 
 @dataclass(frozen=True)
 class Machines:
-    """What the tasks run on.
+    """The machines of a job.
 
     Attributes:
-        cores: of each ps.
-        bytes_per_sec: of its network, in each direction.
-        is_one: whether the trainers work on the cores of the ps too, and no bytes travel.
+        cores: cores of each ps.
+        bytes_per_sec: bandwidth of a ps in each direction.
+        is_one: True if all tasks share the cores of one machine, without a network.
     """
 
     cores: int = 8
@@ -78,15 +78,15 @@ def _check(given: Job | Machines, names: Sequence[str], least: int) -> None:
 
 @dataclass(frozen=True)
 class Message:
-    """What one message asks for, in seconds and bytes.
+    """The demand of one message, in seconds and bytes.
 
     Attributes:
         trainer_secs: CPU time of the trainer.
-        delay_secs: that nobody works for.
-        ps_secs: CPU time of each ps that it goes to, outside of a section.
-        section_secs: CPU time within a section.
-        bytes_to_ps: to each ps.
-        bytes_to_trainer: from each ps.
+        delay_secs: latency that uses no CPU.
+        ps_secs: CPU time of each ps that gets it, without the lock.
+        section_secs: CPU time of the ps with the lock held.
+        bytes_to_ps: bytes to each ps.
+        bytes_to_trainer: bytes from each ps.
     """
 
     trainer_secs: float = 0.0
@@ -99,7 +99,7 @@ class Message:
 
 @dataclass(frozen=True)
 class Messages:
-    """Of one trainer. Pull and push go to every ps, the others to ps 0."""
+    """The messages of one trainer. Pull and push go to every ps, the others to ps 0."""
 
     pull: Message
     push: Message
@@ -109,7 +109,7 @@ class Messages:
 
 
 def messages(job: Job, costs: Costs) -> Messages:
-    """What they ask for in a job of that size."""
+    """The demand of all messages in a job of this size."""
     share = 1 / job.num_ps
     dense, rows = job.dense_bytes * share, job.rows * share
     ids, values = 8 * rows, dense + job.row_bytes * rows
@@ -134,7 +134,7 @@ def messages(job: Job, costs: Costs) -> Messages:
 
 
 def _exchange(job: Job, of_variable: Cost, of_rows: Cost) -> Message:
-    """Of the variables and rows with each ps; the trainer has the work of all of them."""
+    """A message with variables and rows for each ps; the trainer does the work for all ps."""
     variables, rows = job.variables / job.num_ps, job.rows / job.num_ps
     size = job.dense_bytes / job.variables
 

@@ -1,4 +1,4 @@
-"""The kinds of messages that are measured, and the costs that follow from what was measured."""
+"""The kinds of messages that are measured, and the costs that follow from the measurements."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ CLAIM, COMMIT, RENEW = "claim a split", "commit in a run of its own", "renew"
 UPDATE, WITH_COMMIT = "a run of an addition", "the same with a commit"
 CHAIN = "commits one after the other, from two trainers"
 
-# Commits in a run, and trainers that send such runs: one of them always waits for the other.
+# Commits in a run, and trainers that send such runs; one of them always waits for the other.
 CHAINED, CHAINS = 20, 2
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """With what messages are measured.
+    """The sizes of the measured messages.
 
     Attributes:
         present: trainers that send at the same time.
-        many_parties: trainers that a large job has.
-        splits: in a small table, and in a large one.
-        dense_bytes: of a variable.
-        rows: that are looked up.
+        many_parties: trainers of a large job.
+        splits: splits of a small table and of a large one.
+        dense_bytes: sizes of a variable.
+        rows: numbers of rows to look up.
     """
 
     present: int = 8
@@ -41,18 +41,18 @@ class Sizes:
 
     @property
     def parties(self) -> tuple[int, int]:
-        """Trainers that the ps knows of: those that are present, or many."""
+        """Trainers that the ps knows of: only the present ones, or many."""
         return self.present, self.many_parties
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Of one message, on average, in seconds.
+    """The mean figures of one message, in seconds.
 
     Attributes:
         ps: CPU time of ps 0.
         trainer: CPU time of the process of the trainers.
-        wall: from when it was sent until its answer.
+        wall: time from the message to its answer.
     """
 
     ps: float
@@ -62,12 +62,12 @@ class Sample:
 
 @dataclass(frozen=True)
 class Kind:
-    """Of a message.
+    """A kind of message.
 
     Attributes:
-        name: what is done.
-        size: bytes, rows or splits, where there are any.
-        parties: trainers that the barrier or the table has, where it matters.
+        name: what it does.
+        size: its bytes or rows, or the splits of the table; 0 if it has none.
+        parties: trainers of the barrier or the table; 0 if that does not matter.
     """
 
     name: str
@@ -77,20 +77,20 @@ class Kind:
 
 @dataclass(frozen=True)
 class Pair:
-    """Both ways to measure a message: in a burst of many trainers, and alone."""
+    """Both measurements of a message: in a burst of many trainers, and alone."""
 
     burst: Sample
     alone: Sample
 
 
-# By kind, of each round.
+# One pair for each round.
 Samples = Mapping[Kind, Sequence[Pair]]
 
 
 def costs_of(samples: Samples, sizes: Sizes) -> Costs:
-    """The medians over the rounds, as lines through the sizes.
+    """The medians over the rounds, as lines over the sizes.
 
-    CPU times are those of bursts. The delay is what a message takes alone beyond them.
+    CPU times are those of bursts. The delay is the latency of a single message beyond them.
     """
 
     def median(kind: Kind) -> Sample:
@@ -125,8 +125,8 @@ def costs_of(samples: Samples, sizes: Sizes) -> Costs:
     section = statistics.median(
         pair.burst.wall / CHAINED / CHAINS for pair in samples[Kind(CHAIN, splits, few)]
     )
-    # A claim is asked for in the same way as a commit in a run of its own.
-    beside_section = max(0.0, own.ps - section)
+    # A claim is sent in the same way as a commit in its own run.
+    outside_section = max(0.0, own.ps - section)
     return Costs(
         run=lines({1: run, 2: median(Kind(RUN_ON_TWO))}),
         pull=beyond_run(PULL, sizes.dense_bytes),
@@ -137,14 +137,14 @@ def costs_of(samples: Samples, sizes: Sizes) -> Costs:
         claim=claim,
         arrival=arrival,
         commit_section=Line.through({few: section, many: section + grown.ps}),
-        claim_section=claim.ps.less(beside_section),
-        # Nothing is fed or fetched, as in a run that does nothing.
+        claim_section=claim.ps.less(outside_section),
+        # An arrival feeds and fetches nothing, like an empty run.
         arrival_section=arrival.ps.less(median(Kind(DIRECT)).ps),
     )
 
 
 def mean(samples: Sequence[Sample]) -> Sample:
-    """Of as many messages each."""
+    """The mean of samples with equally many messages."""
     columns = zip(*((each.ps, each.trainer, each.wall) for each in samples), strict=True)
     return Sample(*map(statistics.fmean, columns))
 

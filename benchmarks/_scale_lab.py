@@ -1,6 +1,6 @@
-"""Measures costs and runs a real job, in turns, so that what else the machine does hits both.
+"""Measures costs and runs a real job in turns, so that other load on the machine affects both.
 
-Two ps, a process each, and all trainers as threads of one more.
+There are two ps, each a process; all trainers are threads of a third process.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from tfdist.deadline import Deadline
 
 @dataclass(frozen=True)
 class Order:
-    """What is measured, as plain data that travels to the trainers' process.
+    """What to measure, as plain data for the process of the trainers.
 
     Attributes:
         sizes: of the messages.
         here: this machine.
-        numbers: of trainers in the real job; the model is full with a quarter of the most.
-        rounds: how many, after one of the costs alone that is thrown away.
-        seed: of all that is random.
-        limit_secs: for all of it.
+        numbers: numbers of trainers of the real job; the model is full at a quarter of the most.
+        rounds: number of rounds, after one of the costs alone for warming up.
+        seed: of everything random.
+        limit_secs: limit of the whole measurement.
     """
 
     sizes: Sizes
@@ -45,11 +45,11 @@ class Order:
 
 @dataclass(frozen=True)
 class Round:
-    """What was found in one round.
+    """The results of one round.
 
     Attributes:
-        pairs: of each kind of message.
-        rungs: of the real job, by the number of its trainers.
+        pairs: measurements of each kind of message.
+        rungs: figures of the real job, by its number of trainers.
     """
 
     pairs: dict[Kind, Pair]
@@ -58,11 +58,11 @@ class Round:
 
 @dataclass(frozen=True)
 class Found:
-    """What was found.
+    """The results of all rounds.
 
     Attributes:
-        step_secs: that a trainer of the real job worked in each step.
-        rounds: all of them.
+        step_secs: work of a trainer of the real job in each step.
+        rounds: all rounds.
     """
 
     step_secs: float
@@ -70,10 +70,10 @@ class Found:
 
 
 def measure(order: Order) -> Found:
-    """Blocks until it is over.
+    """Measures everything, and blocks until that is done.
 
     Raises:
-        TfdistError: a trainer failed, or `order.limit_secs` were over.
+        TfdistError: a trainer failed, or it took longer than `order.limit_secs`.
     """
     present = order.sizes.present
     with tfdist.local_cluster(2, present, backend="processes", surroundings=QUIET) as cluster:
@@ -84,7 +84,7 @@ def measure(order: Order) -> Found:
 
 def _work(order: Order, task: tfdist.Task) -> Found | None:
     if not task.is_chief:
-        return None  # the chief's process has the servers of all
+        return None  # the chief's process has the servers of all trainers
     deadline, cluster_spec = Deadline(order.limit_secs), task.cluster_spec
     with tfdist.worker_server(task), ExitStack() as opened:
         ps_clock = cpu_clock(server_pid(cluster_spec["ps"][0]))

@@ -1,9 +1,9 @@
-"""A real job with more and more trainers, threads of one process: how many steps it makes.
+"""The rate of a real job with more and more trainers, which are threads of one process.
 
-A trainer works by sleeping, for in a job of many machines that takes nothing from the ps. The ps,
-and what the trainers do for their messages, have the cores of this machine together. Some trainers
-share a server: each server of TensorFlow has some 90 threads, and with 64 of them in one process an
-idle one used a fifth of a core, and a step nearly twice the CPU time.
+A trainer works by sleeping: on many machines its work would not use the cores of the ps. The ps and
+the trainers' messages share the cores of this machine. Several trainers share a server, because
+each TensorFlow server has some 90 threads: with 64 servers in one process, the idle process used a
+fifth of a core, and a step nearly twice the CPU time.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from tfdist.deadline import Deadline
 from tfdist.ps.retry import retry_duplicate_request
 from tfdist.task import ClusterSpec
 
-INTERVALS = 2  # of a barrier, that are measured after one that is not
+INTERVALS = 2  # measured intervals between barriers, after one for warming up
 _STALL_SECS = 60.0
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is run.
+    """What to run.
 
     Attributes:
-        job: with one ps; its `trainers` do not count, and each barrier comes after whole splits.
-        numbers: of trainers that run together, one after the other.
+        job: a job with one ps; its `trainers` is ignored, and barriers come after whole splits.
+        numbers: numbers of trainers, which run one after another.
         climbs: how often each number runs.
-        seed: of how long the trainers work.
+        seed: of the trainers' step times.
     """
 
     job: Job
@@ -48,19 +48,19 @@ class Plan:
 
     @property
     def splits(self) -> int:
-        """As many as are claimed, so that no epoch ends."""
+        """The number of splits for which no epoch ends."""
         intervals = self.climbs * sum(self.numbers) * (INTERVALS + 1)
         return 2 * max(self.numbers) + intervals * self.job.barrier_steps // self.job.split_steps
 
 
 @dataclass(frozen=True)
 class Rung:
-    """Of one number of trainers.
+    """The figures for one number of trainers.
 
     Attributes:
-        steps_per_sec: of all together.
+        steps_per_sec: rate of all trainers together.
         ps_secs: CPU time of the ps for a step.
-        trainer_secs: the same of the process of the trainers.
+        trainer_secs: CPU time of the trainers' process for a step.
     """
 
     steps_per_sec: float
@@ -69,16 +69,16 @@ class Rung:
 
 
 class Ladder:
-    """The trainers of a job; those of the lowest ranks run together.
+    """The trainers of a job; each run uses those with the lowest ranks.
 
-    Their graphs are built here, one after the other, which takes a second for each.
+    The constructor builds their graphs one after another, a second for each.
 
     Args:
-        plan: what is run.
-        cluster_spec: with one worker for each server that the trainers share.
+        plan: what to run.
+        cluster_spec: one worker for each server that the trainers share.
         ps_clock: CPU time of ps 0.
         opened: closes the sessions.
-        deadline: of all that is done later.
+        deadline: of all runs.
     """
 
     def __init__(
@@ -101,10 +101,10 @@ class Ladder:
         ]
 
     def run(self, number: int, step_secs: float) -> Rung:
-        """So many of them train, and work for so long in each step; blocks until they are done.
+        """Trains with `number` trainers that work `step_secs` in each step; blocks until they end.
 
         Raises:
-            TfdistError: they are not done by the deadline.
+            TfdistError: they have not ended by the deadline.
         """
         running = [
             self._threads.submit(trainer.run, number, step_secs, self._ps_clock)
@@ -126,13 +126,13 @@ class Ladder:
 
 @dataclass(frozen=True)
 class _Span:
-    """From one meeting of all trainers to another one.
+    """The measured part of a run, from one barrier to another.
 
     Attributes:
-        steps: of this trainer.
-        secs: that passed.
-        ps_secs: of CPU time of the ps.
-        trainer_secs: of CPU time of this process.
+        steps: steps of this trainer.
+        secs: duration.
+        ps_secs: CPU time of the ps.
+        trainer_secs: CPU time of this process.
     """
 
     steps: int
@@ -142,7 +142,7 @@ class _Span:
 
 
 class _Trainer:
-    """One who trains; the first one that is made gives the variables their values."""
+    """A trainer; the chief's instance initializes the variables."""
 
     def __init__(
         self, plan: Plan, task: tfdist.Task, server: tfdist.Task, opened: ExitStack
@@ -173,7 +173,7 @@ class _Trainer:
         self._warm_up()
 
     def run(self, number: int, step_secs: float, ps_clock: Clock) -> _Span:
-        """Trains together with others, so many in all; blocks until all have done their steps."""
+        """Trains as one of `number` trainers; blocks until all have taken their steps."""
         barrier = self._barriers[number]
         barrier.wait()
         self._run_interval(barrier, step_secs)
@@ -185,8 +185,7 @@ class _Trainer:
         return _Span(INTERVALS * self._job.barrier_steps, *passed)
 
     def _warm_up(self) -> None:
-        # The first run of a graph takes long. Those of all trainers at once would keep the ps from
-        # answering.
+        # The first run of a graph takes long. Those of all trainers together would block the ps.
         self._reader.claim()
         self._run_step()
         self._reader.finish()

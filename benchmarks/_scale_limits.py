@@ -1,8 +1,8 @@
-"""How many trainers each resource of a job can take, by arithmetic, and what would raise that.
+"""How many trainers each resource of a job can serve, by arithmetic, and what would raise that.
 
-A closed system: a trainer that is alone comes back to a resource each `cycle` seconds and uses it
-for `demand` of them, so that it is in use all the time from cycle / demand trainers on. Up to there
-more trainers make more steps, beyond it they wait longer.
+In a closed system a single trainer returns to a resource every `cycle` seconds and uses it for
+`demand` seconds. With cycle / demand trainers the resource is always in use. Up to there more
+trainers take more steps; beyond it they only wait longer.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _MOST_TRAINERS = 1e9
 
 @dataclass(frozen=True)
 class Limit:
-    """Of one resource.
+    """The limit of one resource.
 
     Attributes:
         resource: its name.
-        trainers: from how many on it is in use all the time.
+        trainers: number of trainers from which on it is always in use.
     """
 
     resource: str
@@ -33,7 +33,7 @@ class Limit:
 
 
 def limits(job: Job, machines: Machines, costs: Costs) -> list[Limit]:
-    """Of all resources, the lowest one first; `job.trainers` does not matter."""
+    """The limits of all resources, the lowest first; `job.trainers` is ignored."""
     found = []
     for name in demands(job, machines, costs):
 
@@ -47,7 +47,7 @@ def limits(job: Job, machines: Machines, costs: Costs) -> list[Limit]:
 
 
 def cycle_secs(job: Job, machines: Machines, costs: Costs) -> float:
-    """Seconds of a step of a trainer that never waits, with the costs of a job of that size."""
+    """Seconds of a step of a trainer that never waits, at the costs of a job of this size."""
     asked = messages(job, costs)
 
     def alone(message: Message) -> float:
@@ -64,7 +64,7 @@ def cycle_secs(job: Job, machines: Machines, costs: Costs) -> float:
 
 
 def demands(job: Job, machines: Machines, costs: Costs) -> dict[str, float]:
-    """Seconds of each resource that a step of one trainer takes; of all cores together one."""
+    """Seconds for which a step of one trainer uses each resource; all cores are one resource."""
     asked = messages(job, costs)
     nothing = Message()
     variables = Messages(asked.pull, asked.push, nothing, nothing, nothing)
@@ -78,7 +78,7 @@ def demands(job: Job, machines: Machines, costs: Costs) -> dict[str, float]:
         CPU_0: _per_step(job, asked, cpu),
         TABLE_LOCK: _per_step(job, table, lambda m: m.section_secs),
     }
-    # While they arrive, nobody does anything else.
+    # While trainers arrive at the barrier, they do nothing else.
     arrival = max(cpu(asked.arrival), asked.arrival.section_secs)
     found[ARRIVALS] = arrival / job.barrier_steps
     if job.num_ps > 1:
@@ -102,7 +102,7 @@ def _per_step(job: Job, asked: Messages, each: Callable[[Message], float]) -> fl
 
 
 def _first(holds: Callable[[float], bool]) -> float:
-    """From where on it holds, if it does so for good; infinity if it never does."""
+    """The lowest number for which a monotonic condition holds; infinity if there is none."""
     low, high = 0.0, 1.0
     while not holds(high):
         low, high = high, 2 * high
@@ -116,11 +116,11 @@ def _first(holds: Callable[[float], bool]) -> float:
 
 @dataclass(frozen=True)
 class Change:
-    """Of a job.
+    """A change to a job.
 
     Attributes:
-        name: what is changed.
-        trainers: how many the first resource can then take.
+        name: what changes.
+        trainers: the lowest limit after the change.
     """
 
     name: str
@@ -128,7 +128,7 @@ class Change:
 
 
 def changes(job: Job, machines: Machines, costs: Costs) -> list[Change]:
-    """What each simple change would bring, the best one first."""
+    """The effect of each simple change, the best first."""
     jobs = {
         "twice as many ps": replace(job, num_ps=2 * job.num_ps),
         "splits twice as long": replace(job, split_steps=2 * job.split_steps),

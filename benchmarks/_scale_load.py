@@ -1,6 +1,6 @@
-"""The messages of a trainer as operations of TensorFlow, and the session that runs them.
+"""The messages of a trainer as TensorFlow operations, and the session that runs them.
 
-Whatever is sent is made anew in each run, so that TensorFlow does not take it for a constant.
+Each run makes new values to send, so that TensorFlow cannot treat them as constants.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _LEASE_SECS = 600.0
 def split_queue(
     task: tfdist.Task, name: str, splits: int, batches: int
 ) -> tfdist.splits.SplitQueue:
-    """A queue of so many splits of so many batches, in the default graph."""
+    """A queue with `splits` splits of `batches` batches, in the default graph."""
     length = batches * BATCH
     ranges = [(start, start + length) for start in range(0, splits * length, length)]
     return tfdist.splits.SplitQueue(task, name, ranges, batch_size=BATCH, lease_secs=_LEASE_SECS)
 
 
 def named(cluster_spec: ClusterSpec, parties: int, present: int) -> list[tfdist.Task]:
-    """The first ones of so many trainers, which are names alone: for barriers and splits."""
+    """The first `present` of `parties` trainers; the addresses are invalid and never used."""
     workers = [f"trainer{rank}.invalid:2222" for rank in range(parties)]
     spec = {"ps": cluster_spec["ps"], "worker": workers}
     return [tfdist.Task("worker", rank, spec) for rank in range(present)]
@@ -41,9 +41,9 @@ class Variables:
     """Variables on ps 0, and the messages that a trainer exchanges with them.
 
     Args:
-        name: the same on every trainer.
+        name: prefix of their names, the same on every trainer.
         device: of the trainer's server.
-        sizes: bytes of the dense ones.
+        sizes: bytes of the dense variables.
     """
 
     def __init__(self, name: str, device: str, sizes: Sequence[int]) -> None:
@@ -68,7 +68,7 @@ class Variables:
             return tf.identity(value).op
 
     def push(self, number: int) -> Any:
-        """Sends a gradient of a dense variable, which moves it."""
+        """Sends a gradient of a dense variable, which updates it."""
         import tensorflow as tf
 
         variable = self._dense[number]
@@ -90,7 +90,7 @@ class Variables:
             return tf.identity(rows).op
 
     def scatter(self, ids: Any) -> Any:
-        """Sends gradients of rows, which move them."""
+        """Sends gradients of rows, which update them."""
         import tensorflow as tf
 
         gradient = self._made([ids.shape[0], ROW_FLOATS])
@@ -100,7 +100,7 @@ class Variables:
             )
 
     def ids(self, rows: int) -> Any:
-        """So many numbers of rows, which the trainer draws."""
+        """Random row numbers, drawn on the trainer."""
         import tensorflow as tf
 
         with tf.device(self._device):
@@ -116,7 +116,7 @@ class Variables:
             )
 
     def step(self, rows: int) -> list[Any]:
-        """All of a step: pulls everything and looks rows up, then pushes and scatters."""
+        """A whole step: pulls all variables, looks up rows, then pushes and scatters."""
         import tensorflow as tf
 
         numbers, ids = range(len(self._dense)), self.ids(rows)
@@ -132,7 +132,7 @@ class Variables:
 
 
 def nothing_on(ps: int, device: str) -> list[Any]:
-    """Operations that do nothing, on each of so many ps and on the trainer, as in any real run."""
+    """An empty operation on each of `ps` ps and on the trainer, as in a real run."""
     import tensorflow as tf
 
     operations = []
@@ -143,7 +143,7 @@ def nothing_on(ps: int, device: str) -> list[Any]:
 
 
 class StraightToPs:
-    """Does nothing on a ps, asking it in the way in which barriers and splits do.
+    """Runs an empty operation on a ps, in the same way as barriers and splits do.
 
     Args:
         address: of the ps.
@@ -160,16 +160,16 @@ class StraightToPs:
         self._run = self._session.make_callable(operation)
 
     def run(self) -> None:
-        """One message and its answer."""
+        """Sends one message and waits for its answer."""
         retry_duplicate_request(self._run)
 
     def close(self) -> None:
-        """Gives the session back."""
+        """Closes the session."""
         self._session.close()
 
 
 def open_session(target: str, device: str) -> Any:
-    """A session for the default graph, which shares what is on the ps with others."""
+    """A session for the default graph, which shares the state of the ps with other sessions."""
     import tensorflow as tf
 
     config = tf.compat.v1.ConfigProto(device_filters=["/job:ps", device])

@@ -1,9 +1,9 @@
-"""A job, simulated event by event: who waits for what, and how many steps it makes.
+"""A discrete-event simulation of a job: the waits of its trainers, and the rate of their steps.
 
-A ps has cores and a network in each direction, which serve who comes first. Those that are within
-the table of splits or the barrier hold its lock, and a core; they get the next core before others,
-for a thread that runs goes on. Every trainer sends as much to every ps but ps 0 at the same time,
-so these all do the same, and one stands for them.
+A ps has cores and a network in each direction, which serve messages in order of arrival. A message
+in the table of splits or in the barrier holds its lock and a core. It gets the next core before
+other messages, because a running thread continues. Every trainer sends equally much to every ps
+other than ps 0 at the same time; these ps behave alike, and the simulation has one of them.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ WORK, VARIABLES, SPLITS, BARRIER = "work", "variables", "splits", "barrier"
 
 @dataclass(frozen=True)
 class Run:
-    """What came out, until the last meeting of all.
+    """The result of a simulation.
 
     Attributes:
-        steps_per_sec: of all trainers together.
-        shares: of a trainer's time, how much goes where.
-        use: of the time, for how much each resource is in use; of cores and networks, all of them.
-        steps: as many all trainers have made.
-        reads: how many readers each resource had.
+        steps_per_sec: rate of all trainers together.
+        shares: how a trainer's time divides into work, variables, splits and barrier.
+        use: utilization of each resource, from 0 to 1; all cores together are one.
+        steps: steps of all trainers.
+        served: number of requests that each resource served.
     """
 
     steps_per_sec: float
     shares: dict[str, float]
     use: dict[str, float]
     steps: int
-    reads: dict[str, int]
+    served: dict[str, int]
 
 
 def simulate(
     job: Job, machines: Machines, costs: Costs, *, intervals: int = 1, seed: int = 0
 ) -> Run:
-    """Lets all trainers begin at once, as after a meeting, and meet `intervals` times.
+    """Starts all trainers together, as after a barrier, and ends at barrier number `intervals`.
 
-    The same arguments give the same result. A step takes some 20 us of computing.
+    The same arguments give the same result. A simulated step takes some 20 us.
     """
     return _Simulation(job, machines, costs, intervals, seed).run()
 
@@ -58,7 +58,7 @@ class _Ps:
         self.inward, self.outward = Station(clock), Station(clock)
 
     def serve(self, message: Message, then: Then, lock: Lock | None = None) -> None:
-        """Calls `then` when the answer has come back."""
+        """Calls `then` when the answer has arrived."""
 
         def answer() -> None:
             self._travel(self.outward, message.bytes_to_trainer, then)
@@ -67,7 +67,7 @@ class _Ps:
             if lock is None:
                 answer()
             else:
-                lock.acquire(lambda: self.cpu.read(message.section_secs, leave, first=True))
+                lock.acquire(lambda: self.cpu.request(message.section_secs, leave, first=True))
 
         def leave() -> None:
             if lock is not None:
@@ -75,14 +75,14 @@ class _Ps:
             answer()
 
         self._travel(
-            self.inward, message.bytes_to_ps, lambda: self.cpu.read(message.ps_secs, enter)
+            self.inward, message.bytes_to_ps, lambda: self.cpu.request(message.ps_secs, enter)
         )
 
     def _travel(self, network: Station, size: float, then: Then) -> None:
         if self._machines.is_one or not size:
             then()
         else:
-            network.read(size / self._machines.bytes_per_sec, then)
+            network.request(size / self._machines.bytes_per_sec, then)
 
 
 class _Simulation:
@@ -103,7 +103,7 @@ class _Simulation:
         for _ in range(self.job.trainers):
             _Trainer(self).begin_step()
         self.clock.run()
-        # Now everybody has met, and nothing is under way.
+        # All trainers have met, and no message is under way.
         secs = self.clock.now
         used = {
             name: station.busy_secs / station.servers for name, station in self._stations().items()
@@ -114,7 +114,7 @@ class _Simulation:
             shares={name: spent / secs / self.job.trainers for name, spent in self.spent.items()},
             use={name: in_use / secs for name, in_use in used.items()},
             steps=self.steps,
-            reads={name: station.reads for name, station in self._stations().items()},
+            served={name: station.served for name, station in self._stations().items()},
         )
 
     @property
@@ -133,7 +133,7 @@ class _Simulation:
 
 
 class _Trainer:
-    """Goes from one step to the next; each method is called when what it waits for has come."""
+    """A trainer; each method is called when the one before it has completed."""
 
     def __init__(self, simulation: _Simulation) -> None:
         self._all, self._job = simulation, simulation.job
@@ -191,7 +191,7 @@ class _Trainer:
         self._send(message, lambda: self._all.ps[0].serve(message, then, lock))
 
     def _exchange(self, message: Message, then: Then) -> None:
-        """With every ps at the same time."""
+        """Sends a message to every ps; calls `then` when all have answered."""
 
         def answered() -> None:
             self._unanswered -= 1
@@ -209,7 +209,7 @@ class _Trainer:
         clock = self._all.clock
         if self._all.machines.is_one:
             cpu = self._all.ps[0].cpu
-            cpu.read(message.trainer_secs, lambda: clock.after(message.delay_secs, then))
+            cpu.request(message.trainer_secs, lambda: clock.after(message.delay_secs, then))
         else:
             clock.after(message.trainer_secs + message.delay_secs, then)
 

@@ -1,4 +1,4 @@
-"""Jobs on paper: what each would do with the measured costs, what limits it, what would help."""
+"""Jobs in the model: their rates at the measured costs, their limits, and useful changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = dict[str, Any]
 
 
 def job_rows(job: Job, machines: Machines, costs: Costs, trainers: Sequence[int]) -> list[Row]:
-    """What the simulation says, by number of trainers."""
+    """The simulated rate, by number of trainers."""
     rows = []
     for number in trainers:
         of_size = replace(job, trainers=number)
@@ -39,7 +39,7 @@ def job_rows(job: Job, machines: Machines, costs: Costs, trainers: Sequence[int]
 
 
 def limit_rows(job: Job, machines: Machines, costs: Costs) -> list[Row]:
-    """From how many trainers on each resource is full, the first one first."""
+    """The number of trainers at which each resource is full, the lowest first."""
     return [
         {
             "part": "limit",
@@ -52,7 +52,7 @@ def limit_rows(job: Job, machines: Machines, costs: Costs) -> list[Row]:
 
 
 def change_rows(job: Job, machines: Machines, costs: Costs) -> list[Row]:
-    """What the first limit becomes by each change, the best one first."""
+    """The lowest limit after each change, the best change first."""
     return [
         {
             "part": "change",

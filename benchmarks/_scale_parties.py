@@ -1,4 +1,4 @@
-"""A barrier of very many parties in one process: all but a few have resigned."""
+"""A barrier with very many parties in one process: all but a few have resigned."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _WAIT_SECS = 60.0
 
 
 def barriers(tasks: Sequence[tfdist.Task], name: str, kind: str, opened: ExitStack) -> list[Any]:
-    """One for each of the tasks, which are the first of their cluster; the rest has resigned.
+    """A barrier for each of the tasks, which have the lowest ranks; all other ranks have resigned.
 
-    To resign one by one would take a session for each. What an arrival costs depends on the length
-    of the state, and not on who of it has resigned.
+    Their resignation is written in one assignment, because each `resign` would need a session. The
+    cost of an arrival depends on the length of the state, not on how many parties have resigned.
     """
     made = [
         opened.enter_context(tfdist.Barrier(task, name, kind=kind, timeout=_WAIT_SECS))

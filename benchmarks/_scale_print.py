@@ -1,4 +1,4 @@
-"""The report of benchmarks/scale.py as tables."""
+"""Prints the report of benchmarks/scale.py as tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Row = dict[str, Any]
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Each part that there is, and the targets."""
+    """Prints each part of the report, and the targets."""
     console = make_console()
     console.print(f"{describe_machine(report['machine'])}, seed {report['seed']}")
     for row in report["rows"]:
@@ -39,7 +39,7 @@ def print_report(report: dict[str, Any]) -> None:
 
 
 def _print_costs(console: Console, rows: list[Row]) -> None:
-    console.print("\nA message, in ms: median (min .. max) over the rounds.")
+    console.print("\nCosts of a message in ms: median (min .. max) over the rounds.")
     columns = ["CPU of the ps", "of a trainer", "alone, until the answer"]
     table = make_table(["message", "size", "trainers"], columns)
     names = ("ps_ms", "trainer_ms", "alone_ms")
@@ -52,7 +52,7 @@ def _print_costs(console: Console, rows: list[Row]) -> None:
 def _print_check(console: Console, rows: list[Row]) -> None:
     *rungs, crossing = rows
     work = 1e3 * crossing["step_secs"]
-    console.print(f"\nA real job on this machine, whose trainers work for {work:.0f} ms a step.")
+    console.print(f"\nA real job on this machine; its trainers work {work:.0f} ms in each step.")
     columns = ["steps/s", "in the model", "real / model", "CPU of the ps, ms a step", "of trainers"]
     table = make_table(["trainers"], columns)
     for row in rungs:
@@ -73,7 +73,7 @@ def _print_check(console: Console, rows: list[Row]) -> None:
     )
     console.print(table)
     growth = shown_range(crossing["spread"]["last_growth"])
-    console.print(f"The last step up brought {growth} times as many steps.")
+    console.print(f"The most trainers took {growth} times as many steps as the next fewer.")
 
 
 def _print_jobs(console: Console, rows: list[Row]) -> None:
@@ -98,7 +98,7 @@ def _print_jobs(console: Console, rows: list[Row]) -> None:
 
 
 def _print_limits(console: Console, rows: list[Row]) -> None:
-    console.print("\nFrom how many trainers on each resource is in use all the time.")
+    console.print("\nThe number of trainers from which on each resource is always in use.")
     table = make_table(["ps", "resource"], ["trainers"])
     for row in rows:
         trainers = "never" if row["trainers"] is None else f"{row['trainers']:,.0f}"
@@ -107,7 +107,7 @@ def _print_limits(console: Console, rows: list[Row]) -> None:
 
 
 def _print_changes(console: Console, rows: list[Row]) -> None:
-    console.print("\nWhat the first of these limits becomes.")
+    console.print("\nThe lowest of these limits after a change.")
     table = make_table(["ps", "change"], ["trainers"])
     for row in rows:
         table.add_row(str(row["num_ps"]), row["kind"], f"{row['trainers']:,.0f}")

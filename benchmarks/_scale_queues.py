@@ -1,7 +1,7 @@
-"""A clock of simulated time, and what is waited for in it: servers in turn, a lock, a barrier.
+"""A simulated clock, and the primitives of the simulation: a queueing station, a lock, a barrier.
 
-Nothing here is random, so that the same calls give the same times. Of what happens at the same
-time, what was asked for first comes first.
+Nothing here is random: the same calls give the same times. Events of the same time happen in the
+order in which they were scheduled.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ Then = Callable[[], object]
 
 
 class Clock:
-    """Simulated seconds; they pass from one event to the next.
+    """Simulated time, which jumps from one event to the next.
 
     Attributes:
-        now: seconds since the begin.
+        now: seconds since the start.
     """
 
     def __init__(self) -> None:
@@ -28,43 +28,43 @@ class Clock:
         self._numbers = itertools.count()
 
     def after(self, secs: float, then: Then) -> None:
-        """Calls `then` when so many seconds have passed."""
+        """Calls `then` after `secs` seconds."""
         heapq.heappush(self._due, (self.now + secs, next(self._numbers), then))
 
     def run(self) -> None:
-        """Lets time pass until nothing is due any more."""
+        """Runs until no event is left."""
         while self._due:
             self.now, _, then = heapq.heappop(self._due)
             then()
 
 
 class Station:
-    """Servers that take who comes first, one each, and keep him for as long as he asks.
+    """A queue with several servers, which serve requests in order of arrival.
 
     Args:
         clock: of the simulation.
-        servers: how many, such as the cores of a machine.
+        servers: number of servers, such as the cores of a machine.
 
     Attributes:
-        reads: how many have been served to their end.
-        busy_secs: seconds that the servers have worked, together.
-        waited_secs: seconds that readers have waited for a server, together.
+        served: number of completed requests.
+        busy_secs: seconds of service, of all servers together.
+        waited_secs: seconds that requests have waited for a server, all together.
     """
 
     def __init__(self, clock: Clock, servers: int = 1) -> None:
         self._clock, self.servers = clock, servers
         self._free = servers
         self._waiting: deque[tuple[float, float, Then]] = deque()
-        self.reads = 0
+        self.served = 0
         self.busy_secs = self.waited_secs = 0.0
 
-    def read(self, secs: float, then: Then, *, first: bool = False) -> None:
-        """Calls `then` when it was served for so many seconds; at once if that are none.
+    def request(self, secs: float, then: Then, *, first: bool = False) -> None:
+        """Calls `then` after `secs` seconds of service; immediately if that is 0.
 
         Args:
-            secs: of service.
+            secs: duration of the service.
             then: called at its end.
-            first: before all that wait; nobody who is being served is interrupted.
+            first: True to go before all waiting requests; running ones are not interrupted.
         """
         if not secs:
             then()
@@ -81,9 +81,9 @@ class Station:
 
     def _end(self, secs: float, then: Then) -> None:
         self._free += 1
-        self.reads += 1
+        self.served += 1
         self.busy_secs += secs
-        then()  # before the next one is taken, for it may want to come first
+        then()  # before the next request starts, because this may add one that goes first
         while self._free and self._waiting:
             since, after, following = self._waiting.popleft()
             self.waited_secs += self._clock.now - since
@@ -91,10 +91,10 @@ class Station:
 
 
 class Lock:
-    """Held by one at a time, in the order in which they came.
+    """A lock that is granted in order of arrival.
 
     Attributes:
-        held_secs: seconds that it was held.
+        held_secs: seconds for which it was held.
     """
 
     def __init__(self, clock: Clock) -> None:
@@ -103,7 +103,7 @@ class Lock:
         self.held_secs = 0.0
 
     def acquire(self, then: Then) -> None:
-        """Calls `then` with the lock held; whoever has it calls `release`."""
+        """Calls `then` when the lock is granted; the holder must call `release`."""
         if self._held:
             self._waiting.append(then)
             return
@@ -111,7 +111,7 @@ class Lock:
         then()
 
     def release(self) -> None:
-        """Gives it to the next one."""
+        """Grants the lock to the next waiter."""
         self.held_secs += self._clock.now - self._since
         self._held = False
         if self._waiting:
@@ -119,11 +119,11 @@ class Lock:
 
 
 class Meeting:
-    """All go on when the last one has come, again and again.
+    """A reusable barrier.
 
     Args:
-        parties: how many meet.
-        complete: called when all have come, before anybody goes on.
+        parties: number of parties.
+        complete: called when all have arrived, before any is released.
     """
 
     def __init__(self, parties: int, complete: Then) -> None:

@@ -1,4 +1,4 @@
-"""A trainer at a table of splits, as calls that can be measured one by one."""
+"""A trainer's use of a split queue, as calls that are measured one by one."""
 
 from __future__ import annotations
 
@@ -8,36 +8,32 @@ import tfdist
 
 
 class Reader:
-    """Claims splits of one epoch, and commits them batch by batch.
-
-    Args:
-        queue: of this trainer.
-    """
+    """Claims splits of one epoch and commits them batch by batch."""
 
     def __init__(self, queue: tfdist.splits.SplitQueue) -> None:
         self._splits: Iterator[tfdist.splits.Split] = iter(queue)
 
     def begin(self) -> None:
-        """Makes all that the first claim makes: the graph, a session, the epoch.
+        """Makes the first claim, which also builds the graph, the session and the epoch.
 
-        The variables have their values by then, and no other thread builds a graph.
+        The variables must be initialized, and no other thread may build a graph meanwhile.
         """
         self.claim()
         self.finish()
 
     def claim(self) -> None:
-        """Takes the next split; raises StopIteration when none is left."""
+        """Claims the next split; raises StopIteration if none is left."""
         self.split = next(self._splits)
 
     def commit(self) -> None:
-        """A batch, in a run of its own."""
+        """Commits a batch in a run of its own."""
         self.split.commit()
 
     def renew(self) -> None:
-        """The lease, in a run of its own."""
+        """Renews the lease in a run of its own."""
         self.split.renew()
 
     def finish(self) -> None:
-        """Commits the rest."""
+        """Commits the rest of the split."""
         while not self.split.finished:
             self.split.commit()

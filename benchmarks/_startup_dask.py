@@ -1,6 +1,6 @@
-"""The dask peer of benchmarks.startup: six worker processes import TensorFlow, each once.
+"""The dask peer of benchmarks.startup: each worker process imports TensorFlow once.
 
-As a program it prints a line for each worker whose function has returned, and closes the cluster.
+The program prints a line for each worker whose function has returned, and closes the cluster.
 """
 
 import sys
@@ -9,7 +9,7 @@ from distributed import Client, LocalCluster, as_completed
 
 
 def load() -> None:
-    import tensorflow  # noqa: F401  # its import is what is measured
+    import tensorflow  # noqa: F401  # the measured import
 
 
 def main() -> None:

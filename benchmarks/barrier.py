@@ -1,24 +1,23 @@
-"""What a cycle of the barrier costs, beside its peers and beside the least that it can cost.
+"""The cost of a barrier cycle, compared with other barriers and with the least possible cost.
 
     python -m benchmarks.barrier [--quick] [--json]
     python -m benchmarks.barrier --stress SECONDS [--seed S] [--json]
 
-The limit is as many no-op `session.run`s on the ps as there are parties, sent at the same time and
-in the same way. Within a round the peers take turns, in an order that is shuffled in each round. A
-peer's figure of a round is the time in which a party runs the round's cycles, divided by their
-number and averaged over the parties; for the no-ops, which align nobody, it is the same. A ratio
-is taken within each round, so that what else the machine does hits both.
+The limit is one no-op `session.run` on the ps for each party, all at the same time, sent in the
+same way as the barrier's messages. In each round the peers run one after another, in a shuffled
+order. The figure of a peer in a round is the time that a party takes for the cycles of its block,
+divided by their number and averaged over the parties. Ratios are taken within a round, so that
+other load on the machine affects both sides.
 
-Results go to standard output, everything else to standard error. The exit code is 1 if something
-could not be measured or, under stress, if a trainer went on early or waited too long; a target
-that is missed does not change it.
+Results go to standard output, everything else to standard error. The exit code is 1 if a
+measurement failed or, under stress, if a trainer was released early or waited too long. A missed
+target does not change the exit code.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import random
 import statistics
 import sys
 from collections.abc import Callable
@@ -29,12 +28,14 @@ import numpy as np
 from benchmarks._barrier_peers import GLOO, LIMIT, PEERS, QUEUE, Measured, Plan, Stamps, measure
 from benchmarks._barrier_stress import LATE_SECS, SLOW_SECS, run_stress
 from benchmarks._report import (
+    add_options,
     describe_machine,
     log,
     machine,
     make_console,
     make_table,
     print_targets,
+    ratios,
     shown_range,
     spread,
     target,
@@ -46,10 +47,10 @@ QUICK_SIZES = {"processes": [2], "threads": [4]}
 STRESS_SIZES = {"processes": [4, 8], "threads": [16]}
 _ROUNDS, _QUICK_ROUNDS = 15, 4
 _LIMIT_SECS, _QUICK_LIMIT_SECS = 900.0, 180.0
-_PARTY_LIMIT_SECS = 5.0  # threads build the graphs of all parties one after the other
+_PARTY_LIMIT_SECS = 5.0  # threads build the graphs of all parties one after another
 
 Key = tuple[str, int, str]  # backend, parties, peer
-# By round, in ms.
+# In ms, one for each round.
 RoundMeans = dict[Key, list[float]]
 
 
@@ -69,24 +70,20 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="benchmarks.barrier", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument(
-        "--quick", action="store_true", help="2 processes and 4 threads, and few cycles"
-    )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_options(parser, "only 2 processes and 4 threads, and few cycles")
     parser.add_argument(
         "--stress",
         type=float,
         metavar="SECONDS",
-        help="random timeouts and kills instead, for so long with each number of parties",
+        help="a test with random timeouts and kills, this long for each number of parties",
     )
-    parser.add_argument("--seed", type=int, help="of what is random; by default a new one")
     for backend in SIZES:
         parser.add_argument(
             f"--{backend}",
             type=int,
             nargs="*",
             metavar="N",
-            help=f"with so many {backend} only; none leaves the {backend} out",
+            help=f"numbers of {backend}; without a number, no {backend} are measured",
         )
     arguments = parser.parse_args()
     if arguments.stress is not None:
@@ -98,9 +95,7 @@ def _arguments() -> argparse.Namespace:
         chosen = getattr(arguments, backend)
         arguments.sizes += [(backend, n) for n in (numbers if chosen is None else chosen)]
     if any(parties < 2 for _, parties in arguments.sizes):
-        parser.error("a barrier is measured with 2 parties at least")
-    if arguments.seed is None:
-        arguments.seed = random.SystemRandom().randrange(10**6)
+        parser.error("a barrier needs at least 2 parties")
     return arguments
 
 
@@ -144,22 +139,22 @@ def _measure_all(arguments: argparse.Namespace) -> tuple[dict[str, Any], bool]:
 
 
 def _mean_ms(block: list[Stamps]) -> float:
-    """The figure of a round: what a cycle took on average."""
+    """The figure of a round: the mean time of a cycle."""
     return 1000 * statistics.mean((one[-1] - one[0]) / (len(one) - 1) for one in block)
 
 
 def _cycles_ms(block: list[Stamps]) -> Any:
-    """Each single cycle of each party."""
+    """The time of every cycle of every party."""
     return 1000 * np.concatenate([np.diff(stamps) for stamps in block])
 
 
 def _figures(peer: str, measured: Measured) -> dict[str, Any]:
-    """Medians over the rounds, and under `spread` how far the rounds differ."""
+    """The figures of a peer: medians over the rounds, and their spread."""
     by_round = {kind: [_mean_ms(block) for block in blocks] for kind, blocks in measured.items()}
     values = {"cycle_ms": by_round[peer]}
     for name, other in (("ratio_to_noops", LIMIT), ("ratio_to_gloo", GLOO)):
         if other in by_round:
-            values[name] = _ratios(by_round[peer], by_round[other])
+            values[name] = ratios(by_round[peer], by_round[other])
     cycles = np.concatenate([_cycles_ms(block) for block in measured[peer]])
     spreads = {name: spread(rounds) for name, rounds in values.items()}
     return {
@@ -170,10 +165,6 @@ def _figures(peer: str, measured: Measured) -> dict[str, Any]:
         "ratio_to_gloo": spreads["ratio_to_gloo"]["median"] if GLOO in by_round else None,
         "spread": spreads,
     }
-
-
-def _ratios(ours: list[float], theirs: list[float]) -> list[float]:
-    return [one / other for one, other in zip(ours, theirs, strict=True)]
 
 
 def _targets(means: RoundMeans) -> list[dict[str, Any]]:
@@ -194,7 +185,7 @@ def _against(
     backend: str, parties: int, peer: str, name: str, bound: float, means: RoundMeans
 ) -> dict[str, Any]:
     ours, theirs = means.get((backend, parties, QUEUE)), means.get((backend, parties, peer))
-    value = statistics.median(_ratios(ours, theirs)) if ours and theirs else None
+    value = statistics.median(ratios(ours, theirs)) if ours and theirs else None
     return target(f"queue / {name}, {parties} {backend}", value, bound)
 
 
@@ -224,7 +215,7 @@ def _stress(arguments: argparse.Namespace) -> int:
 def _print_report(report: dict[str, Any]) -> None:
     console = make_console()
     console.print(f"{describe_machine(report['machine'])}, seed {report['seed']}")
-    console.print("A cycle in ms, and its ratios: median (min .. max) over the rounds.")
+    console.print("Time of a cycle in ms, and ratios: median (min .. max) over the rounds.")
     columns = ["p50", "p99", "cycle", "to the no-ops", "to gloo"]
     table = make_table(["parties", "barrier"], columns)
     before = None

@@ -1,35 +1,35 @@
-"""What numbered records, splits and the ledger cost, beside plain tf.data and the tf.data service.
+"""The cost of numbered records, splits and the ledger, compared with plain tf.data and its service.
 
     python -m benchmarks.input [--quick] [--seed S] [--json]
 
-*An epoch*: two workers and one ps, a process each, train a click model asynchronously on the same
-eight TFRecord files. A step is a batch of 1024 examples through factors of 32 numbers and layers of
-256, 128 and 1, with Adagrad, in float32: some 15 ms of CPU time of a worker and 8 of the ps. So two
-cores are full, and what a peer adds to the work, it adds to the time. The files hold whole batches,
-so that each peer has as many steps; no peer shuffles; each prefetches two batches and is not
-autotuned, since an iterator that is started again might then wait for seconds.
+*Epoch*: two workers and one ps, each a process, train a click model asynchronously on the same
+eight TFRecord files. A step is a batch of 1024 examples through embeddings of 32 numbers and layers
+of 256, 128 and 1, with Adagrad, in float32: some 15 ms of CPU time of a worker and 8 ms of the ps.
+This fills two cores, so that any work that a peer adds also adds to the time. The files hold whole
+batches, so that all peers have equally many steps. No peer shuffles. Each prefetches two batches
+and is not autotuned, since restarting an autotuned iterator may take seconds.
 
-- plain tf.data: the worker's half of the files, until OutOfRange; nothing in a run but the update.
-- tfdist: splits of 16 batches, the commit in the run of the update, the numbers fetched and
-  read, and the agreement on the end with its audit, which has to be complete.
-- tf.data service: dynamic sharding, with a tf.data worker in each worker's process; not compressed.
-- in step: the workers wait for one another after each step, with plain tf.data at a
-  `Barrier`, with tfdist in `Epoch.should_continue` on padded batches of half of the records.
+- plain tf.data: the worker's half of the files, until OutOfRangeError; a run has only the update.
+- tfdist: splits of 16 batches; the commit is in the run of the update; the record numbers are
+  fetched and added to the ledger; the epoch ends with an agreement and a complete audit.
+- tf.data service: dynamic sharding, uncompressed, with a tf.data worker in each worker's process.
+- each step: the workers wait for one another after each step; with plain tf.data at a `Barrier`,
+  with tfdist in `Epoch.should_continue`, on padded batches of half of the records.
 
-An epoch's time is that from the first worker's start until the last one's end. The peers take turns
-in one cluster, in an order that is shuffled in each round, after one round that is thrown away; a
-ratio is taken within each round. CPU time is that of the workers and the ps together, and hardly
-depends on what else the machine does.
+The time of an epoch is from the start of the first worker to the end of the last. The peers take
+turns in one cluster, in an order that is shuffled in each round; a first round is for warming up.
+Ratios are taken within a round. CPU time is that of the workers and the ps together; it hardly
+depends on the load of the machine.
 
-*A slow worker*: four workers, of which one takes 320 ms for a batch and the others 40, by sleeping.
-The ideal is the time in which all records are read at the speeds that the workers have with static
-shares in the same round, where nobody ever waits.
+*Slow worker*: four workers, one of which sleeps 320 ms for each batch and the others 40 ms. The
+ideal is the time to read all records if no worker waits, at the workers' speeds with static shares
+in the same round.
 
-*What it costs*: CPU time of the ps for single operations, and of a worker for `Epoch.read` with a
-batch of 1024 numbers. See `_input_costs.py` for how the ps's time is taken.
+*Cost*: CPU time of the ps for single operations, and of a worker for `Epoch.read` with a batch of
+1024 numbers. `_input_costs.py` says how the time of the ps is measured.
 
-Results go to standard output, everything else to standard error. The exit code is 1 if something
-could not be measured, or was wrong; a target that is missed does not change it.
+Results go to standard output, everything else to standard error. The exit code is 1 if a
+measurement failed or was wrong. A missed target does not change the exit code.
 """
 
 from __future__ import annotations
@@ -37,7 +37,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import statistics
 import sys
 from collections.abc import Callable
@@ -48,15 +47,18 @@ from benchmarks import _input_epochs as epochs
 from benchmarks import _input_straggler as straggler
 from benchmarks._input_model import BATCH
 from benchmarks._report import (
+    add_options,
     describe_machine,
     log,
     machine,
     make_console,
     make_table,
     print_targets,
+    ratios,
     shown_range,
     spread,
     target,
+    with_spread,
 )
 from tfdist.errors import TfdistError
 
@@ -68,12 +70,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="benchmarks.input", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--quick", action="store_true", help="short epochs, and few rounds")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--seed", type=int, help="of the order; by default a new one")
+    add_options(parser, "short epochs and few rounds")
     arguments = parser.parse_args()
-    if arguments.seed is None:
-        arguments.seed = random.SystemRandom().randrange(10**6)
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     report, failed = _measure_all(arguments.quick, arguments.seed)
     if arguments.json:
@@ -112,14 +110,7 @@ def _measure_all(quick: bool, seed: int) -> tuple[dict[str, Any], bool]:
 
 
 def _row(kind: str, n: int, values: dict[str, list[float]]) -> Row:
-    """Medians over the rounds, and under `spread` how far the rounds differ."""
-    spreads = {name: spread(rounds) for name, rounds in values.items()}
-    medians = {name: figures["median"] for name, figures in spreads.items()}
-    return {"kind": kind, "n": n, **medians, "spread": spreads}
-
-
-def _ratios(ours: list[float], theirs: list[float]) -> list[float]:
-    return [one / other for one, other in zip(ours, theirs, strict=True)]
+    return {"kind": kind, "n": n, **with_spread(values)}
 
 
 def _epoch_rows(measured: epochs.Measured) -> list[Row]:
@@ -129,14 +120,14 @@ def _epoch_rows(measured: epochs.Measured) -> list[Row]:
         plain = epochs.BARE_STEPS if peer == epochs.TFDIST_STEPS else epochs.BARE
         steps = [sum(one.done.steps for one in epoch) for epoch in found]
         values = {
-            "examples_per_s": _ratios([BATCH * n for n in steps], seconds[peer]),
+            "examples_per_s": ratios([BATCH * n for n in steps], seconds[peer]),
             "step_ms": list(map(epochs.step_ms, found)),
             "cpu_ms": list(map(epochs.cpu_ms, found)),
-            "ratio_to_plain": _ratios(seconds[peer], seconds[plain]),
-            "cpu_ratio_to_plain": _ratios(
+            "ratio_to_plain": ratios(seconds[peer], seconds[plain]),
+            "cpu_ratio_to_plain": ratios(
                 list(map(epochs.cpu_ms, found)), list(map(epochs.cpu_ms, measured[plain]))
             ),
-            "ratio_to_service": _ratios(seconds[peer], seconds[epochs.SERVICE]),
+            "ratio_to_service": ratios(seconds[peer], seconds[epochs.SERVICE]),
         }
         rows.append(_row(peer, epochs.WORKERS, values))
         begins = [1e3 * each for epoch in found for one in epoch for each in one.done.begins]

@@ -1,24 +1,24 @@
-"""How many trainers a job can have: costs that are measured, a model of the queues, a real job.
+"""How many trainers a job can have: measured costs, a queueing model, and a real job as a check.
 
     python -m benchmarks.scale [--quick] [--seed S] [--json]
     python -m benchmarks.scale --costs REPORT.json [--num-ps N ...] [--step-secs S] ... [--json]
 
-*Costs*: CPU time of the ps and of a trainer for each kind of message, in bursts from some trainers,
-and how long one takes that comes alone.
+*Costs*: CPU time of the ps and of a trainer for each kind of message, measured in bursts from
+several trainers, and the latency of a single message.
 
-*Check*: a job of up to 64 trainers as threads of one process, whose work is to sleep, beside the
-same job in the model, which then has the cores of this machine for all. Both are given more and
-more trainers; their crossing is where the line of the fewest trainers reaches the highest rate. The
-model's is chosen to lie at a quarter of the most trainers. The target is that the real one is not
-further off than by a factor 1.5.
+*Check*: a real job of up to 64 trainers, and the same job in the model. The real trainers are
+threads of one process whose work is to sleep; the model has the cores of this machine for all of
+them. The number of trainers is raised step by step. The crossing is where the line through the
+fewest trainers reaches the highest rate. The job is chosen so that the model's crossing is a
+quarter of the most trainers. The target: the real crossing differs by a factor of 1.5 at most.
 
-*Jobs*: the model with trainers on machines of their own, for many numbers of trainers and of ps;
-from how many on each resource would be full; and what a change would bring. With `--costs` only
-that, in seconds, with the costs of an earlier report.
+*Jobs*: the model for many numbers of trainers, on machines of their own, and of ps; the number of
+trainers at which each resource is full; and the effect of changes to the job. `--costs` computes
+only this part, in seconds, from the costs of an earlier report.
 
-See docs/scale.md for what the model assumes. Results go to standard output, everything else to
-standard error. The exit code is 1 if something could not be measured; a target that is missed does
-not change it.
+docs/scale.md says what the model assumes. Results go to standard output, everything else to
+standard error. The exit code is 1 if a measurement failed. A missed target does not change the exit
+code.
 """
 
 from __future__ import annotations
@@ -26,7 +26,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import statistics
 import sys
 from collections.abc import Mapping
@@ -36,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 from benchmarks import _scale_check as check
 from benchmarks import _scale_paper as paper
-from benchmarks._report import log, machine, spread, target
+from benchmarks._report import add_options, log, machine, ratios, target, with_spread
 from benchmarks._scale_costs import Costs
 from benchmarks._scale_job import Job, Machines
 from benchmarks._scale_kinds import Samples, Sizes, costs_of
@@ -48,14 +47,14 @@ if TYPE_CHECKING:
     from benchmarks import _scale_lab as lab
 
 _NUM_PS = (1, 8)
-_LIMIT_SECS = 400.0  # of each part that is measured
+_LIMIT_SECS = 400.0  # of the measurement
 _BOUND = 1.5
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured, and simulated."""
+    """How much to measure and to simulate."""
 
     sizes: Sizes
     ladder: tuple[int, ...]
@@ -75,7 +74,7 @@ def main() -> int:
     if costs is None:
         costs, rows, targets = _measure(extent, arguments.seed)
     if costs is not None:
-        log("jobs on paper ...")
+        log("jobs in the model ...")
         for num_ps in arguments.num_ps:
             given = replace(arguments.job, num_ps=num_ps), arguments.machines, costs
             rows += paper.job_rows(*given, extent.trainers)
@@ -100,11 +99,9 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="benchmarks.scale", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--quick", action="store_true", help="fewer trainers, and few rounds")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--seed", type=int, help="of all that is random; by default a new one")
+    add_options(parser, "fewer trainers and rounds")
     parser.add_argument(
-        "--costs", metavar="REPORT", help="measure nothing, take those of a run with --json"
+        "--costs", metavar="REPORT", help="measure nothing; read the costs of a run with --json"
     )
     parser.add_argument("--num-ps", type=int, nargs="+", default=_NUM_PS, metavar="N")
     for kind in (Job, Machines):
@@ -114,8 +111,6 @@ def _arguments() -> argparse.Namespace:
                 option, type=type(field.default), default=field.default, metavar="N"
             )
     arguments = parser.parse_args()
-    if arguments.seed is None:
-        arguments.seed = random.SystemRandom().randrange(10**6)
     given = vars(arguments)
     try:
         arguments.job = Job(**{field.name: given[field.name] for field in _options(Job)})
@@ -130,7 +125,7 @@ def _arguments() -> argparse.Namespace:
 
 
 def _options(kind: type[Job] | type[Machines]) -> list[Field[Any]]:
-    """What of it can be chosen; there are rows for several numbers of trainers and ps."""
+    """The fields that are options; trainers and ps are not, because a report has several."""
     return [field for field in fields(kind) if field.name not in ("trainers", "num_ps", "is_one")]
 
 
@@ -146,8 +141,8 @@ def _read_costs(path: str) -> Costs:
 
 
 def _measure(extent: Extent, seed: int) -> tuple[Costs | None, list[Row], list[dict[str, Any]]]:
-    """The costs, rows and targets; no costs if they could not be measured."""
-    from benchmarks import _scale_lab as lab  # with TensorFlow, which `--costs` does without
+    """The costs, rows and targets; no costs if the measurement failed."""
+    from benchmarks import _scale_lab as lab  # imports TensorFlow, which `--costs` does not need
 
     here = Machines(cores=len(os.sched_getaffinity(0)), is_one=True)
     sizes, costs, rows, factors = extent.sizes, None, list[Row](), list[float]()
@@ -194,7 +189,7 @@ def _cost_rows(samples: Samples) -> list[Row]:
 
 
 def _check_rows(found: lab.Found, sizes: Sizes, here: Machines) -> tuple[list[Row], list[float]]:
-    """By number of trainers, and one of the crossings; and by what factor these are apart.
+    """A row for each number of trainers and one for the crossings, and their factors apart.
 
     The model of each round has the costs of that round.
     """
@@ -213,7 +208,7 @@ def _check_rows(found: lab.Found, sizes: Sizes, here: Machines) -> tuple[list[Ro
         values = {
             "steps_per_sec": steps,
             "model": modelled,
-            "ratio": _ratios(steps, modelled),
+            "ratio": ratios(steps, modelled),
             "ps_ms": [1e3 * rung.ps_secs for rung in rungs],
             "trainer_ms": [1e3 * rung.trainer_secs for rung in rungs],
         }
@@ -222,22 +217,15 @@ def _check_rows(found: lab.Found, sizes: Sizes, here: Machines) -> tuple[list[Ro
     values = {
         "trainers": crossings,
         "model": modelled,
-        "ratio": _ratios(crossings, modelled),
+        "ratio": ratios(crossings, modelled),
         "last_growth": [last_growth(each) for each in real],
     }
     rows.append(_row("check", "crossing", 0, values) | {"step_secs": found.step_secs})
     return rows, [check.factor(*pair) for pair in zip(crossings, modelled, strict=True)]
 
 
-def _ratios(ours: list[float], theirs: list[float]) -> list[float]:
-    return [one / other for one, other in zip(ours, theirs, strict=True)]
-
-
 def _row(part: str, kind: str, n: int, values: Mapping[str, list[float]]) -> Row:
-    """Medians over the rounds, and under `spread` how far the rounds differ."""
-    spreads = {name: spread(rounds) for name, rounds in values.items()}
-    medians = {name: figures["median"] for name, figures in spreads.items()}
-    return {"part": part, "kind": kind, "n": n, **medians, "spread": spreads}
+    return {"part": part, "kind": kind, "n": n, **with_spread(values)}
 
 
 if __name__ == "__main__":

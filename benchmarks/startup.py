@@ -1,30 +1,30 @@
-"""How soon the tasks of a job are there, and how soon they are gone; beside other ways to do it.
+"""The time to start and to end the tasks of a job, compared with other ways to start processes.
 
     python -m benchmarks.startup [--quick] [--seed S] [--json]
 
-The unit is the wall time of one `python -c "import tensorflow"`. The peers each start six processes
-with TensorFlow in memory; they take turns, in an order that is shuffled in each round, after one
-round that is thrown away. A ratio is taken within each round.
+The unit is the wall time of one `python -c "import tensorflow"`. Each peer starts six processes
+with TensorFlow in memory. The peers take turns, in an order that is shuffled in each round; a first
+round is for warming up. Ratios are taken within a round.
 
-*First lines* is the time from the start of the first process until all six have shown themselves:
+*First lines* is the time from the start of the first process until all six processes are ready:
 
-- `tfdist run`: four workers run a script that prints one line and ends; the line counts when it has
-  come out of the launcher. The two ps print nothing: such a one counts when its server accepts a
-  connection, for which it is asked every 5 ms from the first worker's line on, where the line tells
-  its address. (So a ps that was ready before that line counts as late as the line.)
+- `tfdist run`: four workers run a script that prints one line and ends. A worker is ready when the
+  launcher has printed its line. The two ps print nothing; a ps is ready when its server accepts a
+  connection. That is tried every 5 ms from the first line of a worker on, which contains the
+  address of the ps. (A ps that was ready earlier counts as ready at that line.)
 - Popen: each process imports TensorFlow and prints a line.
-- dask: six workers of a `LocalCluster`, single-threaded, each in a process; a line is printed when
-  a worker's function, which imports TensorFlow, has returned.
+- dask: six workers of a `LocalCluster`, single-threaded processes. A line is printed when the
+  function of a worker, which imports TensorFlow, has returned.
 
-*Gone* is the time from the last end until the first process has ended and none that it started is
-left, found by a variable in its environment. The last end is the moment that the last worker writes
-into its line, just before it ends; with the others it is the last line. The workers of `tfdist run`
-end without a word to their ps, which is the slowest way to end: tfdist waits for those ps for a
-while. `tfdist run, with goodbyes` differs in this alone: its workers print their line, start their
-server, tell the ps that they are done, and end.
+*Gone* is the time from the last end until the first process and all processes that it started are
+gone; they are found by a variable in their environment. For `tfdist run` the last end is the time
+that the last worker writes into its line just before it ends; for the others it is the last line.
+The workers of `tfdist run` end without a message to their ps. That is the slowest way to end,
+because tfdist then waits a while for the ps. The workers of `tfdist run, with goodbyes` start their
+server and report to the ps that they are done.
 
-Results go to standard output, everything else to standard error. The exit code is 1 if a peer that
-is installed could not be measured; a target that is missed does not change it.
+Results go to standard output, everything else to standard error. The exit code is 1 if an installed
+peer could not be measured. A missed target does not change the exit code.
 """
 
 from __future__ import annotations
@@ -51,6 +51,7 @@ from typing import Any
 import psutil
 
 from benchmarks._report import (
+    add_options,
     describe_machine,
     log,
     machine,
@@ -91,11 +92,11 @@ print(json.dumps({"at": time.monotonic()}))
 
 @dataclass(frozen=True)
 class Times:
-    """Of one job, in seconds.
+    """The times of one job, in seconds.
 
     Attributes:
-        first_lines: from its start until all tasks have shown themselves.
-        gone: from the last end until nothing is left.
+        first_lines: from its start until all processes are ready.
+        gone: from the last end until no process is left.
     """
 
     first_lines: float
@@ -103,19 +104,15 @@ class Times:
 
 
 class MeasureError(Exception):
-    """A job that failed, or took too long."""
+    """A job failed or took too long."""
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="benchmarks.startup", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--quick", action="store_true", help=f"{_QUICK_ROUNDS} rounds only")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.add_argument("--seed", type=int, help="of the order; by default a new one")
+    add_options(parser, f"only {_QUICK_ROUNDS} rounds")
     arguments = parser.parse_args()
-    if arguments.seed is None:
-        arguments.seed = random.SystemRandom().randrange(10**6)
     rounds = _QUICK_ROUNDS if arguments.quick else _ROUNDS
     measured, notes, failed = _measure_all(rounds, random.Random(arguments.seed))
     report = {
@@ -137,14 +134,14 @@ def main() -> int:
 def _measure_all(
     rounds: int, rng: random.Random
 ) -> tuple[dict[str, list[Times]], dict[str, str], bool]:
-    """By peer the times of each round, why peers have none, and whether one has failed."""
+    """The times of each round by peer, why peers have none, and True if a peer failed."""
     notes: dict[str, str] = {}
     if importlib.util.find_spec("distributed") is None:
-        notes[DASK] = "absent: it is in the extra 'bench'"
+        notes[DASK] = "not installed; it is in the extra 'bench'"
     measured: dict[str, list[Times]] = {}
     failed = False
     for number in range(rounds + 1):
-        log(f"round {number} of {rounds} ..." if number else "a round to throw away ...")
+        log(f"round {number} of {rounds} ..." if number else "a round for warming up ...")
         peers = [peer for peer in (ONE_IMPORT, *_PEERS) if peer not in notes]
         for peer in rng.sample(peers, len(peers)):
             try:
@@ -198,18 +195,18 @@ def _tfdist(text: str) -> Times:
 def _times_of_tfdist(job: _Job) -> Times:
     shown: list[float] = []
     ends: list[float] = []
-    silent_ps: list[str] | None = None  # until the first line tells which they are
+    silent_ps: list[str] | None = None  # known from the first line of a worker
     seen_workers = 0
     while seen_workers < _WORKERS or silent_ps or len(ends) < _WORKERS:
         if line := job.line_within(_POLL_SECS):
             arrived, text = line
-            told = json.loads(text)
-            if "cluster" in told:
+            note = json.loads(text)
+            if "cluster" in note:
                 seen_workers += 1
                 shown.append(arrived)
-                silent_ps = told["cluster"]["ps"] if silent_ps is None else silent_ps
-            if "at" in told:
-                ends.append(told["at"])
+                silent_ps = note["cluster"]["ps"] if silent_ps is None else silent_ps
+            if "at" in note:
+                ends.append(note["at"])
         for address in list(silent_ps or ()):
             host, _, port = address.rpartition(":")
             if is_listening(host, int(port)):
@@ -228,10 +225,10 @@ _PEERS: dict[str, Callable[[], Times]] = {
 
 
 class _Job:
-    """Processes that are started at once, and all that they start; leaving it ends them.
+    """Processes that start together, and all that they start; leaving the block ends them.
 
     Attributes:
-        start: when, by the clock of the machine.
+        start: the time of the start, by the clock of the machine.
     """
 
     def __init__(
@@ -241,7 +238,7 @@ class _Job:
         self._mark = uuid.uuid4().hex
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115  # __exit__ closes it
         self._lines: queue.SimpleQueue[tuple[float, str] | None] = queue.SimpleQueue()
-        self._open = len(commands)  # whose output has not ended
+        self._open = len(commands)  # processes whose output has not ended
         quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": ""}
         given = {**os.environ, **quiet, **(environment or {}), _MARK: self._mark}
         self.start = time.monotonic()
@@ -277,19 +274,19 @@ class _Job:
         self._errors.close()
 
     def next_line(self) -> tuple[float, str]:
-        """When the next line came, and the line."""
+        """The time of the next line, and the line."""
         while True:
             if line := self.line_within(1.0):
                 return line
 
     def line_within(self, seconds: float) -> tuple[float, str] | None:
-        """The next line, or None if none comes so soon.
+        """The next line, or None if none comes within `seconds`.
 
         Raises:
-            MeasureError: none can come any more, or the job's time is over.
+            MeasureError: all output has ended, or the job takes too long.
         """
         if not self._open:
-            raise MeasureError(f"it ended too early: {self._said()}")
+            raise MeasureError(f"ended too early: {self._said()}")
         try:
             line = self._lines.get(timeout=seconds)
         except queue.Empty:
@@ -300,15 +297,15 @@ class _Job:
         return line
 
     def wait_until_gone(self) -> float:
-        """When the last process had ended."""
+        """Blocks until no process is left; returns the time."""
         while self._open:
             self.line_within(1.0)
         for process in self._processes:
-            while (code := process.poll()) is None:  # it has closed its output: it ends now
+            while (code := process.poll()) is None:  # it has closed its output and is about to end
                 self._check_time()
                 time.sleep(_POLL_SECS)
             if code:
-                raise MeasureError(f"it ended with exit code {code}: {self._said()}")
+                raise MeasureError(f"exit code {code}: {self._said()}")
         while True:
             now = time.monotonic()
             if not any(self._marked()):
@@ -334,7 +331,7 @@ class _Job:
 
     def _said(self) -> str:
         self._errors.seek(0)
-        return self._errors.read().strip()[-500:] or "it said nothing"
+        return self._errors.read().strip()[-500:] or "no error output"
 
 
 # Figures.
@@ -378,7 +375,7 @@ def _targets(measured: dict[str, list[Times]]) -> list[dict[str, Any]]:
 def _print_report(report: dict[str, Any]) -> None:
     console = make_console()
     console.print(f"{describe_machine(report['machine'])}, seed {report['seed']}")
-    console.print("Seconds, and ratios: median (min .. max) over the rounds.")
+    console.print("Seconds and ratios: median (min .. max) over the rounds.")
     table = make_table(["what", "processes"], ["first lines", "to one import", "gone after"])
     for row in report["rows"]:
         cells = [row["kind"], str(row["n"])]

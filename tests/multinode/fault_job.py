@@ -14,7 +14,7 @@ from pathlib import Path
 import tensorflow as tf
 
 from tfdist import BrokenBarrierError, SplitLostError, worker_server
-from tfdist.repro.actor import Actor, event_file
+from tfdist.repro.case import Actor, event_file
 from tfdist.splits import SplitQueue
 from tfdist.train import Epoch, EpochResult, graph
 from tfdist.train.checkpoint import Checkpointer

@@ -20,9 +20,8 @@ from tests.multinode import fault_job
 from tfdist.cluster.shape import Shape
 from tfdist.deadline import Deadline
 from tfdist.diagnosis.verdict import Name
-from tfdist.repro.actor import Actor
-from tfdist.repro.case import Case
-from tfdist.repro.lab import Plays
+from tfdist.repro.case import Actor, Case
+from tfdist.repro.lab import Lab
 from tfdist.testing.faults import (
     Bandwidth,
     Cut,
@@ -160,7 +159,7 @@ def test_what_becomes_of_the_job_is_known(fault, victim, moment, tmp_path):
             settings={"victim": victim, "moment": moment, "folder": str(network.shared)},
         )
         stage = Hosts(network, trial.make(victim), trial.secs)
-        played = Plays(told.append, stage)(cell, fixed=True, seed=1, folder=tmp_path)
+        played = Lab(told.append, stage).play(cell, fixed=True, seed=1, folder=tmp_path)
     assert stage.has_begun, f"the fault has not happened; {played.verdict}; {told}"
     missing = not_accounted_for(tmp_path)
     outcome = "recovered" if not missing else f"stopped: {played.verdict}"

@@ -1,4 +1,4 @@
-"""The cases of the lab: each is there, broken and fixed, short, and has its page."""
+"""Every case of the lab has a broken and a fixed job, both short, and a line on its page."""
 
 import ast
 from pathlib import Path
@@ -11,11 +11,11 @@ from tfdist.repro.matrix import CASES, T23846, find
 from tfdist.repro.series import grid, size_flags
 
 ROOT = Path(__file__).parents[2]
-MOST_LINES = 60  # a screen
+MOST_LINES = 60  # fits on a screen
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_each_case_has_both_halves_and_a_line_on_its_page(case):
+def test_each_case_has_both_jobs_and_a_line_on_its_page(case):
     source = ROOT / "tfdist" / "repro" / "scenarios" / f"{case.module}.py"
     found = {
         node.name: node.end_lineno - node.lineno
@@ -30,22 +30,33 @@ def test_each_case_has_both_halves_and_a_line_on_its_page(case):
     assert all(name.value in page or len(case.expects) > 1 for name in case.expects)
 
 
-def test_names_are_unique_and_a_wrong_one_is_told():
+def test_case_names_are_unique():
     names = [case.name for case in CASES]
     assert len(set(names)) == len(names)
     assert find("t23846") is T23846
+
+
+def test_each_story_is_a_few_plain_sentences():
+    for text in (text for case in CASES for text in (case.about, case.fix)):
+        assert text.endswith("."), text
+        assert len(text) <= 240, text
+
+
+def test_a_wrong_case_name_suggests_the_nearest_ones():
     with pytest.raises(ConfigError) as caught:
-        find("sync/no-such-case")
+        find("sync/worker-shrt")
     assert caught.value.field == "CASE"
+    assert "did you mean sync/worker-short" in str(caught.value)
+    with pytest.raises(ConfigError, match="tfdist repro list"):
+        find("none")
 
 
-def test_a_grid_has_each_size_once_and_counts_its_examples():
+def test_a_grid_has_each_size_once_and_scales_its_examples():
     cases = grid(
         T23846, ps=[1, 2], workers=[4, 8], inter_op=[1], iterator_on_ps=[False, True], epochs=25
     )
     sizes = {
-        (case.shape.num_ps, case.shape.num_workers, case.settings["iterator_on_ps"])
-        for case in cases
+        (case.shape.num_ps, case.shape.num_workers, case.settings.iterator_on_ps) for case in cases
     }
     assert len(cases) == len(sizes) == 8
     assert {case.examples for case in cases} == {4 * 96 * 25, 8 * 96 * 25}
@@ -54,7 +65,7 @@ def test_a_grid_has_each_size_once_and_counts_its_examples():
     assert size_flags(find("sync/worker-short")) == ""
 
 
-def test_the_list_is_readable_on_a_narrow_terminal(monkeypatch, capsys):
+def test_the_list_wraps_on_a_narrow_terminal(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "40")
     assert main(["repro", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -62,3 +73,4 @@ def test_the_list_is_readable_on_a_narrow_terminal(monkeypatch, capsys):
         case.name for case in CASES
     ]
     assert all(len(line) <= 40 for line in lines if line.startswith(" "))
+    assert [line for line in lines if line.endswith(" ")] == []

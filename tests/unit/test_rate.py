@@ -1,10 +1,10 @@
-"""Rate: the interval of a rate, against figures of tables and against simulation."""
+"""The interval of a hang rate, against published tables and against simulation."""
 
 import random
 
 import pytest
 
-from tfdist.repro.rate import Rate
+from tfdist.repro.series import Rate
 
 
 @pytest.mark.parametrize(
@@ -12,16 +12,16 @@ from tfdist.repro.rate import Rate
     [
         (0, 59, 0.0, 0.0495),  # 1 - 0.05 ** (1 / 59)
         (59, 59, 0.9505, 1.0),
-        (7, 12, 0.2767, 0.8483),  # the table of Clopper and Pearson's interval
+        (7, 12, 0.2767, 0.8483),  # from a table of Clopper and Pearson's interval
         (1, 10, 0.0025, 0.4450),
         (50, 100, 0.3983, 0.6017),
     ],
 )
-def test_the_bounds_are_those_of_the_tables(hits, runs, low, high):
+def test_the_bounds_match_published_tables(hits, runs, low, high):
     assert Rate(hits, runs).bounds() == pytest.approx((low, high), abs=5e-4)
 
 
-def test_the_interval_holds_the_true_rate_as_often_as_it_says():
+def test_the_interval_covers_the_true_rate_as_often_as_promised():
     chance = random.Random(1)
     held = 0
     for _ in range(400):
@@ -31,6 +31,6 @@ def test_the_interval_holds_the_true_rate_as_often_as_it_says():
     assert held >= 0.93 * 400
 
 
-def test_a_rate_reads_as_one():
-    assert str(Rate(0, 300)) == "0 of 300: at most 1.0%"
-    assert str(Rate(7, 12)) == "7 of 12: 58% (28% to 85%)"
+def test_a_rate_is_shown_with_its_interval():
+    assert str(Rate(0, 300)) == "0 of 300 runs (95% confidence: at most 1.0%)"
+    assert str(Rate(7, 12)) == "7 of 12 runs, 58% (95% confidence: 28% to 85%)"

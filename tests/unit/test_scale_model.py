@@ -1,4 +1,4 @@
-"""The model of benchmarks/scale.py, against what is known of queues in closed form."""
+"""The model of benchmarks/scale.py, against closed formulas of queueing theory."""
 
 import json
 import math
@@ -35,7 +35,7 @@ from tfdist.errors import ConfigError
 NOTHING = Cost(Line(), Line(), Line())
 FREE = Costs(*[NOTHING] * 8, *[Line()] * 3)
 FAST = Machines(bytes_per_sec=math.inf)
-# Of the order of what is measured.
+# Of the order of the measured costs.
 DEAR = Costs(
     run=Cost(Line(2e-4), Line(3e-4, 1e-4), Line(2e-4)),
     pull=Cost(Line(2e-5, 2e-10), Line(1e-4, 3e-10), Line()),
@@ -57,7 +57,7 @@ def of_ps(secs, slope=0.0):
 
 
 def with_locked(name, secs, slope=0.0):
-    """Costs of nothing but one kind of message, which is within its section all the time."""
+    """Costs of one kind of message alone, which holds its lock all the time."""
     return replace(FREE, **{name: of_ps(secs, slope), f"{name}_section": Line(secs, slope)})
 
 
@@ -72,52 +72,52 @@ def mean_wait(servers, gaps, services):
         gap = next(gaps, None)
         if gap is not None:
             clock.after(gap, come)
-            station.read(next(services), lambda: None)
+            station.request(next(services), lambda: None)
 
     come()
     clock.run()
-    return station.waited_secs / station.reads
+    return station.waited_secs / station.served
 
 
-def test_one_server_with_equal_services_makes_wait_as_long_as_pollaczek_and_khinchine_say():
-    chance, use, service, readers = random.Random(1), 0.6, 2.0, 40_000
-    gaps = (chance.expovariate(use / service) for _ in range(readers))
+def test_one_server_with_equal_services_follows_pollaczek_and_khinchine():
+    chance, use, service, requests = random.Random(1), 0.6, 2.0, 40_000
+    gaps = (chance.expovariate(use / service) for _ in range(requests))
     found = mean_wait(1, gaps, iter(lambda: service, None))
     assert found == pytest.approx(use * service / (2 * (1 - use)), rel=0.04)
 
 
-def test_two_servers_make_wait_as_long_as_erlang_says():
-    chance, use, readers = random.Random(3), 0.6, 60_000
-    gaps = (chance.expovariate(2 * use) for _ in range(readers))
+def test_two_servers_follow_erlang():
+    chance, use, requests = random.Random(3), 0.6, 60_000
+    gaps = (chance.expovariate(2 * use) for _ in range(requests))
     services = iter(lambda: chance.expovariate(1.0), None)
     assert mean_wait(2, gaps, services) == pytest.approx(use**2 / (1 - use**2), rel=0.06)
 
 
-def test_who_comes_first_is_taken_before_those_that_wait_and_interrupts_nobody():
+def test_a_first_request_goes_before_waiting_ones_and_interrupts_none():
     clock, ends = Clock(), []
     station = Station(clock)
     for name in "ab":
-        station.read(2.0, lambda name=name: ends.append((name, clock.now)))
-    station.read(1.0, lambda: ends.append(("first", clock.now)), first=True)
+        station.request(2.0, lambda name=name: ends.append((name, clock.now)))
+    station.request(1.0, lambda: ends.append(("first", clock.now)), first=True)
     clock.run()
     assert ends == [("a", 2.0), ("first", 3.0), ("b", 5.0)]
 
 
-def test_who_is_done_may_come_first_again():
-    """The section of a lock that is handed on gets the core, not who waits for one."""
+def test_a_completed_request_may_go_first_again():
+    """The next holder of a lock gets the core before the requests that wait for a core."""
     clock, ends = Clock(), []
     station = Station(clock)
-    station.read(1.0, lambda: station.read(1.0, lambda: ends.append("section"), first=True))
-    station.read(1.0, lambda: ends.append("other"))
+    station.request(1.0, lambda: station.request(1.0, lambda: ends.append("section"), first=True))
+    station.request(1.0, lambda: ends.append("other"))
     clock.run()
     assert ends == ["section", "other"]
 
 
-def test_who_comes_back_stands_at_the_end():
+def test_a_repeated_request_queues_at_the_end():
     clock, ends = Clock(), []
     station = Station(clock)
-    station.read(1.0, lambda: station.read(1.0, lambda: ends.append("again")))
-    station.read(1.0, lambda: ends.append("other"))
+    station.request(1.0, lambda: station.request(1.0, lambda: ends.append("again")))
+    station.request(1.0, lambda: ends.append("other"))
     clock.run()
     assert ends == ["other", "again"]
 
@@ -137,21 +137,21 @@ def test_a_lock_is_held_by_one_at_a_time_in_order():
     assert lock.held_secs == 4.5
 
 
-def test_nobody_leaves_a_meeting_before_all_have_come_and_it_can_be_held_again():
-    told = []
-    meeting = Meeting(2, lambda: told.append("complete"))
+def test_a_meeting_releases_all_parties_together_and_is_reusable():
+    calls = []
+    meeting = Meeting(2, lambda: calls.append("complete"))
     for name in "abcd":
-        meeting.arrive(lambda name=name: told.append(name))
+        meeting.arrive(lambda name=name: calls.append(name))
         if name == "a":
-            assert told == []
-    assert told == ["complete", "a", "b", "complete", "c", "d"]
+            assert calls == []
+    assert calls == ["complete", "a", "b", "complete", "c", "d"]
 
 
 # A job.
 
 
-def test_a_closed_system_is_full_from_its_saturation_point_on():
-    """(Z + S) / S trainers, for a server that takes S and Z away from it."""
+def test_a_closed_system_is_full_from_its_saturation_point():
+    """The point is (Z + S) / S trainers, for S seconds at the server and Z seconds elsewhere."""
     costs, many_cores = with_locked("commit", 0.01), replace(FAST, cores=64)
     curve = {
         n: simulate(replace(STEADY, trainers=n), many_cores, costs).steps_per_sec
@@ -165,7 +165,7 @@ def test_a_closed_system_is_full_from_its_saturation_point_on():
     assert (first.resource, first.trainers) == (TABLE_LOCK, pytest.approx(10, abs=0.5))
 
 
-def test_a_section_takes_one_at_a_time_however_many_cores_there_are():
+def test_a_locked_section_serves_one_message_at_a_time_on_any_number_of_cores():
     on = Machines(cores=8)
     job = replace(STEADY, trainers=80)
     outside = replace(FREE, run=of_ps(0.01))
@@ -174,16 +174,16 @@ def test_a_section_takes_one_at_a_time_however_many_cores_there_are():
     assert simulate(job, on, within).steps_per_sec == pytest.approx(100, rel=0.02)
 
 
-def test_who_is_within_a_section_does_not_wait_for_those_that_wait_for_a_core():
+def test_the_holder_of_a_lock_gets_the_next_core():
     costs = replace(with_locked("commit", 0.001), run=of_ps(0.01))
     job = replace(STEADY, trainers=100, step_secs=0.0)
     found = simulate(job, replace(FAST, cores=4), costs)
     assert found.steps_per_sec == pytest.approx(4 / 0.011, rel=0.05)
-    assert found.shares["variables"] > 0.9  # where they wait for a core
+    assert found.shares["variables"] > 0.9  # the wait for a core
 
 
 def test_a_trainer_waits_for_the_slowest_ps():
-    """Ps 0 is full of commits, the other one is idle; half of the waiting is for what is pulled."""
+    """Ps 0 is full of commits and the other is idle; half of the waits are pulls."""
     costs = replace(FREE, run=of_ps(0.01), commit=of_ps(0.01))
     job = replace(STEADY, trainers=100, num_ps=2)
     found = simulate(job, replace(FAST, cores=1), costs)
@@ -191,18 +191,18 @@ def test_a_trainer_waits_for_the_slowest_ps():
     assert found.shares["variables"] == pytest.approx(found.shares["splits"], rel=0.2)
 
 
-def test_a_meeting_costs_its_arrivals_one_after_the_other():
-    """With E steps of Z between two, N trainers whose arrivals take A make N E / (E Z + N A)."""
+def test_a_meeting_costs_the_sum_of_its_arrivals():
+    """The rate is N E / (E Z + N A): E steps of Z seconds between meetings, arrivals of A."""
     job = replace(STEADY, trainers=50, barrier_steps=10, split_steps=10)
     costs = with_locked("arrival", 0.018)
     found = simulate(job, FAST, costs, intervals=3)
     assert found.steps_per_sec == pytest.approx(50 * 10 / (10 * 0.09 + 50 * 0.018), rel=1e-6)
     assert found.shares["barrier"] == pytest.approx(0.5, abs=1e-6)
     (limit,) = (each for each in limits(job, FAST, costs) if each.resource == ARRIVALS)
-    assert limit.trainers == pytest.approx(51, abs=1)  # one who is alone pays for one arrival
+    assert limit.trainers == pytest.approx(51, abs=1)  # a single trainer pays for one arrival
 
 
-def test_the_network_carries_so_many_bytes_a_second_in_each_direction():
+def test_the_network_limits_the_bytes_in_each_direction():
     job = replace(STEADY, trainers=30, dense_bytes=10**7)
     found = simulate(job, Machines(bytes_per_sec=1e8), FREE)
     assert found.steps_per_sec == pytest.approx(10, rel=0.02)
@@ -211,7 +211,7 @@ def test_the_network_carries_so_many_bytes_a_second_in_each_direction():
     assert spread_out.steps_per_sec == pytest.approx(40, rel=0.02)
 
 
-def test_on_one_machine_trainers_work_on_its_cores_and_no_bytes_travel():
+def test_on_one_machine_the_trainers_share_the_cores_without_a_network():
     costs = replace(FREE, run=Cost(Line(0.002), Line(0.003), Line(0.004)))
     here = Machines(cores=2, bytes_per_sec=1.0, is_one=True)
     job = replace(STEADY, dense_bytes=10**7)
@@ -228,19 +228,19 @@ def test_no_message_is_lost_and_none_is_served_twice(num_ps):
     steps = 12 * 24 * 2
     assert run.steps == steps
     claims, commits, arrivals = steps // 8, steps // 2, steps // 24
-    # What has a section reads the CPU outside of it and within it; a commit sends no message.
-    assert run.reads[CPU_0] == 2 * steps + 2 * (claims + commits + arrivals)
-    assert run.reads[INWARD] == 2 * steps + claims + arrivals
-    assert run.reads[OUTWARD] == steps + claims + arrivals
-    assert run.reads.get(CPU_OTHERS) == (None if num_ps == 1 else 2 * steps)
+    # A message with a section requests the CPU twice; a commit travels with the update.
+    assert run.served[CPU_0] == 2 * steps + 2 * (claims + commits + arrivals)
+    assert run.served[INWARD] == 2 * steps + claims + arrivals
+    assert run.served[OUTWARD] == steps + claims + arrivals
+    assert run.served.get(CPU_OTHERS) == (None if num_ps == 1 else 2 * steps)
 
 
 @pytest.mark.parametrize(
     ("machines", "num_ps"),
     [(Machines(), 1), (Machines(), 3), (Machines(cores=2, is_one=True), 1)],
 )
-def test_each_resource_is_used_as_much_as_its_steps_demand(machines, num_ps):
-    """The law of utilisation; it ties the arithmetic to the simulation."""
+def test_each_resource_follows_the_utilization_law(machines, num_ps):
+    """This ties the arithmetic to the simulation."""
     job = Job(trainers=40, num_ps=num_ps, barrier_steps=32)
     run = simulate(job, machines, DEAR)
     demanded = demands(job, machines, DEAR)
@@ -248,19 +248,19 @@ def test_each_resource_is_used_as_much_as_its_steps_demand(machines, num_ps):
     assert {CPU_0} <= shared
     for name in shared:
         assert run.use[name] == pytest.approx(run.steps_per_sec * demanded[name], rel=1e-6), name
-    # Its holder may wait for a core meanwhile.
+    # The holder of the lock may wait for a core.
     assert run.use[TABLE_LOCK] >= 0.999 * run.steps_per_sec * demanded[TABLE_LOCK]
     assert sum(run.shares.values()) == pytest.approx(1)
     assert run.shares[WORK] == pytest.approx(run.steps_per_sec / 40 * job.step_secs, rel=0.02)
 
 
-def test_one_trainer_takes_as_long_as_the_arithmetic_says():
+def test_one_trainer_takes_the_computed_cycle():
     job = Job(trainers=1, num_ps=4, jitter=0.0, barrier_steps=16)
     alone = simulate(job, Machines(), DEAR)
     assert 1 / alone.steps_per_sec == pytest.approx(cycle_secs(job, Machines(), DEAR), rel=1e-3)
 
 
-def test_no_more_steps_are_made_than_the_tightest_resource_lets_through():
+def test_the_tightest_resource_bounds_the_rate():
     job = Job(trainers=600, num_ps=2, barrier_steps=16)
     run = simulate(job, Machines(), DEAR)
     (tightest, demand) = max(demands(job, Machines(), DEAR).items(), key=lambda item: item[1])
@@ -269,17 +269,17 @@ def test_no_more_steps_are_made_than_the_tightest_resource_lets_through():
     assert limits(job, Machines(), DEAR)[0].resource == tightest == TABLE_LOCK
 
 
-def test_the_same_seed_gives_the_same_run_and_another_one_another():
+def test_a_run_follows_from_its_seed():
     job = Job(trainers=8, barrier_steps=16)
     first, again, other = (simulate(job, Machines(), DEAR, seed=seed) for seed in (1, 1, 2))
     assert first == again
     assert first != other
 
 
-# What limits it, and what helps.
+# Limits and changes.
 
 
-def test_more_ps_help_where_the_network_is_full_and_not_where_the_table_is():
+def test_more_ps_help_against_a_full_network_but_not_a_full_table():
     heavy = Job(dense_bytes=50 << 20)
     assert limits(heavy, Machines(), DEAR)[0].resource == INWARD
     best, *_, worst = changes(heavy, Machines(), DEAR)
@@ -302,7 +302,7 @@ def test_a_cost_that_grows_with_the_trainers_lowers_the_limit():
     assert limits(job, Machines(), growing)[0].trainers == pytest.approx(62.1, abs=1)
 
 
-def test_what_costs_nothing_has_no_limit():
+def test_a_free_resource_has_no_limit():
     assert limits(STEADY, Machines(is_one=True), FREE)[0].trainers == float("inf")
 
 
@@ -319,12 +319,12 @@ def test_a_line_goes_through_two_points():
     ("points", "line"),
     [
         ({7: 3.0}, (3.0, 0.0)),
-        ({1: 3.0, 2: 2.0}, (2.3077, 0.0)),  # would fall
-        ({1: 1.0, 3: 6.0}, (0.0, 1.2)),  # would begin below zero
+        ({1: 3.0, 2: 2.0}, (2.3077, 0.0)),  # the best line falls
+        ({1: 1.0, 3: 6.0}, (0.0, 1.2)),  # the best line starts below zero
         ({1: 0.0, 9: -1.0}, (0.0, 0.0)),
     ],
 )
-def test_a_line_never_falls_and_never_begins_below_zero(points, line):
+def test_a_line_never_falls_and_never_starts_below_zero(points, line):
     found = Line.through(points)
     assert (found.base, found.slope) == pytest.approx(line, abs=1e-4)
 
@@ -345,8 +345,8 @@ def test_costs_survive_json():
         Costs.from_json({"run": {"base": 1.0, "slope": 0.0}})
 
 
-def test_variables_are_shared_out_among_the_ps_and_runs_are_not():
-    costs = replace(DEAR, lookup=NOTHING)  # of which each ps has a piece of the same table
+def test_the_ps_share_the_variables_but_not_the_runs():
+    costs = replace(DEAR, lookup=NOTHING)  # each ps has a part of the table
     one, four = (messages(Job(num_ps=n), costs) for n in (1, 4))
     assert one.pull.bytes_to_trainer / four.pull.bytes_to_trainer == pytest.approx(4, rel=0.01)
     beyond_run = [each.pull.ps_secs - 2e-4 for each in (one, four)]
@@ -354,7 +354,7 @@ def test_variables_are_shared_out_among_the_ps_and_runs_are_not():
     assert one.commit == four.commit
 
 
-def test_rows_cost_as_many_as_there_are():
+def test_the_cost_of_rows_is_proportional():
     few, many = (messages(Job(rows=rows), DEAR) for rows in (0, 1000))
     for part, slopes in (("pull", DEAR.lookup), ("push", DEAR.scatter)):
         more = getattr(many, part).ps_secs - getattr(few, part).ps_secs
@@ -363,24 +363,24 @@ def test_rows_cost_as_many_as_there_are():
         assert more == pytest.approx(1000 * slopes.trainer.slope)
 
 
-def test_a_curve_tells_whether_it_still_rises():
+def test_the_last_growth_shows_whether_a_curve_still_rises():
     assert last_growth({16: 100.0, 32: 104.0, 8: 80.0}) == 1.04
 
 
-def test_the_crossing_is_that_of_two_lines_whatever_the_corner_looks_like():
+def test_the_crossing_does_not_depend_on_the_shape_of_the_corner():
     sharp = {1: 10.0, 8: 80.0, 16: 100.0, 32: 100.0}
     round_corner = {1: 10.0, 8: 65.0, 16: 85.0, 32: 100.0}
     falling = {1: 10.0, 16: 100.0, 64: 90.0}
     assert crossing(sharp) == crossing(round_corner) == crossing(falling) == 10
 
 
-# From what was measured to costs, and to the job that is run beside the model.
+# From measurements to costs, and to the job of the check.
 
 SIZES = Sizes(present=4, many_parties=100, splits=(10, 1000), dense_bytes=(0, 100), rows=(0, 10))
 
 
 def measured():
-    """By kind in ms: CPU time of the ps and of the trainer in a burst, and the wait alone."""
+    """In ms by kind: CPU time of the ps and of the trainer in a burst, and the latency alone."""
     found = {
         Kind(kinds.RUN): (1.0, 2.0, 4.0),
         Kind(kinds.RUN_ON_TWO): (1.0, 3.0, 6.0),
@@ -393,13 +393,13 @@ def measured():
         Kind(kinds.CLAIM, 10, 100): (2.96, 1.0, 5.0),
         Kind(kinds.ARRIVAL, 0, 4): (0.9, 0.5, 3.0),
         Kind(kinds.ARRIVAL, 0, 100): (0.9, 0.5, 3.0),
-        # In each of two runs 20 commits, so that one takes a 40th of the wait.
+        # Each of two runs has 20 commits, so that one takes a 40th of the wait.
         Kind(kinds.CHAIN, 10, 4): (30.0, 5.0, 40.0),
     }
     for name in (kinds.PULL, kinds.PUSH, kinds.LOOKUP, kinds.SCATTER):
         for count in (0, 10, 100):
             found[Kind(name, count)] = (1.5 + 0.01 * count, 3.0, 5.0 + 0.01 * count)
-    # Of three rounds one went wrong; and who is alone uses more CPU time, which does not count.
+    # One of three rounds is an outlier. Single messages use more CPU time, which does not count.
     return {
         kind: [
             Pair(Sample(ps * bad, trainer, wall), Sample(2 * ps, 2 * trainer, wall))
@@ -411,7 +411,7 @@ def measured():
     }
 
 
-def test_costs_are_what_a_message_takes_beyond_the_run_that_carries_it():
+def test_a_cost_excludes_the_run_that_carries_the_message():
     costs = costs_of(measured(), SIZES)
     assert costs.pull.ps.at(100) == pytest.approx(1.5e-3)
     assert costs.push.ps.at(0) == pytest.approx(0.5e-3)
@@ -421,24 +421,24 @@ def test_costs_are_what_a_message_takes_beyond_the_run_that_carries_it():
     assert (costs.run.trainer.at(1), costs.run.trainer.at(2)) == pytest.approx((2e-3, 3e-3))
 
 
-def test_a_delay_is_what_passes_beyond_the_cpu_times():
+def test_a_delay_is_the_latency_beyond_the_cpu_times():
     costs = costs_of(measured(), SIZES)
     assert costs.run.delay.at(1) == pytest.approx(1e-3)
     assert costs.claim.delay.at(4) == pytest.approx(1e-3)
-    assert costs.pull.delay.at(100) == pytest.approx(0, abs=1e-6)  # 1 more, which the CPU times are
+    assert costs.pull.delay.at(100) == pytest.approx(0, abs=1e-6)  # the CPU times are larger
 
 
-def test_a_section_is_what_keeps_others_out():
+def test_a_section_is_the_time_with_the_lock_held():
     costs = costs_of(measured(), SIZES)
     assert costs.commit_section.at(4) == pytest.approx(1e-3)
     assert costs.commit_section.at(100) == pytest.approx(2e-3)
-    # A commit of its own takes 0.4 ms beside the section, and so does a claim.
+    # A commit in its own run takes 0.4 ms outside the section, and so does a claim.
     assert costs.claim_section.at(4) == pytest.approx(1.6e-3)
     assert costs.claim_section.at(100) == pytest.approx(2.56e-3)
     assert costs.arrival_section.at(50) == pytest.approx(0.4e-3)
 
 
-def test_trainers_are_paced_so_that_the_model_is_full_with_so_many():
+def test_the_paced_job_is_full_at_the_chosen_number_of_trainers():
     here = Machines(cores=2, is_one=True)
     job = paced(here, DEAR, 16)
     assert job.step_secs > 0.005
@@ -448,7 +448,7 @@ def test_trainers_are_paced_so_that_the_model_is_full_with_so_many():
     assert factor(8, 10) == factor(10, 8) == 1.25
 
 
-# What is asked for.
+# Input.
 
 
 @pytest.mark.parametrize(
@@ -461,7 +461,7 @@ def test_trainers_are_paced_so_that_the_model_is_full_with_so_many():
         (Machines, {"cores": 0}),
     ],
 )
-def test_a_job_that_cannot_be_is_refused(kind, wrong):
-    with pytest.raises(ConfigError) as refused:
+def test_an_impossible_job_is_a_config_error(kind, wrong):
+    with pytest.raises(ConfigError) as caught:
         kind(**wrong)
-    assert [refused.value.field] == list(wrong)
+    assert [caught.value.field] == list(wrong)

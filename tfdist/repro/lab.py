@@ -1,6 +1,6 @@
-"""Plays a case: starts its tasks, sees when nobody gets on any more, diagnoses, and ends them.
+"""Plays a case: starts its tasks, watches their progress, diagnoses a stall, and ends the tasks.
 
-The process that does so has no TensorFlow in it, so that nothing that hangs there holds it up.
+This process does not import TensorFlow, so that it cannot hang with the job.
 """
 
 from __future__ import annotations
@@ -21,8 +21,7 @@ from tfdist.diagnosis.rules import diagnose
 from tfdist.diagnosis.stall_clock import Signs, StallWatch
 from tfdist.diagnosis.verdict import Name, Verdict
 from tfdist.errors import ClusterError, ConfigError
-from tfdist.repro.actor import event_file
-from tfdist.repro.case import Case, Part
+from tfdist.repro.case import Case, Part, event_file
 from tfdist.repro.look import look
 from tfdist.runs import events as notes
 from tfdist.runs.events import noted
@@ -30,27 +29,27 @@ from tfdist.runs.folder import RunFolder
 
 EVIDENCE_FILE = "evidence.json"
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
-# As TensorFlow has it, where tfdist has "use_caller": who calls a task that has gone waits for it.
+# The default of TensorFlow: a call to a task that is gone waits. tfdist sets "use_caller".
 _BARE = {"GRPC_FAIL_FAST": "false"}
-# A fixed job has to end; on a busy machine that may take its time.
-_CURED_PATIENCE = 3
+# A fixed job must end, however long that takes on a busy machine.
+_FIXED_PATIENCE = 3
 
 
 @dataclass(frozen=True)
 class Played:
-    """What came of a case.
+    """One run of a case and its verdict.
 
     Attributes:
-        case: that was played.
-        fixed: whether with the fix.
+        case: the case.
+        fixed: True if it was played with the fix.
         seed: of its random numbers.
-        verdict: on it.
-        evidence: that the verdict is made of.
-        slow: the verdicts before, of moments in which it was only slow.
-        seconds: that it took, with the start and the end of all processes.
-        diagnosed_secs: from its begin to the verdict, or to its end.
-        told_secs: from the last time that anybody got on to the verdict; None if it has ended.
-        folder: with all that its tasks have left.
+        verdict: the last verdict.
+        evidence: what the verdict was made from.
+        slow: earlier verdicts, of moments when the job was only slow.
+        seconds: duration of the run, with the start and the end of all processes.
+        diagnosed_secs: from the start of the run to the verdict, or to the end of the job.
+        reported_after_secs: from the last progress to the verdict; None if the job ended.
+        folder: everything that the tasks left.
     """
 
     case: Case
@@ -61,19 +60,19 @@ class Played:
     slow: tuple[Verdict, ...]
     seconds: float
     diagnosed_secs: float
-    told_secs: float | None
+    reported_after_secs: float | None
     folder: Path
 
     @property
     def hangs(self) -> bool:
-        """Whether it stood still for good, and had to be ended."""
-        return self.told_secs is not None and not self.verdict.name.is_slow
+        """True if the job hung and was ended by the lab."""
+        return self.reported_after_secs is not None and not self.verdict.name.is_slow
 
     @property
     def as_expected(self) -> bool:
-        """Whether the verdict is one that belongs to the case; of a fixed one, that it is fine.
+        """True if the verdict belongs to the case; that of a fixed job must be FINE.
 
-        A fixed job may read an example twice only where a task was lost, and says so.
+        A fixed job that lost a task may also have read examples twice.
         """
         if not self.fixed:
             return self.verdict.name in self.case.expects
@@ -82,32 +81,32 @@ class Played:
         return self.verdict.name in fine and not self.evidence.missing
 
 
-class _Judged(Exception):
-    """Ends a run; it has a verdict."""
+class _Diagnosed(Exception):
+    """Ends a run that has its verdict."""
 
 
 class Stage(Protocol):
-    """Where the tasks of a case live, and what can happen to them there."""
+    """Where the tasks of a case run, and the faults that can happen to them there."""
 
     def cluster(self, shape: Shape, surroundings: Surroundings) -> LocalCluster:
-        """The tasks, each in a process of its own."""
+        """Makes the cluster; each task is a process."""
 
     def do(self, cluster: LocalCluster, what: str, task: str) -> None:
-        """What a task has asked for: a fault, or its end."""
+        """Carries out a fault that a task asked for."""
 
     def look(self) -> None:
-        """Is called each moment."""
+        """Called in each round of the watch."""
 
 
 class OneMachine:
-    """This one: tasks are killed, paused, resumed and restarted."""
+    """This machine; the faults kill, pause, resume and restart a task."""
 
     def cluster(self, shape: Shape, surroundings: Surroundings) -> LocalCluster:
-        """On loopback."""
+        """Makes a cluster on loopback."""
         return LocalCluster(shape, "processes", surroundings, grace=0)  # nothing to save
 
     def do(self, cluster: LocalCluster, what: str, task: str) -> None:
-        """Raises ConfigError if it is none of these."""
+        """Carries out the fault; raises ConfigError if it is none of the four."""
         acts = {
             "kill": cluster.kill,
             "pause": cluster.pause,
@@ -119,35 +118,35 @@ class OneMachine:
         acts[what](task)
 
     def look(self) -> None:
-        """Nothing happens by itself."""
+        """Does nothing."""
 
 
-class Plays:
-    """Plays cases, perhaps several at the same time, in threads.
+class Lab:
+    """Plays cases; several threads may call it at the same time.
 
     Args:
-        told: gets a line for what happens.
-        stage: where.
+        log: called with one line for each event of a run.
+        stage: where the tasks run; this machine by default.
     """
 
     def __init__(
-        self, told: Callable[[str], None] = lambda line: None, stage: Stage | None = None
+        self, log: Callable[[str], None] = lambda line: None, stage: Stage | None = None
     ) -> None:
-        self._told, self._stage = told, stage or OneMachine()
+        self.log, self._stage = log, stage or OneMachine()
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Ends what goes on, in a moment; whoever waits for it gets KeyboardInterrupt."""
+        """Ends all runs soon; the calls that wait for them raise KeyboardInterrupt."""
         self._stopped.set()
 
-    def __call__(self, case: Case, *, fixed: bool, seed: int, folder: Path) -> Played:
-        """Plays it once; blocks until its processes are gone, `deadline_secs` and some at most.
+    def play(self, case: Case, *, fixed: bool, seed: int, folder: Path) -> Played:
+        """Plays a case once; blocks until its processes are gone, soon after `deadline_secs`.
 
         Args:
-            case: to be played.
-            fixed: whether with the fix.
+            case: the case.
+            fixed: True to play it with the fix.
             seed: of its random numbers.
-            folder: for what the tasks leave; a new one, or empty.
+            folder: for everything that the tasks leave; new or empty.
         """
         started = time.monotonic()
         folder.mkdir(parents=True, exist_ok=True)
@@ -156,17 +155,17 @@ class Plays:
         cluster = self._stage.cluster(case.shape, Surroundings(environment, run))
         about = {"case": case.name, "fixed": fixed, "seed": seed, "monotonic": started}
         run.create(cluster.tasks, cluster.trainers, about)
-        watch = _Watch(case, fixed, run, cluster, self._stage, self._told, self._stopped)
+        watch = _Watch(case, fixed, run, cluster, self._stage, self.log, self._stopped)
         over = True
         try:
             with cluster:
                 cluster.run(Part(case, fixed, seed, str(folder)), watch=watch)
-        except _Judged:
+        except _Diagnosed:
             over = False
         except ClusterError as error:
-            self._told(str(error).splitlines()[0])
-        if over:  # also where it was diagnosed, and has ended while that was done
-            watch.told_secs = None
+            self.log(str(error).splitlines()[0])
+        if over:  # it may have ended while it was diagnosed
+            watch.reported_after_secs = None
             watch.diagnose(0.0, over=True)
         assert watch.diagnosed is not None
         evidence, verdict = watch.diagnosed
@@ -180,13 +179,13 @@ class Plays:
             tuple(watch.slow),
             seconds=time.monotonic() - started,
             diagnosed_secs=watch.diagnosed_at - started,
-            told_secs=watch.told_secs,
+            reported_after_secs=watch.reported_after_secs,
             folder=folder,
         )
 
 
 class _Watch:
-    """Is called while a run goes on: does the faults that it wants, and diagnoses it at the end."""
+    """Watches a run: carries out the faults that its tasks ask for, and diagnoses a stall."""
 
     def __init__(
         self,
@@ -195,13 +194,13 @@ class _Watch:
         run: RunFolder,
         cluster: LocalCluster,
         stage: Stage,
-        told: Callable[[str], None],
+        log: Callable[[str], None],
         stopped: threading.Event,
     ) -> None:
         self._stopped = stopped
-        self._stall_secs = case.stall_secs * (_CURED_PATIENCE if fixed else 1)
+        self._stall_secs = case.stall_secs * (_FIXED_PATIENCE if fixed else 1)
         self._case, self._fixed, self._run, self._cluster = case, fixed, run, cluster
-        self._stage, self._told = stage, told
+        self._stage, self._log = stage, log
         self._trainers = [task.name for task in cluster.trainers]
         self._deadline = Deadline(case.deadline_secs)
         self._stall = StallWatch()
@@ -209,7 +208,7 @@ class _Watch:
         self.diagnosed: tuple[Evidence, Verdict] | None = None
         self.diagnosed_at = 0.0
         self.slow: list[Verdict] = []
-        self.told_secs: float | None = None
+        self.reported_after_secs: float | None = None
 
     def __call__(self) -> None:
         if self._stopped.is_set():
@@ -223,7 +222,7 @@ class _Watch:
         if stall.seconds < self._stall_secs:
             if self._deadline.expired:
                 self._diagnose_overdue(stall.seconds)
-                raise _Judged
+                raise _Diagnosed
             return
         verdict = self.diagnose(stall.seconds, over=False)
         # It may have got on in the moments that the look has taken.
@@ -231,13 +230,13 @@ class _Watch:
             self.diagnosed = None
             return
         if verdict.name.is_slow and not self._deadline.expired:
-            self._told(f"only slow: {verdict}")
+            self._log(f"only slow: {verdict}")
             self.slow.append(verdict)
             if self._fixed or verdict.name not in self._case.expects:
                 self.diagnosed, self._stall = None, StallWatch()
                 return
-        self.told_secs = self._stall.look(self._signs()).seconds
-        raise _Judged
+        self.reported_after_secs = self._stall.look(self._signs()).seconds
+        raise _Diagnosed
 
     def diagnose(self, seconds: float, *, over: bool) -> Verdict:
         """Sets `diagnosed`, and when."""
@@ -246,12 +245,12 @@ class _Watch:
         return self.diagnosed[1]
 
     def _diagnose_overdue(self, seconds: float) -> None:
-        """It gets on, and has not ended in its time: it hangs in nothing."""
+        """Diagnoses a job that is past its deadline but still making progress."""
         evidence = self._look(seconds, over=False)
         living = tuple(task.name for task in evidence.tasks if task.trains and task.alive)
-        told = f"has not ended after {self._deadline.elapsed:.0f} s, and gets on"
-        self.diagnosed = evidence, Verdict(Name.SLOW, living, (told,))
-        self.diagnosed_at, self.told_secs = time.monotonic(), seconds
+        reason = f"past its deadline of {self._case.deadline_secs:.0f} s, but still making progress"
+        self.diagnosed = evidence, Verdict(Name.SLOW, living, (reason,))
+        self.diagnosed_at, self.reported_after_secs = time.monotonic(), seconds
 
     def _look(self, seconds: float, over: bool) -> Evidence:
         return look(
@@ -276,12 +275,12 @@ class _Watch:
             if (what, task, at) not in self._done:
                 self._done.add((what, task, at))
                 self._stage.do(self._cluster, what, task)
-                self._told(f"{what} {task}")
+                self._log(f"{what} {task}")
                 event_file(self._run.path, f"{what} {task}").touch()
 
 
 def _faults(run: RunFolder) -> list[tuple[str, str, float]]:
-    """Those that the tasks of a run have asked for, in the order of time."""
+    """The faults that the tasks of a run have asked for, in the order of time."""
     found = [
         (note.values["what"], note.values["task"], note.at)
         for one in noted(run).values()

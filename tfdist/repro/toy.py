@@ -12,19 +12,21 @@ from typing import Any
 import tensorflow as tf
 
 from tfdist.cluster.server import start_server
-from tfdist.repro.actor import Actor
+from tfdist.data.padding import endless_batches
+from tfdist.repro.case import Actor
 from tfdist.task import Task
+from tfdist.train.epoch import Epoch, EpochResult
 from tfdist.train.graph import device_setter
 
 BATCH = 4  # examples
 PS = "/job:ps/task:0/device:CPU:0"
 _ROWS = 64
-_RECOVERY_SECS = 0.5  # TensorFlow has 30
-_CLOSE_SECS = 1.0  # with an input that does not tune itself
+_RECOVERY_SECS = 0.5  # 30 s by default in TensorFlow
+_CLOSE_SECS = 1.0  # without autotuned input
 
 
 def in_graph(play: Callable[[Actor], None]) -> Callable[[Actor], None]:
-    """Plays in a graph of its own."""
+    """Plays a case in a graph of its own."""
 
     @wraps(play)
     def played(actor: Actor) -> None:
@@ -35,16 +37,16 @@ def in_graph(play: Callable[[Actor], None]) -> Callable[[Actor], None]:
 
 
 def share(task: Task, batches: Sequence[int]) -> tf.data.Dataset:
-    """The numbers of this trainer's examples; `batches` are how many batches each rank has."""
+    """The example numbers of this trainer; `batches` has the number of batches of each rank."""
     start = BATCH * sum(batches[: task.rank])
     return tf.data.Dataset.range(start, start + BATCH * batches[task.rank])
 
 
 def iterator(dataset: tf.data.Dataset, **options: Any) -> Any:
-    """One that a `bare_session` initialises on each trainer, as it was usual.
+    """An iterator that a `bare_session` initializes on each trainer, as TF1 scripts do.
 
-    It does not tune itself. Else the end of the session may wait for a minute for the thread that
-    does (`RootDataset::Iterator::~Iterator` of TensorFlow 2.21).
+    Autotuning is off: with it, closing the session may wait up to a minute for the tuning thread
+    (`RootDataset::Iterator::~Iterator` of TensorFlow 2.21).
     """
     untuned = tf.data.Options()
     untuned.autotune.enabled = False
@@ -54,7 +56,7 @@ def iterator(dataset: tf.data.Dataset, **options: Any) -> Any:
 
 
 def gradients(task: Task, optimizer: Any, number: Any, weight: Any = None) -> list[Any]:
-    """Of a loss over rows of a table on the ps, one for each example."""
+    """Gradients of a loss over one row of the table for each example; the table is on the ps."""
     with tf.compat.v1.device(device_setter(task)):
         table = tf.compat.v1.get_variable("table", [_ROWS, 8], use_resource=True)
         rows = tf.gather(table, number % _ROWS)
@@ -65,7 +67,7 @@ def gradients(task: Task, optimizer: Any, number: Any, weight: Any = None) -> li
 
 
 def global_step(task: Task) -> Any:
-    """On the ps."""
+    """The global step, on the ps."""
     with tf.compat.v1.device(device_setter(task)):
         return tf.compat.v1.train.get_or_create_global_step()
 
@@ -81,7 +83,7 @@ def updates(task: Task, number: Any, weight: Any = None) -> Any:
 
 
 def wait_for_all(task: Task, after: Any) -> Any:
-    """The operation that ends when all have come there, by queues on the ps, as it was usual."""
+    """An operation that ends when all trainers have run it: a hand-made barrier of ps queues."""
     with tf.device(PS):
         arrived = [
             tf.queue.FIFOQueue(100, tf.int32, shapes=[()], shared_name=f"arrived_{rank}")
@@ -99,17 +101,17 @@ def bare_session(
 ) -> Iterator[Any]:
     """A `MonitoredSession` of plain TensorFlow on this trainer's own server.
 
-    Only that the others look each half second whether the chief has initialised, instead of
-    each 30 s. TensorFlow gives its own threads `grace_secs` to end.
+    The one difference: a worker checks twice a second, not every 30 s, whether the chief has
+    initialized the variables. `grace_secs` is how long TensorFlow waits for its own threads.
     """
     task = actor.task
-    actor.about(grace_secs=grace_secs, close_secs=_CLOSE_SECS)
+    actor.describe(grace_secs=grace_secs, close_secs=_CLOSE_SECS)
     config = tf.compat.v1.ConfigProto(device_filters=task.device_filters if filters else None)
     target = start_server(task).target
     if task.is_chief:
         creator = tf.compat.v1.train.ChiefSessionCreator(master=target, config=config)
     else:
-        actor.about(recovery_secs=_RECOVERY_SECS)
+        actor.describe(recovery_secs=_RECOVERY_SECS)
         creator = _WorkerSessionCreator(target, config)
     with tf.compat.v1.train.MonitoredSession(
         creator, hooks, stop_grace_period_secs=grace_secs
@@ -134,7 +136,7 @@ class _WorkerSessionCreator(tf.compat.v1.train.SessionCreator):
 
 
 def train_to_the_end(actor: Actor, session: Any, step: Any, number: Any) -> None:
-    """Steps until the iterator raises that it has ended, as it was usual."""
+    """Trains until the iterator raises OutOfRangeError, as TF1 scripts do."""
     while True:
         try:
             _, read = session.run([step, number])
@@ -143,10 +145,66 @@ def train_to_the_end(actor: Actor, session: Any, step: Any, number: Any) -> None
         actor.step(read)
 
 
-def read_within(seconds: float, values: Iterable[Any], late: Callable[[], object]) -> Iterator[Any]:
-    """The same values, which a thread reads; calls `late` when the next one takes longer.
+class PaddedShare:
+    """The fix of most cases: this trainer's examples in endless batches, and an agreed end.
 
-    If that raises, the thread is left alone: nothing can end it as long as it is stuck.
+    Make it inside the graph.
+
+    Args:
+        actor: the trainer.
+        batches: how many batches each rank has.
+
+    Attributes:
+        number: the example numbers of a batch.
+        weight: 1 for an example, 0 for padding.
+        has_value: True if the batch holds an example.
+    """
+
+    def __init__(self, actor: Actor, batches: Sequence[int]) -> None:
+        self._actor, self._expected = actor, BATCH * sum(batches)
+        data = endless_batches(share(actor.task, batches), BATCH)
+        self._iterator = tf.compat.v1.data.make_initializable_iterator(data)
+        self.number, self.weight, self.has_value = self._iterator.get_next()
+        self._count = global_step(actor.task)
+
+    def train(
+        self,
+        session: Any,
+        step: Any,
+        *,
+        together: bool = False,
+        ended: Callable[[], object] = lambda: None,
+    ) -> None:
+        """Trains until all trainers have run out of data; then the chief saves.
+
+        Args:
+            session: its variables are initialized.
+            step: the operation that trains on a batch.
+            together: True if all trainers take as many steps as the one with most data.
+            ended: called when this trainer runs out of data.
+        """
+
+        def save(result: EpochResult) -> None:
+            result.check()
+            self._actor.saved(session.run(self._count))
+
+        task, has = self._actor.task, True
+        with Epoch(task, "epoch", expected=self._expected, action=save, timeout=30) as epoch:
+            session.run(self._iterator.initializer)
+            while epoch.should_continue(has) if together else has:
+                fetches = [step, self.number, self.weight, self.has_value]
+                _, number, weight, has = session.run(fetches)
+                self._actor.step(number[weight > 0])
+                epoch.read(number[weight > 0])
+            ended()
+            epoch.finish()
+            self._actor.reached(session.run(self._count))
+
+
+def read_within(seconds: float, values: Iterable[Any], late: Callable[[], object]) -> Iterator[Any]:
+    """Yields the values, which a thread reads; calls `late` when one takes longer than `seconds`.
+
+    If `late` raises, the thread stays behind: nothing can end a thread that is stuck in a read.
     """
     read: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
 

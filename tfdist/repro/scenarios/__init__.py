@@ -1,1 +1,1 @@
-"""The cases, a file each family: `tfdist.repro.matrix` says what they are and what they show."""
+"""The jobs of the cases, one file a family; `tfdist.repro.matrix` describes them."""

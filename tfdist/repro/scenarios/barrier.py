@@ -1,4 +1,4 @@
-"""A barrier in each step, as one of the operations of the training graph."""
+"""A barrier in each step, as an operation of the training graph."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import tensorflow as tf
 
 from tfdist.barrier import Barrier
 from tfdist.cluster.server import worker_server
-from tfdist.repro.actor import Actor
-from tfdist.repro.padded_share import PaddedShare
+from tfdist.repro.case import Actor
 from tfdist.repro.toy import (
     BATCH,
     PS,
+    PaddedShare,
     bare_session,
     in_graph,
     iterator,
@@ -27,25 +27,25 @@ from tfdist.train import graph
 
 @in_graph
 def uneven(actor: Actor) -> None:
-    """The worker has 2 batches and the chief 5, which waits for a token of the worker."""
+    """The worker has 2 batches and the chief 5; the chief waits for a token of the worker."""
     _train(actor, [5, 2], tf.device(PS))
 
 
 @in_graph
 def uneven_fixed(actor: Actor) -> None:
-    """The worker resigns, and nobody waits for it."""
+    """The worker resigns from the barrier when its data ends."""
     _train_and_resign(actor, [5, 2])
 
 
 @in_graph
 def misplaced_queue(actor: Actor) -> None:
-    """The function that puts variables on the ps leaves queues where the trainer is."""
+    """The device function places variables on the ps, but leaves queues on the trainer."""
     _train(actor, [3, 3], tf.compat.v1.device(graph.device_setter(actor.task)))
 
 
 @in_graph
 def misplaced_queue_fixed(actor: Actor) -> None:
-    """The state of a `Barrier` lies on ps 0, and its operation where it has to be."""
+    """A `Barrier` keeps its state on ps 0, whatever the device function says."""
     with tf.compat.v1.device(graph.device_setter(actor.task)):
         _train_and_resign(actor, [3, 3])
 
@@ -60,9 +60,9 @@ def _train(actor: Actor, batches: list[int], place: AbstractContextManager[Any])
 
 
 def _tokens_of_others(task: Task, after: Any) -> Any:
-    """A queue for each trainer: all others put a token into it, and it takes as many.
+    """Each trainer puts a token into the queue of every other, and takes as many from its own.
 
-    So did TensorFlow's CNN benchmarks, in `add_sync_queues_and_barrier`.
+    This is `add_sync_queues_and_barrier` of TensorFlow's CNN benchmarks.
     """
     others = len(task.trainers) - 1
     queues = [
@@ -77,7 +77,7 @@ def _tokens_of_others(task: Task, after: Any) -> Any:
 
 
 def _train_and_resign(actor: Actor, batches: list[int]) -> None:
-    """All take each step together, until their data end; then they wait for the others once."""
+    """The trainers meet in each step until their data ends, and once more at the end."""
     task, data = actor.task, PaddedShare(actor, batches)
     update = graph.apply_if(data.has_value, lambda: updates(task, data.number, data.weight))
     with worker_server(task) as target, Barrier(task, "step", timeout=30) as barrier:

@@ -1,4 +1,4 @@
-"""Trainers take each step together, in an all-reduce of a `MultiWorkerMirroredStrategy`."""
+"""Synchronous training with a `MultiWorkerMirroredStrategy`: an all-reduce in each step."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfdist.data.padding import any_replica_has_value, endless_batches
-from tfdist.repro.actor import Actor
+from tfdist.repro.case import Actor
 from tfdist.repro.toy import BATCH, share
 
 _UNEVEN, _EVEN = [2, 4], [4, 4]  # batches of each trainer
@@ -17,7 +17,7 @@ _FAULT_AFTER = 2  # steps
 
 
 class _Model:
-    """What each trainer has, and trains together with the others."""
+    """A model that all trainers train together."""
 
     def __init__(self, **options: Any) -> None:
         communication = tf.distribute.experimental.CommunicationOptions(**options)
@@ -29,7 +29,7 @@ class _Model:
             self.steps = tf.Variable(0, dtype=tf.int64)
 
     def update(self, number: Any, weight: Any = 1.0) -> None:
-        """A step, within strategy.run."""
+        """Takes a step; call it in `strategy.run`."""
         x = tf.cast(number, tf.float32) / 64
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(weight * tf.square(self.slope * x - 3 * x))
@@ -39,7 +39,7 @@ class _Model:
         self.steps.assign_add(1)
 
     def train(self, actor: Actor, batches: Any, after: Callable[[int], None] | None = None) -> None:
-        """Steps until its own iterator ends, as it was usual."""
+        """Trains until this trainer's own iterator ends."""
         step = tf.function(lambda number: self.strategy.run(self.update, args=(number,)))
         for count, number in enumerate(batches, 1):
             step(number)
@@ -54,7 +54,7 @@ class _Model:
         after: Callable[[int], None] | None = None,
         steps: int | None = None,
     ) -> None:
-        """Steps until nobody has anything."""
+        """Trains until no trainer has data left."""
         batches = endless_batches(data, BATCH, steps=steps)
         iterator = iter(self.strategy.distribute_datasets_from_function(lambda _: batches))
 
@@ -69,49 +69,52 @@ class _Model:
             actor.step(number.numpy()[weight.numpy() > 0])
             if after is not None:
                 after(int(self.steps.numpy()))
-        # A step ends for one trainer while another still reads from it: who leaves then is an
-        # error there ("Socket closed", 2 of 40 runs). So all take one more, and may miss its end.
+        # A step may end for one trainer while the other still receives its result. If the first
+        # exits then, the other fails ("Socket closed", 2 of 40 runs). So both take one more step,
+        # whose end may be lost.
         with suppress(tf.errors.UnavailableError):
             run()
 
 
-def short_one_lives_on(actor: Actor) -> None:
-    """The chief has 2 batches and the other 4; it leaves the loop, and its process lives on."""
+def short_one_stays(actor: Actor) -> None:
+    """The chief has 2 batches and the worker 4; the chief leaves the loop, but does not exit."""
     _leave_early(actor, _Model())
 
 
-def short_one_lives_on_fixed(actor: Actor) -> None:
-    """Its batches never end."""
+def short_one_stays_fixed(actor: Actor) -> None:
+    """Both trainers take 4 steps."""
     _Model().train_padded(actor, share(actor.task, _UNEVEN))
 
 
 def with_timeout(actor: Actor) -> None:
-    """The same, but that an all-reduce may only take 2 s."""
+    """The same job, with a timeout of 2 s for each all-reduce."""
     _leave_early(actor, _Model(timeout_seconds=2))
 
 
 def with_timeout_fixed(actor: Actor) -> None:
-    """The timeout stays: now it tells of nobody but one that is lost."""
+    """Both trainers take 4 steps, and a timeout can only mean that a trainer is lost."""
     _Model(timeout_seconds=20).train_padded(actor, share(actor.task, _UNEVEN))
 
 
 def distributed_dataset(actor: Actor) -> None:
-    """TensorFlow itself asks all before each step whether they have something."""
+    """TensorFlow itself checks before each step whether any trainer has data left."""
     model = _Model()
     data = share(actor.task, _UNEVEN).batch(BATCH)
     model.train(actor, model.strategy.distribute_datasets_from_function(lambda _: data))
-    actor.tell(f"through {actor.task.name}")  # else the other may miss the end of the last step
+    actor.announce(
+        f"finished {actor.task.name}"
+    )  # else the other may miss the end of the last step
     for name in actor.task.trainers:
-        actor.hear(f"through {name}")
+        actor.wait_for(f"finished {name}")
 
 
 def distributed_dataset_fixed(actor: Actor) -> None:
-    """It is asked in the step, and batches have one static size."""
+    """The step itself checks whether any trainer has data left; all batches have one size."""
     _Model().train_padded(actor, share(actor.task, _UNEVEN))
 
 
 def infinite_and_finite(actor: Actor) -> None:
-    """Of an infinite dataset TensorFlow does not ask; the other trainer does."""
+    """TensorFlow checks the worker's finite dataset for its end, but not the infinite one."""
     model = _Model()
     data = share(actor.task, _UNEVEN).batch(BATCH)
     if actor.task.is_chief:
@@ -120,7 +123,7 @@ def infinite_and_finite(actor: Actor) -> None:
 
 
 def infinite_and_finite_fixed(actor: Actor) -> None:
-    """All are asked in each step; the infinite one is told how many batches count."""
+    """Both check in each step; `steps` says how many batches of the infinite dataset count."""
     model = _Model()
     data, steps = share(actor.task, _UNEVEN), None
     if actor.task.is_chief:
@@ -129,12 +132,12 @@ def infinite_and_finite_fixed(actor: Actor) -> None:
 
 
 def peer_killed(actor: Actor) -> None:
-    """Worker 1 is killed after 2 steps, and TensorFlow raises after 10 s without its heartbeat."""
+    """Worker 1 is killed after 2 steps; TensorFlow raises after 10 s without its heartbeat."""
     _train_with_fault(actor, "kill")
 
 
 def peer_killed_fixed(actor: Actor) -> None:
-    """Both are started again, as `tfdist run --restart` does, and go on after what is saved."""
+    """Both are started again, as by `tfdist run --restart`, and resume from the checkpoint."""
     folder = actor.folder / "model"
     saved = tf.train.latest_checkpoint(str(folder / "worker:0"))
     if saved and not actor.task.is_chief:
@@ -144,15 +147,15 @@ def peer_killed_fixed(actor: Actor) -> None:
     checkpoint = tf.train.Checkpoint(slope=model.slope, steps=model.steps)
     if saved:
         checkpoint.restore(saved).assert_consumed()
-    # All take part in saving, each in a folder of its own.
+    # All trainers must take part in saving, each in a folder of its own.
     saver = tf.train.CheckpointManager(checkpoint, str(folder / actor.task.name), max_to_keep=1)
 
     def save(step: int) -> None:
         saver.save()
         if step == _FAULT_AFTER and not saved:
-            actor.tell(f"saved {actor.task.name}")
+            actor.announce(f"saved {actor.task.name}")
             if actor.task.is_chief:
-                actor.hear("saved worker:1")
+                actor.wait_for("saved worker:1")
                 actor.fault("kill", "worker:1")
 
     data = share(actor.task, _EVEN).skip(BATCH * model.steps.numpy())
@@ -160,29 +163,29 @@ def peer_killed_fixed(actor: Actor) -> None:
         model.train_padded(actor, data, save)
     except tf.errors.UnavailableError:
         actor.fault("restart", "worker:1")
-        actor.hear("kill worker:0")
+        actor.wait_for("kill worker:0")
 
 
 def peer_stopped(actor: Actor) -> None:
-    """The same of one that is stopped."""
+    """Worker 1 is stopped after 2 steps."""
     _train_with_fault(actor, "pause")
 
 
 def peer_stopped_fixed(actor: Actor) -> None:
-    """It is woken before its heartbeat is missed."""
+    """Worker 1 is resumed before its heartbeat is missed."""
 
-    def wake(step: int) -> None:
+    def resume(step: int) -> None:
         if step == _FAULT_AFTER and actor.task.is_chief:
             actor.fault("pause", "worker:1")
             actor.fault("resume", "worker:1")
 
-    _Model().train_padded(actor, share(actor.task, _EVEN), wake)
+    _Model().train_padded(actor, share(actor.task, _EVEN), resume)
 
 
 def _leave_early(actor: Actor, model: _Model) -> None:
     model.train(actor, share(actor.task, _UNEVEN).batch(BATCH))
     actor.leave()
-    actor.hear("ended worker:1")
+    actor.wait_for("ended worker:1")
 
 
 def _train_with_fault(actor: Actor, fault: str) -> None:

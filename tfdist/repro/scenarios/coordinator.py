@@ -1,4 +1,4 @@
-"""A chief schedules functions, by a `ClusterCoordinator`; the workers are servers."""
+"""A chief schedules functions with a `ClusterCoordinator`; the workers are servers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from tfdist.cluster.ports import HeldPorts
 from tfdist.errors import EpochError
-from tfdist.repro.actor import Actor
+from tfdist.repro.case import Actor
 from tfdist.repro.toy import BATCH
 from tfdist.splits.scheduler import SplitScheduler
 
@@ -19,9 +19,9 @@ _TOO_MANY = _EXAMPLES // BATCH + 1  # steps
 
 
 class _Job:
-    """What the chief has: a coordinator, and on the ps how often each example was read.
+    """The chief's coordinator, and a count on the ps of how often each example was read.
 
-    The results of the functions do not tell that: one that was cancelled may have done its update.
+    The results of the functions are no such count: a cancelled function may have done its update.
     """
 
     def __init__(self, resolver: Any = None) -> None:
@@ -34,17 +34,17 @@ class _Job:
             self._shares = tf.Variable(0, dtype=tf.int64)
 
     def train(self, number: Any, weight: Any = 1) -> None:
-        """Trains on a batch, on a worker."""
+        """Trains on a batch; runs on a worker."""
         ones = tf.ones_like(number) * tf.cast(weight, tf.int64)
         self._reads.scatter_add(tf.IndexedSlices(ones, number))
 
     def read(self, times_before: int = 0) -> list[int]:
-        """The numbers of all reads, but for so many of each."""
+        """Each example number as often as it was read, without the first reads of each."""
         reads = enumerate(self._reads.numpy() - times_before)
         return [number for number, count in reads for _ in range(count)]
 
     def batches(self) -> Any:
-        """An iterator for each worker, of a share of its own, as of files on its own disk."""
+        """An iterator for each worker, over a share of its own, such as files on its own disk."""
 
         def share() -> tf.data.Dataset:
             start = (self._shares.assign_add(1) - 1) * _SHARE
@@ -53,14 +53,14 @@ class _Job:
         return iter(self.coordinator.create_per_worker_dataset(share))
 
     def run(self, step: Any, *calls: Any) -> None:
-        """Schedules a step with each of these arguments, and waits until all have ended."""
+        """Schedules a step for each of the arguments, and waits until all have ended."""
         for argument in calls:
             self.coordinator.schedule(step, args=(argument,))
         self.coordinator.join()
 
 
 def finite_data(actor: Actor) -> None:
-    """Each worker has 6 batches, and the chief schedules as many steps, and one more."""
+    """The workers have 12 batches together, and the chief schedules 13 steps."""
     job = _Job()
     step = tf.function(lambda batches: job.train(next(batches)))
     try:
@@ -70,12 +70,12 @@ def finite_data(actor: Actor) -> None:
 
 
 def finite_data_fixed(actor: Actor) -> None:
-    """A function gets a split, and no iterator that may end."""
+    """Each function reads one split, and no iterator that may end."""
     _read_splits(actor, _Job())
 
 
-def slow_worker_loses_its_rest(actor: Actor) -> None:
-    """A worker has done 4 of its batches when the other has no more: the end, says the chief."""
+def slow_worker_loses_data(actor: Actor) -> None:
+    """The chief stops at the end of the fast worker; the slow one has 2 batches left."""
     job = _Job()
     has_done_4, slow_disk = _queue_on_ps("has_done_4"), _queue_on_ps("slow_disk")
 
@@ -83,7 +83,7 @@ def slow_worker_loses_its_rest(actor: Actor) -> None:
     def step(batches: Any) -> None:
         number = next(batches)
         place = number[0] // BATCH
-        if place == 10:  # the fifth of the slow one
+        if place == 10:  # the fifth batch of the slow worker
             has_done_4.enqueue(place)
         last_of_fast, rest_of_slow = tf.equal(place, 5), place >= 10
         turn = tf.case(
@@ -99,26 +99,26 @@ def slow_worker_loses_its_rest(actor: Actor) -> None:
         actor.step(job.read())
 
 
-def slow_worker_loses_its_rest_fixed(actor: Actor) -> None:
-    """Who is fast gets more splits, and the end of one is no error."""
+def slow_worker_loses_data_fixed(actor: Actor) -> None:
+    """The faster worker reads more splits, and the end of a split is no error."""
     _read_splits(actor, _Job())
 
 
 def blocking_barrier(actor: Actor) -> None:
-    """Each of 3 functions waits for all 3, and there are 2 workers."""
+    """Each of 3 functions waits for all 3, but there are 2 workers."""
     job = _Job()
     job.run(_meeting(_WORKERS + 1), *tf.range(_WORKERS + 1))
 
 
 def blocking_barrier_fixed(actor: Actor) -> None:
-    """No function waits for another one; the chief waits for all."""
+    """No function waits for another one; the chief waits for all of them."""
     _read_splits(actor, _Job())
 
 
 def worker_stopped(actor: Actor) -> None:
-    """A worker is stopped, and what it has got is given to nobody else."""
+    """A worker is stopped, and its function goes to no other worker."""
     job = _Job()
-    step = _meeting(_WORKERS)  # so that each worker gets one
+    step = _meeting(_WORKERS)  # so that each worker runs one
     job.run(step, *tf.range(_WORKERS))
     actor.step()
     actor.fault("pause", "worker:1")
@@ -126,10 +126,10 @@ def worker_stopped(actor: Actor) -> None:
 
 
 def worker_stopped_fixed(actor: Actor) -> None:
-    """An EpochError comes when nobody gets on; then the other gets the splits of who is killed.
+    """run_epoch times out, the chief kills the stopped worker, and the other reads its split.
 
-    In the third epoch, for until then the chief makes functions: it tells all workers of them,
-    and would wait for that one without end.
+    The fault comes in the third epoch. Until then the chief traces functions and registers them
+    on all workers; it would wait forever for a stopped one.
     """
     job = _Job()
     actor.step()
@@ -147,7 +147,7 @@ def worker_stopped_fixed(actor: Actor) -> None:
 
 
 def default_threads(actor: Actor) -> None:
-    """All servers are in one process, with as many threads as cores: here with 2."""
+    """All servers run in one process with 2 threads, as by default on 2 cores."""
     job = _Job(_servers(actor, threads=_WORKERS))
     step = tf.function(lambda batches: job.train(next(batches)))
     job.run(step, *[job.batches()] * (_EXAMPLES // BATCH))
@@ -155,7 +155,7 @@ def default_threads(actor: Actor) -> None:
 
 
 def default_threads_fixed(actor: Actor) -> None:
-    """With one thread more than workers."""
+    """The servers have one thread more than there are workers."""
     _read_splits(actor, _Job(_servers(actor, threads=_WORKERS + 1)))
 
 
@@ -168,7 +168,7 @@ def _servers(actor: Actor, threads: int) -> Any:
     for job in cluster.jobs:
         for index in range(cluster.num_tasks(job)):
             tf.distribute.Server(cluster, job_name=job, task_index=index, config=config)
-    actor.about(servers=len(held.ports), pool=threads)
+    actor.describe(servers=len(held.ports), pool=threads)
     return tf.distribute.cluster_resolver.SimpleClusterResolver(cluster, rpc_layer="grpc")
 
 
@@ -178,7 +178,7 @@ def _queue_on_ps(name: str) -> Any:
 
 
 def _meeting(parties: int) -> Any:
-    """A function that ends when it was called with all numbers below `parties`, one each."""
+    """A function that returns once it was called with every number below `parties`."""
     gate = _queue_on_ps("gate")
 
     @tf.function

@@ -1,6 +1,6 @@
 """A task is killed or stopped while the others train.
 
-Cured, no example is lost: a split whose trainer is gone goes to another one, or to its next record.
+The fixed jobs lose no example: another trainer, or the restarted one, continues a lost split.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from tfdist.cluster.server import worker_server
 from tfdist.errors import BarrierTimeout
-from tfdist.repro.actor import Actor
+from tfdist.repro.case import Actor
 from tfdist.repro.toy import (
     BATCH,
     PS,
@@ -33,14 +33,14 @@ from tfdist.train.checkpoint import Checkpointer
 from tfdist.train.epoch import Epoch
 
 STEPS = 6  # batches of each trainer
-BEFORE = 2  # steps that it does before somebody is lost
+BEFORE = 2  # steps before the fault
 LEASE_SECS = 0.7
-_WAIT_SECS = 0.7  # for the others, in a step
+_WAIT_SECS = 0.7  # for the other trainer, in a step
 
 
 @in_graph
 def worker_killed_async(actor: Actor) -> None:
-    """Each trainer has its own share, and the rest of one that is killed is nobody's."""
+    """Each trainer has a fixed share; no other trainer reads the rest of a killed one's."""
     number = iterator(share(actor.task, [STEPS, STEPS]).batch(BATCH)).get_next()
     step = updates(actor.task, number)
     with bare_session(actor) as session:
@@ -51,13 +51,13 @@ def worker_killed_async(actor: Actor) -> None:
 
 @in_graph
 def worker_killed_async_fixed(actor: Actor) -> None:
-    """The chief goes on with the split of the worker when its lease has ended."""
+    """The chief continues the worker's split when the lease has ended."""
     model = Model(actor)
     queue = split_queue(actor.task, "splits", 2 * STEPS, lease_secs=LEASE_SECS)
     commit = queue.commit_after([model.update])
     with worker_server(actor.task) as target, graph.session(actor.task, target) as session:
         if actor.task.is_chief:
-            actor.hear("ended worker:1")
+            actor.wait_for("ended worker:1")
         for split in queue:
             while not split.finished:
                 model.train(session, commit, split)
@@ -67,31 +67,31 @@ def worker_killed_async_fixed(actor: Actor) -> None:
 
 @in_graph
 def worker_killed_sync(actor: Actor) -> None:
-    """The step of the others waits for one that is killed."""
+    """The chief's step waits for the worker, which is killed."""
     _train_in_step(actor, "kill")
 
 
 @in_graph
 def worker_killed_sync_fixed(actor: Actor) -> None:
-    """The chief hears who is missing, and has it started again."""
+    """The chief's wait times out and names the worker, and the worker is restarted."""
     _train_in_step_and_wait(actor, "worker:1", "kill", "restart")
 
 
 @in_graph
 def worker_stopped_sync(actor: Actor) -> None:
-    """The step of the others waits for one that is stopped."""
+    """The chief's step waits for the worker, which is stopped."""
     _train_in_step(actor, "pause")
 
 
 @in_graph
 def worker_stopped_sync_fixed(actor: Actor) -> None:
-    """The chief hears who is missing, and has it woken."""
+    """The chief's wait times out and names the worker, and the worker is resumed."""
     _train_in_step_and_wait(actor, "worker:1", "pause", "resume")
 
 
 @in_graph
 def ps_killed(actor: Actor) -> None:
-    """The ps is killed within a step; who then closes its session waits for the ps."""
+    """The ps is killed during a step; closing a session then waits for the ps."""
     number = iterator(share(actor.task, [STEPS, STEPS]).batch(BATCH)).get_next()
     with tf.device(PS):
         begun, tokens = (_queue(name) for name in ("begun", "tokens"))
@@ -110,7 +110,7 @@ def ps_killed(actor: Actor) -> None:
 
 
 def ps_killed_fixed(actor: Actor) -> None:
-    """Whoever loses the ps makes a new session; the chief restores what it had saved."""
+    """Each trainer makes a new session, and the chief restores its checkpoint."""
     with worker_server(actor.task) as target:
         for attempt in itertools.count():
             try:
@@ -118,12 +118,12 @@ def ps_killed_fixed(actor: Actor) -> None:
                     _train_on_splits(actor, target, loses_ps=attempt == 0)
                 return
             except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
-                print(f"{actor.task.name} begins anew: {error}", file=sys.stderr)
+                print(f"{actor.task.name} makes a new session: {error}", file=sys.stderr)
 
 
 @in_graph
 def ps_stopped(actor: Actor) -> None:
-    """The ps is stopped: its connections are open, and no step ends."""
+    """The ps is stopped; its connections stay open, and no step ends."""
     number = iterator(share(actor.task, [STEPS, STEPS]).batch(BATCH)).get_next()
     step = updates(actor.task, number)
     with bare_session(actor) as session:
@@ -131,18 +131,18 @@ def ps_stopped(actor: Actor) -> None:
             actor.step(session.run([step, number])[1])
             actor.fault("pause", "ps:0")
         else:
-            actor.hear("pause ps:0")
+            actor.wait_for("pause ps:0")
         train_to_the_end(actor, session, step, number)
 
 
 @in_graph
 def ps_stopped_fixed(actor: Actor) -> None:
-    """Whoever is not within a step hears that it is the ps that is missing, and has it woken."""
+    """The wait of a trainer times out and names the ps, and the ps is resumed."""
     _train_in_step_and_wait(actor, "ps:0", "pause", "resume")
 
 
 def _train_in_step(actor: Actor, fault: str) -> None:
-    """Each step waits for that of the other, in queues on the ps; the worker is lost."""
+    """Each step waits for all trainers, in queues on the ps; the worker is lost after 2 steps."""
     task = actor.task
     number = iterator(share(task, [STEPS, STEPS]).batch(BATCH)).get_next()
     step = wait_for_all(task, updates(task, number))
@@ -159,9 +159,9 @@ def _train_and_be_lost(actor: Actor, session: Any, step: Any, number: Any, fault
 
 
 def _train_in_step_and_wait(actor: Actor, lost: str, fault: str, fix: str) -> None:
-    """Each step waits for that of the other, but not for long: who is missing then is fixed.
+    """Each step waits for all trainers, with a timeout that names the missing task.
 
-    How far each has come in its share is kept on the ps.
+    That task is restarted or resumed. Each trainer's offset in its share is kept on the ps.
     """
     task, model = actor.task, Model(actor)
     queues = [
@@ -170,16 +170,16 @@ def _train_in_step_and_wait(actor: Actor, lost: str, fault: str, fix: str) -> No
     ]
     commit = queues[task.rank].commit_after([model.update])
     with worker_server(task) as target, graph.session(task, target) as session:
-        actor.tell(f"{task.name} trains")
+        actor.announce(f"{task.name} ready")
         for trainer in task.trainers:
-            actor.hear(f"{trainer} trains")
+            actor.wait_for(f"{trainer} ready")
         epoch = Epoch(task, "epoch", timeout=30)
         split = next(splits := iter(queues[task.rank]), None)
         while _should_continue(actor, epoch, split is not None, fix):
             if split is None:
                 continue
             model.train(session, commit, split)
-            is_lost = split.offset == BATCH * (STEPS + BEFORE)  # which worker 1 has
+            is_lost = split.offset == BATCH * (STEPS + BEFORE)  # of worker 1
             if split.finished:
                 split = next(splits, None)
             if is_lost:
@@ -214,25 +214,25 @@ def _train_on_splits(actor: Actor, target: str, *, loses_ps: bool) -> None:
 
 
 def _lose_ps(actor: Actor, queue: SplitQueue, save: Callable[[], object]) -> Iterator[None]:
-    """What each trainer does after its batches until the ps is lost; one of them is not saved."""
+    """What each trainer does after a batch until the ps is lost; the last batch is not saved."""
     if actor.task.is_chief:
-        actor.hear("worker:1 trains")
+        actor.wait_for("worker:1 ready")
         with queue.frozen():
             save()
-        actor.tell("saved")
-        actor.hear("worker:1 has trained")
+        actor.announce("saved")
+        actor.wait_for("worker:1 has trained")
         actor.fault("kill", "ps:0")
         actor.fault("restart", "ps:0")
     else:
-        actor.tell("worker:1 trains")
-        actor.hear("saved")
+        actor.announce("worker:1 ready")
+        actor.wait_for("saved")
         yield
-        actor.tell("worker:1 has trained")
-        actor.hear("restart ps:0")
+        actor.announce("worker:1 has trained")
+        actor.wait_for("restart ps:0")
 
 
 class Model:
-    """An update, on a range of numbers that is fed."""
+    """A model that trains on a range of example numbers, which is fed."""
 
     def __init__(self, actor: Actor) -> None:
         self._actor = actor
@@ -240,7 +240,7 @@ class Model:
         self.update = updates(actor.task, tf.range(self._range[0], self._range[1]))
 
     def train(self, session: Any, commit: Any, split: Split) -> None:
-        """On the batch that is reserved; notes it, and that it is committed."""
+        """Trains on the reserved batch of the split, commits it and reports the step."""
         read = range(split.offset, split.reserved)
         fed = {self._range: (read.start, read.stop), **split.feed}
         answer = session.run(commit, fed)
@@ -251,7 +251,7 @@ class Model:
 def split_queue(
     task: Task, name: str, batches: int, *, first: int = 0, lease_secs: float = 30.0
 ) -> SplitQueue:
-    """Of so many batches, two in a split."""
+    """A queue of splits with two batches each."""
     splits = [(BATCH * batch, BATCH * (batch + 2)) for batch in range(first, first + batches, 2)]
     return SplitQueue(task, name, splits, batch_size=BATCH, lease_secs=lease_secs, timeout=30)
 

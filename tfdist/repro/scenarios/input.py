@@ -1,7 +1,7 @@
 """The input of a trainer never answers.
 
-Cured, it is read with a deadline, in a thread of Python: nothing ends a thread of TensorFlow that
-is stuck in a read. Who cannot read gives its split back, so that another trainer reads it.
+The fixed jobs read in a Python thread with a deadline, because a TensorFlow thread that is stuck in
+a read cannot be ended. A trainer whose input hangs releases its split, and the other reads it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from itertools import islice
 import tensorflow as tf
 
 from tfdist.cluster.server import worker_server
-from tfdist.repro.actor import Actor
+from tfdist.repro.case import Actor
 from tfdist.repro.toy import (
     BATCH,
     PS,
@@ -36,7 +36,7 @@ _ANSWER_SECS = 0.5
 
 @in_graph
 def generator_never_answers(actor: Actor) -> None:
-    """The generator of the worker waits for what nobody sends, and the chief for the worker."""
+    """The worker's generator waits forever, and the chief's step waits for the worker."""
     task = actor.task
 
     def numbers() -> Iterator[int]:
@@ -51,13 +51,13 @@ def generator_never_answers(actor: Actor) -> None:
 
 @in_graph
 def generator_never_answers_fixed(actor: Actor) -> None:
-    """It has a deadline for each number."""
+    """The generator has a deadline for each number."""
     _train_on_what_answers(actor, lambda start, stop: _generated(actor, start, stop))
 
 
 @in_graph
 def file_never_answers(actor: Actor) -> None:
-    """The file of the worker can be opened by nobody, as on a mount whose server has gone."""
+    """The worker's file cannot be opened, as on a mount whose server is gone."""
     number = iterator(_lines(actor).batch(BATCH)).get_next()
     step = updates(actor.task, number)
     with bare_session(actor) as session:
@@ -66,7 +66,7 @@ def file_never_answers(actor: Actor) -> None:
 
 @in_graph
 def file_never_answers_fixed(actor: Actor) -> None:
-    """It has a deadline for each line."""
+    """The read has a deadline for each line."""
     path = _file(actor)
 
     def numbers(start: int, stop: int) -> Iterator[int]:
@@ -78,7 +78,7 @@ def file_never_answers_fixed(actor: Actor) -> None:
 
 @in_graph
 def on_the_ps_with_timeout(actor: Actor) -> None:
-    """The ps reads the file for the worker, whose run ends by its timeout; its share is lost."""
+    """The ps reads the file for the worker; the worker's run times out, and its share is lost."""
     with tf.device(PS):
         data = _lines(actor).batch(BATCH)
         number = iterator(data, shared_name=actor.task.name).get_next()
@@ -94,12 +94,12 @@ def on_the_ps_with_timeout(actor: Actor) -> None:
 
 @in_graph
 def on_the_ps_with_timeout_fixed(actor: Actor) -> None:
-    """The same as for a file: who reads is who trains."""
+    """Each trainer reads its own file, with a deadline."""
     file_never_answers_fixed(actor)
 
 
 def _generated(actor: Actor, start: int, stop: int) -> Iterator[int]:
-    """The numbers; of the worker only those of a batch."""
+    """Yields the example numbers; on the worker it hangs after one batch."""
     for number in range(start, stop):
         if not actor.task.is_chief and number == start + BATCH:
             threading.Event().wait()
@@ -107,23 +107,23 @@ def _generated(actor: Actor, start: int, stop: int) -> Iterator[int]:
 
 
 def _file(actor: Actor) -> str:
-    """With all numbers, as this trainer sees it."""
+    """A file with all numbers; on the worker it is a pipe that no process writes to."""
     path = actor.folder / f"mount-{actor.task.rank}"
     if actor.task.is_chief:
         path.write_text("".join(f"{number}\n" for number in range(2 * EACH)), "ascii")
     else:
-        os.mkfifo(path)  # whoever opens it waits for one who writes
+        os.mkfifo(path)  # opening it for reading waits for a writer
     return str(path)
 
 
 def _lines(actor: Actor) -> tf.data.Dataset:
-    """The numbers of this trainer's share."""
+    """The example numbers of this trainer's share, from the file."""
     lines = tf.data.TextLineDataset(_file(actor)).skip(EACH * actor.task.rank).take(EACH)
     return lines.map(lambda line: tf.strings.to_number(line, tf.int64))
 
 
 def _train_on_what_answers(actor: Actor, numbers: Callable[[int, int], Iterator[int]]) -> None:
-    """Trains on splits; a trainer whose input does not answer gives its split back, and ends."""
+    """Trains on splits; a trainer whose input hangs releases its split and ends."""
     task = actor.task
     splits = [(start, start + 2 * BATCH) for start in range(0, 2 * EACH, 2 * BATCH)]
     queue = SplitQueue(task, "splits", splits, batch_size=BATCH, timeout=30)
@@ -131,9 +131,9 @@ def _train_on_what_answers(actor: Actor, numbers: Callable[[int, int], Iterator[
     commit = queue.commit_after([updates(task, number)])
     with worker_server(task) as target, graph.session(task, target) as session:
         if task.is_chief:
-            actor.hear("worker:1 reads")
+            actor.wait_for("worker:1 has a split")
         for split in queue:
-            actor.tell(f"{task.name} reads")
+            actor.announce(f"{task.name} has a split")
             values = read_within(_ANSWER_SECS, numbers(split.offset, split.stop), _late)
             try:
                 while not split.finished:
@@ -148,4 +148,4 @@ def _train_on_what_answers(actor: Actor, numbers: Callable[[int, int], Iterator[
 
 
 def _late() -> None:
-    raise TimeoutError(f"the input has given nothing for {_ANSWER_SECS} s")
+    raise TimeoutError(f"no data from the input for {_ANSWER_SECS} s")

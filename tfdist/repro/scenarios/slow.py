@@ -1,6 +1,6 @@
-"""Jobs that only look as if they hung: each gets on by itself, after a while.
+"""Jobs that only look as if they hung: each makes progress again by itself.
 
-Cured, the same job says now and then that it gets on.
+Most fixed jobs take as long, but report progress meanwhile.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import tensorflow as tf
 from tfdist.barrier import Barrier
 from tfdist.cluster.server import start_server, worker_server
 from tfdist.deadline import Deadline
-from tfdist.repro.actor import Actor
-from tfdist.repro.padded_share import PaddedShare
+from tfdist.repro.case import Actor
 from tfdist.repro.toy import (
     BATCH,
+    PaddedShare,
     bare_session,
     global_step,
     gradients,
@@ -34,27 +34,27 @@ from tfdist.repro.toy import (
 from tfdist.train import graph
 
 STEPS = 4  # batches of each trainer
-_LONG_SECS = 20.0  # that something takes of which nobody hears
-_HEARD_SECS = 4.0  # the same, if one hears of it; longer than what passes for a stall
+_LONG_SECS = 20.0  # of work without a report of progress
+_REPORTED_SECS = 4.0  # of work with reports; longer than the stall limit of the case
 _PIECE_SECS = 0.4
-_TUNED_SECS = 11.0  # then the thread that tunes sleeps for 10 s: from 10.2 s on to 20.5 s
+_TUNED_SECS = 11.0  # the tuning thread then sleeps: from 10.2 s to 20.5 s
 _INPUTS = 4
 
 
 @in_graph
 def nonchief_start(actor: Actor) -> None:
-    """The worker looks before the chief has initialised, and again after 30 s only."""
+    """The worker checks the variables before they are initialized, and again only after 30 s."""
     task = actor.task
     number = iterator(share(task, [STEPS, STEPS]).batch(BATCH)).get_next()
     step = updates(task, number)
     scaffold = None
     if task.is_chief:
-        actor.hear("worker:1 has looked")
+        actor.wait_for("worker:1 has checked")
     else:
         lacking = tf.compat.v1.report_uninitialized_variables()
         with tf.device(task.device):
-            looked = _told(actor, "worker:1 has looked", lacking)
-        scaffold = tf.compat.v1.train.Scaffold(ready_for_local_init_op=looked)
+            checked = _announced(actor, "worker:1 has checked", lacking)
+        scaffold = tf.compat.v1.train.Scaffold(ready_for_local_init_op=checked)
     with tf.compat.v1.train.MonitoredTrainingSession(
         master=start_server(task).target,
         is_chief=task.is_chief,
@@ -66,13 +66,13 @@ def nonchief_start(actor: Actor) -> None:
 
 @in_graph
 def nonchief_start_fixed(actor: Actor) -> None:
-    """The session of tfdist looks each moment."""
+    """graph.session checks 20 times a second."""
     task = actor.task
     number = iterator(share(task, [STEPS, STEPS]).batch(BATCH))
     step = updates(task, values := number.get_next())
     if task.is_chief:
-        actor.hear("worker:1 comes")
-    actor.tell(f"{task.name} comes")
+        actor.wait_for("worker:1 ready")
+    actor.announce(f"{task.name} ready")
     with worker_server(task) as target, graph.session(task, target) as session:
         session.run(number.initializer)
         train_to_the_end(actor, session, step, values)
@@ -80,7 +80,7 @@ def nonchief_start_fixed(actor: Actor) -> None:
 
 @in_graph
 def stop_grace(actor: Actor) -> None:
-    """A thread of the synchronous chief waits for gradients, and the end of the chief for it."""
+    """The chief's session waits for its own thread, which waits for gradients."""
     task, trainers = actor.task, len(actor.task.trainers)
     number = iterator(share(task, [STEPS, STEPS]).batch(BATCH)).get_next()
     count = global_step(task)
@@ -93,12 +93,12 @@ def stop_grace(actor: Actor) -> None:
     with bare_session(actor, [hook]) as session:
         train_to_the_end(actor, session, step, number)
         if task.is_chief:
-            actor.hear("ended worker:1")  # until then its thread waits for the next gradients
+            actor.wait_for("ended worker:1")  # the chief's thread waits for gradients meanwhile
 
 
 @in_graph
 def stop_grace_fixed(actor: Actor) -> None:
-    """They agree on their steps at a barrier, for which no thread is needed."""
+    """The trainers stay in step without a thread."""
     task, data = actor.task, PaddedShare(actor, [STEPS, STEPS])
     step = graph.apply_if(data.has_value, lambda: updates(task, data.number, data.weight))
     with worker_server(task) as target, graph.session(task, target) as session:
@@ -107,28 +107,28 @@ def stop_grace_fixed(actor: Actor) -> None:
 
 @in_graph
 def close(actor: Actor) -> None:
-    """Inputs that tune themselves: a thread of one of them keeps the session from being closed."""
+    """The tuning thread of an input keeps the session from closing."""
     _train_and_close(actor, tunes=True, seconds=_TUNED_SECS)
 
 
 @in_graph
 def close_fixed(actor: Actor) -> None:
-    """No input tunes itself, as `endless_batches` has it."""
+    """The inputs are not autotuned, as in `endless_batches`."""
     _train_and_close(actor, tunes=False, seconds=_PIECE_SECS)
 
 
 @in_graph
 def imports(actor: Actor) -> None:
-    """The worker imports something large in the middle, and the chief waits for its step."""
+    """The worker imports a large package after 2 steps, and the chief's step waits for it."""
     _train_together(actor, between=lambda session: _import(actor, "whole", _LONG_SECS))
 
 
 @in_graph
 def imports_fixed(actor: Actor) -> None:
-    """It imports one part after the other, and says so."""
+    """The worker imports one part after another, and reports progress after each."""
 
     def import_parts(session: Any) -> None:
-        for number in range(round(_HEARD_SECS / _PIECE_SECS)):
+        for number in range(round(_REPORTED_SECS / _PIECE_SECS)):
             _import(actor, f"part_{number}", _PIECE_SECS)
             actor.step()
 
@@ -137,42 +137,42 @@ def imports_fixed(actor: Actor) -> None:
 
 @in_graph
 def long_step(actor: Actor) -> None:
-    """A Python function in the step of the worker takes long."""
+    """A Python function in the worker's step takes a long time."""
     _train_together(actor, through=_for(_LONG_SECS))
 
 
 @in_graph
 def long_step_fixed(actor: Actor) -> None:
-    """It says now and then that it gets on."""
-    _train_together(actor, through=_for(_HEARD_SECS, actor.step))
+    """The function reports progress while it works."""
+    _train_together(actor, through=_for(_REPORTED_SECS, actor.step))
 
 
 @in_graph
 def long_step_in_python(actor: Actor) -> None:
-    """The script of the worker takes long between two steps."""
+    """The worker's script takes a long time between two steps."""
     _train_together(actor, between=lambda session: _take(_LONG_SECS))
 
 
 @in_graph
 def long_step_in_python_fixed(actor: Actor) -> None:
-    """It says now and then that it gets on."""
-    _train_together(actor, between=lambda session: _take(_HEARD_SECS, actor.step))
+    """The script reports progress while it works."""
+    _train_together(actor, between=lambda session: _take(_REPORTED_SECS, actor.step))
 
 
 @in_graph
 def long_step_in_tensorflow(actor: Actor) -> None:
-    """The worker computes for long in one run."""
+    """One session.run of the worker computes for a long time."""
     compute = _compute(actor, _LONG_SECS)
     _train_together(actor, between=lambda session: session.run(compute))
 
 
 @in_graph
 def long_step_in_tensorflow_fixed(actor: Actor) -> None:
-    """It computes in several runs, and says so after each."""
+    """The worker computes in several runs, and reports progress after each."""
     compute = _compute(actor, _PIECE_SECS)
 
     def compute_pieces(session: Any) -> None:
-        for _ in range(round(_HEARD_SECS / _PIECE_SECS)):
+        for _ in range(round(_REPORTED_SECS / _PIECE_SECS)):
             session.run(compute)
             actor.step()
 
@@ -181,19 +181,19 @@ def long_step_in_tensorflow_fixed(actor: Actor) -> None:
 
 @in_graph
 def slow_input(actor: Actor) -> None:
-    """A Python function in the input of the worker takes long for a batch."""
+    """A Python function in the worker's input takes a long time for one batch."""
     _train_together(actor, parse=_for(_LONG_SECS))
 
 
 @in_graph
 def slow_input_fixed(actor: Actor) -> None:
-    """It says now and then that it gets on."""
-    _train_together(actor, parse=_for(_HEARD_SECS, actor.step))
+    """The function reports progress while it works."""
+    _train_together(actor, parse=_for(_REPORTED_SECS, actor.step))
 
 
 @in_graph
 def barrier_op(actor: Actor) -> None:
-    """The chief waits within its step at a barrier of tfdist, which Python calls there too."""
+    """The chief waits in its step, in the Python function of a `Barrier.op`."""
     step = Barrier(actor.task, "step", timeout=60)
     _train_together(
         actor, between=lambda session: _take(_LONG_SECS), wait=lambda after: step.op(after=[after])
@@ -202,39 +202,39 @@ def barrier_op(actor: Actor) -> None:
 
 @in_graph
 def barrier_op_fixed(actor: Actor) -> None:
-    """The worker says now and then that it gets on."""
+    """The worker reports progress while it works."""
     step = Barrier(actor.task, "step", timeout=60)
     _train_together(
         actor,
-        between=lambda session: _take(_HEARD_SECS, actor.step),
+        between=lambda session: _take(_REPORTED_SECS, actor.step),
         wait=lambda after: step.op(after=[after]),
     )
 
 
 @in_graph
 def evaluation(actor: Actor) -> None:
-    """The chief evaluates between two epochs, and the other waits at a barrier."""
+    """The chief evaluates after its last step, and the worker waits at a barrier."""
     _train_and_evaluate(actor, lambda session: _take(_LONG_SECS))
 
 
 @in_graph
 def evaluation_fixed(actor: Actor) -> None:
-    """It says now and then that it gets on."""
-    _train_and_evaluate(actor, lambda session: _take(_HEARD_SECS, actor.step))
+    """The chief reports progress while it evaluates."""
+    _train_and_evaluate(actor, lambda session: _take(_REPORTED_SECS, actor.step))
 
 
 @in_graph
 def chief_saves(actor: Actor) -> None:
-    """The chief copies what it has saved to a slow disk, in the action of a barrier."""
+    """The chief copies a checkpoint to a slow disk in the action of a barrier."""
     _train_and_save(actor, lambda: _copy(_LONG_SECS))
 
 
 @in_graph
 def chief_saves_fixed(actor: Actor) -> None:
-    """It copies one file after the other, and says so."""
+    """The chief copies one file after another, and reports progress after each."""
 
     def copy_files() -> None:
-        for _ in range(round(_HEARD_SECS / _PIECE_SECS)):
+        for _ in range(round(_REPORTED_SECS / _PIECE_SECS)):
             _copy(_PIECE_SECS)
             actor.step()
 
@@ -242,15 +242,15 @@ def chief_saves_fixed(actor: Actor) -> None:
 
 
 @in_graph
-def evaluation_after_a_death(actor: Actor) -> None:
-    """The worker is dead, but had nothing left to do, and the chief needs nobody to evaluate."""
+def evaluation_after_worker_death(actor: Actor) -> None:
+    """The worker is killed after its last step; the chief evaluates without it."""
     _die_or_evaluate(actor, lambda: _take(_LONG_SECS))
 
 
 @in_graph
-def evaluation_after_a_death_fixed(actor: Actor) -> None:
-    """It says now and then that it gets on."""
-    _die_or_evaluate(actor, lambda: _take(_HEARD_SECS, actor.step))
+def evaluation_after_worker_death_fixed(actor: Actor) -> None:
+    """The chief reports progress while it evaluates."""
+    _die_or_evaluate(actor, lambda: _take(_REPORTED_SECS, actor.step))
 
 
 def _train_together(
@@ -261,14 +261,14 @@ def _train_together(
     parse: Callable[[Any], Any] | None = None,
     wait: Callable[[Any], Any] | None = None,
 ) -> None:
-    """Each step waits for that of the other; in the middle the worker takes its time.
+    """Trains in steps that wait for all trainers; after 2 steps the worker takes a long time.
 
     Args:
-        actor: of this trainer.
-        between: what the worker does after half of its steps.
-        through: a function of a batch that the worker calls in each step.
-        parse: the same in its input.
-        wait: the operation that waits for the others; else it does so in queues on the ps.
+        actor: this trainer.
+        between: called by the worker after half of its steps.
+        through: called with each batch in the worker's step.
+        parse: called with each batch in the worker's input.
+        wait: makes the operation that waits for all trainers; by default queues on the ps.
     """
     task, slow = actor.task, not actor.task.is_chief
     number = iterator(_read_ahead(actor, parse if slow else None)).get_next()
@@ -285,7 +285,7 @@ def _train_together(
 
 
 def _read_ahead(actor: Actor, parse: Callable[[Any], Any] | None) -> tf.data.Dataset:
-    """The batches of this trainer, from files and a generator, by several threads."""
+    """The batches of this trainer, read from files and a generator by several threads."""
     first = BATCH * STEPS * actor.task.rank
     for number in range(STEPS):
         path = actor.folder / f"{actor.task.rank}-{number}"
@@ -333,17 +333,17 @@ def _die_or_evaluate(actor: Actor, evaluate: Callable[[], object]) -> None:
     with bare_session(actor) as session:
         train_to_the_end(actor, session, step, number)
         if task.is_chief:
-            actor.hear("ended worker:1")
+            actor.wait_for("ended worker:1")
             evaluate()
         else:
             actor.fault("kill", "worker:1")
 
 
 def _train_and_close(actor: Actor, *, tunes: bool, seconds: float) -> None:
-    """Trains, for so long, and closes the session; of some inputs one mostly meets the race.
+    """Trains, waits for `seconds` and closes the session; one of several inputs mostly races.
 
-    The thread that tunes sleeps ever longer, up to a minute, and may look whether it is cancelled
-    when it was woken for that and it is not yet noted. Then it sleeps on, and is waited for.
+    The tuning thread sleeps ever longer, up to a minute. When it is woken to end, it may check for
+    the cancellation before that is set. Then it sleeps again, and the session waits for it.
     """
     task, options = actor.task, tf.data.Options()
     options.autotune.enabled = tunes
@@ -353,7 +353,7 @@ def _train_and_close(actor: Actor, *, tunes: bool, seconds: float) -> None:
     step = updates(task, values[0])
     with bare_session(actor) as session:
         if tunes:
-            actor.about(close_secs=60.0)
+            actor.describe(close_secs=60.0)
         session.run([made.initializer for made in inputs])
         session.run(values[1:])
         train_to_the_end(actor, session, step, values[0])
@@ -361,7 +361,7 @@ def _train_and_close(actor: Actor, *, tunes: bool, seconds: float) -> None:
 
 
 def _take(seconds: float, note: Callable[[], object] = lambda: None) -> None:
-    """Takes so long; notes now and then that it gets on."""
+    """Takes `seconds`, and calls `note` every 0.4 s."""
     deadline = Deadline(seconds)
     while not deadline.expired:
         time.sleep(_PIECE_SECS)
@@ -369,27 +369,27 @@ def _take(seconds: float, note: Callable[[], object] = lambda: None) -> None:
 
 
 def _for(seconds: float, note: Callable[[], object] = lambda: None) -> Callable[[Any], Any]:
-    """A function that gives what it is given, the third time only after so long."""
+    """A function that returns its argument; the third call takes `seconds`."""
     calls = []
 
-    def give(value: Any) -> Any:
+    def identity(value: Any) -> Any:
         calls.append(value)
         if len(calls) == STEPS - 1:
             _take(seconds, note)
         return value
 
-    return give
+    return identity
 
 
 def _called(function: Callable[[Any], Any], value: Any) -> Any:
-    """What a Python function gives for a tensor, in a graph."""
+    """The result of a Python function for a tensor, in a graph."""
     given = tf.py_function(function, [value], value.dtype)
     given.set_shape(value.shape)
     return given
 
 
 def _compute(actor: Actor, seconds: float) -> Any:
-    """An operation that multiplies matrices for so long."""
+    """An operation that multiplies matrices for `seconds`."""
     with tf.device(actor.task.device):
         end, matrix = tf.timestamp() + seconds, tf.eye(200)
         return tf.while_loop(
@@ -400,7 +400,7 @@ def _compute(actor: Actor, seconds: float) -> Any:
 
 
 def _import(actor: Actor, name: str, seconds: float) -> None:
-    """Imports a module that takes so long."""
+    """Imports a new module, which takes `seconds`."""
     (actor.folder / f"{name}.py").write_text(f"import time\ntime.sleep({seconds})\n", "ascii")
     if str(actor.folder) not in sys.path:
         sys.path.append(str(actor.folder))
@@ -408,15 +408,15 @@ def _import(actor: Actor, name: str, seconds: float) -> None:
 
 
 def _copy(seconds: float) -> None:
-    """Waits for another process that does it."""
+    """Waits for a process that runs for `seconds`."""
     subprocess.run(["sleep", str(seconds)], check=True)
 
 
-def _told(actor: Actor, event: str, value: Any) -> Any:
-    """The value, once it is there; and the event is told then."""
+def _announced(actor: Actor, event: str, value: Any) -> Any:
+    """The same tensor; the event is announced when it has been computed."""
 
-    def tell(given: Any) -> Any:
-        actor.tell(event)
+    def announce(given: Any) -> Any:
+        actor.announce(event)
         return given
 
-    return tf.numpy_function(tell, [value], value.dtype)
+    return tf.numpy_function(announce, [value], value.dtype)

@@ -1,4 +1,4 @@
-"""The trainers wait for the chief to initialise the variables."""
+"""The trainers wait for variables that no task initializes."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import tensorflow as tf
 
 from tfdist.cluster.server import start_server, worker_server
 from tfdist.errors import StartTimeout
-from tfdist.repro.actor import Actor
-from tfdist.repro.padded_share import PaddedShare
+from tfdist.repro.case import Actor
 from tfdist.repro.toy import (
     BATCH,
+    PaddedShare,
     bare_session,
     in_graph,
     iterator,
@@ -23,8 +23,8 @@ _MISSED_SECS = 0.5
 
 
 @in_graph
-def chief_never_came(actor: Actor) -> None:
-    """A script that knows ps and workers alone: whoever is no worker serves, the chief too."""
+def chief_never_initializes(actor: Actor) -> None:
+    """The script knows only ps and workers: every other task joins its server, also the chief."""
     task = actor.task
     if task.task_type != "worker":
         start_server(task).join()
@@ -34,24 +34,24 @@ def chief_never_came(actor: Actor) -> None:
         train_to_the_end(actor, session, step, number)
 
 
-def chief_never_came_fixed(actor: Actor) -> None:
-    """Who misses the chief for too long hears its name; it comes late, and all is well."""
+def chief_never_initializes_fixed(actor: Actor) -> None:
+    """The workers' wait times out and names the chief, which then comes late."""
     task = actor.task
     with worker_server(task) as target:
         if task.is_chief:
             for worker in task.trainers[1:]:
-                actor.hear(f"{worker} misses {task.name}")
+                actor.wait_for(f"{worker} misses {task.name}")
         else:
             try:
                 _train(actor, target, [2, 2, 2], timeout=_MISSED_SECS)
             except StartTimeout as error:
-                actor.tell(f"{task.name} misses {', '.join(error.missing)}")
+                actor.announce(f"{task.name} misses {', '.join(error.missing)}")
         _train(actor, target, [2, 2, 2])
 
 
 @in_graph
-def variable_off_the_ps(actor: Actor) -> None:
-    """The global step is made where nothing says that it belongs on the ps: each has its own."""
+def variable_not_on_ps(actor: Actor) -> None:
+    """The global step is created outside the device function, so each trainer has its own."""
     task = actor.task
     tf.compat.v1.train.get_or_create_global_step()
     number = iterator(share(task, [2, 2]).batch(BATCH)).get_next()
@@ -60,14 +60,14 @@ def variable_off_the_ps(actor: Actor) -> None:
         train_to_the_end(actor, session, step, number)
 
 
-def variable_off_the_ps_fixed(actor: Actor) -> None:
-    """All variables are made under the device function."""
+def variable_not_on_ps_fixed(actor: Actor) -> None:
+    """All variables are created under the device function."""
     with worker_server(actor.task) as target:
         _train(actor, target, [2, 2])
 
 
 def _train(actor: Actor, target: str, batches: list[int], *, timeout: float = 30) -> None:
-    """Each trains on its share, in a graph of its own."""
+    """Trains on this trainer's share, in a new graph."""
     with tf.Graph().as_default():
         task, data = actor.task, PaddedShare(actor, batches)
         step = graph.apply_if(data.has_value, lambda: updates(task, data.number, data.weight))

@@ -1,8 +1,9 @@
-"""Trainers that take each step together, with a `SyncReplicasOptimizer`.
+"""Synchronous training with a `SyncReplicasOptimizer`.
 
-It has a queue of tokens on the ps, and a thread of the chief that fills it: one token for each
-trainer when the gradients of all are there. Whoever has no token waits for one. When the chief
-leaves it closes the queue, and who waits gets OutOfRange, as of an iterator that has ended.
+The optimizer keeps a token queue on the ps. A thread of the chief adds one token for each trainer
+when the gradients of all trainers have arrived, and a trainer takes a token before its next step.
+When the chief ends it closes the queue. A waiting trainer then gets OutOfRangeError, the same error
+as at the end of its own iterator.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import tensorflow as tf
 
 from tfdist.barrier import Barrier
 from tfdist.cluster.server import worker_server
-from tfdist.repro.actor import Actor
-from tfdist.repro.padded_share import PaddedShare
+from tfdist.repro.case import Actor
 from tfdist.repro.toy import (
     BATCH,
+    PaddedShare,
     bare_session,
     global_step,
     gradients,
@@ -25,57 +26,56 @@ from tfdist.repro.toy import (
 )
 from tfdist.train import graph
 
-# The thread of the chief waits for gradients, and no end of the session wakes it. TensorFlow gives
-# it 120 s.
+# The chief's thread waits for gradients even while the session closes, up to 120 s by default.
 _GRACE_SECS = 0.5
-_DEFAULT = -1  # as many tokens as trainers, before anybody has a gradient
+_DEFAULT = -1  # one token for each trainer before the first gradients
 
 
 @in_graph
 def chief_short(actor: Actor) -> None:
-    """The chief has 2 batches and the other 5, which takes the closed queue for its own end."""
+    """The chief has 2 batches and the worker 5; the closed queue ends the worker too."""
     _train(actor, [2, 5], num_tokens=0)
 
 
 @in_graph
 def chief_short_fixed(actor: Actor) -> None:
-    """All take as many steps as the one that has most."""
+    """Both trainers take 5 steps."""
     _train_together(actor, [2, 5])
 
 
 @in_graph
 def worker_short(actor: Actor) -> None:
-    """The worker has 2 batches and the chief 5, which waits for the gradients of two."""
+    """The worker has 2 batches and the chief 5; the chief waits for the worker's gradients."""
     _train(actor, [5, 2], num_tokens=0)
 
 
 @in_graph
 def worker_short_fixed(actor: Actor) -> None:
-    """All take as many steps as the one that has most."""
+    """Both trainers take 5 steps."""
     _train_together(actor, [5, 2])
 
 
 @in_graph
 def default_num_tokens(actor: Actor) -> None:
-    """All have the same, but with tokens to begin with one may be ahead of the other."""
+    """Both have 6 batches, but the initial tokens let one trainer run ahead."""
     _train(actor, [6, 6], num_tokens=_DEFAULT)
 
 
 @in_graph
 def default_num_tokens_fixed(actor: Actor) -> None:
-    """Nobody is ahead."""
+    """The trainers stay in step."""
     _train_together(actor, [6, 6])
 
 
 @in_graph
 def no_extra_tokens(actor: Actor) -> None:
-    """All have the same, and nobody is ahead."""
+    """Both have 6 batches, and no trainer can run ahead."""
     _train(actor, [6, 6], num_tokens=0)
 
 
 @in_graph
 def no_extra_tokens_fixed(actor: Actor) -> None:
-    """The same, without having to have the same."""
+    """The trainers stay in step; they could also have unequal numbers of batches."""
     _train_together(actor, [6, 6])
 
 
@@ -92,16 +92,16 @@ def _train(actor: Actor, batches: list[int], *, num_tokens: int) -> None:
         step = optimizer.apply_gradients(gradients(task, optimizer, number), global_step=count)
     hook = optimizer.make_session_run_hook(task.is_chief, num_tokens)
     with bare_session(actor, [hook], grace_secs=_GRACE_SECS) as session:
-        actor.tell(f"{task.name} came")
+        actor.announce(f"{task.name} ready")
         for trainer in task.trainers:
-            actor.hear(f"{trainer} came")
+            actor.wait_for(f"{trainer} ready")
         train_to_the_end(actor, session, step, number)
 
 
 def _train_together(actor: Actor, batches: list[int]) -> None:
-    """All have read before anybody writes, and have written before anybody reads again.
+    """Each step has two phases: all trainers read the variables, then all update them.
 
-    Who has nothing left takes part with nothing, until nobody has.
+    A trainer without data takes part with empty steps until no trainer has data left.
     """
     task, data = actor.task, PaddedShare(actor, batches)
     count = global_step(task)

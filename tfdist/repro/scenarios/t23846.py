@@ -1,7 +1,7 @@
 """The job of tensorflow#23846, as its author described it in 2018, on today's TensorFlow.
 
-Part files of examples, a sloppy parallel interleave, prefetch, batch, a parallel map of
-`parse_example`, two embeddings partitioned over the ps, asynchronous updates, many epochs.
+It has part files of examples, a sloppy parallel interleave, prefetch, batch, a parallel map of
+`parse_example`, two embeddings partitioned over the ps, asynchronous updates and many epochs.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import tensorflow as tf
 
 from tfdist.cluster.server import start_server, worker_server
 from tfdist.data.padding import endless_batches
-from tfdist.repro.actor import Actor
+from tfdist.repro.case import Actor
 from tfdist.repro.toy import in_graph
 from tfdist.train import graph
 from tfdist.train.epoch import Epoch
 
-FILES_EACH, RECORDS_EACH, BATCH = 4, 24, 8  # of a trainer; records of a file
+FILES_EACH, RECORDS_EACH, BATCH = 4, 24, 8  # files of a trainer, records of a file
 _USERS, _ITEMS, _DIM = 200, 300, 8
 _FEATURES = {
     name: tf.io.FixedLenFeature([], tf.int64) for name in ("number", "user_id", "item_id", "label")
@@ -27,10 +27,10 @@ _FEATURES = {
 
 @in_graph
 def end_of_epoch(actor: Actor) -> None:
-    """The end of each epoch is the error of an iterator, as it was written in 2018."""
+    """Each epoch ends with the OutOfRangeError of an iterator, as in 2018."""
     task, settings = actor.task, actor.settings
     _write_files(actor)
-    place = "/job:ps/task:0" if settings["iterator_on_ps"] else task.device
+    place = "/job:ps/task:0" if settings.iterator_on_ps else task.device
     with tf.device(place):
         data = tf.compat.v1.data.make_initializable_iterator(
             _parsed(_records(actor).prefetch(64).batch(BATCH)), shared_name=task.name
@@ -39,9 +39,9 @@ def end_of_epoch(actor: Actor) -> None:
     step = _updates(actor, batch, None)
     config = _config(actor)
     target = start_server(task, config).target
-    # The session of tfdist: that of 2018 looks only each 30 s whether the chief is ready.
+    # Not the session of 2018, which checks only every 30 s whether the chief is ready.
     with graph.session(task, target) as session:
-        for epoch in range(settings["epochs"]):
+        for epoch in range(settings.epochs):
             session.run(data.initializer)
             while True:
                 try:
@@ -53,7 +53,7 @@ def end_of_epoch(actor: Actor) -> None:
 
 @in_graph
 def end_of_epoch_fixed(actor: Actor) -> None:
-    """Padded batches, local iterators, and an end of each epoch that all know."""
+    """Padded batches, local iterators, and epochs that all trainers end together."""
     task, settings = actor.task, actor.settings
     _write_files(actor)
     with tf.device(task.device):
@@ -66,7 +66,7 @@ def end_of_epoch_fixed(actor: Actor) -> None:
         graph.session(task, target) as session,
         Epoch(task, "epoch", expected=_examples(actor), timeout=60) as epoch,
     ):
-        for past in range(settings["epochs"]):
+        for past in range(settings.epochs):
             session.run(data.initializer)
             has = True
             while has:
@@ -81,11 +81,11 @@ def _examples(actor: Actor) -> int:
 
 
 def _config(actor: Actor) -> Any:
-    return tf.compat.v1.ConfigProto(inter_op_parallelism_threads=actor.settings["inter_op"])
+    return tf.compat.v1.ConfigProto(inter_op_parallelism_threads=actor.settings.inter_op)
 
 
 def _write_files(actor: Actor) -> None:
-    """This trainer's part files; the records are numbered over all trainers."""
+    """Writes this trainer's part files; the records are numbered across all trainers."""
     chance = np.random.default_rng(actor.random.randrange(2**32))
     number = actor.task.rank * FILES_EACH * RECORDS_EACH
     for part in range(FILES_EACH):
