@@ -1,4 +1,4 @@
-"""What the tests on a network of hosts share: the network, and programs that talk over it."""
+"""Fixtures for tests on a network of hosts, and programs that communicate over it."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def _needs_a_network():
 
 
 class EchoNetwork:
-    """A network with a server of echo.py on each host."""
+    """A network with an echo.py server on each host."""
 
     def __init__(self, network):
         self.network = network
@@ -40,7 +40,7 @@ class EchoNetwork:
         return self.ask_all([(host, other)], **options)[0]
 
     def ask_all(self, pairs, *, timeout=0.3, size=1000):
-        """What `ask` of echo.py says for each (host, other); all ask at once."""
+        """The results of `ask` of echo.py for each (host, other), all in parallel."""
         processes = [
             self.network.start(
                 host, [*ECHO, "ask", other, str(timeout), str(size)], stdout=subprocess.PIPE
@@ -50,20 +50,20 @@ class EchoNetwork:
         return [json.loads(process.communicate(timeout=60)[0]) for process in processes]
 
     def send(self, host, other, count):
-        """Sends datagrams, and returns how many have arrived there then."""
+        """Sends datagrams, and returns how many arrived."""
         before = self.ask(other, other)["datagrams"]
         assert self.network.start(host, [*ECHO, "send", other, str(count)]).wait(30) == 0
         return self.ask(other, other)["datagrams"] - before
 
 
 class Connection:
-    """A connection between two hosts that lasts."""
+    """A lasting connection between two hosts."""
 
     def __init__(self, echo, host, other):
         self._process = echo.talk(host, "hold", other)
 
     def answers(self, secs):
-        """Whether a byte comes back in that time, and with it all that was owed."""
+        """Whether all bytes sent so far, and one more, come back within that time."""
         self._process.stdin.write(b"%f\n" % secs)
         self._process.stdin.flush()
         return self._process.stdout.readline() == b"answered\n"
@@ -71,6 +71,6 @@ class Connection:
 
 @pytest.fixture(scope="module")
 def echo():
-    """A network whose tests leave it as it was."""
+    """A network that each test leaves unchanged."""
     with Network(HOSTS, relayed=["c"], shared_bytes=8 << 20) as network:
         yield EchoNetwork(network)

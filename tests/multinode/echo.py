@@ -1,10 +1,10 @@
-"""A tiny server and its clients, for hosts of a test network: `python echo.py VERB ...`.
+"""A small server and its clients, for hosts of a test network: `python echo.py VERB ...`.
 
-`serve`: answers TCP and keeps what comes by UDP, both at PORT; says `ready`.
-`ask HOST TIMEOUT SIZE`: connects, asks six times for a byte and once for SIZE; prints JSON.
-`hold HOST`: connects, says `ready`, and for each line of its input, a number of seconds, asks for a
-byte and prints whether the answer came in that time.
-`send HOST COUNT`: sends so many datagrams.
+`serve`: echoes TCP and counts UDP datagrams, both at PORT; prints `ready`.
+`ask HOST TIMEOUT SIZE`: connects, requests one byte six times and SIZE bytes once; prints JSON.
+`hold HOST`: connects and prints `ready`; for each line of its input, a number of seconds, requests
+a byte and prints whether the answer came within that time.
+`send HOST COUNT`: sends COUNT datagrams.
 """
 
 import json

@@ -1,8 +1,9 @@
-"""The training job that tests/multinode/test_fault_matrix.py plays under each fault.
+"""The training job that tests/multinode/test_fault_matrix.py runs under each fault.
 
-A chief and a worker read the splits of two epochs; each update counts its examples on the ps, in
-the run that commits them, so that the counts cannot differ from what was trained. The chief saves
-at the end of each epoch. Whoever loses the ps makes a new session, and goes on from what was saved.
+A chief and a worker read the splits of two epochs. Each update counts its examples on the ps, in
+the same run that commits them, so the counts cannot differ from what was trained. The chief saves
+at the end of each epoch. A trainer that loses the ps opens a new session and resumes from the
+checkpoint.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, BrokenBarrierError)
 
 
 def train(actor: Actor) -> None:
-    """Trains until all epochs have ended; begins anew where the ps was lost, but not for ever."""
+    """Trains until all epochs have ended; starts again a few times if the ps was lost."""
     if actor.task.is_chief:
         _moment(actor, "start")
     with worker_server(actor.task, timeout=_WAIT_SECS) as target:
@@ -40,11 +41,11 @@ def train(actor: Actor) -> None:
             except _LOST as error:
                 if attempt == _ATTEMPTS:
                     raise
-                print(f"{actor.task.name} begins anew: {error}", file=sys.stderr, flush=True)
+                print(f"{actor.task.name} starts again: {error}", file=sys.stderr, flush=True)
 
 
 def _moment(actor: Actor, moment: str) -> None:
-    """Asks for the fault of this run if this is its moment, once."""
+    """Requests the fault of this run if this is its moment, once."""
     victim, chosen = actor.settings["victim"], actor.settings["moment"]
     if moment == chosen and not event_file(actor.folder, f"begin {victim}").exists():
         actor.fault("begin", victim)
@@ -91,7 +92,7 @@ def _train(actor: Actor, target: str) -> None:
                         split.committed(session.run(commit, {**fed, **split.feed}))
                         actor.step()
                 except SplitLostError:
-                    continue  # others have it now
+                    continue  # another trainer has it now
             if not task.is_chief:
                 _moment(actor, "barrier")
             epoch.finish()
@@ -105,5 +106,5 @@ def _moment_of(epoch: int, stop: int) -> str:
 
 
 def counts_file(folder: Path, epoch: int) -> Path:
-    """Where the chief writes how often each record of an epoch was read."""
+    """The file with how often each record of an epoch was read; the chief writes it."""
     return folder / f"counts-{epoch}.json"

@@ -1,4 +1,4 @@
-"""What trainers on the hosts of a network do: functions that their processes import."""
+"""Functions that trainers on the hosts of a network run; their processes import this module."""
 
 import os
 import socket
@@ -10,8 +10,8 @@ import tfdist
 from tfdist.testing import poll_until
 
 
-def tell_where(task, folder):
-    """Meets all others, and says where it is."""
+def report_place(task, folder):
+    """Meets all others, and returns where it runs."""
     with tfdist.worker_server(task), tfdist.Barrier(task, "meeting", timeout=30) as barrier:
         Path(folder, task.name).touch()
         barrier.wait()
@@ -28,7 +28,7 @@ def tell_where(task, folder):
 def meet_twice(task, folder):
     """Meets all others, waits until the test has acted, and meets them again.
 
-    Returns in which generation this life of the task has begun.
+    Returns the generation in which this incarnation of the task began.
     """
     with tfdist.worker_server(task), tfdist.Barrier(task, "meeting", timeout=60) as barrier:
         generation = barrier.generation
@@ -40,8 +40,8 @@ def meet_twice(task, folder):
         return generation
 
 
-def meet_or_tell_who_is_missing(task, folder):
-    """Meets all others; then the chief waits in vain, and says for whom."""
+def meet_or_report_the_missing(task, folder):
+    """Meets all others; then the chief waits until a timeout, and returns the missing tasks."""
     with tfdist.worker_server(task), tfdist.Barrier(task, "meeting", timeout=60) as barrier:
         barrier.wait()
         missing = None
@@ -52,8 +52,8 @@ def meet_or_tell_who_is_missing(task, folder):
                 barrier.wait(timeout=2)
             except tfdist.BarrierTimeout as late:
                 missing = late.missing
-            Path(folder, "told").touch()
+            Path(folder, "reported").touch()
         else:
-            poll_until(Path(folder, "told").exists, "the chief has waited", timeout=60)
+            poll_until(Path(folder, "reported").exists, "the chief has reported", timeout=60)
         barrier.wait()
         return missing

@@ -1,4 +1,4 @@
-"""What a machine cannot do is told with the reason, and what it can it does."""
+"""`capabilities` gives a reason for each fault that this machine does not support."""
 
 import os
 
@@ -10,13 +10,13 @@ def subclasses(kind):
     return {kind}.union(*map(subclasses, kind.__subclasses__()))
 
 
-def test_each_fault_is_told_and_this_machine_can_have_it():
+def test_this_machine_supports_every_fault():
     faults = subclasses(NetworkFault) | subclasses(TaskFault)
     concrete = {kind for kind in faults if not kind.__abstractmethods__}
     assert capabilities() == dict.fromkeys(concrete, "")
 
 
-def test_without_root_there_are_no_networks(monkeypatch):
+def test_without_root_only_faults_of_tasks_are_supported(monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     found = capabilities()
     assert "root" in found[Unplug]
@@ -24,7 +24,7 @@ def test_without_root_there_are_no_networks(monkeypatch):
     assert found[Pause] == ""
 
 
-def test_without_tap_devices_there_are_no_relays(monkeypatch):
+def test_without_tap_devices_links_have_no_delay_and_loss(monkeypatch):
     for module in (link, network):
         monkeypatch.setattr(module, "TUN", "/nonexistent/tun")
     found = capabilities()
@@ -33,7 +33,7 @@ def test_without_tap_devices_there_are_no_relays(monkeypatch):
     assert found[Unplug] == ""
 
 
-def test_without_tbf_there_is_no_bandwidth(monkeypatch, tmp_path):
+def test_without_tbf_links_have_no_limit(monkeypatch, tmp_path):
     fake = tmp_path / "tc"
     fake.write_text("#!/bin/sh\necho 'Error: Specified qdisc kind is unknown.' >&2; exit 2\n")
     fake.chmod(0o755)

@@ -1,6 +1,6 @@
-"""Services of a compose file do what the file says, on each back end.
+"""Services of a compose file follow the file, on each back end.
 
-With docker these run where DOCKER_HOST is set, as it is under scripts/with-dockerd.
+The tests with docker run if DOCKER_HOST is set, as under scripts/with-dockerd.
 """
 
 import json
@@ -16,7 +16,7 @@ from tfdist.testing import compose_nodes, faults, poll_until
 
 BACKENDS = ["netns", *(["compose"] if "DOCKER_HOST" in os.environ else [])]
 
-# An empty image, and in it the programs of this machine.
+# An empty image with the programs of this machine.
 HEAD = """
 x-any: &any
   image: tfdist-empty
@@ -39,7 +39,7 @@ services:
 PROGRAMS = ("usr", "bin", "lib", "lib64")
 # Healthy once its file is there.
 READY = "{test: [CMD, test, -f, /tmp/ready], interval: 100ms, timeout: 5s, retries: 3}"
-UNTIL_TOLD = "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done"
+UNTIL_TERM = "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done"
 
 
 def service(name, script, *more):
@@ -49,7 +49,7 @@ def service(name, script, *more):
 
 @pytest.fixture(params=BACKENDS)
 def project(request, tmp_path):
-    """Makes the nodes of a file with these services, not yet up."""
+    """Makes the nodes of a file with these services, which are not up yet."""
     if request.param == "compose":
         empty = f"tar --create --files-from {os.devnull} | docker import - tfdist-empty"
         subprocess.run(empty, shell=True, check=True, stdout=subprocess.DEVNULL, timeout=60)
@@ -68,14 +68,14 @@ def project(request, tmp_path):
         nodes.close()
 
 
-def test_services_start_when_what_they_depend_on_holds(project):
+def test_a_service_starts_when_its_conditions_hold(project):
     nodes = project(
         service("last", "cat /srv/shared/*; exit 5", "depends_on:",
                 "  first: {condition: service_healthy}",
                 "  once: {condition: service_completed_successfully}"),
         service("once", "sleep 0.3; echo once >/srv/shared/2"),
         service("first", "echo first >/srv/shared/1; sleep 1; touch /tmp/ready; sleep 600",
-                # More than three checks fail before it has started: they do not count.
+                # More than three checks fail in the start period, and do not count.
                 f"healthcheck: {READY[:-1]}, start_period: 1m}}"),
     )  # fmt: skip
     nodes.up(60)
@@ -84,7 +84,7 @@ def test_services_start_when_what_they_depend_on_holds(project):
     assert nodes.health("first") == "healthy"
     assert nodes.health("last") == ""
     nodes.kill("first")
-    poll_until(lambda: nodes.health("first") == "unhealthy", "it is that now")
+    poll_until(lambda: nodes.health("first") == "unhealthy", "first is unhealthy")
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_services_start_when_what_they_depend_on_holds(project):
         ("exit 7", "service_completed_successfully"),
     ],
 )
-def test_who_depends_on_what_will_never_hold_is_told(project, script, condition):
+def test_a_condition_that_can_no_longer_hold_is_an_error(project, script, condition):
     nodes = project(
         service("first", script, f"healthcheck: {READY}"),
         service("last", "true", "depends_on:", f"  first: {{condition: {condition}}}"),
@@ -104,13 +104,13 @@ def test_who_depends_on_what_will_never_hold_is_told(project, script, condition)
 
 
 @pytest.mark.parametrize("project", ["netns"], indirect=True)
-def test_what_has_ended_will_never_be_healthy(project):
-    # docker-compose 1.29 starts `last` all the same, in one of six runs.
+def test_an_ended_service_can_no_longer_be_healthy(project):
+    # docker-compose 1.29 starts `last` anyway in one of six runs.
     nodes = project(
         service("first", "exit 7", f"healthcheck: {READY}"),
         service("last", "true", "depends_on:", "  first: {condition: service_healthy}"),
     )
-    with pytest.raises(ClusterError, match="first is over"):
+    with pytest.raises(ClusterError, match="first has ended"):
         nodes.up(60)
 
 
@@ -124,7 +124,7 @@ def test_the_time_to_start_is_limited(project):
         nodes.up(2)
 
 
-def test_a_service_finds_its_surroundings(project):
+def test_a_service_has_its_name_folder_variables_and_mounts(project):
     value = json.dumps({"cluster": {"ps": ["a:1"]}, "text": "two words, a ' and a $$ sign"})
     nodes = project(
         service("one", "hostname; pwd; echo \"$$VALUE\"; env | grep -c LEAKED; ls -A /tmp /srv",
@@ -137,14 +137,14 @@ def test_a_service_finds_its_surroundings(project):
         del os.environ["LEAKED"]
     nodes.wait("one", 30)
     host, folder, found, leaked, *listed = nodes.output("one").splitlines()
-    if nodes.backend == "netns":  # docker names a container without `hostname` by its number
+    if nodes.backend == "netns":  # docker uses the id of a container without `hostname`
         assert host == "one"
     assert folder == "/srv/shared"
     assert found == value.replace("$$", "$")
     assert (leaked, listed) == ("0", ["/srv:", "shared", "", "/tmp:"])
 
 
-def test_services_reach_one_another_by_their_names_and_nobody_else(project):
+def test_services_reach_one_another_by_name_and_nothing_outside(project):
     mounts = f"- {os.path.dirname(ECHO[-1])}:/srv/tests:ro"
     python = "/usr/bin/python3 -I -S /srv/tests/echo.py"
     volumes = ["volumes:", f"  {mounts}", *(f"  - /{x}:/{x}:ro" for x in PROGRAMS)]
@@ -160,43 +160,43 @@ def test_services_reach_one_another_by_their_names_and_nobody_else(project):
     assert "error" in outside
 
 
-def test_stop_asks_first_and_kills_after_the_grace(project):
+def test_stop_sends_sigterm_and_sigkill_after_the_grace(project):
     nodes = project(
-        service("polite", UNTIL_TOLD), service("deaf", "trap '' TERM; echo ready; sleep 600")
+        service("polite", UNTIL_TERM), service("deaf", "trap '' TERM; echo ready; sleep 600")
     )
     nodes.up(60)
     for name in ("polite", "deaf"):
-        poll_until(lambda name=name: "ready" in nodes.output(name), "it runs")
+        poll_until(lambda name=name: "ready" in nodes.output(name), "the service runs")
         nodes.stop(name)
     assert nodes.wait("polite", 10) == 3
     assert nodes.output("polite") == "ready\nbye\n"
     assert nodes.wait("deaf", 10) == 137
 
 
-def test_a_service_is_killed_and_comes_back(project):
-    nodes = project(service("one", "echo life >>/srv/shared/lives; " + UNTIL_TOLD))
+def test_a_service_is_killed_and_restarted(project):
+    nodes = project(service("one", "echo started >>/srv/shared/starts; " + UNTIL_TERM))
     nodes.up(60)
-    poll_until(lambda: nodes.output("one") == "ready\n", "it runs")
+    poll_until(lambda: nodes.output("one") == "ready\n", "the service runs")
     with pytest.raises(RunTimeout, match="one"):
         nodes.wait("one", 0.5)
     with faults.Restart("one").on(nodes):
         assert nodes.wait("one", 10) == 137
-    poll_until(lambda: nodes.output("one") == "ready\nready\n", "it runs again")
+    poll_until(lambda: nodes.output("one") == "ready\nready\n", "the service runs again")
 
 
-def test_a_service_is_paused_and_woken(project):
+def test_a_service_is_paused_and_resumed(project):
     nodes = project(service("one", "while :; do date +%s%N; sleep 0.02; done"))
     nodes.up(60)
-    poll_until(lambda: nodes.output("one"), "it runs")
+    poll_until(lambda: nodes.output("one"), "the service runs")
     with faults.Pause("one").on(nodes):
         before = nodes.output("one")
         with pytest.raises(RunTimeout):
             nodes.wait("one", 0.3)
         assert nodes.output("one") == before
-    poll_until(lambda: nodes.output("one") != before, "it goes on")
+    poll_until(lambda: nodes.output("one") != before, "the service continues")
 
 
-def test_what_is_not_there_is_told(project):
+def test_an_unknown_or_unstarted_service_is_an_error(project):
     nodes = project(service("one", "true"))
     with pytest.raises(ConfigError, match="service: got 'two'"):
         nodes.wait("two", 1)
@@ -205,7 +205,7 @@ def test_what_is_not_there_is_told(project):
 
 
 @pytest.mark.parametrize(
-    ("more", "told"),
+    ("more", "message"),
     [
         (["ports: ['1:1']"], "services.one.ports"),
         (["hostname: other"], "services.one.hostname"),
@@ -213,12 +213,12 @@ def test_what_is_not_there_is_told(project):
         (["cpus: 2"], "services.one.cpus"),
     ],
 )
-def test_what_namespaces_have_not_is_refused(tmp_path, more, told):
+def test_what_namespaces_do_not_support_is_rejected(tmp_path, more, message):
     text = HEAD.replace("networks:\n  inside:", "networks:\n  other:\n  inside:", 1)
     (tmp_path / "compose.yaml").write_text(
         text + service("two", "true") + service("one", "true", *more)
     )
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         compose_nodes(
             [tmp_path / "compose.yaml"],
             environ={"TFDIST_NODES": "netns", "PATH": os.environ["PATH"]},
@@ -227,7 +227,7 @@ def test_what_namespaces_have_not_is_refused(tmp_path, more, told):
 
 @pytest.fixture
 def choose(monkeypatch, tmp_path):
-    """Which back end is chosen on a machine with an engine or root, or without."""
+    """The back end that is chosen on a machine with or without an engine and root."""
     (tmp_path / "compose.yaml").write_text(HEAD + service("one", "true"))
     for name in ("ip", "tc", "nsenter"):
         (tmp_path / name).symlink_to(shutil.which(name))
@@ -257,12 +257,12 @@ def choose(monkeypatch, tmp_path):
         ("auto", "", False, True, "compose"),
     ],
 )
-def test_the_back_end_is_chosen(choose, choice, ci, root, engine, chosen):
+def test_tfdist_nodes_chooses_the_back_end(choose, choice, ci, root, engine, chosen):
     assert choose(choice, ci, root, engine) == chosen
 
 
 @pytest.mark.parametrize(
-    ("choice", "ci", "root", "engine", "told"),
+    ("choice", "ci", "root", "engine", "message"),
     [
         ("netns", "", False, True, "TFDIST_NODES=netns needs root"),
         ("compose", "", True, False, "TFDIST_NODES=compose needs a docker engine: no engine here"),
@@ -271,8 +271,6 @@ def test_the_back_end_is_chosen(choose, choice, ci, root, engine, chosen):
         ("podman", "", True, True, "TFDIST_NODES: got 'podman'; one of netns, compose, auto"),
     ],
 )
-def test_no_other_back_end_takes_the_place_of_the_one_that_is_missing(
-    choose, choice, ci, root, engine, told
-):
-    with pytest.raises((ClusterError, ConfigError), match=told):
+def test_no_other_back_end_replaces_a_missing_one(choose, choice, ci, root, engine, message):
+    with pytest.raises((ClusterError, ConfigError), match=message):
         choose(choice, ci, root, engine)

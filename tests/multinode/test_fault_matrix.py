@@ -1,7 +1,7 @@
-"""A training job under each fault, at each task and moment: what becomes of it is never a riddle.
+"""A training job under each fault, at each task and at several moments, ends with a known result.
 
 Either every example of every epoch is accounted for, or the job stops with a verdict that names
-what is the matter. All cells: `scripts/test nightly -k fault_matrix`.
+the cause. All cells: `scripts/test nightly -k fault_matrix`.
 """
 
 from __future__ import annotations
@@ -51,20 +51,20 @@ def host(task: str) -> str:
 
 
 def peer(task: str) -> str:
-    """Whom it talks to most: the ps, and the ps to the chief."""
+    """The host that the task exchanges most data with."""
     return "chief-0" if task == "ps:0" else "ps-0"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A fault, and what may come of it.
+    """A fault and its possible results.
 
     Attributes:
-        make: the fault of a victim.
-        secs: for which it lasts; None is for good.
-        stops: the verdicts with which the job may stop; none where it has to recover.
-        stops_at_start: more of them where the tasks have not met yet: whoever waits for a ps in
-            vain ends with a StartTimeout that names it, and the others depend on him.
+        make: returns the fault for a victim.
+        secs: its duration; None for good.
+        stops: the verdicts with which the job may stop; empty if it must recover.
+        stops_at_start: further verdicts before the tasks have met: a task that waits for a ps ends
+            with a StartTimeout that names it, and other tasks depend on that task.
     """
 
     make: Callable[[str], NetworkFault | TaskFault]
@@ -73,11 +73,11 @@ class Trial:
     stops_at_start: tuple[Name, ...] = ()
 
 
-# Who makes a session meanwhile, or closes one, is told to depend on the one that is dead.
+# A task that opens or closes a session during the fault depends on the dead one.
 DEAD = (Name.PEER_DEAD, Name.DEAD_DEPENDENCY)
 TRIALS = {
     "kill": Trial(Kill, stops=DEAD),
-    # A chief that is lost in the action of a barrier breaks that for all.
+    # A chief that dies in the action of a barrier breaks the barrier for all.
     "restart": Trial(Restart, 0.5, stops=(Name.TASK_FAILED,)),
     "stop and wake": Trial(Pause, 2.0),
     "stop": Trial(Pause, stops=(Name.PEER_STOPPED,)),
@@ -97,14 +97,14 @@ TRIALS = {
 
 @dataclass(frozen=True)
 class Cell(Case):
-    """A case of the lab that plays the job of this suite."""
+    """A case of the lab that runs the job of these tests."""
 
     def play(self, *, fixed: bool) -> Callable[[Actor], None]:
         return fault_job.train
 
 
 class Hosts:
-    """The stage: each task on a host of its own; the fault begins when a task asks for it."""
+    """The stage: each task on a host of its own; the fault begins when a task requests it."""
 
     def __init__(self, network: Network, fault: NetworkFault | TaskFault, secs: float | None):
         self._network, self._fault, self._secs = network, fault, secs
@@ -122,7 +122,7 @@ class Hosts:
 
     def do(self, cluster, what, task):
         if self.has_begun:
-            return  # two have asked at the same moment
+            return  # two tasks requested it at the same time
         self._subject = self._network if isinstance(self._fault, NetworkFault) else cluster
         self._fault.begin(self._subject)
         self._lasts = None if self._secs is None else Deadline(self._secs)
@@ -144,8 +144,8 @@ def cells():
 @pytest.mark.usefixtures("no_leaks")
 @pytest.mark.rotates(13)
 @pytest.mark.parametrize(("fault", "victim", "moment"), list(cells()))
-def test_what_becomes_of_the_job_is_known(fault, victim, moment, tmp_path):
-    trial, told = TRIALS[fault], []
+def test_the_job_recovers_or_stops_with_a_verdict(fault, victim, moment, tmp_path):
+    trial, lines = TRIALS[fault], []
     relayed = [host(victim)] if fault in ("delay", "loss") else []
     with Network(HOSTS, relayed=relayed) as network:
         cell = Cell(
@@ -159,14 +159,14 @@ def test_what_becomes_of_the_job_is_known(fault, victim, moment, tmp_path):
             settings={"victim": victim, "moment": moment, "folder": str(network.shared)},
         )
         stage = Hosts(network, trial.make(victim), trial.secs)
-        played = Lab(told.append, stage).play(cell, fixed=True, seed=1, folder=tmp_path)
-    assert stage.has_begun, f"the fault has not happened; {played.verdict}; {told}"
+        played = Lab(lines.append, stage).play(cell, fixed=True, seed=1, folder=tmp_path)
+    assert stage.has_begun, f"the fault has not happened; {played.verdict}; {lines}"
     missing = not_accounted_for(tmp_path)
     outcome = "recovered" if not missing else f"stopped: {played.verdict}"
     print(f"{cell.name}: {outcome}, after {played.seconds:.1f} s")
     if missing:
         stops = trial.stops + (trial.stops_at_start if moment == "start" else ())
-        assert played.verdict.name in stops, f"{played.verdict}; {missing}; {told}"
+        assert played.verdict.name in stops, f"{played.verdict}; {missing}; {lines}"
         if played.verdict.name not in trial.stops:
             assert re.search(r"StartTimeout: .*: ps:0\.", str(played.verdict))
     if fault == "disk full":
@@ -174,7 +174,7 @@ def test_what_becomes_of_the_job_is_known(fault, victim, moment, tmp_path):
 
 
 def not_accounted_for(folder: Path) -> str:
-    """What is wrong with the reads of the epochs; empty if every example is accounted for."""
+    """The first example that is not accounted for, in words; empty if there is none."""
     for epoch in range(1, fault_job.EPOCHS + 1):
         file = fault_job.counts_file(folder, epoch)
         if not file.exists():

@@ -1,4 +1,4 @@
-"""Each fault does what it promises, to nobody else, and is over at its end."""
+"""Each fault does what it promises, to no other host, and only until its end."""
 
 import errno
 import sys
@@ -14,15 +14,15 @@ PAIRS = [(host, other) for host in HOSTS for other in HOSTS if host != other]
 
 
 def reached(echo, timeout):
-    """Which pairs of hosts can talk: the first has connected to the second."""
+    """The pairs of hosts of which the first can connect to the second."""
     answers = echo.ask_all(PAIRS, timeout=timeout)
     return {pair for pair, answer in zip(PAIRS, answers, strict=True) if "trips" in answer}
 
 
 @pytest.fixture(autouse=True)
-def _over_at_its_end(echo):
+def _all_hosts_are_reached_afterwards(echo):
     yield
-    # Who has asked in vain for a host's card asks again a second later.
+    # A host repeats a failed address resolution after a second.
     assert reached(echo, timeout=10) == set(PAIRS)
 
 
@@ -40,7 +40,7 @@ def _over_at_its_end(echo):
     ],
     ids=str,
 )
-def test_who_can_talk_meanwhile(echo, fault, still):
+def test_a_fault_separates_only_its_hosts(echo, fault, still):
     with fault.on(echo.network):
         assert reached(echo, SILENT_SECS) == set(still)
 
@@ -57,7 +57,7 @@ def test_who_can_talk_meanwhile(echo, fault, still):
     ],
     ids=str,
 )
-def test_a_connection_stands_still_and_goes_on_afterwards(echo, fault):
+def test_a_connection_blocks_during_the_fault_and_then_continues(echo, fault):
     connection = Connection(echo, "a", "c")
     assert connection.answers(10)
     with fault.on(echo.network):
@@ -66,7 +66,7 @@ def test_a_connection_stands_still_and_goes_on_afterwards(echo, fault):
 
 
 @pytest.mark.parametrize("host", ["a", "c"])
-def test_a_host_whose_link_is_down_knows_it_and_one_that_is_unplugged_does_not(echo, host):
+def test_a_host_notices_a_link_that_is_down_and_not_an_unplugged_one(echo, host):
     with faults.LinkDown(host).on(echo.network):
         assert echo.ask(host, "b")["errno"] == errno.ENETUNREACH
         assert echo.ask("b", host)["error"] == "TimeoutError"
@@ -75,14 +75,14 @@ def test_a_host_whose_link_is_down_knows_it_and_one_that_is_unplugged_does_not(e
         assert echo.ask("b", host)["error"] == "TimeoutError"
 
 
-def test_a_one_way_cut_is_open_the_other_way(echo):
+def test_a_one_way_cut_passes_datagrams_in_the_other_direction(echo):
     assert echo.send("a", "b", 5) == echo.send("b", "a", 5) == 5
     with faults.OneWayCut("a", "b").on(echo.network):
         assert echo.send("a", "b", 5) == 0
         assert echo.send("b", "a", 5) == 5
 
 
-def test_a_delay_is_that_long_each_way(echo):
+def test_a_delay_applies_in_each_direction(echo):
     with faults.Delay("c", 0.05).on(echo.network):
         for pair in (("a", "c"), ("c", "a")):
             assert 0.1 <= min(echo.ask(*pair)["trips"]) < 0.15
@@ -90,7 +90,7 @@ def test_a_delay_is_that_long_each_way(echo):
     assert min(echo.ask("a", "c")["trips"]) < 0.05
 
 
-def test_jitter_comes_on_top_of_the_delay(echo):
+def test_jitter_is_added_to_the_delay(echo):
     with faults.Delay("c", 0.01, jitter_secs=0.04).on(echo.network):
         trips = echo.ask("a", "c")["trips"]
     assert min(trips) >= 0.02
@@ -98,14 +98,14 @@ def test_jitter_comes_on_top_of_the_delay(echo):
     assert sorted(trips)[3] < 0.12
 
 
-def test_a_part_is_lost(echo):
+def test_a_fraction_of_the_datagrams_is_lost(echo):
     with faults.Loss("c", 0.5).on(echo.network):
-        # That the question itself is answered may take TCP some tries.
+        # The questions around the datagrams use TCP, which retransmits.
         assert 40 <= echo.send("a", "c", 200) <= 160
 
 
 @pytest.mark.parametrize("host", ["a", "c"])
-def test_bandwidth_is_limited_each_way(echo, host):
+def test_bandwidth_is_limited_in_each_direction(echo, host):
     size = 100_000
     with faults.Bandwidth(host, 200_000).on(echo.network):
         for pair in ((host, "b"), ("b", host)):
@@ -113,7 +113,7 @@ def test_bandwidth_is_limited_each_way(echo, host):
     assert echo.ask(host, "b", size=size)["secs"] < 0.4
 
 
-def test_on_a_full_disk_nobody_can_write(echo):
+def test_a_write_to_a_full_disk_fails(echo):
     network = echo.network
     code = (
         "import sys\n"
@@ -141,13 +141,13 @@ def test_faults_overlap(echo):
         pass
 
 
-def test_a_fault_is_over_after_an_error_too(echo):
+def test_an_error_ends_the_fault_too(echo):
     with pytest.raises(ZeroDivisionError), faults.Unplug("a").on(echo.network):
         raise ZeroDivisionError
 
 
 @pytest.mark.parametrize(
-    ("fault", "told"),
+    ("fault", "message"),
     [
         (faults.Unplug("d"), "host: got 'd'; one of a, b, c"),
         (faults.Cut("a", "a"), "hosts: got"),
@@ -159,12 +159,12 @@ def test_a_fault_is_over_after_an_error_too(echo):
     ],
     ids=str,
 )
-def test_a_fault_that_cannot_be_is_refused_and_changes_nothing(echo, fault, told):
-    with pytest.raises(ConfigError, match=told):
+def test_an_impossible_fault_is_rejected_and_changes_nothing(echo, fault, message):
+    with pytest.raises(ConfigError, match=message):
         fault.begin(echo.network)
 
 
-def test_a_second_limit_of_one_link_is_refused(echo):
+def test_a_second_limit_on_one_link_is_an_error(echo):
     limit = faults.Bandwidth("a", 10_000_000)
     with limit.on(echo.network), pytest.raises(ClusterError, match="a: tc qdisc add"):
         limit.begin(echo.network)

@@ -1,4 +1,4 @@
-"""A network of hosts is one: closed, complete, and gone without a trace."""
+"""A network of hosts is closed and complete, and leaves nothing behind."""
 
 import errno
 import json
@@ -16,9 +16,9 @@ from tests.multinode.conftest import ECHO, HOSTS, Connection, EchoNetwork
 from tfdist.errors import ClusterError, ConfigError
 from tfdist.testing import Bind, Network, RootFolder, poll_until
 
-LEAVES_ONE_ALONE = ["sh", "-c", "setsid sleep 600 & exec sleep 600"]
+LEAVES_AN_ORPHAN = ["sh", "-c", "setsid sleep 600 & exec sleep 600"]
 
-# Makes a network on which something runs, says which processes that are, and waits to be killed.
+# Makes a network, runs a command on it, prints the shared folder, and waits to be killed.
 LAUNCHER = """
 import json, sys, tfdist.testing
 with tfdist.testing.Network(["a", "b"], relayed=["b"]) as network:
@@ -33,12 +33,12 @@ def output(network, host, *command):
 
 
 def python(network, host, code):
-    """What an expression is on a host."""
+    """The value of an expression on a host."""
     program = f"import json, socket, os, subprocess\nprint(json.dumps({code}))"
     return json.loads(output(network, host, sys.executable, "-I", "-S", "-c", program))
 
 
-def test_each_host_has_its_name_and_knows_those_of_all(echo):
+def test_each_host_has_its_name_and_resolves_all_names(echo):
     for host in HOSTS:
         names = ("localhost", *HOSTS)
         found = python(echo.network, host, f"[socket.gethostbyname(n) for n in {names}]")
@@ -46,22 +46,22 @@ def test_each_host_has_its_name_and_knows_those_of_all(echo):
         assert python(echo.network, host, "socket.gethostname()") == host
 
 
-def test_a_host_has_only_its_own_processes_and_one_way_out(echo):
+def test_a_host_sees_only_its_own_processes_and_one_card(echo):
     pids = python(echo.network, "a", "sorted(int(p) for p in os.listdir('/proc') if p.isdigit())")
     assert pids[0] == 1
-    assert len(pids) == 3, "its init, its server, and who looks"
+    assert len(pids) == 3, "its init, its server, and this command"
     assert python(echo.network, "a", "[name for _, name in socket.if_nameindex()]") == [
         "lo",
         "eth0",
     ]
 
 
-def test_no_host_reaches_anything_outside(echo):
+def test_a_host_has_no_route_to_the_outside(echo):
     code = "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect_ex(('192.0.2.1', 9))"
     assert python(echo.network, "a", code) == errno.ENETUNREACH
 
 
-def test_nobody_outside_sees_a_host():
+def test_a_host_is_invisible_from_outside():
     def seen():
         return socket.if_nameindex(), psutil.net_if_addrs(), Path("/proc/self/mounts").read_text()
 
@@ -73,11 +73,13 @@ def test_nobody_outside_sees_a_host():
             client.connect(("127.0.0.1", 2222))
 
 
-def test_two_networks_with_the_same_names_and_addresses_do_not_meet(echo):
+def test_two_networks_with_the_same_names_and_addresses_do_not_interfere(echo):
     with Network(HOSTS) as other:
         assert other.address("a") == echo.network.address("a")
         name = output(other, "b", *ECHO, "ask", "a", "0.3", "1")
-        assert json.loads(name)["error"] == "ConnectionRefusedError", "there a serves nobody"
+        assert json.loads(name)["error"] == "ConnectionRefusedError", (
+            "no server runs on the other a"
+        )
         (other.shared_here / "note").touch()
         assert not (echo.network.shared_here / "note").exists()
     assert Connection(echo, "b", "a").answers(10)
@@ -100,11 +102,11 @@ def test_the_hosts_share_a_folder_of_limited_size(echo):
         ("kill -USR1 $$", -signal.SIGUSR1),
     ],
 )
-def test_a_command_ends_on_its_host_as_it_would_here(echo, script, code):
+def test_a_command_on_a_host_has_the_usual_return_code(echo, script, code):
     assert echo.network.start("a", ["sh", "-c", script]).wait(10) == code
 
 
-def test_signals_reach_a_command_and_what_it_has_started(echo):
+def test_signals_reach_a_command_and_its_children(echo):
     script = "trap 'echo bye; exit 3' TERM; sleep 600 & echo ready; while :; do wait; done"
     process = echo.network.start("a", ["sh", "-c", script], stdout=subprocess.PIPE)
     assert process.stdout.readline() == b"ready\n"
@@ -120,7 +122,7 @@ def test_signals_reach_a_command_and_what_it_has_started(echo):
     poll_until(lambda: not any(child.is_running() for child in children), "both have ended")
 
 
-def test_a_command_gets_its_surroundings(echo, tmp_path):
+def test_a_command_gets_its_environment_and_folder(echo, tmp_path):
     started = echo.network.start(
         "a",
         ["sh", "-c", "echo $NAME; pwd; nonesuch; exec nonesuch"],
@@ -134,7 +136,7 @@ def test_a_command_gets_its_surroundings(echo, tmp_path):
     assert echo.network.start("a", ["nonesuch"], stderr=subprocess.DEVNULL).wait(10) == 127
 
 
-def test_with_its_holder_a_host_is_gone_and_no_other():
+def test_killing_its_holder_ends_one_host_and_no_other():
     with Network(["a", "b"]) as network:
         servers = EchoNetwork(network).servers
         os.kill(network.holder("a"), signal.SIGKILL)
@@ -143,18 +145,18 @@ def test_with_its_holder_a_host_is_gone_and_no_other():
         assert network.start("a", ["true"], stderr=subprocess.DEVNULL).wait(10) == 125
 
 
-def test_what_is_left_alone_on_a_host_is_reaped(echo):
+def test_an_orphan_on_a_host_is_reaped(echo):
     assert output(echo.network, "b", "sh", "-c", "(sleep 0.01 &) ; echo done") == "done\n"
     states = "[open(f'/proc/{p}/stat').read() for p in os.listdir('/proc') if p.isdigit()]"
     poll_until(
-        lambda: ") Z " not in "".join(python(echo.network, "b", states)), "no zombie is there"
+        lambda: ") Z " not in "".join(python(echo.network, "b", states)), "no zombie is left"
     )
 
 
-def test_afterwards_nothing_is_left():
+def test_leaving_a_network_leaves_nothing():
     children = set(psutil.Process().children(recursive=True))
     with Network(["a", "b"], relayed=["b"]) as network:
-        process = psutil.Process(network.start("a", LEAVES_ONE_ALONE).pid)
+        process = psutil.Process(network.start("a", LEAVES_AN_ORPHAN).pid)
         poll_until(lambda: len(process.children(recursive=True)) == 2, "both run")
         folder = network.shared.parent
         ours = set(psutil.Process().children(recursive=True)) - children
@@ -167,7 +169,7 @@ def test_afterwards_nothing_is_left():
 
 def test_a_killed_test_process_leaves_nothing():
     launcher = subprocess.Popen(
-        [sys.executable, "-c", LAUNCHER, *LEAVES_ONE_ALONE],
+        [sys.executable, "-c", LAUNCHER, *LEAVES_AN_ORPHAN],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -181,7 +183,7 @@ def test_a_killed_test_process_leaves_nothing():
     poll_until(lambda: not folder.exists(), "its folder is removed")
 
 
-def test_a_host_with_a_root_folder_of_its_own_sees_nothing_else(tmp_path):
+def test_a_host_with_its_own_root_folder_sees_nothing_else(tmp_path):
     (tmp_path / "file").write_text("text")
     system = [Bind(path, path, read_only=True) for path in ("/usr", "/bin", "/lib", "/lib64")]
     own = [Bind(str(tmp_path / "file"), "/srv/deep/file"), Bind("name", "/srv/deep")]
@@ -197,8 +199,8 @@ def test_a_host_with_a_root_folder_of_its_own_sees_nothing_else(tmp_path):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        told = process.communicate(timeout=30)[0].decode().splitlines()
-        top, rest = told[1 : told.index("")], told[told.index("") + 1 :]
+        lines = process.communicate(timeout=30)[0].decode().splitlines()
+        top, rest = lines[1 : lines.index("")], lines[lines.index("") + 1 :]
         assert {*top} == {"bin", "lib", "lib64", "usr", "srv", "tmp", "dev", "etc", "proc", "sys"}
         assert rest[:4] == ["/srv/deep:", "file", "", "/tmp:"]
         assert rest[4] == "texttouch: cannot touch '/usr/x': Read-only file system"
@@ -208,14 +210,14 @@ def test_a_host_with_a_root_folder_of_its_own_sees_nothing_else(tmp_path):
         assert network.start("b", ["/bin/hostname"], stdout=subprocess.DEVNULL).wait(10) == 0
 
 
-def test_a_root_folder_that_cannot_be_made_is_told():
+def test_the_error_names_the_host_whose_root_folder_cannot_be_made():
     root = RootFolder([Bind("/nonexistent", "/x")])
     with pytest.raises(ClusterError, match=r"host a: .*No such file"):
         Network(["a"], roots={"a": root}).__enter__()
 
 
 @pytest.mark.parametrize(
-    ("hosts", "options", "told"),
+    ("hosts", "options", "message"),
     [
         ([], {}, "hosts: got 0"),
         (["a"] * 2, {}, "hosts: got 'a'"),
@@ -226,20 +228,20 @@ def test_a_root_folder_that_cannot_be_made_is_told():
         (["a"], {"shared_bytes": 0}, "shared_bytes: got 0"),
     ],
 )
-def test_bad_input_is_told(hosts, options, told):
-    with pytest.raises(ConfigError, match=told):
+def test_bad_input_is_rejected(hosts, options, message):
+    with pytest.raises(ConfigError, match=message):
         Network(hosts, **options)
 
 
-def test_what_is_missing_is_told_at_once(monkeypatch, tmp_path):
+def test_all_missing_requirements_are_listed(monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     with pytest.raises(ClusterError, match=r"root, but .* 1000; the program ip .*; .* nsenter"):
         Network(["a"]).__enter__()
 
 
-def test_a_refusal_of_the_kernel_is_told(monkeypatch):
-    # Root in a user namespace of its own, whose limit is nought.
+def test_an_error_of_the_kernel_is_shown(monkeypatch):
+    # Root in its own user namespace, which may have no network namespace.
     code = (
         "import tfdist.testing, tfdist.errors\n"
         "try: tfdist.testing.Network(['a']).__enter__()\n"

@@ -1,4 +1,4 @@
-"""The tasks of a cluster live on the hosts of a network, and are a cluster as ever."""
+"""A cluster whose tasks run on the hosts of a network works like any other."""
 
 import functools
 import os
@@ -7,7 +7,7 @@ import threading
 import pytest
 
 import tfdist
-from tests.multinode.jobs import meet_or_tell_who_is_missing, meet_twice, tell_where
+from tests.multinode.jobs import meet_or_report_the_missing, meet_twice, report_place
 from tfdist.testing import Network, cluster_on, faults, host_names, poll_until
 
 HOSTS = ["ps-0", "chief-0", "worker-0"]
@@ -27,7 +27,7 @@ def cluster(no_leaks, network):
 
 @pytest.fixture
 def acting():
-    """Runs a function in a thread while the job runs, and raises what it raised."""
+    """Runs a function in a thread while the job runs; an error in it fails the test."""
     threads, failures = [], []
 
     def run(function):
@@ -49,7 +49,7 @@ def acting():
 def test_each_task_is_on_its_host(network, cluster):
     assert list(network.hosts) == HOSTS
     assert [task.address for task in cluster.tasks] == [f"{host}:2222" for host in HOSTS]
-    results = cluster.run(functools.partial(tell_where, folder=network.shared), timeout=60)
+    results = cluster.run(functools.partial(report_place, folder=network.shared), timeout=60)
     assert results == [
         {
             "host": host,
@@ -64,10 +64,10 @@ def test_each_task_is_on_its_host(network, cluster):
 
 
 @pytest.mark.parametrize("kind", [faults.Restart, faults.Pause])
-def test_a_task_comes_back_to_its_host(network, cluster, acting, kind):
+def test_a_restarted_or_resumed_task_is_on_its_host_again(network, cluster, acting, kind):
     def act():
         met = network.shared_here / "worker:0 has met"
-        poll_until(met.exists, "it has met the others", timeout=60)
+        poll_until(met.exists, "worker:0 has met the others", timeout=60)
         with kind("worker:0").on(cluster):
             (network.shared_here / "go").touch()
 
@@ -76,24 +76,24 @@ def test_a_task_comes_back_to_its_host(network, cluster, acting, kind):
     assert generations == [1, 2 if kind is faults.Restart else 1]
 
 
-def test_a_host_that_is_unplugged_is_missed(network, cluster, acting):
+def test_an_unplugged_host_is_missing_at_the_barrier(network, cluster, acting):
     def act():
-        poll_until((network.shared_here / "met").exists, "they have met", timeout=60)
+        poll_until((network.shared_here / "met").exists, "all have met", timeout=60)
         with faults.Unplug("worker-0").on(network):
             (network.shared_here / "unplugged").touch()
-            poll_until((network.shared_here / "told").exists, "it is missed", timeout=60)
+            poll_until((network.shared_here / "reported").exists, "the chief has it", timeout=60)
 
     acting(act)
-    job = functools.partial(meet_or_tell_who_is_missing, folder=network.shared)
+    job = functools.partial(meet_or_report_the_missing, folder=network.shared)
     assert cluster.run(job, timeout=60) == [("worker:0",), None]
 
 
-def test_a_host_that_is_gone_is_told(network, cluster):
+def test_a_task_of_a_host_that_is_gone_fails(network, cluster):
     os.kill(network.holder("worker-0"), 9)
     with pytest.raises(tfdist.TaskFailed, match=r"worker:0 .*\n(.*\n)*.*No such file"):
-        cluster.run(functools.partial(tell_where, folder=network.shared), timeout=60)
+        cluster.run(functools.partial(report_place, folder=network.shared), timeout=60)
 
 
-def test_a_network_without_the_hosts_is_refused():
+def test_a_network_without_the_hosts_is_rejected():
     with Network(["ps-0"]) as small, pytest.raises(tfdist.ConfigError, match="worker-0, worker-1"):
         cluster_on(small, num_ps=1, num_workers=2)

@@ -1,6 +1,6 @@
-"""The project's own job, docker/compose.yaml, as its five containers would run it.
+"""The project's own job, docker/compose.yaml, runs as in its five containers.
 
-With docker too where DOCKER_HOST is set: scripts/with-dockerd scripts/test multinode -k project_job
+In docker too if DOCKER_HOST is set: scripts/with-dockerd scripts/test multinode -k project_job
 """
 
 import os
@@ -27,7 +27,7 @@ OURS = {
 
 @pytest.fixture(params=BACKENDS)
 def job(request):
-    """Makes the nodes of the project's job, with one more override perhaps."""
+    """Makes the nodes of the project's job, with optional further overrides."""
     if request.param == "compose":
         empty = f"tar --create --files-from {os.devnull} | docker import - tfdist-empty"
         subprocess.run(empty, shell=True, check=True, stdout=subprocess.DEVNULL, timeout=60)
@@ -44,37 +44,37 @@ def job(request):
         nodes.close()
 
 
-def test_five_nodes_train_and_all_leave(job):
+def test_five_nodes_train_and_all_end(job):
     with job() as nodes:
         nodes.up(timeout=60)
         codes = {name: nodes.wait(name, timeout=80) for name in TASKS}
-        told = {name: nodes.output(name) for name in TASKS}
-    assert codes == dict.fromkeys(TASKS, 0), told
-    epochs = [line for line in told["chief-0"].splitlines() if line.startswith("epoch ")]
-    assert len(epochs) == 5, told["chief-0"]
+        outputs = {name: nodes.output(name) for name in TASKS}
+    assert codes == dict.fromkeys(TASKS, 0), outputs
+    epochs = [line for line in outputs["chief-0"].splitlines() if line.startswith("epoch ")]
+    assert len(epochs) == 5, outputs["chief-0"]
     assert all(": 10000 examples, " in line for line in epochs)
     found = re.search(r"y = (\S+) x (\S+)$", epochs[-1])
     assert found is not None, epochs[-1]
-    # Asynchronous updates end close to it, each time elsewhere.
+    # Asynchronous updates end near the line, at another point in each run.
     assert [float(number) for number in found.groups()] == pytest.approx([3.0, -2.0], abs=0.2)
-    assert "ps:0 serves at ps-0:2222" in told["ps-0"]
+    assert "ps:0 serves at ps-0:2222" in outputs["ps-0"]
 
 
-def test_each_node_gets_the_bytes_of_its_tf_config(job, tmp_path):
-    """Whatever runs it: so they are equal in both."""
+def test_each_node_gets_its_tf_config_unchanged(job, tmp_path):
+    """On every back end, so they are equal on both."""
     override = tmp_path / "override.yaml"
     names = "".join(f"  {name}: {{command: [printenv, TF_CONFIG]}}\n" for name in TASKS)
     override.write_text(f"services:\n{names}")
     with job(override) as nodes:
         nodes.up(timeout=60)
         assert all(nodes.wait(name, timeout=30) == 0 for name in TASKS)
-        told = {name: nodes.output(name) for name in TASKS}
+        outputs = {name: nodes.output(name) for name in TASKS}
     services = read_compose(FILES, environ=OURS).services
     for name in TASKS:
-        assert told[name] == services[name].environment["TF_CONFIG"] + "\n"
+        assert outputs[name] == services[name].environment["TF_CONFIG"] + "\n"
 
 
-def test_no_port_of_the_job_is_open_to_anybody_outside():
+def test_no_port_of_the_job_is_open_to_the_outside():
     environ = {**os.environ, **OURS, "TFDIST_NODES": "netns"}
     with compose_nodes(FILES, environ=environ) as nodes:
         nodes.up(timeout=60)

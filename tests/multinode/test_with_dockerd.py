@@ -1,5 +1,4 @@
-"""scripts/with-dockerd gives a command an engine of its own, and docker compose does there what
-the file says, as the namespaces do."""
+"""scripts/with-dockerd runs a command with its own docker engine, which docker compose can use."""
 
 import fcntl
 import os
@@ -27,7 +26,7 @@ def _needs_dockerd():
 
 @pytest.fixture(autouse=True)
 def _one_engine_at_a_time(tmp_path_factory):
-    """What `left` finds may be of another worker of pytest otherwise."""
+    """Otherwise `left` may find the engine of another pytest worker."""
     with open(tmp_path_factory.getbasetemp().parent / "dockerd.lock", "w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
@@ -47,7 +46,7 @@ def is_engine(process):
         return False
 
 
-def test_the_services_of_a_compose_file_do_the_same_there():
+def test_docker_compose_passes_the_tests_of_compose_nodes():
     tests = [sys.executable, "-m", "pytest", "-q", "tests/multinode/test_compose_nodes.py"]
     ended = subprocess.run(
         [SCRIPT, *tests, "-k", "[compose", "-p", "no:cacheprovider"],
@@ -61,7 +60,7 @@ def test_the_services_of_a_compose_file_do_the_same_there():
     assert " passed" in ended.stdout
 
 
-def test_a_command_ends_as_ever_and_nothing_is_left(tmp_path):
+def test_the_exit_code_is_the_command_s_and_nothing_is_left(tmp_path):
     before = left(tmp_path)
     script = "docker version --format {{.Server.Version}}; test -S ${DOCKER_HOST#unix://}; exit 9"
     ended = subprocess.run(
@@ -77,7 +76,7 @@ def test_a_command_ends_as_ever_and_nothing_is_left(tmp_path):
     assert left(tmp_path) == before
 
 
-def test_a_signal_ends_it_and_nothing_is_left(tmp_path):
+def test_a_signal_ends_the_engine_and_nothing_is_left(tmp_path):
     before = left(tmp_path)
     running = subprocess.Popen(
         [SCRIPT, "sh", "-c", "echo ready; exec sleep 600"],
@@ -92,7 +91,7 @@ def test_a_signal_ends_it_and_nothing_is_left(tmp_path):
     poll_until(lambda: left(tmp_path) == before, "nothing is left")
 
 
-def test_what_is_missing_is_told(tmp_path):
+def test_a_missing_program_is_named(tmp_path):
     for name in ("sh", "id", "mktemp"):
         (tmp_path / name).symlink_to(shutil.which(name))
     ended = subprocess.run(
@@ -103,5 +102,5 @@ def test_what_is_missing_is_told(tmp_path):
         timeout=60,
         check=False,
     )
-    told = "with-dockerd: there is no program dockerd\n"
-    assert (ended.returncode, ended.stderr) == (69, told)
+    message = "with-dockerd: there is no program dockerd\n"
+    assert (ended.returncode, ended.stderr) == (69, message)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Mapping
 
 from tfdist.cli.arguments import add_script, script_of
+from tfdist.cli.exit_codes import HELD
 from tfdist.cluster.shape import Shape
 from tfdist.deploy.deployment import CHECKPOINTS, WORKING_DIR, Deployment
 from tfdist.deploy.docker import compose_file, stack_file
@@ -108,7 +109,7 @@ def command(parsed: argparse.Namespace) -> int:
         parsed.name,
     )
     print(FORMATS[parsed.form](job), end="")
-    return 0
+    return HELD
 
 
 def _check_source(parsed: argparse.Namespace) -> None:

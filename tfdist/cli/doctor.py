@@ -11,12 +11,12 @@ from dataclasses import asdict
 from rich.text import Text
 
 from tfdist.cli.arguments import add_json
+from tfdist.cli.exit_codes import HELD, NOT_HELD
 from tfdist.cli.pipe import PipeConsole
 from tfdist.doctor.examine import examine, task_name
 from tfdist.doctor.finding import SEVERITIES, Finding
 from tfdist.errors import ConfigError
 
-_ERRORS_FOUND = 1
 _COLOURS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 _NARROWEST = 20
 
@@ -69,7 +69,7 @@ def command(parsed: argparse.Namespace) -> int:
         print(json.dumps(report))
     else:
         _print(findings, counts)
-    return _ERRORS_FOUND if counts["error"] else 0
+    return NOT_HELD if counts["error"] else HELD
 
 
 def _print(findings: list[Finding], counts: Counter[str]) -> None:
