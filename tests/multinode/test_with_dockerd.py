@@ -102,5 +102,5 @@ def test_a_missing_program_is_named(tmp_path):
         timeout=60,
         check=False,
     )
-    message = "with-dockerd: there is no program dockerd\n"
+    message = "with-dockerd: the program dockerd is missing\n"
     assert (ended.returncode, ended.stderr) == (69, message)
