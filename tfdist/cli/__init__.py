@@ -57,7 +57,9 @@ def _tensorflow_version() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 2 for bad input or no TensorFlow, 130 after Ctrl-C.
+    """Runs the command and returns its exit code.
+
+    That is 2 for bad input and for a missing TensorFlow, 130 after Ctrl-C.
 
     Raises:
         SystemExit: bad usage, or nobody reads what it prints.

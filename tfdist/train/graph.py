@@ -1,4 +1,4 @@
-"""Between-graph replication: each trainer builds the same graph and shares the variables on the ps."""
+"""Between-graph replication: trainers build the same graph and share the variables on the ps."""
 
 from __future__ import annotations
 
