@@ -33,7 +33,7 @@ def write_files(folder: str) -> None:
 
 
 def train(task: tfdist.Task, index: str) -> tuple[int, float, tfdist.splits.SplitReport]:
-    """Reads until no split is left; returns the records read, the end time and the queue's report."""
+    """Reads until no split is left; returns the records read, the end time, the queue's report."""
     files = tfdist.data.FileSet.load(index)
     with tfdist.worker_server(task) as target, tfdist.train.replica_graph(task):
         queue = tfdist.splits.SplitQueue(
