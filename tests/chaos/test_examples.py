@@ -1,4 +1,4 @@
-"""The examples do what they promise, started as a user starts them."""
+"""The examples and the loop of docs/training.md do what they promise, as a user starts them."""
 
 import json
 import os
@@ -47,6 +47,22 @@ def test_movielens_accounts_for_every_example_and_continues_from_its_checkpoint(
     # Two epochs are too few to beat the biases; the example reports that and ends with 1.
     assert [each.returncode for each in ended] == [1, 1]
     assert "does not beat" in ended[1].stderr
+
+
+def test_the_loop_of_the_training_page_prints_what_it_shows_and_continues(tmp_path):
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    shown = re.findall(r"```text\n(.*?)```", page, re.DOTALL)[0]
+    (tmp_path / "train.py").write_text(code)
+    command = [sys.executable, "-m", "tfdist", "run", "--ps", "1", "--workers", "2"]
+    options = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    ended = run([*command, "train.py"], **options)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == shown
+    # The ps may run the same script; the second job continues from the checkpoint of the first.
+    ended = run([*command, "--no-builtin-ps", "train.py"], **options)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("[worker:0] epoch 1: 1000 examples, step 128, ")
 
 
 def test_the_slow_worker_of_splits_reads_less_and_no_record_is_lost():
