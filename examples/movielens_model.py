@@ -7,12 +7,11 @@ import numpy as np
 import tensorflow as tf
 
 import tfdist
-from tfdist.train import graph
 
 DIM = 32
 INIT_STDDEV = 0.03
 LEARNING_RATE = 0.08
-L2 = 0.1  # on the looked-up rows of the factors; the biases do without
+L2 = 0.1  # on the looked-up rows of the factors, not on the biases
 SHUFFLE_BUFFER = 4096
 
 
@@ -20,7 +19,7 @@ class Model(NamedTuple):
     """The tensors and operations of the training loop."""
 
     start_epoch: Any  # rewinds the input
-    step: Any  # applies one batch, or nothing once the data has ended
+    step: Any  # applies one batch; nothing after the end of the data
     example: Any  # int64 [batch_size], the numbers of the batch's examples
     weight: Any  # float32 [batch_size], 0 for padding
     has_value: Any  # bool, whether the batch holds an example
@@ -30,41 +29,35 @@ class Model(NamedTuple):
 
 
 def build(task: tfdist.Task, meta: movielens_data.Meta, files: list[str], batch_size: int) -> Model:
-    """Builds the model in the current graph; `files` are those that this trainer reads."""
-    with tf.compat.v1.device(graph.device_setter(task)):
-        global_step = tf.compat.v1.train.get_or_create_global_step()
-        predict = _predictor(task, meta)
-        examples = movielens_data.read(files).shuffle(SHUFFLE_BUFFER)
-        batches = tfdist.data.endless_batches(examples, batch_size).prefetch(2)
-        iterator = tf.compat.v1.data.make_initializable_iterator(batches)
-        batch, weight, has_value = iterator.get_next()
+    """Builds the model in the current graph; this trainer reads `files`."""
+    predict = _predictor(task, meta)
+    examples = movielens_data.read(files).shuffle(SHUFFLE_BUFFER)
+    batches = tfdist.data.endless_batches(examples, batch_size).prefetch(2)
+    iterator = tf.compat.v1.data.make_initializable_iterator(batches)
+    batch, weight, has_value = iterator.get_next()
 
-        prediction, norms = predict(batch["user"], batch["item"])
-        # The sum, not the mean: with it, Adagrad's steps do not depend on the batch size.
-        losses = tf.square(prediction - batch["rating"]) / 2 + L2 * norms
-        loss = tf.reduce_sum(weight * losses)
-        optimizer = tf.compat.v1.train.AdagradOptimizer(LEARNING_RATE, initial_accumulator_value=1)
-        gradients = optimizer.compute_gradients(loss)
-        step = graph.apply_if(
-            has_value, lambda: optimizer.apply_gradients(gradients, global_step=global_step)
-        )
+    prediction, norms = predict(batch["user"], batch["item"])
+    # The sum, not the mean: with it, Adagrad's steps do not depend on the batch size.
+    losses = tf.square(prediction - batch["rating"]) / 2 + L2 * norms
+    optimizer = tf.compat.v1.train.AdagradOptimizer(LEARNING_RATE, initial_accumulator_value=1)
+    step = tfdist.train.minimize_if(has_value, optimizer, tf.reduce_sum(weight * losses))
 
-        query = movielens_data.Ratings(
-            user=tf.compat.v1.placeholder(tf.int64, [None]),
-            item=tf.compat.v1.placeholder(tf.int64, [None]),
-            rating=tf.compat.v1.placeholder(tf.float32, [None]),
-        )
-        errors = predict(query.user, query.item)[0] - query.rating
-        return Model(
-            start_epoch=iterator.initializer,
-            step=step,
-            example=batch["example"],
-            weight=weight,
-            has_value=has_value,
-            global_step=global_step,
-            query=query,
-            query_rmse=tf.sqrt(tf.reduce_mean(tf.square(errors))),
-        )
+    query = movielens_data.Ratings(
+        user=tf.compat.v1.placeholder(tf.int64, [None]),
+        item=tf.compat.v1.placeholder(tf.int64, [None]),
+        rating=tf.compat.v1.placeholder(tf.float32, [None]),
+    )
+    errors = predict(query.user, query.item)[0] - query.rating
+    return Model(
+        start_epoch=iterator.initializer,
+        step=step,
+        example=batch["example"],
+        weight=weight,
+        has_value=has_value,
+        global_step=tf.compat.v1.train.get_global_step(),
+        query=query,
+        query_rmse=tf.sqrt(tf.reduce_mean(tf.square(errors))),
+    )
 
 
 def rmse(session: Any, model: Model, ratings: movielens_data.Ratings) -> float:

@@ -1,4 +1,4 @@
-"""What the chief says of each epoch: a table on the terminal, or one JSON object at the end."""
+"""What the chief prints: one line an epoch and a summary, or one JSON object at the end."""
 
 import json
 import time
@@ -10,17 +10,15 @@ from rich.console import Console
 from rich.table import Table
 
 import tfdist
-from tfdist.train import checkpoint
 
 
 class Summary:
-    """Collects the epochs; `finish` says which promises the run did not keep."""
+    """Collects the epochs; `finish` returns the promises that the run did not keep."""
 
-    def __init__(self, data: str, first_step: int, as_json: bool) -> None:
-        self._data, self._true_step = data, first_step
+    def __init__(self, data: str, num_epochs: int, first_step: int, as_json: bool) -> None:
+        self._data, self._num_epochs, self._true_step = data, num_epochs, first_step
         self._epochs: list[dict[str, Any]] = []
-        # On standard error where standard output is for JSON.
-        self._console = Console(stderr=as_json, highlight=False)
+        self._console = Console(highlight=False, soft_wrap=True)
         self._as_json = as_json
         self._start = time.monotonic()
 
@@ -29,13 +27,13 @@ class Summary:
         result: tfdist.train.EpochResult,
         waited: dict[str, float],
         rmse: float,
-        saved: checkpoint.Saved,
+        saved: tfdist.train.Saved,
     ) -> None:
-        """Takes what the chief knows when all have arrived at the end of an epoch."""
+        """Adds an epoch whose end all trainers have reached."""
         self._note_leaving(result)
         audit = result.audit
-        assert audit is not None  # the epoch knows how many are expected
-        # Counted by the trainers, so that it does not rest on the global step it is compared with.
+        assert audit is not None  # the epoch has `expected`
+        # The trainers counted it, so it does not rest on the global step that it is compared with.
         self._true_step += result.steps
         self._epochs.append(
             {
@@ -64,7 +62,7 @@ class Summary:
             self._print_epoch(self._epochs[-1])
 
     def finish(self, farewell: tfdist.train.EpochResult) -> list[str]:
-        """Prints the end of the summary, and returns what did not turn out as promised."""
+        """Prints the summary, and returns the promises that the run did not keep."""
         self._note_leaving(farewell)
         baselines = movielens_data.baselines(self._data)
         result = {
@@ -79,48 +77,50 @@ class Summary:
         return list(_broken_promises(result))
 
     def _note_leaving(self, result: tfdist.train.EpochResult) -> None:
-        """A trainer knows when it left an epoch only in its next report."""
+        """Adds when the trainers left the epoch before, which only their next report says."""
         left = [report.left for report in result.reports if report.left is not None]
         if self._epochs and left:
             self._epochs[-1]["left_within"] = round(max(left) - min(left), 3)
 
     def _print_epoch(self, epoch: dict[str, Any]) -> None:
-        table = Table(title=f"epoch {len(self._epochs)}", title_justify="left")
+        self._console.print(
+            f"epoch {len(self._epochs):2d} of {self._num_epochs}: "
+            f"{epoch['read_once']} of {epoch['expected']} examples read once, "
+            f"held-out RMSE {epoch['rmse']:.4f}, "
+            f"saved at step {epoch['saved_step']} of {epoch['true_step']}"
+        )
+
+    def _print_end(self, result: dict[str, Any]) -> None:
+        say = self._console.print
+        table = Table(title="\nall epochs", title_justify="left")
         table.add_column("trainer")
         for name in ("steps", "examples", "seconds", "waited"):
             table.add_column(name, justify="right")
-        for row in epoch["trainers"]:
+        for rows in zip(*(epoch["trainers"] for epoch in self._epochs), strict=True):
+            sums = {key: sum(row[key] for row in rows) for key in rows[0] if key != "trainer"}
             table.add_row(
-                row["trainer"],
-                str(row["steps"]),
-                str(row["examples"]),
-                f"{row['seconds']:.2f}",
-                f"{row['waited']:.2f}",
+                rows[0]["trainer"],
+                str(sums["steps"]),
+                str(sums["examples"]),
+                f"{sums['seconds']:.1f}",
+                f"{sums['waited']:.1f}",
             )
-        say = self._console.print
         say(table)
-        say(f"read once: {epoch['read_once']} of {epoch['expected']}")
-        say(f"held-out RMSE: {epoch['rmse']:.4f}")
-        say(f"checkpoint: {epoch['checkpoint']}", soft_wrap=True)
-        say(f"its step: {epoch['saved_step']}, the true one: {epoch['true_step']}\n")
-
-    def _print_end(self, result: dict[str, Any]) -> None:
-        baselines, say = result["baselines"], self._console.print
-        say("held-out RMSE of simpler models and of this one:")
-        say(f"  global mean                     {baselines['global_mean']:.4f}")
-        say(f"  user and item biases            {baselines['biases']:.4f}")
-        say(f"  this model after {len(self._epochs):2d} epochs      {self._epochs[-1]['rmse']:.4f}")
+        baselines = result["baselines"]
+        say("held-out RMSE:")
+        say(f"  global mean                 {baselines['global_mean']:.4f}")
+        say(f"  user and item biases        {baselines['biases']:.4f}")
+        say(f"  this model, {len(self._epochs):2d} epochs       {self._epochs[-1]['rmse']:.4f}")
         worst = max(epoch["left_within"] for epoch in self._epochs)
-        say(f"all trainers left each epoch within {worst:.2f} s of one another")
-        say(f"{result['seconds']:.1f} s")
+        say(f"all trainers left each epoch within {worst:.2f} s; {result['seconds']:.1f} s in all")
 
 
 def _broken_promises(result: dict[str, Any]) -> Iterator[str]:
     for number, epoch in enumerate(result["epochs"], start=1):
         if epoch["read"] != epoch["expected"] or epoch["missing"] or epoch["duplicates"]:
-            yield f"epoch {number}: read once {epoch['read_once']} of {epoch['expected']}"
+            yield f"epoch {number}: {epoch['read_once']} of {epoch['expected']} examples read once"
         if epoch["saved_step"] != epoch["true_step"]:
-            yield f"epoch {number}: saved step {epoch['saved_step']} of {epoch['true_step']}"
+            yield f"epoch {number}: saved at step {epoch['saved_step']} of {epoch['true_step']}"
     rmse, best = result["epochs"][-1]["rmse"], min(result["baselines"].values())
     if rmse >= best:
         yield f"held-out RMSE {rmse:.4f} does not beat the {best:.4f} of simpler models"

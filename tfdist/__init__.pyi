@@ -6,6 +6,7 @@ from .barrier import Barrier as Barrier
 from .cluster.local import LocalCluster as LocalCluster
 from .cluster.local import local_cluster as local_cluster
 from .cluster.server import parameter_server as parameter_server
+from .cluster.server import run_task as run_task
 from .cluster.server import worker_server as worker_server
 from .diagnosis.watchdog import Watchdog as Watchdog
 from .errors import BarrierError as BarrierError
@@ -23,6 +24,5 @@ from .errors import TaskFailed as TaskFailed
 from .errors import TfdistError as TfdistError
 from .runs.progress import Progress as Progress
 from .task import Task as Task
-from .task import one_line_errors as one_line_errors
 
 __version__: str

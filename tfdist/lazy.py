@@ -1,20 +1,26 @@
-"""Public names of a package, each imported on first use.
+"""Public names of a package, each imported on first use, and the error for a missing TensorFlow.
 
 A package's `__init__.pyi` lists its public names. `import tfdist` therefore costs milliseconds, and
-the parts that need no TensorFlow work without one.
+whatever needs no TensorFlow works without one.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 
 import lazy_loader
+
+_MISSING = (
+    "{} needs TensorFlow, and this Python environment has none. Install the build that suits your "
+    "machine, for example: pip install 'tensorflow>=2.21,<3'"
+)
 
 
 def public_names(
     package: str, init_file: str
 ) -> tuple[Callable[[str], object], Callable[[], list[str]], list[str]]:
-    """The `__getattr__`, `__dir__` and `__all__` of a package, by the stub beside `init_file`.
+    """The `__getattr__`, `__dir__` and `__all__` of a package, read from the stub of `init_file`.
 
     Args:
         package: its `__name__`.
@@ -28,10 +34,21 @@ def public_names(
         except ModuleNotFoundError as error:
             if error.name != "tensorflow":
                 raise
-            raise ModuleNotFoundError(
-                f"{package}.{name} needs TensorFlow, and this Python has none. Install the build "
-                "that suits your machine, for example: pip install 'tensorflow>=2.21,<3'",
-                name="tensorflow",
-            ) from None
+            explained = _missing(f"{package}.{name}")
+        raise explained
 
     return load_or_explain, names, public
+
+
+def require_tensorflow(user: str) -> None:
+    """Raises ModuleNotFoundError if TensorFlow is not installed, without importing it.
+
+    Args:
+        user: what needs it, such as "tfdist run"; the message begins with it.
+    """
+    if importlib.util.find_spec("tensorflow") is None:
+        raise _missing(user)
+
+
+def _missing(user: str) -> ModuleNotFoundError:
+    return ModuleNotFoundError(_MISSING.format(user), name="tensorflow")

@@ -15,10 +15,8 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -278,22 +276,6 @@ class Task:
         Without them a session waits for trainers that have not come yet, or have left.
         """
         return ["/job:ps", self.device]
-
-
-@contextmanager
-def one_line_errors() -> Iterator[None]:
-    """Inside it bad input ends the program with one line and exit code 2, not with a traceback.
-
-    For the main function of a script. Under `tfdist run` the launcher prints that line, once for
-    all tasks.
-    """
-    try:
-        yield
-    except ConfigError as error:
-        if PROGRESS_VARIABLE in os.environ:
-            raise
-        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
-        sys.exit(2)
 
 
 def cluster_tasks(cluster_spec: ClusterSpec) -> list[Task]:

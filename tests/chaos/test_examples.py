@@ -1,6 +1,7 @@
-"""The examples keep what they promise, as a user would start them."""
+"""The examples and the loop of docs/training.md do what they promise, as a user starts them."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,16 +17,17 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(command, **options):
+    options = {"cwd": ROOT, **options}
     return subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, timeout=85, check=False, **options
+        command, capture_output=True, text=True, timeout=85, check=False, **options
     )
 
 
-def test_movielens_accounts_for_every_example_and_goes_on_from_its_checkpoint(tmp_path):
+def test_movielens_accounts_for_every_example_and_continues_from_its_checkpoint(tmp_path):
     command = ["scripts/demo", "--json", "--epochs", "1", "--model-dir", str(tmp_path)]
     command += ["--batch-size", "1024"]  # a quarter of the steps
     command += ["--reads", str(tmp_path / "reads")]
-    # One slow trainer changes nothing but the time.
+    # A slow trainer changes only the time.
     ended = [run([*command, *slow]) for slow in (["--slow", "worker:1=3"], [])]
     first, second = (json.loads(each.stdout) for each in ended)
     assert first["baselines"]["global_mean"] == pytest.approx(1.069, abs=0.002)
@@ -42,9 +44,25 @@ def test_movielens_accounts_for_every_example_and_goes_on_from_its_checkpoint(tm
     assert tfdist.data.audit(files, before["expected"]).complete
     assert after["saved_step"] == 2 * before["saved_step"]
     assert after["rmse"] < before["rmse"] < first["baselines"]["global_mean"]
-    # Two epochs are too few to beat the biases; the example says so, and ends with 1.
+    # Two epochs are too few to beat the biases; the example reports that and ends with 1.
     assert [each.returncode for each in ended] == [1, 1]
     assert "does not beat" in ended[1].stderr
+
+
+def test_the_loop_of_the_training_page_prints_what_it_shows_and_continues(tmp_path):
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    shown = re.findall(r"```text\n(.*?)```", page, re.DOTALL)[0]
+    (tmp_path / "train.py").write_text(code)
+    command = [sys.executable, "-m", "tfdist", "run", "--ps", "1", "--workers", "2"]
+    options = {"cwd": tmp_path, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
+    ended = run([*command, "train.py"], **options)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == shown
+    # The ps may run the same script; the second job continues from the checkpoint of the first.
+    ended = run([*command, "--no-builtin-ps", "train.py"], **options)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("[worker:0] epoch 1: 1000 examples, step 128, ")
 
 
 def test_the_slow_worker_of_splits_reads_less_and_no_record_is_lost():
@@ -70,5 +88,5 @@ def test_what_the_line_exports_is_what_the_server_of_the_compose_file_loads(tmp_
         loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(model))
         signature = loaded.signature_def["serving_default"]
         x, y = signature.inputs["x"].name, signature.outputs["y"].name
-        told = [float(slope) * number + float(offset) for number in (0, 1, 2)]
-        assert session.run(y, {x: [0, 1, 2]}) == pytest.approx(told, abs=0.01)
+        line = [float(slope) * number + float(offset) for number in (0, 1, 2)]
+        assert session.run(y, {x: [0, 1, 2]}) == pytest.approx(line, abs=0.01)

@@ -65,7 +65,11 @@ def test_a_script_with_flags_gets_them(script):
         ("sys.exit('no data')", 1, "no data"),
         ("raise ValueError('boom')", 70, "ValueError: boom"),
         ("tfdist.Task('ps', 1, {})", 2, "tfdist: task.index: got 1; the cluster has 0 ps task(s)"),
-        ("with tfdist.one_line_errors(): tfdist.Task('ps', 1, {})", 2, "job.py: task.index: got 1"),
+        (
+            "tfdist.run_task(lambda task, target: tfdist.Task('ps', 1, {}))",
+            2,
+            "job.py: task.index: got 1",
+        ),
     ],
 )
 def test_the_exit_code_tells_how_the_script_ended(script, end, code, last_line):

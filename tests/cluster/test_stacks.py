@@ -200,13 +200,13 @@ def test_without_py_spy_there_is_no_verdict(stranger, monkeypatch, capsys):
     assert main(["stacks", "--verdict", "--pid", str(stranger.pid)]) == 2
     assert capsys.readouterr().err == (
         f"tfdist: --verdict: got {stranger.pid}; py-spy has to read it: py-spy is not installed: "
-        "pip install 'tfdist[debug]'\n"
+        "pip install py-spy\n"
     )
 
 
 def test_without_py_spy_one_line_for_all_says_how_to_get_it(stranger, monkeypatch, capsys):
     monkeypatch.setattr("tfdist.diagnosis.py_spy.find_py_spy", lambda: None)
-    line = "py-spy is not installed: pip install 'tfdist[debug]'"
+    line = "py-spy is not installed: pip install py-spy"
     assert main(["stacks", "--native", "--pid", str(stranger.pid), str(os.getpid())]) == 1
     text = capsys.readouterr().out
     assert (text.splitlines()[-1], text.count("not installed")) == (line, 1)

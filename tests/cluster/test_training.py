@@ -1,4 +1,4 @@
-"""The same training over both back ends: nothing lost, nobody early."""
+"""The same training on both back ends: no example is lost, and no checkpoint is early."""
 
 import functools
 
@@ -7,11 +7,10 @@ import pytest
 import tensorflow as tf
 
 import tfdist
-from tfdist.train import checkpoint, graph
 
 BATCH_SIZE = 4
 NUM_EPOCHS = 2
-# Trainer 1 ends first; trainer 2 has a last batch that is padded.
+# Trainer 1 ends first; the last batch of trainer 2 is padded.
 SHARDS = ((0, 20), (20, 24), (24, 37))
 NUM_EXAMPLES = SHARDS[-1][1]
 STEPS_PER_EPOCH = 5 + 1 + 4
@@ -31,20 +30,19 @@ def test_every_example_counts_once_and_the_checkpoint_holds_all_work(
         assert audit.read == NUM_EXAMPLES
         assert audit.complete
     assert [each.global_step for each in saved] == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH]
-    # Each update adds its weighted sum of examples: the table holds what all trainers have done.
+    # Each update adds its weighted sum of examples: the table holds the work of all trainers.
     reader = tf.train.load_checkpoint(saved[-1].path)
     assert reader.get_tensor("total") == NUM_EPOCHS * sum(range(NUM_EXAMPLES))
     assert reader.get_tensor("reads").tolist() == [NUM_EPOCHS] * NUM_EXAMPLES
 
 
 def train(task, directory):
-    """Counts its examples on the ps; returns what the chief found, empty elsewhere."""
-    with tfdist.worker_server(task) as target, tf.Graph().as_default():
-        with tf.compat.v1.device(graph.device_setter(task)):
-            step, fetches, rewind = build(task)
-        saver = checkpoint.Checkpointer(directory)
+    """Counts its examples on the ps; returns what the chief found, and nothing elsewhere."""
+    with tfdist.worker_server(task) as target, tfdist.train.replica_graph(task):
+        step, fetches, rewind = build(task)
+        saver = tfdist.train.Checkpointer(directory)
         audits, saved = [], []
-        with graph.session(task, target) as session:
+        with tfdist.train.session(task, target) as session:
 
             def save(result):
                 saved.append(saver.save(session))
@@ -94,5 +92,5 @@ def build(task):
             updates.append(part.scatter_add(tf.IndexedSlices(delta, rows)))
         return [*updates, global_step.assign_add(1)]
 
-    step = graph.apply_if(has_value, apply)
+    step = tfdist.train.apply_if(has_value, apply)
     return step, [example, weight, has_value], iterator.initializer

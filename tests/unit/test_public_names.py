@@ -1,40 +1,69 @@
-"""`__all__` is the whole public surface: sorted, and what dir() shows."""
+"""The stubs of the packages are the whole public surface: in dir(), in docs/api.md, and there."""
 
-from itertools import pairwise
+import importlib
+import re
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-import tfdist
-import tfdist.testing
+ROOT = Path(__file__).parents[2]
+PACKAGES = [
+    ".".join(stub.parent.relative_to(ROOT).parts) for stub in ROOT.glob("tfdist/**/__init__.pyi")
+]
 
 
-def problems(module: ModuleType) -> list[str]:
-    """Where `__all__` is unsorted, or differs from the public names that dir() shows."""
+def listing_problems(module: ModuleType) -> list[str]:
+    """Where `__all__` has a name twice, or differs from the public names that dir() shows."""
     stated, shown = list(module.__all__), {n for n in dir(module) if not n.startswith("_")}
-    found = [f"{a!r} stands before {b!r}" for a, b in pairwise(stated) if a >= b]
+    found = [f"{name!r} is listed twice" for name in sorted(set(stated)) if stated.count(name) > 1]
     found += [f"{name!r} is shown by dir() alone" for name in sorted(shown - set(stated))]
     return found + [f"{name!r} is hidden from dir()" for name in sorted(set(stated) - shown)]
 
 
-@pytest.mark.parametrize("module", [tfdist, tfdist.testing], ids=lambda module: module.__name__)
-def test_all_is_sorted_and_is_what_dir_shows(module):
+def documented(page: str) -> dict[str, list[str]]:
+    """The names that docs/api.md lists, by package."""
+    found: dict[str, list[str]] = {}
+    for line in page.splitlines():
+        if heading := re.fullmatch(r"## `(\S+)`", line):
+            names = found[heading[1]] = []
+        elif row := re.match(r"\| (`.+?) \| .+ \|$", line):
+            names += re.findall(r"`(\w+)`", row[1])
+    return found
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_packages_list_is_what_dir_shows(package):
+    module = importlib.import_module(package)
     assert module.__all__
-    assert problems(module) == []
+    assert listing_problems(module) == []
 
 
-def test_each_name_of_testing_is_there():
-    # Those of tfdist itself need TensorFlow.
-    assert all(getattr(tfdist.testing, name) for name in tfdist.testing.__all__)
+def test_the_names_of_testing_need_no_tensorflow():
+    testing = importlib.import_module("tfdist.testing")
+    assert all(getattr(testing, name) for name in testing.__all__)
 
 
-def test_a_wrong_list_is_told():
+def test_the_api_page_lists_each_public_name_once():
+    listed = documented((ROOT / "docs/api.md").read_text("utf-8"))
+    public = {package: importlib.import_module(package).__all__ for package in PACKAGES}
+    assert {package: sorted(names) for package, names in listed.items()} == {
+        package: sorted(names) for package, names in public.items()
+    }
+
+
+def test_a_wrong_list_is_found():
     module = ModuleType("wrong")
     module.extra, module.a, module.b = 1, 1, 1
     module.__all__ = ["b", "a", "a", "gone"]
-    assert problems(module) == [
-        "'b' stands before 'a'",
-        "'a' stands before 'a'",
+    assert listing_problems(module) == [
+        "'a' is listed twice",
         "'extra' is shown by dir() alone",
         "'gone' is hidden from dir()",
     ]
+
+
+def test_the_rows_of_the_api_page_are_read():
+    page = "## `tfdist`\n| name | what |\n|---|---|\n| `A`, `b` | a `C` |\n## `tfdist.data`\n"
+    page += "| `D` | d |"
+    assert documented(page) == {"tfdist": ["A", "b"], "tfdist.data": ["D"]}

@@ -57,7 +57,9 @@ def _tensorflow_version() -> str:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs the command and returns its exit code: 2 for bad input, 130 after Ctrl-C.
+    """Runs the command and returns its exit code.
+
+    That is 2 for bad input and for a missing TensorFlow, 130 after Ctrl-C.
 
     Raises:
         SystemExit: bad usage, or nobody reads what it prints.
@@ -67,6 +69,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parsed = build_parser().parse_args(arguments)
             code: int = parsed.command_function(parsed)
         except ConfigError as error:
+            print(f"tfdist: {error}", file=sys.stderr)
+            return USAGE
+        except ModuleNotFoundError as error:
+            if error.name != "tensorflow":
+                raise
             print(f"tfdist: {error}", file=sys.stderr)
             return USAGE
         except KeyboardInterrupt:

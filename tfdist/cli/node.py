@@ -17,6 +17,7 @@ from tfdist.cluster.environment import node_environment
 from tfdist.cluster.quiet_import import import_tensorflow_quietly
 from tfdist.cluster.signals import end_on_signals
 from tfdist.errors import ConfigError
+from tfdist.lazy import require_tensorflow
 from tfdist.runs.outcome import Outcome
 from tfdist.task import Task
 
@@ -62,6 +63,7 @@ def command(parsed: argparse.Namespace) -> int:
     serves = task.task_type == "ps" or (parsed.coordinator and task.task_type == "worker")
     if not serves and not os.path.isfile(parsed.script):
         raise ConfigError("script", parsed.script, "no such file")
+    require_tensorflow("tfdist node")
     _prepare(task, parsed.verbose)
     script = script_of(parsed)
     end_on_signals()

@@ -19,6 +19,7 @@ from tfdist.cli.pipe import PipeConsole
 from tfdist.cluster.processes import start_fork_server, stop_fork_server
 from tfdist.doctor.machine import installed
 from tfdist.errors import ConfigError
+from tfdist.lazy import require_tensorflow
 from tfdist.repro.case import Case
 from tfdist.repro.lab import Lab, Played
 from tfdist.repro.matrix import CASES, FAMILIES, T23846, find
@@ -148,6 +149,7 @@ def run(parsed: argparse.Namespace) -> int:
     cases = _sizes(parsed, find(parsed.case))
     if parsed.runs is not None and parsed.runs < 1:
         raise ConfigError("--runs", parsed.runs, "at least 1")
+    require_tensorflow("tfdist repro")
     console = _console()
     results = []
     with _lab(parsed) as (lab, folder):
@@ -204,6 +206,7 @@ def matrix(parsed: argparse.Namespace) -> int:
         raise ConfigError("--jobs", parsed.jobs, "at least 1")
     if parsed.family is not None and parsed.family not in FAMILIES:
         raise ConfigError("--family", parsed.family, f"one of {', '.join(FAMILIES)}")
+    require_tensorflow("tfdist repro")
     cases = [case for case in CASES if parsed.family in (None, case.family)]
     width = max(len(case.name) for case in cases)
     rows: list[Row] = []

@@ -35,6 +35,7 @@ from tfdist.cluster.local import GRACE_SECS
 from tfdist.cluster.shape import Shape
 from tfdist.diagnosis.stall import StallGuard
 from tfdist.errors import ClusterError, ConfigError, StallError, TaskFailed
+from tfdist.lazy import require_tensorflow
 from tfdist.runs.folder import TaskRecord
 from tfdist.runs.live import PREFIX, linked
 from tfdist.task import Task
@@ -152,6 +153,7 @@ def _add_switch(
 def command(parsed: argparse.Namespace) -> int:
     """Runs the job that the command line describes and returns the exit code."""
     _check(parsed)
+    require_tensorflow("tfdist run")
     if os.environ.get("TF_CONFIG"):
         task = Task.from_env()
         print(

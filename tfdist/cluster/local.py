@@ -17,6 +17,7 @@ from tfdist.cluster.processes import ProcessTask, Surroundings
 from tfdist.cluster.shape import Shape
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError, ConfigError, RunTimeout, TaskFailed
+from tfdist.lazy import require_tensorflow
 from tfdist.runs.outcome import Outcome, RunningTask
 from tfdist.task import Task
 
@@ -376,6 +377,8 @@ def local_cluster(
 
     Raises:
         ConfigError: a parameter is wrong.
+        ModuleNotFoundError: TensorFlow is not installed.
     """
+    require_tensorflow("tfdist.local_cluster")
     shape = Shape(num_ps, num_workers, chief, evaluator, coordinator)
     return LocalCluster(shape, backend, surroundings or Surroundings(), grace=grace)

@@ -8,7 +8,9 @@ it knows; the reply to that second message is one that it can do without.
 
 from __future__ import annotations
 
+import os
 import queue
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +22,7 @@ from tfdist.cluster.identity import check_identity, show_identity
 from tfdist.cluster.ports import is_listening, is_taken
 from tfdist.deadline import Deadline
 from tfdist.errors import ConfigError, StartTimeout
-from tfdist.task import Task, parse_address
+from tfdist.task import PROGRESS_VARIABLE, Task, parse_address
 
 if TYPE_CHECKING:
     # Imported where it is used: a wrong port or address shows before the seconds that it takes.
@@ -149,6 +151,34 @@ def worker_server(
     for ps in _ps_of(task):
         _say_done(task, ps)
     _done.add(task.to_env())
+
+
+def run_task(train: Callable[..., object], *args: object) -> None:
+    """Runs the task that `TF_CONFIG` names: a ps serves, a trainer trains. For the end of a script.
+
+    A trainer calls ``train(task, target, *args)`` inside its `worker_server`. Bad input ends the
+    program with one line and exit code 2 instead of a traceback; under `tfdist run` the launcher
+    prints that line, once for all tasks.
+
+    Args:
+        train: the training of one trainer.
+        *args: passed on to it, such as the arguments of the command line.
+
+    Raises:
+        StartTimeout: some ps does not answer.
+    """
+    try:
+        task = Task.from_env()
+        if task.task_type == "ps":
+            parameter_server(task)
+        else:
+            with worker_server(task) as target:
+                train(task, target, *args)
+    except ConfigError as error:
+        if PROGRESS_VARIABLE in os.environ:  # set by the launcher
+            raise
+        print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def let_servers_leave(task: Task, *, coordinator: bool) -> list[str]:

@@ -70,6 +70,8 @@ def filled(batches: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
     # `map` spreads an element that is a plain tuple over the arguments of its function.
     is_spread = type(batches.element_spec) is tuple
 
+    # AutoGraph has nothing to convert here, and would leave a file in the temporary folder.
+    @tf.autograph.experimental.do_not_convert
     def fill_up(*element: Any) -> tuple[Any, Any, Any]:
         batch = element if is_spread else element[0]
         count = tf.shape(tf.nest.flatten(batch)[0])[0]

@@ -13,7 +13,7 @@ from typing import Any
 from tfdist.diagnosis.evidence import Frame, Stack, folded
 from tfdist.errors import ClusterError
 
-INSTALL = "py-spy is not installed: pip install 'tfdist[debug]'"
+INSTALL = "py-spy is not installed: pip install py-spy"
 
 
 def find_py_spy() -> str | None:

@@ -24,7 +24,7 @@ _EXCEPTIONS = ("no_grpc_proxy", "no_proxy")
 _LOOPBACK = {"127.0.0.1", "localhost"}
 
 _TENSORFLOWS = ("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tf-nightly")
-_OLDEST, _TOO_NEW = (2, 21), (3, 0)  # what setup.py asks for
+_OLDEST, _TOO_NEW = (2, 21), (3, 0)  # the bounds of the extra tfdist[tensorflow]
 _INSTALL = "pip install 'tensorflow>=2.21,<3'"
 _STRATEGIES = {
     "ParameterServerStrategy",

@@ -166,7 +166,7 @@ def _device_filters(tree: ast.Module) -> _Mistake | None:
             "Such a session waits for every task of the cluster, including workers that have not "
             "started yet or have ended.",
             "Pass config=tf.compat.v1.ConfigProto(device_filters=task.device_filters), or use "
-            "tfdist.train.graph.session.",
+            "tfdist.train.session.",
         )
     return None
 

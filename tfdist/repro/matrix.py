@@ -84,8 +84,8 @@ _START = (
         "start/chief-never-initializes",
         "The script calls server.join() for every task that is not a worker, and so for the chief. "
         "The workers wait forever for the chief to initialize the variables.",
-        "graph.session waits with a timeout, and its error names the chief. The chief may come "
-        "late: the next attempt succeeds.",
+        "tfdist.train.session waits with a timeout, and its error names the chief. The chief may "
+        "come late: the next attempt succeeds.",
         (Name.NOT_INITIALIZED,),
         shape=Shape(chief=True),
         examples=24,
@@ -364,7 +364,7 @@ _SLOW = (
         "nonchief-start",
         "A worker checks whether the variables are initialized just before the chief initializes "
         "them. MonitoredTrainingSession checks again only after 30 s.",
-        "graph.session checks 20 times a second.",
+        "tfdist.train.session checks 20 times a second.",
         Name.SLOW_START,
     ),
     _slow(

@@ -1,3 +1,4 @@
+from . import faults as faults
 from .compose.interface import ComposeNodes as ComposeNodes
 from .compose.nodes import compose_nodes as compose_nodes
 from .compose.reader import read_compose as read_compose

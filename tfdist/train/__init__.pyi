@@ -1,4 +1,13 @@
 from .checkpoint import Checkpointer as Checkpointer
+from .checkpoint import Saved as Saved
 from .epoch import Epoch as Epoch
+from .epoch import EpochReport as EpochReport
 from .epoch import EpochResult as EpochResult
 from .epoch import EpochStatus as EpochStatus
+from .graph import apply_if as apply_if
+from .graph import device_setter as device_setter
+from .graph import minimize_if as minimize_if
+from .graph import replica_graph as replica_graph
+from .graph import session as session
+from .hooks import WaitAtEnd as WaitAtEnd
+from .hooks import WaitEverySteps as WaitEverySteps

@@ -1,4 +1,4 @@
-"""Checkpoints that hold everybody's work: saved by the chief, in the action of a barrier."""
+"""Checkpoints that hold the work of all trainers: the chief saves in the action of a barrier."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class Saved:
 class Checkpointer:
     """Saves and restores all variables of the current graph.
 
-    Pass `save` to a barrier as (part of) its action: then every trainer has ended its last step
-    and nobody has begun another, so the checkpoint is a state that the training was really in.
-    The chief writes it all, so no file system needs to be shared.
+    Call `save` in the action of a barrier: then every trainer has ended its last step and none has
+    begun another, so the checkpoint is a state that the training was really in. The chief writes
+    all of it, so no file system needs to be shared.
     """
 
     def __init__(self, directory: str | os.PathLike[str], *, keep: int = 3) -> None:
-        """Makes `directory` where it is missing; keeps the last `keep` checkpoints.
+        """Creates `directory` if it is missing; keeps the last `keep` checkpoints.
 
         Raises:
             ConfigError: `directory` is a file, or the graph has no global step.
@@ -42,7 +42,7 @@ class Checkpointer:
             raise ConfigError("directory", os.fspath(directory), "a folder, not a file")
         self._global_step = tf.compat.v1.train.get_global_step()
         if self._global_step is None:
-            raise ConfigError("graph", None, "a checkpoint is named by the global step; make one")
+            raise ConfigError("graph", None, "the global step names a checkpoint; make one before")
         self._saver = tf.compat.v1.train.Saver(max_to_keep=keep)
         tf.io.gfile.makedirs(os.fspath(directory))
 

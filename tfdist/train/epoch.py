@@ -16,6 +16,7 @@ from tfdist.data.ledger import Audit, Ledger, Range
 from tfdist.deadline import Deadline
 from tfdist.errors import BarrierTimeout, BrokenBarrierError, EpochError, TfdistError
 from tfdist.ps.session import PS_DEVICE, PS_LOST, DirectSession
+from tfdist.runs.progress import Progress
 from tfdist.task import Task
 
 ANSWER_SECS = 30.0
@@ -126,6 +127,8 @@ class Epoch:
         task: a chief or a worker.
         name: the same on every trainer; another name is another sequence of epochs.
         expected: how many examples an epoch has, numbered from 0.
+        share: how many of them this trainer reads, for the `Progress` that `read` notes; by
+            default an equal share.
         first: the number of the first epoch of this job, the same on every trainer; after a restore
             `SplitQueue.first_epoch`.
         action: called with the result on the chief, when all have ended and before anybody goes
@@ -143,12 +146,15 @@ class Epoch:
         name: str,
         *,
         expected: int | None = None,
+        share: int | None = None,
         first: int = 1,
         action: Callable[[EpochResult], object] | None = None,
         timeout: float | None = None,
     ) -> None:
         self._task, self._name = task, name
         self._expected, self._action, self._timeout = expected, action, timeout
+        self._share = (expected or 0) // len(task.trainers) if share is None else share
+        self._progress = Progress.from_env()
         self._end = Barrier(
             task, f"{name}/end", action=self._act if action else None, timeout=timeout
         )
@@ -194,10 +200,14 @@ class Epoch:
         return not self._is_over
 
     def read(self, examples: Iterable[int]) -> None:
-        """Notes that this trainer has read examples, without the padding, in one step."""
+        """Records the examples, without the padding, that this trainer read in one step.
+
+        It notes the trainer's `Progress` too.
+        """
         read = self._ledger.add(examples)
         self._examples += read
         self._steps += read > 0
+        self._note(f"epoch {self.number}")
 
     def finish(self, timeout: float | None = None) -> EpochResult:
         """Tells the others what this trainer did, and blocks until all have ended.
@@ -214,6 +224,7 @@ class Epoch:
             BarrierTimeout: ps 0 does not answer; `finish` may be called again.
             BrokenBarrierError: the action failed, or the ps was lost, or is silent for 30 s.
         """
+        self._note(f"epoch {self.number} ended, waits for the others")
         self._state.put_report(
             EpochReport(
                 self._task.name,
@@ -258,6 +269,9 @@ class Epoch:
     def _begin(self) -> None:
         self._ledger, self._steps, self._examples = Ledger(), 0, 0
         self._began = time.monotonic()
+
+    def _note(self, state: str) -> None:
+        self._progress.update(state, self._examples, max(self._share, self._examples))
 
     def _act(self) -> None:
         assert self._action is not None  # else there is no action

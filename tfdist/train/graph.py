@@ -1,4 +1,4 @@
-"""Between-graph replication: each trainer builds the same graph and shares what lies on the ps."""
+"""Between-graph replication: trainers build the same graph and share the variables on the ps."""
 
 from __future__ import annotations
 
@@ -30,18 +30,43 @@ def device_setter(task: Task) -> Callable[[Any], str]:
     return setter
 
 
-def apply_if(has_value: Any, apply: Callable[[], Any]) -> Any:
-    """The operation that runs what `apply` builds if `has_value`, and else changes nothing.
+@contextmanager
+def replica_graph(task: Task) -> Iterator[tf.Graph]:
+    """A new default graph for one trainer: variables go to the ps in turn, all else to the trainer.
 
-    Gradients of zero are not enough: with them the slots of an optimizer and the global step
-    would move all the same. So the whole application has to be built in `apply`; slots that it
-    creates there become variables outside of the condition.
+    Build the model and open the `session` inside it.
+    """
+    with tf.Graph().as_default() as graph, tf.compat.v1.device(device_setter(task)):
+        yield graph
+
+
+def apply_if(has_value: Any, apply: Callable[[], Any]) -> Any:
+    """The operation that runs what `apply` builds if `has_value` is true, and else changes nothing.
+
+    Gradients of zero would still move the slots of an optimizer and the global step. So build the
+    whole update inside `apply`; the variables that it creates there lie outside the condition.
 
     Args:
         has_value: a bool scalar tensor.
-        apply: builds, for example, ``optimizer.apply_gradients(...)``.
+        apply: builds the update, for example ``optimizer.apply_gradients(...)``.
     """
     return tf.cond(has_value, lambda: tf.group(apply()), tf.no_op)
+
+
+def minimize_if(has_value: Any, optimizer: tf.compat.v1.train.Optimizer, loss: Any) -> Any:
+    """The operation of one training step: like `optimizer.minimize`, but only if `has_value`.
+
+    Without a value it changes nothing, as `apply_if` does. It counts the global step, and creates
+    that where the graph has none.
+
+    Args:
+        has_value: a bool scalar tensor, as `endless_batches` yields it.
+        optimizer: of `tf.compat.v1.train`.
+        loss: a scalar tensor, in which padding has weight 0.
+    """
+    global_step = tf.compat.v1.train.get_or_create_global_step()
+    gradients = optimizer.compute_gradients(loss)
+    return apply_if(has_value, lambda: optimizer.apply_gradients(gradients, global_step))
 
 
 @contextmanager
@@ -54,14 +79,14 @@ def session(
 ) -> Iterator[tf.compat.v1.Session]:
     """A session on the current graph in which all variables have their values.
 
-    The chief initialises them, unless an earlier life of it has; the others wait for that. So
-    any trainer may come late, or come back, without harm. The graph must be complete.
+    The chief initialises them, unless an earlier incarnation of it did; the other trainers wait for
+    that. So a trainer may start late or restart. The graph must be complete; it is finalized.
 
     Args:
         task: a chief or a worker.
         target: of this trainer's server.
-        restore: called on the chief after the initialisation, before anybody trains.
-        timeout: seconds that the others wait for the chief.
+        restore: called on the chief after the initialisation, before any trainer trains.
+        timeout: seconds that the other trainers wait for the chief.
 
     Raises:
         StartTimeout: the chief has not initialised the variables in time.
@@ -87,9 +112,10 @@ def session(
 
 
 def _close(opened: tf.compat.v1.Session) -> None:
-    """Does not wait long: where a ps is lost it may block, and the error has to be told.
+    """Closes the session, and stops waiting for that after 2 s.
 
-    TensorFlow 2.21 waits for 30 s then (`Session.__exit__`).
+    After the loss of a ps `Session.close` blocks for 30 s (TensorFlow 2.21), and the error that the
+    program is about to raise must not wait so long.
     """
     closing = threading.Thread(target=opened.close, name="close the session", daemon=True)
     closing.start()
@@ -99,7 +125,7 @@ def _close(opened: tf.compat.v1.Session) -> None:
 class _Ready:
     """A mark on ps 0 that says that all variables have their values.
 
-    That they are initialised is not enough: the chief may be about to restore them.
+    A variable that is initialised is not enough: the chief may be about to restore it.
     """
 
     def __init__(self) -> None:

@@ -16,14 +16,14 @@ class _Barrier(Protocol):
 
 
 class WaitAtEnd(tf.compat.v1.train.SessionRunHook):
-    """Holds each trainer at the end of its training until all have come there.
+    """Makes all trainers wait for one another at the end of their training.
 
-    So nobody leaves, and the chief does not save for the last time, while others still train. Put
-    it in front of hooks that save, since hooks end in their order. Not called if the training
-    ended by an error, except by the end of the data (OutOfRange, StopIteration).
+    So no trainer leaves, and the chief does not save for the last time, while others still train.
+    Put it before hooks that save, because hooks end in their order. It does not run if the training
+    ended by an error other than the end of the data (OutOfRange, StopIteration).
 
     Args:
-        barrier: with a timeout of its own, which bounds the wait.
+        barrier: its own timeout bounds the wait.
     """
 
     def __init__(self, barrier: _Barrier) -> None:
@@ -35,13 +35,13 @@ class WaitAtEnd(tf.compat.v1.train.SessionRunHook):
 
 
 class WaitEverySteps(tf.compat.v1.train.SessionRunHook):
-    """Keeps the trainers together: each waits for the others after every `steps` of its own runs.
+    """Makes all trainers wait for one another after every `steps` of their own runs.
 
-    A trainer that ends resigns, so the others go on without it. The barrier must have no action,
-    since a chief with an action cannot resign.
+    A trainer that ends resigns, and the others continue without it. The barrier must have no
+    action, because a chief with an action cannot resign.
 
     Args:
-        barrier: with a timeout of its own, which bounds each wait.
+        barrier: its own timeout bounds each wait.
         steps: runs of this session between two waits, at least 1.
 
     Raises:

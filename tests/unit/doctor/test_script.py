@@ -94,7 +94,7 @@ def test_a_session_without_filters_is_found():
         SESSION.replace("(target) as s", "(target, config=C(device_filters=f)) as s"),
         SESSION + "config.device_filters.append('/job:ps')",
         SESSION.replace("tfdist.worker_server(task)", "nothing()"),
-        SESSION.replace("tf.compat.v1.Session", "tfdist.train.graph.session"),
+        SESSION.replace("tf.compat.v1.Session", "tfdist.train.session"),
     ],
 )
 def test_a_session_with_filters_or_without_a_server_is_no_finding(code):
