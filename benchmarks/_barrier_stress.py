@@ -17,14 +17,11 @@ import time
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import tfdist
 from benchmarks._barrier_peers import QUIET
 from tfdist.deadline import Deadline
-
-if TYPE_CHECKING:
-    from tfdist.barrier import SharedBarrier  # the parent needs no TensorFlow
 
 LATE_SECS = 1.0
 # A trainer that is released this long after the last arrival is counted, but is no error.
@@ -261,7 +258,7 @@ def _trainer(stress: Stress, task: tfdist.Task) -> None:
         barrier.resign()
 
 
-def _joined(task: tfdist.Task, kind: str) -> tuple[SharedBarrier, int]:
+def _joined(task: tfdist.Task, kind: str) -> tuple[tfdist.Barrier, int]:
     """A barrier, and the first generation at which this trainer arrives.
 
     If an earlier incarnation had arrived already, a generation may end while the barrier is made.
@@ -277,7 +274,7 @@ def _joined(task: tfdist.Task, kind: str) -> tuple[SharedBarrier, int]:
 
 
 def _pass(
-    barrier: SharedBarrier, board: Board, rank: int, generation: int, rng: random.Random
+    barrier: tfdist.Barrier, board: Board, rank: int, generation: int, rng: random.Random
 ) -> None:
     """Waits with random timeouts until the trainer has passed."""
     stall = Deadline(_STALL_SECS)

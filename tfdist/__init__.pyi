@@ -2,7 +2,7 @@ from . import data as data
 from . import splits as splits
 from . import testing as testing
 from . import train as train
-from .barrier import Barrier as Barrier
+from .barrier.interface import Barrier as Barrier
 from .cluster.local import LocalCluster as LocalCluster
 from .cluster.local import local_cluster as local_cluster
 from .cluster.server import parameter_server as parameter_server

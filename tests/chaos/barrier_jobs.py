@@ -351,19 +351,19 @@ def _time_out_at_many(stack, task, kind, rounds, timeout, ps):
 
 def _count_runs(barrier):
     """A list that gets an entry for each run by which the barrier asks its ps."""
-    runs, ask = [], barrier._connection._ask
+    runs, ask = [], barrier._participant.connection._ask
 
     def counted(*args, **options):
         runs.append(args)
         return ask(*args, **options)
 
-    barrier._connection._ask = counted
+    barrier._participant.connection._ask = counted
     return runs
 
 
 def _tokens(task, barrier):
     """How many wake-ups lie in the barrier's queues on the ps."""
-    state = StateOnPs(f"tfdist/barrier/{barrier}", task.trainers, task.rank, held=False)
+    state = StateOnPs(f"tfdist/barrier/{barrier}", task.trainers, task.rank, has_action=False)
     with state.graph.as_default(), tf.compat.v1.device(PS_DEVICE):
         queues = [*state._queues, *state._full_queues]
         sizes = [tf.raw_ops.QueueSizeV2(handle=queue) for queue in queues]

@@ -27,9 +27,9 @@ def run(machine, *, examples, steps, shrink_secs):
         )
 
 
-def connect(tasks, name, rank, *, held=False, previous_incarnation=None):
+def connect(tasks, name, rank, *, has_action=False, previous_incarnation=None):
     """To barrier `name` of a cluster, as its trainer of that rank."""
     address, names = tasks[0].cluster_spec["ps"][0], tasks[0].trainers
     return Connection(
-        address, name, names, rank, held=held, previous_incarnation=previous_incarnation
+        address, name, names, rank, has_action=has_action, previous_incarnation=previous_incarnation
     )

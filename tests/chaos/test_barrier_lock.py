@@ -24,7 +24,7 @@ class SlowChange:
     """A change of a barrier's state that has read it, and writes it when it is told to."""
 
     def __init__(self, barrier):
-        self.graph = barrier._connection.graph
+        self.graph = barrier._participant.connection.graph
         with self.graph.graph.as_default(), tf.compat.v1.device(PS_DEVICE):
             entered, go = (tf.queue.FIFOQueue(1, [tf.bool], [[]]) for _ in range(2))
             with self.graph._section() as section:
@@ -38,7 +38,7 @@ class SlowChange:
             self.num_entered, self.let_go = entered.size(), go.enqueue(True)
             section = self.graph._exclusive
             self.lock_only = section.unlock(section.lock(), [])
-        self.session = ps_session(barrier._address, self.graph.graph)
+        self.session = ps_session(barrier._participant._address, self.graph.graph)
 
     def stop_waiting_for_the_lock(self):
         soon = tf.compat.v1.RunOptions(timeout_in_ms=300)

@@ -40,7 +40,11 @@ class Post:
     """Holds back the next arrival of a barrier, as a slow network would; `deliver` sends it."""
 
     def __init__(self, barrier, monkeypatch):
-        self._monkeypatch, self._held, self._connection = monkeypatch, [], barrier._connection
+        self._monkeypatch, self._held, self._connection = (
+            monkeypatch,
+            [],
+            barrier._participant.connection,
+        )
         graph = self._connection.graph
         self._arrivals = dict(zip([*graph.arrive, *graph.cross], [*graph.arrive] * 2, strict=True))
         for method in ("run", "block"):
@@ -146,7 +150,7 @@ def test_a_late_arrival_from_before_a_reset_counts_nowhere(make, monkeypatch):
 def test_a_reset_right_after_a_waiting_trainer_has_looked_is_an_error_for_it(make, monkeypatch):
     one = make(0)
     other = make(1)
-    look = one._connection.look
+    look = one._participant.connection.look
 
     def look_and_be_reset(*arguments):
         snapshot = look(*arguments)
@@ -154,7 +158,7 @@ def test_a_reset_right_after_a_waiting_trainer_has_looked_is_an_error_for_it(mak
         other.reset()
         return snapshot
 
-    monkeypatch.setattr(one._connection, "look", look_and_be_reset)
+    monkeypatch.setattr(one._participant.connection, "look", look_and_be_reset)
     with pytest.raises(BrokenBarrierError, match="reset"):
         one.wait(timeout=5)
 
@@ -177,14 +181,14 @@ def test_a_ps_that_forgot_while_the_connection_stayed_is_told_from_the_old_one(m
     other = make(1)
     with pytest.raises(BarrierTimeout):
         one.wait(SOON)
-    graph = one._connection.graph
+    graph = one._participant.connection.graph
     with graph.graph.as_default(), tf.compat.v1.device(PS_DEVICE):
         forget = tf.raw_ops.DestroyResourceOp(resource=graph._vector)
-    with ps_session(one._address, graph.graph) as session:
+    with ps_session(one._participant._address, graph.graph) as session:
         session.run(forget)
     other.close()
     new = make(1)  # makes the state anew
-    one._connection.enter(Deadline(TIMEOUT), may_start=False)
+    one._participant.connection.enter(Deadline(TIMEOUT), may_start=False)
     with pytest.raises(BrokenBarrierError, match="forgotten who arrived"):
         one.wait(SOON)
     one.reset()
@@ -221,7 +225,7 @@ def arrived_chief(make):
     """A chief with an action, where all have arrived and nobody has gone on; and the other."""
     other = make(1)
     chief = make(0, action=lambda: None)
-    chief._connection.run(chief._connection.graph.arrive[1])
+    chief._participant.connection.run(chief._participant.connection.graph.arrive[1])
     with pytest.raises(BarrierTimeout):
         other.wait(0)
     return chief, other
@@ -230,7 +234,9 @@ def arrived_chief(make):
 @pytest.mark.parametrize("make", ["queue"], indirect=True)
 def test_a_chief_that_dies_in_its_action_leaves_a_broken_barrier(make):
     old, other = arrived_chief(make)
-    old._connection.run(old._connection.graph.begin_action)  # and there it died
+    old._participant.connection.run(
+        old._participant.connection.graph.begin_action
+    )  # and there it died
     make(0, action=lambda: None)
     with pytest.raises(BrokenBarrierError, match="worker:0 was restarted while its action ran"):
         other.wait(TIMEOUT)
@@ -248,9 +254,9 @@ def test_tokens_do_not_pile_up(make, monkeypatch):
     """A queue on the ps that only grows would be a leak."""
     one = make(0)
     other = make(1)
-    graph = one._connection.graph
+    graph = one._participant.connection.graph
     with graph.graph.as_default(), tf.compat.v1.device("/job:ps/task:0"):
         sizes = [tf.raw_ops.QueueSizeV2(handle=queue) for queue in graph._queues]
     for _ in range(50):
         meet(one, other)
-    assert sum(one._connection._session.run(sizes)) <= 2
+    assert sum(one._participant.connection._session.run(sizes)) <= 2

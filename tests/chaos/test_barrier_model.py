@@ -78,33 +78,33 @@ class Meeting(RuleBasedStateMachine):
 
     @initialize(
         kinds=st.tuples(*[kinds] * N),
-        held=st.booleans(),
+        has_action=st.booleans(),
         breaks=st.tuples(*[seldom] * N),
         lossy=st.booleans(),
     )
-    def start(self, kinds, held, breaks, lossy):
+    def start(self, kinds, has_action, breaks, lossy):
         self.name, self.model, self.reason = next(self.names), Arrivals.start(N), ""
         self.fails, self.num_runs, self.runs = False, 0, []
         # Whether some stop blocking while a token may be on its way, so that it may be lost.
         self.lossy = lossy
         self.pool, self.made = ThreadPoolExecutor(2 * N), []
-        self.observer = connect(self.tasks, self.name, 1, held=False)
+        self.observer = connect(self.tasks, self.name, 1, has_action=False)
         self.trainers, self.ghosts = [None] * N, []
         for rank in range(N):
-            self.trainers[rank] = self.enter(rank, kinds[rank], held, breaks[rank])
+            self.trainers[rank] = self.enter(rank, kinds[rank], has_action, breaks[rank])
 
-    def enter(self, rank, kind, held, breaks):
-        held = held and rank == 0
+    def enter(self, rank, kind, has_action, breaks):
+        has_action = has_action and rank == 0
         barrier = Barrier(
             self.tasks[rank],
             self.name,
             kind=kind,
-            action=self.act if held else None,
+            action=self.act if has_action else None,
             break_on_timeout=breaks,
         )
         self.made.append(barrier)
         incarnation = len(self.made)
-        self.model = arrivals.enter(self.model, rank, incarnation, held=held)
+        self.model = arrivals.enter(self.model, rank, incarnation, has_action=has_action)
         return Trainer(barrier, incarnation, arrivals.next_parity(self.model), breaks)
 
     def act(self):
@@ -150,7 +150,7 @@ class Meeting(RuleBasedStateMachine):
     @rule(rank=ranks, blocks=st.booleans())
     def wait_shortly(self, rank, blocks):
         trainer, start = self.trainers[rank], time.monotonic()
-        chief_waits = self.model.held and self.trainers[0].waits
+        chief_waits = self.model.has_action and self.trainers[0].waits
         if trainer.waits or chief_waits:  # whether it acts before the timeout, nobody can tell
             return
         self.fails = False
@@ -167,7 +167,7 @@ class Meeting(RuleBasedStateMachine):
         if last:  # which releases the others
             self.wait({*range(N)} - {rank}, set(), fails=False)
         start = time.monotonic()
-        if rank == 0 and self.model.held:
+        if rank == 0 and self.model.has_action:
             with pytest.raises(BarrierError, match="cannot resign"):
                 trainer.barrier.resign()
         else:
@@ -193,8 +193,8 @@ class Meeting(RuleBasedStateMachine):
             self.settle(start)
 
     @precondition(lambda self: len(self.made) < 2 * N)  # to make one takes longer than all else
-    @rule(rank=ranks, kind=kinds, held=st.booleans(), breaks=seldom)
-    def restart(self, rank, kind, held, breaks):
+    @rule(rank=ranks, kind=kinds, has_action=st.booleans(), breaks=seldom)
+    def restart(self, rank, kind, has_action, breaks):
         """One that waits is killed, any other goes on as a ghost."""
         start, old = time.monotonic(), self.trainers[rank]
         if old.waits:
@@ -203,7 +203,7 @@ class Meeting(RuleBasedStateMachine):
             assert ended >= start
         elif self.model.arrived[rank] != RESIGNED:
             self.ghosts.append(old.barrier)
-        self.trainers[rank] = self.enter(rank, kind, held, breaks)
+        self.trainers[rank] = self.enter(rank, kind, has_action, breaks)
         self.settle(start)
 
     @precondition(lambda self: self.ghosts)

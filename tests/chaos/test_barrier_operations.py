@@ -71,7 +71,7 @@ class Operations(RuleBasedStateMachine):
         assert state.parity == arrivals.next_parity(model)
         assert state.expected == N - model.arrived.count(RESIGNED)
         assert state.missing == len(model.missing)
-        assert state.blocked == len([rank for rank in waiting if rank or not model.held])
+        assert state.blocked == len([rank for rank in waiting if rank or not model.has_action])
         for rank in range(N):
             may_arrive = not model.broken and model.arrived[rank] < RESIGNED
             next_parity = (model.arrived[rank] + 1) % 2
@@ -96,7 +96,7 @@ class Operations(RuleBasedStateMachine):
 
     @rule(incarnation=incarnations)
     def enter(self, incarnation):
-        (rank, held, renews), number = (
+        (rank, has_action, renews), number = (
             INCARNATIONS[incarnation],
             self.connections[incarnation].incarnation,
         )
@@ -104,7 +104,7 @@ class Operations(RuleBasedStateMachine):
         if renews:
             self.model = arrivals.renew(before, rank, number, self.connections[renews].incarnation)
         else:
-            self.model = arrivals.enter(before, rank, number, held=held)
+            self.model = arrivals.enter(before, rank, number, has_action=has_action)
         if self.model.broken and not before.broken:
             self.reason = "worker:0 was restarted while its action ran"
         self.connections[incarnation].enter(Deadline(TIMEOUT), may_start=False)
@@ -142,13 +142,13 @@ class Operations(RuleBasedStateMachine):
     @rule(incarnation=incarnations, parity=parities)
     def cross(self, incarnation, parity):
         """Where it cannot block: it is refused, or is the last to come."""
-        (rank, held, _), number = (
+        (rank, has_action, _), number = (
             INCARNATIONS[incarnation],
             self.connections[incarnation].incarnation,
         )
         before, after = self.model, arrivals.arrive(self.model, rank, number, parity)
         refused = after == before
-        if refused or after.released > before.released or (held and after.full):
+        if refused or after.released > before.released or (has_action and after.full):
             self.model = after
             try:
                 operation = self.connections[incarnation].graph.cross[parity]
@@ -226,10 +226,14 @@ def forgetting(graph):
 
 def test_operations_do_to_the_state_what_the_rules_say(tasks, times, no_leaks):
     connections = {}
-    for incarnation, (rank, held, renews) in INCARNATIONS.items():
+    for incarnation, (rank, has_action, renews) in INCARNATIONS.items():
         previous_incarnation = connections[renews].incarnation if renews else None
         connections[incarnation] = connect(
-            tasks, "operations", rank, held=held, previous_incarnation=previous_incarnation
+            tasks,
+            "operations",
+            rank,
+            has_action=has_action,
+            previous_incarnation=previous_incarnation,
         )
     Operations.connections = connections
     Operations.forget = forgetting(connections["second"].graph.graph)

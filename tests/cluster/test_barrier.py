@@ -162,7 +162,7 @@ def test_a_long_wait_names_the_missing_trainers_on_the_log(make, kind, caplog, m
     together(wait, [late])
     waits.join()
     for record in caplog.records:
-        assert (record.name, record.levelname) == ("tfdist.barrier.interface", "WARNING")
+        assert (record.name, record.levelname) == ("tfdist.barrier.participant", "WARNING")
     # One of them may log before the other has arrived.
     assert re.fullmatch(
         rf"barrier 'long/{kind}' generation 1: still waiting, 2 of 3 trainers after "
@@ -181,7 +181,7 @@ def test_a_wait_that_ends_soon_logs_nothing(make, kind, caplog):
 
 def test_a_long_wait_for_a_silent_ps_names_it_on_the_log(trainers, caplog, monkeypatch):
     monkeypatch.setattr("tfdist.deadline.FIRST_NOTICE_SECS", SOON)
-    monkeypatch.setattr("tfdist.barrier.interface._CONNECT_SECS", 10 * SOON)
+    monkeypatch.setattr("tfdist.barrier.participant._CONNECT_SECS", 10 * SOON)
     monkeypatch.setattr(connection, "RECHECK_SECS", SOON)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"127.0.0.1:{silent.getsockname()[1]}"
@@ -366,10 +366,10 @@ def test_a_restarted_trainer_passes_at_once_if_its_generation_was_released_meanw
 def test_an_arrival_after_the_resignation_changes_nothing(make, kind):
     (barrier,) = make(kind, ranks=[1])
     barrier.resign()
-    before = barrier._connection.look().arrivals
-    for arrive in barrier._connection.graph.arrive:
-        barrier._connection.run(arrive)
-    assert barrier._connection.look().arrivals == before
+    before = barrier._participant.connection.look().arrivals
+    for arrive in barrier._participant.connection.graph.arrive:
+        barrier._participant.connection.run(arrive)
+    assert barrier._participant.connection.look().arrivals == before
 
 
 def test_fewer_parties_than_trainers(make, kind):
@@ -398,9 +398,7 @@ def test_a_single_party_never_waits(make, kind):
 
 def test_repr_tells_who_it_is_and_where_it_stands(make, kind):
     (barrier,) = make(kind, ranks=[1], name=f"shown/{kind}")
-    assert repr(barrier) == (
-        f"<{type(barrier).__name__} 'shown/{kind}' of 3 parties: worker:1 has not arrived>"
-    )
+    assert repr(barrier) == (f"<Barrier 'shown/{kind}' of 3 parties: worker:1 has not arrived>")
     with pytest.raises(BarrierTimeout):
         barrier.wait(SOON)
     assert "worker:1 has arrived>" in repr(barrier)
@@ -416,6 +414,16 @@ def test_wrong_parameters_are_named(trainers, options, field):
     with pytest.raises(ConfigError) as caught:
         Barrier(trainers[0], "wrong", **options)
     assert caught.value.field == field
+
+
+def test_a_barrier_is_an_instance_of_the_class(make, kind):
+    (barrier,) = make(kind, ranks=[1])
+    assert isinstance(barrier, Barrier)
+
+
+def test_the_class_cannot_be_subclassed():
+    with pytest.raises(TypeError, match="cannot be subclassed"):
+        type("Mine", (Barrier,), {})
 
 
 def test_all_have_to_agree_on_the_parties(make, kind, trainers):

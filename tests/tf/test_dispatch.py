@@ -24,7 +24,7 @@ def note(frame, event, argument):
             seen.append((frame.f_code.co_name, frame.f_back.f_locals["args"]))
 
 def build():
-    StateOnPs("state", ["worker:0", "worker:1"], 0, held=False).cross
+    StateOnPs("state", ["worker:0", "worker:1"], 0, has_action=False).cross
     with tf.Graph().as_default():
         step = tf.compat.v1.train.get_or_create_global_step()
         partitioner = tf.compat.v1.fixed_size_partitioner(2)
@@ -76,7 +76,7 @@ def test_two_barriers_are_not_built_at_the_same_time(monkeypatch):
 
     key = vector.arrival_key
     monkeypatch.setattr(vector, "arrival_key", meet)
-    one, other = (state.StateOnPs("state", PARTIES, 0, held=False) for _ in PARTIES)
+    one, other = (state.StateOnPs("state", PARTIES, 0, has_action=False) for _ in PARTIES)
     # Not the same operation: `cached_property` has a lock of its own before Python 3.12.
     threads = [
         threading.Thread(target=getattr, args=(graph, operation))

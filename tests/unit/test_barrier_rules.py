@@ -11,7 +11,7 @@ from tfdist.barrier.rules import (
     arrive,
     begin_action,
     decide,
-    describe_missing,
+    describe,
     enter,
     next_parity,
     release,
@@ -22,10 +22,10 @@ from tfdist.barrier.rules import (
 INCARNATION, NEW = 1, 2  # of every trainer: the first one, and another
 
 
-def entered(parties: int, *, held: bool = False) -> Arrivals:
+def entered(parties: int, *, has_action: bool = False) -> Arrivals:
     state = Arrivals.start(parties)
     for rank in range(parties):
-        state = enter(state, rank, INCARNATION, held=held)
+        state = enter(state, rank, INCARNATION, has_action=has_action)
     return state
 
 
@@ -57,7 +57,7 @@ def half():
 def test_at_the_start_generation_1_is_waited_for_and_all_are_missing():
     state = Arrivals.start(3)
     assert (state.generation, state.waiting, state.missing) == (1, (), (0, 1, 2))
-    assert (state.full, state.broken, state.held, state.acting) == (False,) * 4
+    assert (state.full, state.broken, state.has_action, state.acting) == (False,) * 4
 
 
 def test_whoever_arrives_waits_until_the_last_has_come(half):
@@ -100,10 +100,10 @@ def test_a_barrier_of_one_never_waits():
 class TestAction:
     @pytest.fixture
     def full(self):
-        return come(entered(2, held=True), 0, 1)
+        return come(entered(2, has_action=True), 0, 1)
 
     def test_the_chief_does_not_act_before_all_have_come(self):
-        state = come(entered(2, held=True), 0)
+        state = come(entered(2, has_action=True), 0)
         assert told(state, 0) is Decision.WAIT
         assert begin_action(state, INCARNATION) == state
 
@@ -137,26 +137,26 @@ class TestAction:
         assert acted(state).released == state.generation
 
     def test_the_last_to_resign_leaves_the_release_to_the_chief(self):
-        state = resign(come(entered(2, held=True), 0), 1, INCARNATION)
+        state = resign(come(entered(2, has_action=True), 0), 1, INCARNATION)
         assert told(state, 0) is Decision.ACT
 
     def test_a_chief_that_died_in_it_breaks_the_barrier_when_it_comes_back(self, full):
-        state = enter(begin_action(full, INCARNATION), 0, NEW, held=True)
+        state = enter(begin_action(full, INCARNATION), 0, NEW, has_action=True)
         assert state.broken
         assert told(state, 1) is Decision.BROKEN
         assert release(state, NEW) == release(state, INCARNATION) == state
 
     def test_a_worker_that_comes_back_meanwhile_breaks_nothing(self, full):
         state = enter(begin_action(full, INCARNATION), 1, NEW)
-        assert (state.held, state.broken) == (True, False)
+        assert (state.has_action, state.broken) == (True, False)
         assert told(release(state, INCARNATION), 1, incarnation=NEW) is Decision.PASS
 
     def test_a_chief_that_died_before_or_after_it_breaks_nothing(self, full):
-        assert not enter(full, 0, NEW, held=True).broken
-        assert not enter(acted(full), 0, NEW, held=True).broken
+        assert not enter(full, 0, NEW, has_action=True).broken
+        assert not enter(acted(full), 0, NEW, has_action=True).broken
 
     def test_after_a_reset_the_chief_that_died_in_it_breaks_nothing(self, full):
-        assert not enter(reset(begin_action(full, INCARNATION)), 0, NEW, held=True).broken
+        assert not enter(reset(begin_action(full, INCARNATION)), 0, NEW, has_action=True).broken
 
     def test_a_chief_that_comes_back_without_an_action_releases_as_the_last_to_arrive(self, full):
         state = enter(full, 0, NEW)
@@ -222,8 +222,8 @@ class TestReset:
         assert after.generation == half.generation + 2
 
     def test_an_action_and_the_lives_stay(self):
-        state = reset(entered(2, held=True))
-        assert (state.held, state.incarnations) == (True, (INCARNATION, INCARNATION))
+        state = reset(entered(2, has_action=True))
+        assert (state.has_action, state.incarnations) == (True, (INCARNATION, INCARNATION))
 
 
 class TestResign:
@@ -241,9 +241,9 @@ class TestResign:
         state = resign(half, 2, INCARNATION)
         assert (state.waiting, state.missing) == ((), (0, 1))
 
-    @pytest.mark.parametrize("held", [False, True])
-    def test_when_all_have_resigned_nothing_is_released(self, held):
-        state = resign(resign(entered(2, held=held), 0, INCARNATION), 1, INCARNATION)
+    @pytest.mark.parametrize("has_action", [False, True])
+    def test_when_all_have_resigned_nothing_is_released(self, has_action):
+        state = resign(resign(entered(2, has_action=has_action), 0, INCARNATION), 1, INCARNATION)
         assert (state.full, state.released) == (False, 0)
         assert acted(state) == state
 
@@ -316,7 +316,7 @@ class TestEarlierLife:
         assert resign(state, 2, INCARNATION) == state
 
     def test_it_neither_begins_an_action_nor_releases(self):
-        state = enter(come(entered(2, held=True), 0, 1), 0, NEW, held=True)
+        state = enter(come(entered(2, has_action=True), 0, 1), 0, NEW, has_action=True)
         assert begin_action(state, INCARNATION) == state
         acting = begin_action(state, NEW)
         assert release(acting, INCARNATION) == acting
@@ -340,34 +340,36 @@ class TestDescription:
         for _ in range(6):
             state = come(state, 0, 1, 2)
         state = come(state, 0)
-        text = describe_missing(state, self.NAMES, [0.0, 41.2, 7.9])
+        text = describe(state, self.NAMES, [0.0, 41.2, 7.9], 30.0)
         assert text == (
-            "missing worker:0, last seen in generation 6, 41 s ago; "
+            "1 of 3 trainers after 30.0 s; missing worker:0, last seen in generation 6, 41 s ago; "
             "worker:1, last seen in generation 6, 8 s ago"
         )
 
     def test_tells_who_was_never_seen(self, half):
-        assert describe_missing(half, self.NAMES, [1.0, 2.0, None]) == (
-            "missing worker:1, never seen"
+        assert describe(half, self.NAMES, [1.0, 2.0, None], 30.0) == (
+            "2 of 3 trainers after 30.0 s; missing worker:1, never seen"
         )
 
     def test_one_that_was_never_seen_is_not_made_up_by_a_reset(self, half):
-        text = describe_missing(reset(half), self.NAMES, [1.0, 2.0, None])
+        text = describe(reset(half), self.NAMES, [1.0, 2.0, None], 30.0)
         assert "worker:1, never seen" in text
 
     def test_leaves_out_who_has_resigned(self, half):
-        text = describe_missing(resign(come(half, 2), 0, INCARNATION), self.NAMES, [0.0, 0.0, 0.0])
+        text = describe(resign(come(half, 2), 0, INCARNATION), self.NAMES, [0.0, 0.0, 0.0], 30.0)
+        assert text.startswith("0 of 2 trainers")
         assert "chief:0" not in text
 
     def test_tells_that_the_action_is_running(self):
-        state = come(entered(2, held=True), 0, 1)
-        assert describe_missing(state, self.NAMES, [0.0, 0.0]) == (
-            "all have arrived; chief:0 runs the action"
+        state = come(entered(2, has_action=True), 0, 1)
+        assert describe(state, self.NAMES, [0.0, 0.0], 30.0) == (
+            "2 of 2 trainers after 30.0 s; all have arrived; chief:0 runs the action"
         )
 
     def test_tells_nothing_of_an_action_that_a_broken_barrier_will_not_run(self):
-        state = abort(come(entered(2, held=True), 0, 1))
-        assert describe_missing(state, self.NAMES, [0.0, 0.0]) == "all have arrived"
+        state = abort(come(entered(2, has_action=True), 0, 1))
+        text = describe(state, self.NAMES, [0.0, 0.0], 30.0)
+        assert text == "2 of 2 trainers after 30.0 s; all have arrived"
 
 
 def test_resigned_is_ahead_of_every_generation_and_fits_into_64_bits():

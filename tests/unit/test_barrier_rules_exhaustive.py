@@ -76,7 +76,7 @@ class World(NamedTuple):
     barrier: Arrivals
     trainers: tuple[Trainer, ...]
     late: tuple[str, int, int] | None = None  # a message on its way: its name, rank and parity
-    held: bool = False  # the chief has an action
+    has_action: bool = False  # the chief has an action
     # The rest is known to the referee alone.
     broken: bool = False
     begun: bool = False  # the action was begun in the present round
@@ -97,8 +97,8 @@ enter, arrive, begin_action, release, resign, abort, reset, decide, next_parity 
 )
 
 
-def start(held: bool, size: int) -> World:
-    return World(Arrivals.start(size), (Trainer(),) * size, held=held)
+def start(has_action: bool, size: int) -> World:
+    return World(Arrivals.start(size), (Trainer(),) * size, has_action=has_action)
 
 
 # The referee.
@@ -118,7 +118,7 @@ def round_is_over(world: World) -> World:
 
 def if_complete(world: World) -> World:
     """Without an action, the round is over when the last one has come or has resigned."""
-    free = not world.held and not world.broken
+    free = not world.has_action and not world.broken
     return round_is_over(world) if free and all_came(world) else world
 
 
@@ -130,7 +130,7 @@ def right_decision(world: World, rank: int) -> Decision:
         return Decision.BROKEN
     if trainer.word == NONE:  # its arrival was lost; it cannot tell that from a reset it missed
         return Decision.ARRIVE if trainer.resets == world.barrier.resets else Decision.BROKEN
-    if world.held and rank == 0 and all_came(world):
+    if world.has_action and rank == 0 and all_came(world):
         return Decision.ACT
     return Decision.WAIT
 
@@ -183,7 +183,7 @@ def misfortunes(world: World) -> Iterator[tuple[str, World]]:
             yield f"{rank} resigns", a_resignation(world, rank)
         # Had it arrived, all could be there and nobody would release them until it arrives again.
         if place == DEAD and rank == 0 and len(world.trainers) == 2:
-            other = a_restart(world._replace(held=not world.held), rank)
+            other = a_restart(world._replace(has_action=not world.has_action), rank)
             yield "0 restarts with an action or without, unlike before", other
     if not world.broken:
         yield "abort", an_abort(world)
@@ -201,7 +201,7 @@ UNHEARD = {
 
 
 def may_resign(world: World, rank: int) -> bool:
-    return rank != 0 or not world.held
+    return rank != 0 or not world.has_action
 
 
 def is_delivered(world: World, name: str, rank: int, parity: int | None = None) -> World:
@@ -242,7 +242,8 @@ def a_new_life(world: World, rank: int) -> World:
     """Nothing that its earlier incarnation has sent matters any more; see `check`."""
     late = None if world.late and world.late[1] == rank else world.late
     after = world._replace(
-        barrier=enter(world.barrier, rank, NEW, held=rank == 0 and world.held), late=late
+        barrier=enter(world.barrier, rank, NEW, has_action=rank == 0 and world.has_action),
+        late=late,
     )
     if rank == 0 and world.begun:
         after = after._replace(broken=True)  # nobody knows how far the action came
@@ -366,9 +367,9 @@ Graph = dict[World, list[tuple[str, World]]]
 
 
 @cache
-def explore(held: bool, size: int, limit: int) -> Graph:
+def explore(has_action: bool, size: int, limit: int) -> Graph:
     """All worlds that are reached by at most `limit` misfortunes, with the steps from each."""
-    first = normal(start(held, size))
+    first = normal(start(has_action, size))
     fewest = {first: 0}
     came_from: dict[World, tuple[str, World] | None] = {first: None}
     graph: Graph = {}
@@ -409,7 +410,7 @@ def way_to(world: World, came_from: dict[World, tuple[str, World] | None]) -> st
 # The promises.
 
 everywhere = pytest.mark.parametrize("size", [2, 3])
-both = pytest.mark.parametrize("held", [False, True], ids=["no action", "action"])
+both = pytest.mark.parametrize("has_action", [False, True], ids=["no action", "action"])
 MISFORTUNES = {2: 3, 3: 2}
 
 
@@ -423,15 +424,15 @@ def _no_garbage():
 
 @everywhere
 @both
-def test_nobody_passes_too_early_or_is_held_back_in_any_interleaving(held, size):
-    explore(held, size, MISFORTUNES[size])
+def test_nobody_passes_too_early_or_is_held_back_in_any_interleaving(has_action, size):
+    explore(has_action, size, MISFORTUNES[size])
 
 
 @everywhere
 @both
 @pytest.mark.parametrize("dead", ["restarts", "is given up"])
-def test_from_everywhere_all_get_through_or_get_an_error_if_only_they_go_on(held, size, dead):
-    graph = explore(held, size, MISFORTUNES[size])
+def test_from_everywhere_all_get_through_or_get_an_error_if_only_they_go_on(has_action, size, dead):
+    graph = explore(has_action, size, MISFORTUNES[size])
     # A dead chief comes back: who else runs the action?
     other = {"restarts", "is given up"} - {dead}
     stuck = worlds_without_a_way_out(graph, {f"{rank} {name}" for rank in (1, 2) for name in other})
@@ -440,13 +441,13 @@ def test_from_everywhere_all_get_through_or_get_an_error_if_only_they_go_on(held
 
 @everywhere
 @both
-def test_the_search_has_met_every_situation(held, size):
-    graph = explore(held, size, MISFORTUNES[size])
+def test_the_search_has_met_every_situation(has_action, size):
+    graph = explore(has_action, size, MISFORTUNES[size])
     steps = {name.lstrip("012 ") for edges in graph.values() for name, _ in edges}
     places = {trainer.place for world in graph for trainer in world.trainers}
     words = {trainer.word for world in graph for trainer in world.trainers}
     late = {world.late[0] for world in graph if world.late}
-    action = {"begins", "acts", "releases"} if held or size == 2 else set()
+    action = {"begins", "acts", "releases"} if has_action or size == 2 else set()
     always = {"arrives", "looks", "enters", "restarts", "is given up"}
     assert steps == always | action | {"a message comes late", "a message is lost"}
     assert places == {OUT, PAUSED, INSIDE, SENT, LOST, RENEWED, DEAD, GONE} | (

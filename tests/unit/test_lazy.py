@@ -16,7 +16,12 @@ except SystemExit as end:
 """
 
 # The pytest plugin is loaded by every pytest run where tfdist is installed.
-LAZY = {"package": "import tfdist", "plugin": "import tfdist.testing", "help": HELP}
+LAZY = {
+    "package": "import tfdist",
+    "plugin": "import tfdist.testing",
+    "rules of the barrier": "import tfdist.barrier.rules",
+    "help": HELP,
+}
 
 INSTALL = (
     "Install the build that suits your machine, for example: pip install 'tensorflow>=2.21,<3'"

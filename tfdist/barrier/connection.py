@@ -40,6 +40,12 @@ class Snapshot:
     reason: str
     now_us: int
 
+    @property
+    def ages(self) -> list[float | None]:
+        """Seconds since each rank last arrived; None for a trainer that never has."""
+        # The clock is read before the lock is taken, so an arrival may seem to be some us ahead.
+        return [max(0, self.now_us - at) / 1e6 if at else None for at in self.arrived_at_us]
+
 
 class Connection:
     """A session on a graph whose incarnation may speak for the trainer, once `enter` has returned.
@@ -49,7 +55,7 @@ class Connection:
         name: of the barrier.
         names: of the parties by rank.
         rank: of the trainer.
-        held: whether it is a chief with an action.
+        has_action: whether it is a chief with an action.
         previous_incarnation: that it renews; None for a trainer that enters.
     """
 
@@ -60,7 +66,7 @@ class Connection:
         names: Sequence[str],
         rank: int,
         *,
-        held: bool,
+        has_action: bool,
         previous_incarnation: int | None = None,
     ) -> None:
         self._name, self._parties = name, len(names)
@@ -68,7 +74,7 @@ class Connection:
             f"tfdist/barrier/{name}",
             names,
             rank,
-            held=held,
+            has_action=has_action,
             previous_incarnation=previous_incarnation,
         )
         self._session = DirectSession(address, self.graph.graph, timeout=RECHECK_SECS)

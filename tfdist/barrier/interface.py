@@ -1,45 +1,30 @@
-"""What every kind of barrier promises; how it waits is left to the kind."""
+"""`tfdist.Barrier`: the interface of `threading.Barrier`, across machines."""
 
 from __future__ import annotations
 
 import logging
-import threading
-import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import tensorflow as tf
 
-from tfdist.barrier import rules as arrivals
-from tfdist.barrier.connection import ANSWER_SECS, Connection, Snapshot
+from tfdist.barrier import rules
+from tfdist.barrier.connection import ANSWER_SECS, Snapshot
+from tfdist.barrier.participant import KINDS, QUEUE, Participant
 from tfdist.barrier.rules import RESIGNED, Decision
-from tfdist.barrier.state import StateOnPs
 from tfdist.deadline import Deadline
-from tfdist.errors import (
-    BarrierError,
-    BarrierTimeout,
-    BrokenBarrierError,
-    ConfigError,
-    StartTimeout,
-    reason_of,
-)
+from tfdist.errors import BarrierError, BarrierTimeout, BrokenBarrierError, ConfigError
 from tfdist.ps.session import PS_LOST
 from tfdist.runs.barrier_notes import BarrierNote, PassMark, note_barrier
 from tfdist.task import Task
 
 _log = logging.getLogger(__name__)
 
-_CONNECT_SECS = 60.0
-_POLL_SECS = 0.001
-_LONGEST_POLL_SECS = 0.05
-
 
 @dataclass(frozen=True)
 class BarrierStatistics:
-    """How long each trainer that has not resigned waited; who waits least is the straggler.
+    """How long each trainer that has not resigned has waited; the straggler waits least.
 
     Attributes:
         last_wait: seconds by trainer from its latest arrival to the latest arrival of all. In
@@ -51,14 +36,28 @@ class BarrierStatistics:
     total_wait: dict[str, float]
 
 
-class SharedBarrier(ABC):
-    """Everything of a barrier but the waiting; see `tfdist.Barrier` for the promises."""
+class Barrier:
+    """A barrier that all trainers of a cluster share by its name.
 
-    # What this trainer knows: the parity of the generation that it waits for next, how often the
-    # barrier was reset, and which ps that is.
-    _parity: int
-    _resets: int
-    _ps_incarnation: int
+    Making one blocks until ps 0 answers, for at most 60 s. Each trainer makes its own. Use it from
+    one thread at a time; only `abort` may be called from another thread.
+
+    Args:
+        task: the trainer that waits.
+        name: the same on every trainer; another name is another barrier.
+        parties: how many trainers have to arrive, those of the lowest ranks; by default all.
+        action: called once a generation on the chief (the trainer of rank 0; elsewhere it is
+            ignored), after all have arrived and before any trainer continues: "save now". If it
+            raises, all trainers get BrokenBarrierError with its text.
+        timeout: seconds that a `wait` without a timeout of its own may take; None for no limit.
+        kind: "queue" blocks on the server, "counter" polls.
+        break_on_timeout: whether a `wait` that times out breaks the barrier for all, as in
+            `threading.Barrier`. By default a late trainer may still arrive.
+
+    Raises:
+        ConfigError: a parameter is wrong, or other trainers gave another number of parties.
+        StartTimeout: ps 0 does not answer.
+    """
 
     def __init__(
         self,
@@ -68,10 +67,13 @@ class SharedBarrier(ABC):
         parties: int | None = None,
         action: Callable[[], object] | None = None,
         timeout: float | None = None,
+        kind: str = QUEUE,
         break_on_timeout: bool = False,
     ) -> None:
         trainers = task.trainers
         parties = len(trainers) if parties is None else parties
+        if kind not in KINDS:
+            raise ConfigError("kind", kind, f"one of {', '.join(KINDS)}")
         if not task.is_trainer:
             raise ConfigError("task", task.name, "only a chief or a worker waits at a barrier")
         if not name:
@@ -83,12 +85,15 @@ class SharedBarrier(ABC):
         if task.num_ps == 0:
             raise ConfigError("task.cluster.ps", [], "the barrier lies on a ps; start one")
         self.name, self._parties, self._names = name, parties, trainers[:parties]
-        self._task, self._rank, self._address = task, task.rank, task.cluster_spec["ps"][0]
+        self._task, self._rank = task, task.rank
         self._action = action if self._rank == 0 else None
         self._timeout, self._break_on_timeout = timeout, break_on_timeout
-        note_barrier(BarrierNote(name, parties))  # also of one that never gets an answer
+        note_barrier(BarrierNote(name, parties))  # also if the ps never answers
         self._pass_mark = PassMark()
-        self._begin()
+        self._participant = Participant(task, name, self._names, action=self._action, kind=kind)
+
+    def __init_subclass__(cls) -> None:
+        raise TypeError("tfdist.Barrier cannot be subclassed; pass it an action, or wrap it")
 
     # The interface of threading.Barrier.
 
@@ -100,39 +105,37 @@ class SharedBarrier(ABC):
     @property
     def n_waiting(self) -> int:
         """How many have arrived in the present generation; 0 if the barrier is broken."""
-        with self._ps_errors():
-            state = self._connection.look().arrivals
+        state = self._look().arrivals
         return 0 if state.broken else len(state.waiting)
 
     @property
     def broken(self) -> bool:
-        """Whether `wait` raises BrokenBarrierError until somebody calls `reset`."""
-        with self._ps_errors():
-            return self._connection.look().arrivals.broken
+        """Whether `wait` raises BrokenBarrierError until a trainer calls `reset`."""
+        return self._look().arrivals.broken
 
     def wait(self, timeout: float | None = None) -> int:
         """Blocks until all parties have arrived, and then returns this trainer's rank.
 
-        The last one to arrive releases the others, or the chief does after its action.
+        The last trainer to arrive releases the others. If there is an action, the chief releases
+        them after it.
 
         Args:
-            timeout: in seconds; None takes the barrier's own, and if that is None too, waits
-                without end.
+            timeout: in seconds; None takes the barrier's own. If that is None too, there is no
+                limit, and after 30 s the log names the trainers that are missing.
 
         Returns:
             A number in `range(parties)`, a different one for each trainer.
 
         Raises:
-            BarrierTimeout: somebody did not come. This trainer still counts as arrived, and the
-                next `wait` goes on waiting for the same generation; unless `break_on_timeout`,
-                which breaks the barrier for all. A ps that does not answer can be told nothing:
-                then `missing` is ("ps:0",), and only a next `wait` finds out what has become of
-                the generation.
+            BarrierTimeout: a trainer is missing. This trainer still counts as arrived, and its
+                next `wait` continues in the same generation; unless `break_on_timeout`, which
+                breaks the barrier for all. If the ps does not answer, `missing` is ("ps:0",), and
+                the next `wait` finds out what became of the generation.
             BrokenBarrierError: the barrier was aborted or reset, the action failed, or the ps was
                 lost.
             BarrierError: this trainer has resigned, or a tf.function is being traced.
         """
-        if self._resigned:
+        if self._participant.resigned:
             raise BarrierError(f"barrier {self.name!r}: {self._task.name} has resigned for good")
         if tf.inside_function():
             raise BarrierError(
@@ -144,85 +147,79 @@ class SharedBarrier(ABC):
             )
         deadline = Deadline(self._timeout if timeout is None else timeout)
         with self._ps_errors(deadline):
-            decision = self._await(deadline)
-            if decision is Decision.ACT:
-                decision = self._act()
-            if decision is Decision.WAIT and self._break_on_timeout:
-                decision = self._break(deadline)
+            decision = self._participant.wait(deadline, break_on_timeout=self._break_on_timeout)
             if decision is Decision.PASS:
-                self._parity ^= 1
-                self._arrived = False
                 self._pass_mark.touch()
                 return self._rank
-            snapshot = self._connection.look(deadline)
+            snapshot = self._participant.connection.look(deadline)
         if decision in (Decision.WAIT, Decision.ARRIVE):
             raise self._timeout_error(snapshot, deadline)
-        self._arrived = False
         raise self._broken_error(snapshot, decision)
 
     def abort(self) -> None:
-        """Breaks the barrier: `wait` raises BrokenBarrierError for all, now and until a `reset`."""
+        """Breaks the barrier: every `wait` raises BrokenBarrierError until a `reset`."""
         with self._ps_errors():
             while True:
-                connection = self._connection
+                connection = self._participant.connection
                 try:
                     connection.run(connection.graph.abort, f"{self._task.name} called abort()")
                     return
                 except (RuntimeError, tf.errors.CancelledError):
-                    # From another thread, and `wait` has just replaced and closed it.
-                    if connection is self._connection:
+                    # This is another thread, and `wait` has just replaced and closed it.
+                    if connection is self._participant.connection:
                         raise
 
     def reset(self) -> None:
-        """Empties the barrier and mends it; those that wait get BrokenBarrierError.
+        """Empties the barrier and mends it; trainers that wait get BrokenBarrierError.
 
-        After the ps was lost it joins the state of the new one, and disturbs nobody there.
+        After the ps was lost it only joins the state of the new one.
         """
+        own = self._participant
         try:
-            if self._uncertain:
-                self._renew(Deadline(ANSWER_SECS))
-            ps_incarnation = self._connection.look().ps_incarnation
+            if own.uncertain:
+                own.renew(Deadline(ANSWER_SECS))
+            ps_incarnation = own.connection.look().ps_incarnation
         except (*PS_LOST, tf.errors.DeadlineExceededError):
             ps_incarnation = None
-        if ps_incarnation == self._ps_incarnation:
+        if ps_incarnation == own.ps_incarnation:
             with self._ps_errors():
-                self._connection.run(self._connection.graph.reset)
-                _log.info("barrier %r: %s reset it", self.name, self._task.name)
+                own.connection.run(own.connection.graph.reset)
+            _log.info("barrier %r: %s has reset it", self.name, self._task.name)
         else:
-            self._connection.close()
-            self._begin()
+            own.connection.close()
+            own.join()
+            _log.info("barrier %r: %s has joined the new ps:0", self.name, self._task.name)
 
     # More than threading.Barrier.
 
     @property
     def generation(self) -> int:
-        """The generation that is being waited for; the first is 1."""
-        with self._ps_errors():
-            return self._connection.look().arrivals.generation
+        """The generation that the trainers wait for; the first is 1."""
+        return self._look().arrivals.generation
 
     def missing(self) -> tuple[str, ...]:
         """Names of the trainers that have not arrived in the present generation."""
-        with self._ps_errors():
-            return tuple(self._names[rank] for rank in self._connection.look().arrivals.missing)
+        return tuple(self._names[rank] for rank in self._look().arrivals.missing)
 
     def resign(self) -> None:
-        """Leaves for good: the others stop waiting for this trainer.
+        """Leaves for good: the others no longer wait for this trainer.
+
+        C++'s std::barrier calls this arrive_and_drop, Java's Phaser arriveAndDeregister.
 
         Raises:
-            BarrierError: this trainer is the chief and has an action, which nobody else can run.
+            BarrierError: this trainer is the chief and has an action, which no other can run.
         """
         if self._action is not None:
             raise BarrierError(
                 f"barrier {self.name!r}: {self._task.name} runs its action and cannot resign"
             )
         with self._ps_errors():
-            self._connection.run(self._connection.graph.resign)
-        self._resigned = True
+            self._participant.connection.run(self._participant.connection.graph.resign)
+        self._participant.resigned = True
 
     def statistics(self) -> BarrierStatistics:
-        """How long each trainer waited, by the clock of the ps."""
-        with self._ps_errors():
-            snapshot = self._connection.look()
+        """How long each trainer has waited, by the clock of the ps."""
+        snapshot = self._look()
         times = snapshot.arrived_at_us
         last = [(max(times) - at) / 1e6 if at else 0.0 for at in times]
         left = [rank for rank in range(self._parties) if snapshot.arrivals.arrived[rank] < RESIGNED]
@@ -242,204 +239,67 @@ class SharedBarrier(ABC):
 
         Args:
             after: what is done before this trainer arrives.
-            timeout: as of `wait`.
+            timeout: as in `wait`.
 
         Returns:
-            An operation for `control_dependencies` or `session.run`. What `wait` would raise is
-            a tf.errors.UnknownError with the same text.
+            An operation for `control_dependencies` or `session.run`. Where `wait` would raise, it
+            fails with a tf.errors.UnknownError of the same text.
 
         Raises:
-            BarrierError: there is no graph, for in eager code nothing would run it again.
+            BarrierError: there is no graph; eager code would run it once and never again.
         """
         if tf.executing_eagerly():
             raise BarrierError(
                 f"barrier {self.name!r}: op() is for a graph or a tf.function; here call wait()"
             )
 
-        # Whatever scope it is called in. A function runs in this process anyway.
+        # Overrides the caller's scope. A function runs in this process anyway.
         device = None if tf.inside_function() else f"{self._task.device}/device:CPU:0"
         with tf.control_dependencies(after), tf.device(None), tf.device(device):
             return tf.numpy_function(lambda: self.wait(timeout), [], tf.int64, name="wait").op
 
     def close(self) -> None:
-        """Gives the connection to the ps back; the state stays there."""
-        self._connection.close()
+        """Closes the connection to the ps; the state stays there."""
+        self._participant.connection.close()
 
-    def __enter__(self) -> SharedBarrier:
+    def __enter__(self) -> Barrier:
         return self
 
     def __exit__(self, *error: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
-        # By what it knows already: whoever prints a barrier does not ask the network.
-        stands = "resigned" if self._resigned else "arrived" if self._arrived else "not arrived"
+        # Uses what is known locally: printing a barrier must not ask the network.
+        own = self._participant
+        state = "resigned" if own.resigned else "arrived" if own.arrived else "not arrived"
         return (
             f"<{type(self).__name__} {self.name!r} of {self._parties} parties: "
-            f"{self._task.name} has {stands}>"
+            f"{self._task.name} has {state}>"
         )
 
-    # What a kind provides, and what it builds on.
-
-    @abstractmethod
-    def _await(self, deadline: Deadline) -> Decision:
-        """Arrives, if it has not, and waits; WAIT and ARRIVE mean that the time is over."""
-
-    def _first_decision(self, deadline: Deadline) -> Decision:
-        """What to do at the beginning of a wait; one that goes on looks what has come of it."""
-        if self._arrived or self._uncertain:
-            return self._decide(deadline)
-        return Decision.ARRIVE
-
-    def _poll(self, deadline: Deadline, decision: Decision) -> Decision:
-        """Goes on from `decision` without blocking on the ps, until it knows."""
-        pause = _POLL_SECS
-        while True:
-            if decision is Decision.ARRIVE:
-                self._arrive(deadline)
-            elif decision is not Decision.WAIT or deadline.expired:
-                return decision
-            else:
-                time.sleep(min(pause, deadline.remaining))
-                pause = min(2 * pause, _LONGEST_POLL_SECS)
-            decision = self._decide(deadline)
-            if decision is Decision.ARRIVE and deadline.expired:
-                return decision
-
-    def _arrive(self, deadline: Deadline) -> None:
-        try:
-            self._blocks = False
-            arrive = self._connection.graph.arrive[self._parity]
-            self._connection.run(arrive, deadline=deadline)
-        except tf.errors.DeadlineExceededError:
-            self._uncertain = True
-            if deadline.expired:
-                raise
-
-    def _decide(self, deadline: Deadline) -> Decision:
-        """What the state on the ps says to do."""
-        snapshot = self._connection.look(deadline)
-        decision = self._decide_by(snapshot)
-        if self._uncertain and decision in (Decision.ARRIVE, Decision.BROKEN):
-            # The arrival may come yet and count then. With a new incarnation it cannot.
-            self._renew(deadline)
-            snapshot = self._connection.look(deadline)
-            decision = self._decide_by(snapshot)
-        if decision is Decision.WAIT and deadline.notice_due():
-            _log.warning("%s", self._progress(snapshot, deadline, "still waiting, "))
-        self._uncertain = False
-        self._arrived = decision in (Decision.WAIT, Decision.ACT)
-        return decision
-
-    def _decide_by(self, snapshot: Snapshot) -> Decision:
-        if snapshot.ps_incarnation != self._ps_incarnation:
-            return Decision.BROKEN
-        state = snapshot.arrivals
-        decision = arrivals.decide(
-            state, self._rank, self._connection.incarnation, self._parity, self._resets
-        )
-        if decision is Decision.WAIT:
-            self._resets = state.resets
-        return decision
-
-    def _begin(self) -> None:
-        """Takes its place: at the start, and after the ps was lost."""
-        deadline = Deadline(_CONNECT_SECS)
-        self._connection = self._connect(previous_incarnation=None)
-        self._renewal: Connection | None = None
-        # Whether it is known to have arrived in the generation that it waits for; whether an
-        # arrival that it has sent may come yet; and whether the ps counts on it to take a token.
-        self._arrived = self._uncertain = self._blocks = False
-        try:
-            self._connection.enter(deadline, may_start=True)
-            snapshot = self._connection.look()
-        except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
-            hint = f"Barrier {self.name!r} lies there, at {self._address}; is it up?"
-            raise StartTimeout(["ps:0"], deadline.elapsed, hint) from error
-        self._ps_incarnation = snapshot.ps_incarnation
-        self._resigned = snapshot.arrivals.arrived[self._rank] == RESIGNED
-        self._parity = arrivals.next_parity(snapshot.arrivals)
-        self._resets = snapshot.arrivals.resets
-
-    @abstractmethod
-    def _hot_operations(self, graph: StateOnPs) -> list[Any]:
-        """What its waits run; built before the session is first run.
-
-        A session sends new parts of its graph in a call of their own, which costs time, and more
-        of it than a short wait has where the ps does not answer.
-        """
-
-    def _connect(self, previous_incarnation: int | None) -> Connection:
-        connection = Connection(
-            self._address,
-            self.name,
-            self._names,
-            self._rank,
-            held=self._action is not None,
-            previous_incarnation=previous_incarnation,
-        )
-        self._hot_operations(connection.graph)
-        return connection
-
-    def _renew(self, deadline: Deadline) -> None:
-        """Goes on with a new incarnation; what the old one has sent has no effect any more."""
-        _log.info("barrier %r: %s sends its arrival again", self.name, self._task.name)
-        if self._renewal is None:  # else it is tried again, for it may have come through
-            self._renewal = self._connect(previous_incarnation=self._connection.incarnation)
-        self._renewal.enter(deadline, may_start=False)
-        self._blocks = False
-        old, self._connection, self._renewal = self._connection, self._renewal, None
-        # Aside, for it blocks where the ps is silent.
-        threading.Thread(target=old.close, daemon=True).start()
-
-    def _act(self) -> Decision:
-        connection = self._connection
-        connection.run(connection.graph.begin_action)
-        snapshot = connection.look()
-        decision = self._decide_by(snapshot)
-        if decision is not Decision.ACT or not snapshot.arrivals.acting:
-            return decision  # broken, reset or replaced in between
-        generation = snapshot.arrivals.generation
-        _log.info("barrier %r generation %d: runs the action", self.name, generation)
-        try:
-            if self._action is not None:
-                self._action()
-        except BaseException as error:
-            why = f"{type(error).__name__}: {reason_of(str(error))}"
-            reason = f"the action of {self._task.name} raised {why}"
-            connection.run(connection.graph.abort, reason)
-            self._arrived = False
-            if not isinstance(error, Exception):
-                raise
-            raise BrokenBarrierError(self.name, reason) from error
-        connection.run(connection.graph.release)
-        return self._decide_by(connection.look())
-
-    def _break(self, deadline: Deadline) -> Decision:
-        """Breaks the barrier for all because of a timeout, unless all came in the last moment."""
-        connection = self._connection
-        reason = f"{self._task.name} timed out"
-        connection.run(connection.graph.abort_if_waiting, reason, deadline=deadline)
-        self._arrived = False
-        decision = self._decide_by(connection.look(deadline))
-        return decision if decision is Decision.PASS else Decision.WAIT
+    def _look(self) -> Snapshot:
+        with self._ps_errors():
+            return self._participant.connection.look()
 
     @contextmanager
     def _ps_errors(self, deadline: Deadline | None = None) -> Iterator[None]:
-        """Inside it, what TensorFlow raises of a ps that is lost or silent becomes our errors."""
+        """Turns TensorFlow's errors about a lost or silent ps into those of a barrier."""
         deadline = deadline or Deadline(ANSWER_SECS)
         try:
             yield
         except PS_LOST as error:
-            self._uncertain = True
+            self._participant.uncertain = True
             raise BrokenBarrierError(self.name, f"ps:0 was lost or restarted: {error}") from error
         except tf.errors.DeadlineExceededError as error:
-            self._uncertain = True
+            self._participant.uncertain = True
             raise self._silence_error(deadline) from error
 
     def _timeout_error(self, snapshot: Snapshot, deadline: Deadline) -> BarrierTimeout:
         state = snapshot.arrivals
-        message = self._progress(snapshot, deadline)
+        message = (
+            f"barrier {self.name!r} generation {state.generation}: "
+            f"{rules.describe(state, self._names, snapshot.ages, deadline.elapsed)}"
+        )
         if state.missing:
             message += ". A trainer that ended early has to call resign(); see docs/barrier.md"
         return BarrierTimeout(
@@ -448,18 +308,6 @@ class SharedBarrier(ABC):
             generation=state.generation,
             arrived=[self._names[rank] for rank in state.waiting],
             missing=[self._names[rank] for rank in state.missing],
-        )
-
-    def _progress(self, snapshot: Snapshot, deadline: Deadline, note: str = "") -> str:
-        """Says how many trainers have arrived after how long, and which are missing."""
-        state = snapshot.arrivals
-        times = snapshot.arrived_at_us
-        ages = [(snapshot.now_us - at) / 1e6 if at else None for at in times]
-        expected = sum(generation < RESIGNED for generation in state.arrived)
-        return (
-            f"barrier {self.name!r} generation {state.generation}: {note}{len(state.waiting)} of "
-            f"{expected} trainers after {deadline.elapsed:.1f} s; "
-            f"{arrivals.describe_missing(state, self._names, ages)}"
         )
 
     def _silence_error(self, deadline: Deadline) -> BarrierTimeout:
@@ -473,7 +321,7 @@ class SharedBarrier(ABC):
         if decision is Decision.REPLACED:
             reason = f"another process has taken the place of {self._task.name}"
             _log.info("barrier %r: %s", self.name, reason)
-        elif snapshot.ps_incarnation != self._ps_incarnation:
+        elif snapshot.ps_incarnation != self._participant.ps_incarnation:
             reason = "ps:0 was restarted and has forgotten who arrived"
         elif snapshot.arrivals.broken:
             reason = snapshot.reason

@@ -67,7 +67,7 @@ def read_barrier(
         tf.errors.DeadlineExceededError: it does not answer.
     """
     names = trainers[: note.parties]
-    connection = Connection(address, note.name, names, 0, held=False)
+    connection = Connection(address, note.name, names, 0, has_action=False)
     try:
         snapshot = connection.look_if_made(Deadline(timeout))
     except ConfigError as error:
@@ -81,13 +81,10 @@ def _report(name: str, names: Sequence[str], snapshot: Snapshot) -> BarrierRepor
     rules = snapshot.arrivals
     states = dict.fromkeys(range(len(names)), RESIGNED)
     states |= dict.fromkeys(rules.waiting, ARRIVED) | dict.fromkeys(rules.missing, MISSING)
-    times = snapshot.arrived_at_us
-    # The clock is read before the lock is taken, so it may be early by some us.
-    ages = [max(0.0, (snapshot.now_us - at) / 1e6) if at else None for at in times]
     return BarrierReport(
         name,
         rules.generation,
-        tuple(Place(names[rank], state, ages[rank]) for rank, state in states.items()),
+        tuple(Place(names[rank], state, snapshot.ages[rank]) for rank, state in states.items()),
         acts=rules.acting,
         broken=snapshot.reason if rules.broken else None,
     )

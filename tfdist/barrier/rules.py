@@ -55,7 +55,7 @@ class Arrivals:
         arrived: by rank, the last generation in which the trainer arrived, or RESIGNED.
         incarnations: by rank, the incarnation that may speak for the trainer; 0 before the first.
         released: the last generation that was released.
-        held: whether the chief has an action: then it releases, not the last to arrive.
+        has_action: whether the chief has an action: then it releases, not the last to arrive.
         acting: whether the chief has begun the action of the present generation.
         broken: whether the barrier is broken.
         resets: how often it was reset.
@@ -64,7 +64,7 @@ class Arrivals:
     arrived: tuple[int, ...]
     incarnations: tuple[int, ...]
     released: int = 0
-    held: bool = False
+    has_action: bool = False
     acting: bool = False
     broken: bool = False
     resets: int = 0
@@ -101,7 +101,7 @@ class Arrivals:
         )
 
 
-def enter(state: Arrivals, rank: int, incarnation: int, *, held: bool = False) -> Arrivals:
+def enter(state: Arrivals, rank: int, incarnation: int, *, has_action: bool = False) -> Arrivals:
     """A new incarnation of trainer `rank` takes over; messages of earlier ones have no effect.
 
     A chief says whether it has an action. If it died within one, nobody can know how far that
@@ -110,7 +110,7 @@ def enter(state: Arrivals, rank: int, incarnation: int, *, held: bool = False) -
     state = replace(state, incarnations=_with(state.incarnations, rank, incarnation))
     if rank != 0:
         return state
-    return _settled(replace(state, held=held, broken=state.broken or state.acting))
+    return _settled(replace(state, has_action=has_action, broken=state.broken or state.acting))
 
 
 def renew(state: Arrivals, rank: int, incarnation: int, previous: int) -> Arrivals:
@@ -200,7 +200,7 @@ def decide(state: Arrivals, rank: int, incarnation: int, parity: int, resets: in
         return Decision.PASS
     if state.broken:
         return Decision.BROKEN
-    if state.held and rank == 0 and state.full:
+    if state.has_action and rank == 0 and state.full:
         return Decision.ACT
     return Decision.WAIT
 
@@ -213,31 +213,34 @@ def next_parity(state: Arrivals) -> int:
     return state.generation & 1
 
 
-def describe_missing(
-    state: Arrivals, names: Sequence[str], seconds_since_arrival: Sequence[float | None]
+def describe(
+    state: Arrivals,
+    names: Sequence[str],
+    ages: Sequence[float | None],
+    seconds: float,
 ) -> str:
-    """Says, for an error message: missing worker:2, last seen in generation 6, 41 s ago.
+    """For a message: 2 of 3 trainers after 30.0 s; missing worker:2, last seen in generation 6, ...
 
     Args:
         state: what was read.
-        names: of the trainers by rank.
-        seconds_since_arrival: by rank; None for a trainer that never came.
+        names: the trainers by rank.
+        ages: seconds since each last arrived, by rank; None for a trainer that never has.
+        seconds: how long the trainer that reports this has waited.
     """
-    parts = []
-    for rank in state.missing:
-        seconds = seconds_since_arrival[rank]
-        if seconds is None:
-            parts.append(f"{names[rank]}, never seen")
-        else:
-            generation = state.arrived[rank]
-            parts.append(
-                f"{names[rank]}, last seen in generation {generation}, {seconds:.0f} s ago"
-            )
-    if parts:
-        return "missing " + "; ".join(parts)
-    if state.held and not state.broken:
-        return f"all have arrived; {names[0]} runs the action"
-    return "all have arrived"
+    expected = sum(generation < RESIGNED for generation in state.arrived)
+    missing = "; ".join(
+        f"{names[rank]}, never seen"
+        if ages[rank] is None
+        else f"{names[rank]}, last seen in generation {state.arrived[rank]}, {ages[rank]:.0f} s ago"
+        for rank in state.missing
+    )
+    if missing:
+        what = f"missing {missing}"
+    elif state.has_action and not state.broken:
+        what = f"all have arrived; {names[0]} runs the action"
+    else:
+        what = "all have arrived"
+    return f"{len(state.waiting)} of {expected} trainers after {seconds:.1f} s; {what}"
 
 
 def _with(values: tuple[int, ...], rank: int, value: int) -> tuple[int, ...]:
@@ -245,6 +248,6 @@ def _with(values: tuple[int, ...], rank: int, value: int) -> tuple[int, ...]:
 
 
 def _settled(state: Arrivals) -> Arrivals:
-    if state.held or state.broken or not state.full:
+    if state.has_action or state.broken or not state.full:
         return state
     return replace(state, released=state.generation)

@@ -87,7 +87,7 @@ class StateOnPs:
         name: of the barrier, on the ps.
         names: of the parties by rank.
         rank: of the trainer that uses it.
-        held: whether that is a chief with an action.
+        has_action: whether that is a chief with an action.
         previous_incarnation: renews this one, if it still may speak; None for a trainer that
             enters.
     """
@@ -98,11 +98,16 @@ class StateOnPs:
         names: Sequence[str],
         rank: int,
         *,
-        held: bool,
+        has_action: bool,
         previous_incarnation: int | None = None,
     ) -> None:
         self._previous_incarnation = previous_incarnation
-        self._name, self._parties, self._rank, self._held = names[rank], len(names), rank, held
+        self._name, self._parties, self._rank, self._has_action = (
+            names[rank],
+            len(names),
+            rank,
+            has_action,
+        )
         self._me = np.arange(self._parties) == rank
         self.incarnation = vector.new_incarnation()
         self.graph = tf.Graph()
@@ -303,7 +308,7 @@ class StateOnPs:
     def _enter_as_chief(self, section: _Section, state: State) -> None:
         reason = tf.constant(f"{self._name} was restarted while its action ran")
         died = state.acting > 0
-        state = state._replace(held=np.int64(self._held))
+        state = state._replace(has_action=np.int64(self._has_action))
         self._settle(section, self._broken_if(section, died, state, reason), True)
 
     def _arrive(self, parity: int, *, blocks: bool) -> tuple[Any, Any]:
@@ -317,7 +322,7 @@ class StateOnPs:
         now = tf.cast(1e6 * tf.timestamp(), tf.int64)
         own = one["arrived"] - one["missing"] + other_parity * one["keys"]
         if blocks:
-            own += one["blocks"] if self._held else one["blocks"] + one["blocked"]
+            own += one["blocks"] if self._has_action else one["blocks"] + one["blocked"]
         arrival = now * (one["arrived_at"] - one["waited"]) + own
         kept = 1 - one["arrived_at"] - one["blocks"]
         with self._section() as section:
@@ -348,10 +353,10 @@ class StateOnPs:
         one = {name: vector.one_at(name, 0, self._parties) for name in State._fields}
         waited = sum(vector.one_at("waited", rank, self._parties) for rank in range(self._parties))
         next_one = now * waited + (one["released"] + (1 - 2 * parity) * one["parity"])
-        held, expected, blocked, chief = self._pick(
-            all_there, "held", "expected", "blocked", "blocks", rank=0
+        has_action, expected, blocked, chief = self._pick(
+            all_there, "has_action", "expected", "blocked", "blocks", rank=0
         )
-        release = 1 - held
+        release = 1 - has_action
         settled = (
             all_there
             + release * next_one
@@ -360,7 +365,7 @@ class StateOnPs:
         )
         return settled, [
             (self._queues[parity], generation, release * blocked),
-            (self._full_queues[parity], generation, held * chief),
+            (self._full_queues[parity], generation, has_action * chief),
         ]
 
     def _pick(self, state: Any, *fields: str, rank: int | None = None) -> Any:
@@ -370,7 +375,7 @@ class StateOnPs:
 
     @property
     def _own_queues(self) -> list[Any]:
-        return self._full_queues if self._held else self._queues
+        return self._full_queues if self._has_action else self._queues
 
     def _settle(
         self, section: _Section, state: State, changed: Any, *, acted: bool = False
@@ -384,7 +389,7 @@ class StateOnPs:
             acted: whether the chief's action has run, so that it does not hold them any more.
         """
         complete = vector.is_full(state) & changed
-        release = complete if acted else complete & tf.equal(state.held, 0)
+        release = complete if acted else complete & tf.equal(state.has_action, 0)
         section.store(self._vector, vector.pack(vector.released(state, release)))
         token = state.released + 1
         self._wake(section, state, token, release=release, to_chief=complete & ~release)

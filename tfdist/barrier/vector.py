@@ -28,7 +28,7 @@ class State(NamedTuple):
     waited: Any  # over all released generations; while it waits, less `arrived_at`
     keys: Any  # * its incarnation, plus the parity of the generation in which it arrives next; or 0
     released: Any
-    held: Any
+    has_action: Any
     acting: Any
     broken: Any
     resets: Any
@@ -110,7 +110,7 @@ def as_arrivals(state: State) -> Arrivals:
         arrived=tuple(state.arrived),
         incarnations=tuple(state.incarnations),
         released=state.released,
-        held=bool(state.held),
+        has_action=bool(state.has_action),
         acting=bool(state.acting),
         broken=bool(state.broken),
         resets=state.resets,
@@ -148,7 +148,7 @@ def blocked_others(state: State) -> Any:
 def blocked_chief(state: State) -> Any:
     """How many block in the queue for the chief: a chief that has an action, or nobody."""
     chief = state.blocks[0] * tf.cast(is_waiting(state)[0], tf.int64)
-    return chief * tf.cast(state.held, tf.int64)
+    return chief * tf.cast(state.has_action, tf.int64)
 
 
 def released(state: State, condition: Any) -> State:

@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdist.barrier import Barrier, SharedBarrier
+from tfdist.barrier.interface import Barrier
 from tfdist.data.ledger import Audit, Ledger, Range
 from tfdist.deadline import Deadline
 from tfdist.errors import BarrierTimeout, BrokenBarrierError, EpochError, TfdistError
@@ -160,7 +160,7 @@ class Epoch:
         )
         self._state = EpochState(task, name)
         self.number = first - 1 + self._end.generation
-        self._step_barrier: SharedBarrier | None = None  # made when it is first needed
+        self._step_barrier: Barrier | None = None  # made when it is first needed
         self._step = 0  # by the generations of that barrier, over all epochs
         self._has_ended = self._state.has_ended(self.number)
         self._is_over = False

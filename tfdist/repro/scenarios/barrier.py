@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdist.barrier import Barrier
+from tfdist.barrier.interface import Barrier
 from tfdist.cluster.server import worker_server
 from tfdist.repro.case import Actor
 from tfdist.repro.toy import (

@@ -14,7 +14,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdist.barrier import Barrier
+from tfdist.barrier.interface import Barrier
 from tfdist.cluster.server import start_server, worker_server
 from tfdist.deadline import Deadline
 from tfdist.repro.case import Actor

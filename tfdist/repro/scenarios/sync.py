@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from tfdist.barrier import Barrier
+from tfdist.barrier.interface import Barrier
 from tfdist.cluster.server import worker_server
 from tfdist.repro.case import Actor
 from tfdist.repro.toy import (

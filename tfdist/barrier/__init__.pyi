@@ -1,0 +1,2 @@
+from .interface import Barrier as Barrier
+from .interface import BarrierStatistics as BarrierStatistics
