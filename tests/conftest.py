@@ -150,7 +150,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Run
         path.mkdir()
         run = RunFolder(path)
         all_tasks = tasks or [Task("worker", 0, {"worker": ["localhost:1"]})]
-        run.create(all_tasks, [task for task in all_tasks if task.is_trainer], {})
+        run.create(all_tasks, [task for task in all_tasks if task.is_trainer])
         return run
 
     return make

@@ -5,6 +5,12 @@ import re
 import subprocess
 import sys
 
+import psutil
+
+from tfdist.testing import poll_until
+
+GONE_SECS = 5.0  # what is promised after Ctrl-C
+
 MEET = """
 import sys, tfdist
 task = tfdist.Task.from_env()
@@ -75,3 +81,24 @@ def run(*arguments, env=None):
     # It says so only where this machine did not let pytest isolate itself.
     ended.stderr = re.sub(r"^tfdist: TensorFlow's ports are open .*\n", "", ended.stderr)
     return ended
+
+
+def start(job, folder, *options):
+    """Starts `tfdist run` with two workers of that job, which has the folder as its argument."""
+    return subprocess.Popen(
+        command("--ps", 1, "--workers", 2, *options, job, folder),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_trainers(folder):
+    names = [folder / "worker:0", folder / "worker:1"]
+    poll_until(lambda: all(name.exists() for name in names), "the trainers run", timeout=60)
+
+
+def family_of(launcher):
+    return psutil.Process(launcher.pid).children(recursive=True)

@@ -7,8 +7,7 @@ import time
 import psutil
 import pytest
 
-from tests.chaos.test_run_ends import GONE_SECS, family_of, start, wait_for_trainers
-from tests.cluster.test_run import run
+from tests.launches import GONE_SECS, family_of, run, start, wait_for_trainers
 
 # Trains until SIGTERM, then saves what the ps holds. The third argument names a task that fails
 # once all trainers train.

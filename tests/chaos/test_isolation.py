@@ -217,7 +217,7 @@ def test_the_barriers_of_an_isolated_run_are_read(tmp_path, restrict):
         waits = {"worker:0": "missing", "worker:1": "arrived"}
         poll_until(lambda: barriers() == waits, "it has arrived", timeout=60)
         run = RunFolder.find(str(logs))
-        assert namespace("self") != namespace(run.about["launcher"]["pid"])
+        assert namespace("self") != namespace(run.about.launcher.pid)
     finally:
         (tmp_path / "go").touch()
         _, errors = launcher.communicate(timeout=60)

@@ -2,16 +2,13 @@
 
 import os
 import signal
-import subprocess
 import time
 
 import psutil
 import pytest
 
-from tests.launches import STUCK, command
+from tests.launches import GONE_SECS, STUCK, family_of, start, wait_for_trainers
 from tfdist.testing import poll_until
-
-GONE_SECS = 5.0  # what is promised after Ctrl-C
 
 
 @pytest.mark.rotates(2)
@@ -48,26 +45,6 @@ def test_nothing_outlives_a_killed_launcher(script, tmp_path):
     launcher.communicate(timeout=GONE_SECS)
     _, alive = psutil.wait_procs(family, timeout=GONE_SECS)
     assert alive == []
-
-
-def start(job, folder, *options):
-    return subprocess.Popen(
-        command("--ps", 1, "--workers", 2, *options, job, folder),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for_trainers(folder):
-    names = [folder / "worker:0", folder / "worker:1"]
-    poll_until(lambda: all(name.exists() for name in names), "the trainers run", timeout=60)
-
-
-def family_of(launcher):
-    return psutil.Process(launcher.pid).children(recursive=True)
 
 
 def task_of(family):

@@ -69,7 +69,7 @@ def test_several_jobs_are_listed(folder, capsys):
 
 def test_a_job_whose_launcher_is_gone_is_not_meant(folder, capsys):
     over = folder("tfdist-a")
-    about = over.about
+    about = json.loads((over.path / "run.json").read_text())
     about["launcher"]["ticks"] -= 1
     (over.path / "run.json").write_text(json.dumps(about))
     live = folder("tfdist-b")

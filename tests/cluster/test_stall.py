@@ -65,7 +65,7 @@ def folder(tmp_path):
     """The folder of a run with a worker that is this process."""
     run_folder = RunFolder(tmp_path)
     task = Task("worker", 0, {"worker": ["localhost:1"]})
-    run_folder.create([task], [task], {})
+    run_folder.create([task], [task])
     run_folder.folder("worker:0", 1)
     run_folder.started("worker:0", 1, os.getpid())
     return run_folder

@@ -20,7 +20,7 @@ NAMES = ["worker:0", "worker:1"]
 def run(tmp_path):
     run = RunFolder(tmp_path)
     tasks = [TASK, Task("worker", 1, TASK.cluster_spec)]
-    run.create(tasks, tasks, {})
+    run.create(tasks, tasks)
     for name in NAMES:
         run.folder(name, 1)
         run.started(name, 1, 2**22 + 1)  # above every pid

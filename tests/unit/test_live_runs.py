@@ -22,7 +22,7 @@ def logs(tmp_path, monkeypatch):
     path = tmp_path / "logs" / "20300101-a"
     path.mkdir(parents=True)
     task = Task("worker", 0, {"worker": ["localhost:1"]})
-    RunFolder(path).create([task], [task], {})
+    RunFolder(path).create([task], [task])
     return path
 
 
@@ -52,7 +52,7 @@ def test_a_relative_folder_is_found_from_everywhere(logs, monkeypatch):
 
 
 def test_a_link_that_a_killed_launcher_left_is_not_followed(logs):
-    about = RunFolder(logs).about
+    about = json.loads((logs / "run.json").read_text())
     about["launcher"]["ticks"] -= 1
     (logs / "run.json").write_text(json.dumps(about))
     with linked(str(logs)):

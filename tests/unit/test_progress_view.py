@@ -9,7 +9,7 @@ import pytest
 
 from tfdist.cli.progress import ProgressView
 from tfdist.cli.start_up import StartUp
-from tfdist.cluster.processes import PROGRESS_FILE
+from tfdist.runs.folder import PROGRESS_FILE
 from tfdist.runs.outcome import Outcome
 from tfdist.task import Task
 from tfdist.testing import poll_until

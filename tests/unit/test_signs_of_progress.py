@@ -20,7 +20,7 @@ TRAINERS = ["worker:0"]
 def run(tmp_path):
     folder = RunFolder(tmp_path)
     worker = Task("worker", 0, CLUSTER)
-    folder.create([Task("ps", 0, CLUSTER), worker], [worker], {})
+    folder.create([Task("ps", 0, CLUSTER), worker], [worker])
     return folder
 
 

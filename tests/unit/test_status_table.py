@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tfdist.cli import main
-from tfdist.cluster.processes import PROGRESS_FILE
+from tfdist.runs.folder import PROGRESS_FILE
 from tfdist.runs.outcome import Outcome
 
 
@@ -75,7 +75,7 @@ def test_of_a_task_that_was_started_again_the_last_life_is_shown(run, capsys):
 
 
 def test_beside_a_task_that_has_not_begun_the_attempt_is_empty(run, capsys):
-    about = run.about
+    about = json.loads((run.path / "run.json").read_text())
     about["tasks"].append("worker:1")
     (run.path / "run.json").write_text(json.dumps(about))
     begin(run)

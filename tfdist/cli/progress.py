@@ -5,20 +5,18 @@ While the tasks start, a table names those that are not there yet.
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 
 from tfdist.cli.pipe import PipeConsole
 from tfdist.cli.start_up import StartUp
-from tfdist.cluster.processes import PROGRESS_FILE
-from tfdist.runs.folder import RunFolder, TaskRecord
+from tfdist.runs.folder import PROGRESS_FILE, RunFolder, TaskRecord
+from tfdist.runs.progress import ProgressNote
 from tfdist.task import Task
 
 _REFRESH_SECS = 0.2
@@ -85,13 +83,13 @@ class ProgressView:
                 text = _notes_text(notes) or self._tasks_text(records)
                 print(f"tfdist: {next_line - start:.0f} s: {text}", file=sys.stderr, flush=True)
 
-    def _draw(self, notes: dict[str, dict[str, Any]]) -> None:
+    def _draw(self, notes: dict[str, ProgressNote]) -> None:
         for name, note in notes.items():
             self._bars.update(
                 self._rows[name],
-                completed=note["done"],
-                total=note["total"],
-                state=note["state"],
+                completed=note.done,
+                total=note.total,
+                state=note.state,
             )
 
     def _tasks_text(self, records: Sequence[TaskRecord]) -> str:
@@ -104,18 +102,18 @@ class ProgressView:
             text = f"{self._start_up.num_there - ended} of {len(self._tasks)} tasks are there"
         return text + (f", {ended} {'has' if ended == 1 else 'have'} ended" if ended else "")
 
-    def _notes(self, records: Sequence[TaskRecord]) -> dict[str, dict[str, Any]]:
+    def _notes(self, records: Sequence[TaskRecord]) -> dict[str, ProgressNote]:
         """What each trainer that has begun noted last."""
         notes = {}
         for record in records:
             file = self._run.folder_of(record.name, record.attempt) / PROGRESS_FILE
-            if record.name in self._rows and file.exists():
-                notes[record.name] = json.loads(file.read_text("utf-8"))
+            if record.name in self._rows and (note := ProgressNote.read(file)) is not None:
+                notes[record.name] = note
         return notes
 
 
-def _notes_text(notes: dict[str, dict[str, Any]]) -> str:
+def _notes_text(notes: dict[str, ProgressNote]) -> str:
     return "; ".join(
-        f"{name} {note['state']} {100 * note['done'] / max(1, note['total']):.0f} %"
+        f"{name} {note.state} {100 * note.done / max(1, note.total):.0f} %"
         for name, note in notes.items()
     )

@@ -235,9 +235,7 @@ def _run(parsed: argparse.Namespace, records: list[TaskRecord]) -> None:
             with process_cluster(
                 _shape(parsed), serve, environment, launch, parsed.grace
             ) as cluster:
-                launch.create(
-                    cluster.tasks, cluster.trainers, {"id": identity, "script": parsed.script}
-                )
+                launch.create(cluster.tasks, cluster.trainers, script=parsed.script, id=identity)
                 with ProgressView(launch, cluster.tasks), cluster:
                     guard = _guard(parsed, launch, cluster.trainers)
                     cluster.run(
@@ -275,7 +273,10 @@ def _folder(log_dir: str | None) -> Iterator[str]:
         try:
             yield folder
         finally:
-            shutil.rmtree(folder)
+            # Moved first: what still reads a task that SIGKILL did not end can add nothing to it.
+            ended = f"{folder}-ended"
+            os.rename(folder, ended)
+            shutil.rmtree(ended)
     else:
         folder = tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=log_dir)
         print(f"tfdist: the logs are in {folder}", file=sys.stderr)

@@ -75,17 +75,17 @@ def command(parsed: argparse.Namespace) -> int:
 
 
 def _command_of_run(parsed: argparse.Namespace, console: Console, run: RunFolder) -> int:
-    names = run.about["tasks"]
+    names = run.about.tasks
     if parsed.task is not None:
         if parsed.task not in names:
             raise ConfigError("--task", parsed.task, f"one of {', '.join(names)}")
-        names = [parsed.task]
+        names = (parsed.task,)
     if not parsed.verdict:
         stacks, verdict = stacks_of(run, names, native=parsed.native), None
     elif parsed.task is not None:
         raise ConfigError("--verdict", parsed.task, "is on all tasks; it goes without --task")
     else:
-        report = report_of(run, run.about["trainers"], ask, native=parsed.native)
+        report = report_of(run, run.about.trainers, ask, native=parsed.native)
         stacks, verdict = report.stacks, report.verdict
     if parsed.json:
         print(json.dumps({**stacks.as_json(), "verdict": verdict and asdict(verdict)}))

@@ -29,12 +29,12 @@ from tfdist.cluster.environment import SERVER_ENVIRONMENT
 from tfdist.cluster.guardian import Guardian
 from tfdist.cluster.kernel_calls import end_with_parent
 from tfdist.errors import ClusterError
+from tfdist.runs.folder import PROGRESS_FILE, STACKS_FILE
 from tfdist.runs.outcome import Observer, Outcome
 from tfdist.runs.usage import Usage
 from tfdist.task import PROGRESS_VARIABLE, Task
 
-# What a task leaves in its folder. On the signal its stacks, without the help of Python.
-PROGRESS_FILE, STACKS_FILE = "progress.json", "stacks"
+# On this signal a task writes its stacks into its folder, without the help of Python.
 STACKS_SIGNAL = signal.SIGRTMAX
 
 _LEAVE_SECS = 5.0

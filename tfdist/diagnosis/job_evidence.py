@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
-from tfdist.cluster.processes import PROGRESS_FILE
 from tfdist.diagnosis.barriers import Barriers
 from tfdist.diagnosis.evidence import BarrierEvidence, Evidence, State, TaskEvidence
 from tfdist.diagnosis.job_stacks import JobStacks, View
 from tfdist.diagnosis.sample import name_peers
 from tfdist.errors import reason_of
 from tfdist.runs.barrier_notes import passed_at
-from tfdist.runs.folder import ERROR_FILE, RunFolder
+from tfdist.runs.folder import PROGRESS_FILE, RunFolder
+from tfdist.runs.progress import ProgressNote
 
 
 def job_evidence(
@@ -68,8 +67,8 @@ def _task(run: RunFolder, view: View, trains: bool, left: bool) -> TaskEvidence:
         "left": left,
         "quiet_secs": _quiet_secs(run, view),
     }
-    with suppress(FileNotFoundError):
-        known["steps"] = json.loads((folder / PROGRESS_FILE).read_text("utf-8"))["done"]
+    if (progress := ProgressNote.read(folder / PROGRESS_FILE)) is not None:
+        known["steps"] = progress.done
     if view.seen is not None:
         return view.seen.evidence(**known)
     if record.ended is None:
@@ -77,9 +76,8 @@ def _task(run: RunFolder, view: View, trains: bool, left: bool) -> TaskEvidence:
     code = record.exit_code or 0
     state = State.ENDED if code == 0 else State.DEAD if code < 0 else State.FAILED
     error = None
-    if (folder / ERROR_FILE).exists():
-        message = json.loads((folder / ERROR_FILE).read_text("utf-8"))["message"]
-        error = reason_of(str(message)) or None
+    if (failure := run.failure(record.name, record.attempt)) is not None:
+        error = reason_of(failure.message) or None
     return TaskEvidence(**known, state=state, ended_secs=time.time() - record.ended, error=error)
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.console import Console
 
-from tfdist.cluster.processes import STACKS_FILE
 from tfdist.diagnosis.evidence import Stack
 from tfdist.diagnosis.kernel_threads import kernel_threads
 from tfdist.diagnosis.sample import Sighting, sight
@@ -22,7 +21,7 @@ from tfdist.diagnosis.thread_text import (
     kernel_lines,
     py_spy_lines,
 )
-from tfdist.runs.folder import RunFolder, TaskRecord, describe_end
+from tfdist.runs.folder import STACKS_FILE, RunFolder, TaskRecord, describe_end
 
 _NOT_ALL_ANSWER = 1
 

@@ -56,7 +56,7 @@ class JobReport:
         seconds = self.status.seconds
         return page_of(
             Report(
-                title=f"{self.status.about.get('script', 'a job')}, after {seconds:.0f} s",
+                title=f"{self.status.about.script or 'a job'}, after {seconds:.0f} s",
                 verdict=self.verdict,
                 evidence=self.evidence,
                 tracks=timeline(self.status.run, seconds, seen),
@@ -83,7 +83,7 @@ def report_of(
         native: whether py-spy is asked too.
     """
     with ThreadPoolExecutor(1) as pool:
-        seen = pool.submit(stacks_of, run, run.about["tasks"], native=native, diagnosed=True)
+        seen = pool.submit(stacks_of, run, run.about.tasks, native=native, diagnosed=True)
         status = status_of(run)
         barriers = status.barriers(asks)
         stacks = seen.result()

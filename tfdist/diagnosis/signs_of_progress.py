@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from pathlib import Path
 
-from tfdist.cluster.processes import PROGRESS_FILE
 from tfdist.diagnosis.stall_clock import Signs
 from tfdist.runs.barrier_notes import passed_at
-from tfdist.runs.folder import STREAMS, RunFolder
+from tfdist.runs.folder import PROGRESS_FILE, STREAMS, RunFolder
 
 
 def signs_of_progress(run: RunFolder, trainers: Collection[str]) -> dict[str, Signs]:

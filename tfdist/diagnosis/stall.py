@@ -53,8 +53,8 @@ class StallGuard:
         self._is_kept, self._ends = is_kept, ends
         self._watch = StallWatch()
         self._looks = 0  # at this stall
-        self._began = run.about["began"]
-        self._seen = {name: deque[Event](maxlen=_EVENTS) for name in run.about["tasks"]}
+        self._began = run.about.began
+        self._seen = {name: deque[Event](maxlen=_EVENTS) for name in run.about.tasks}
 
     def __call__(self) -> None:
         """Looks; if the run has stood still too long, blocks for some seconds, for the report.

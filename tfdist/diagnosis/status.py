@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -14,10 +13,10 @@ from rich.console import Console
 from rich.table import Table
 
 from tfdist.cluster.listeners import listening_ports
-from tfdist.cluster.processes import PROGRESS_FILE
 from tfdist.diagnosis.barriers import Barriers, barrier_table, noted
 from tfdist.runs.barrier_notes import BarrierNote
-from tfdist.runs.folder import RunFolder, TaskRecord, describe_end
+from tfdist.runs.folder import PROGRESS_FILE, RunFolder, RunRecord, TaskRecord, describe_end
+from tfdist.runs.progress import ProgressNote
 from tfdist.task import parse_address
 
 _NOT_WELL = 1
@@ -37,7 +36,7 @@ class _Row:
     seconds: float | None = None
     cpu_secs: float | None = None
     memory_bytes: int | None = None
-    progress: dict[str, Any] | None = None
+    progress: ProgressNote | None = None
     progress_age_secs: float | None = None
     listens: bool | None = None
 
@@ -46,8 +45,11 @@ class _Row:
         """What it noted last as text."""
         if self.progress is None:
             return None
-        state, done, total = (self.progress[key] for key in ("state", "done", "total"))
-        return f"{state}: {done} of {total}, {self.progress_age_secs:.0f} s ago"
+        progress = self.progress
+        return (
+            f"{progress.state}: {progress.done} of {progress.total}, "
+            f"{self.progress_age_secs:.0f} s ago"
+        )
 
     @property
     def place(self) -> str:
@@ -69,7 +71,7 @@ class JobStatus:
     """
 
     run: RunFolder
-    about: dict[str, Any]
+    about: RunRecord
     runs: bool
     seconds: float
     rows: list[_Row]
@@ -85,7 +87,7 @@ class JobStatus:
         if ps.state != "runs" or ps.pid is None:
             failure = f"{ps.task}, which keeps them, does not answer: {ps.state}"
             return Barriers(failure=failure)
-        return asks(ps.pid, self.about["cluster"], notes)
+        return asks(ps.pid, self.about.cluster, notes)
 
     def exit_code(self, barriers: Barriers) -> int:
         """0 if everybody is well, the ps that keeps the barriers too."""
@@ -116,8 +118,8 @@ def status_of(run: RunFolder) -> JobStatus:
     about = run.about
     runs = run.runs
     records = {record.name: record for record in run.latest()}
-    rows = [_row(run, name, records.get(name), about["cluster"]) for name in about["tasks"]]
-    return JobStatus(run, about, runs, time.time() - about["began"], rows)
+    rows = [_row(run, name, records.get(name), about.cluster) for name in about.tasks]
+    return JobStatus(run, about, runs, time.time() - about.began, rows)
 
 
 def show_barriers(barriers: Barriers, console: Console) -> None:
@@ -173,13 +175,12 @@ def _row(
     )
 
 
-def _progress(path: Path) -> tuple[dict[str, Any] | None, float | None]:
+def _progress(path: Path) -> tuple[ProgressNote | None, float | None]:
     """What a trainer noted last, and how many seconds ago."""
-    try:
-        note: dict[str, Any] = json.loads(path.read_text("utf-8"))
-        return note, round(time.time() - path.stat().st_mtime, 3)
-    except FileNotFoundError:  # not a trainer, or one that does not note any
+    note = ProgressNote.read(path)
+    if note is None:  # not a trainer, or one that does not note any
         return None, None
+    return note, round(time.time() - path.stat().st_mtime, 3)
 
 
 def _listens(name: str, pid: int, cluster: dict[str, list[str]]) -> bool | None:

@@ -52,7 +52,7 @@ def timeline(
             a case.
     """
     about, said = run.about, noted(run) if seen is None else {}
-    records: dict[str, list[TaskRecord]] = {name: [] for name in about["tasks"]}
+    records: dict[str, list[TaskRecord]] = {name: [] for name in about.tasks}
     for record in run.records():
         records[record.name].append(record)
     return tuple(
@@ -60,12 +60,12 @@ def timeline(
             name,
             tuple(
                 (
-                    record.began - about["began"],
-                    min(until, (record.ended or float("inf")) - about["began"]),
+                    record.began - about.began,
+                    min(until, (record.ended or float("inf")) - about.began),
                 )
                 for record in records
             ),
-            _events(said.get(name, Noted()), about["monotonic"], until)
+            _events(said.get(name, Noted()), about.monotonic, until)
             if seen is None
             else tuple(seen.get(name, ())),
         )

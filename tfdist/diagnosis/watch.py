@@ -13,7 +13,6 @@ from pathlib import Path
 
 import psutil
 
-from tfdist.cluster.processes import PROGRESS_FILE, STACKS_FILE
 from tfdist.diagnosis.evidence import Evidence
 from tfdist.diagnosis.rules import diagnose
 from tfdist.diagnosis.sample import Sighting, sight
@@ -22,6 +21,7 @@ from tfdist.diagnosis.thread_text import answer_lines, kernel_lines
 from tfdist.diagnosis.verdict import PATIENCE
 from tfdist.diagnosis.watchdog import END
 from tfdist.runs.barrier_notes import passed_at
+from tfdist.runs.folder import PROGRESS_FILE, STACKS_FILE
 
 _LOOK_SECS = 0.25
 _END_SECS = 2.0  # for the process to end by itself

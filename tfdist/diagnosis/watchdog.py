@@ -13,8 +13,9 @@ import threading
 from pathlib import Path
 from typing import IO
 
-from tfdist.cluster.processes import PROGRESS_FILE, STACKS_FILE, STACKS_SIGNAL
+from tfdist.cluster.processes import STACKS_SIGNAL
 from tfdist.errors import ConfigError
+from tfdist.runs.folder import PROGRESS_FILE, STACKS_FILE
 from tfdist.runs.progress import Progress
 from tfdist.task import PROGRESS_VARIABLE
 

@@ -153,8 +153,8 @@ class Lab:
         run = RunFolder(folder)
         environment = _QUIET if fixed else _QUIET | _BARE
         cluster = self._stage.cluster(case.shape, Surroundings(environment, run))
-        about = {"case": case.name, "fixed": fixed, "seed": seed, "monotonic": started}
-        run.create(cluster.tasks, cluster.trainers, about)
+        what = f"{case.name}{' --fixed' if fixed else ''} --seed {seed}"
+        run.create(cluster.tasks, cluster.trainers, script=what)
         watch = _Watch(case, fixed, run, cluster, self._stage, self.log, self._stopped)
         over = True
         try:

@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from tfdist.cluster.processes import STACKS_FILE
 from tfdist.diagnosis.evidence import Evidence, State, TaskEvidence
 from tfdist.diagnosis.sample import Sighting, name_peers, sight
 from tfdist.runs import events as notes
 from tfdist.runs.events import Noted, noted
-from tfdist.runs.folder import RunFolder, TaskRecord
+from tfdist.runs.folder import STACKS_FILE, RunFolder, TaskRecord
 
 
 def look(
@@ -32,7 +31,7 @@ def look(
 
     said = noted(run)
     records = {record.name: record for record in run.latest()}
-    names = run.about["tasks"]
+    names = run.about.tasks
     seen: dict[str, Sighting] = {}
     with ThreadPoolExecutor(len(names)) as pool:
         tasks = pool.map(

@@ -21,20 +21,20 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 
 from tfdist.errors import ConfigError, signal_name
 from tfdist.runs.outcome import Outcome
 from tfdist.runs.usage import Usage
-from tfdist.task import Task
+from tfdist.task import ClusterSpec, Task
 
 RUN_FILE, TASK_FILE, ERROR_FILE = "run.json", "task.json", "error.json"
+PROGRESS_FILE, STACKS_FILE = "progress.json", "stacks"
 STREAMS = {1: "stdout", 2: "stderr"}
 
 
@@ -92,10 +92,85 @@ class TaskRecord:
         return (self.ended or time.time()) - self.began
 
     @classmethod
-    def parse(cls, values: Mapping[str, Any]) -> TaskRecord:
-        """From what `task.json` holds."""
+    def parse(cls, text: str) -> TaskRecord:
+        """Parses what `task.json` holds."""
+        values = json.loads(text)
         usage = values["usage"]
         return cls(**{**values, "usage": usage and Usage(**usage)})
+
+
+@dataclass(frozen=True)
+class FailureRecord:
+    """Why an attempt of a task failed, as `error.json` has it.
+
+    Attributes:
+        task: such as "worker:1".
+        attempt: which one it was, from 1.
+        time: when it was gone, in seconds since 1970.
+        exit_code: minus the signal if one killed it.
+        message: the text of its error.
+        traceback: the whole, or what else is known.
+    """
+
+    task: str
+    attempt: int
+    time: float
+    exit_code: int
+    message: str
+    traceback: str
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """The process that started a run; by `ticks` (see start_ticks) a reused pid is recognised."""
+
+    pid: int
+    ticks: int
+
+    @property
+    def runs(self) -> bool:
+        """Whether the process still exists."""
+        return start_ticks(self.pid) == self.ticks
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """A run, as `run.json` has it.
+
+    Attributes:
+        began: when, in seconds since 1970.
+        monotonic: the same moment on the monotonic clock.
+        launcher: the process that started it.
+        tasks: names of all tasks.
+        trainers: names of those that train, by rank.
+        cluster: the addresses by type.
+        script: what the trainers run.
+        id: a text that no other run has; "" where servers are not checked by it.
+    """
+
+    began: float
+    monotonic: float
+    launcher: Launcher
+    tasks: tuple[str, ...]
+    trainers: tuple[str, ...]
+    cluster: ClusterSpec
+    script: str = ""
+    id: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> RunRecord:
+        """Parses what `run.json` holds.
+
+        Raises:
+            ValueError: it is not of this kind.
+        """
+        values = json.loads(text)
+        try:
+            launcher = Launcher(**values["launcher"])
+            tasks, trainers = tuple(values["tasks"]), tuple(values["trainers"])
+            return cls(**{**values, "launcher": launcher, "tasks": tasks, "trainers": trainers})
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"not the record of a run: {error}") from error
 
 
 def describe_end(record: TaskRecord) -> str:
@@ -134,33 +209,39 @@ class RunFolder:
         return cls(max(runs, key=lambda file: file.stat().st_mtime).parent)
 
     def create(
-        self, tasks: Sequence[Task], trainers: Sequence[Task], about: Mapping[str, Any]
+        self, tasks: Sequence[Task], trainers: Sequence[Task], *, script: str = "", id: str = ""
     ) -> None:
-        """Writes `run.json`: when it began, the launcher, the cluster, and what else is given."""
+        """Writes `run.json`; this process is the launcher, and the run begins now."""
         pid = os.getpid()
-        self._write(
-            self.path / RUN_FILE,
-            {
-                "began": time.time(),
-                "launcher": {"pid": pid, "ticks": start_ticks(pid)},
-                "tasks": [task.name for task in tasks],
-                "trainers": [task.name for task in trainers],
-                "cluster": tasks[0].cluster_spec,
-                **about,
-            },
+        record = RunRecord(
+            began=time.time(),
+            monotonic=time.monotonic(),
+            launcher=Launcher(pid, start_ticks(pid) or 0),
+            tasks=tuple(task.name for task in tasks),
+            trainers=tuple(task.name for task in trainers),
+            cluster=tasks[0].cluster_spec,
+            script=script,
+            id=id,
         )
+        self._write(self.path / RUN_FILE, record)
 
     @property
-    def about(self) -> dict[str, Any]:
-        """What `run.json` holds."""
-        values: dict[str, Any] = json.loads((self.path / RUN_FILE).read_text("utf-8"))
-        return values
+    def about(self) -> RunRecord:
+        """What `run.json` holds; ValueError if that is not the record of a run."""
+        return RunRecord.parse((self.path / RUN_FILE).read_text("utf-8"))
 
     @property
     def runs(self) -> bool:
-        """Whether its launcher still does."""
-        launcher = self.about["launcher"]
-        return bool(start_ticks(launcher["pid"]) == launcher["ticks"])
+        """Whether its launcher still exists."""
+        return self.about.launcher.runs
+
+    def failure(self, name: str, attempt: int) -> FailureRecord | None:
+        """Why that attempt of the task failed by itself; None if it did not."""
+        try:
+            text = (self.folder_of(name, attempt) / ERROR_FILE).read_text("utf-8")
+        except FileNotFoundError:
+            return None
+        return FailureRecord(**json.loads(text))
 
     def folder_of(self, name: str, attempt: int) -> Path:
         """What that attempt of the task leaves."""
@@ -169,8 +250,8 @@ class RunFolder:
     def records(self) -> list[TaskRecord]:
         """All records of all tasks, the tasks in their order."""
         files = self.path.glob(f"attempt-*/*/{TASK_FILE}")
-        found = [TaskRecord.parse(json.loads(file.read_text("utf-8"))) for file in files]
-        order = self.about["tasks"] if found else []
+        found = [TaskRecord.parse(file.read_text("utf-8")) for file in files]
+        order = self.about.tasks if found else []
         return sorted(found, key=lambda record: (order.index(record.name), record.attempt))
 
     def latest(self) -> list[TaskRecord]:
@@ -190,7 +271,8 @@ class RunFolder:
     def started(self, name: str, attempt: int, pid: int) -> None:
         """Writes its `task.json`."""
         # A moment after its start; of one that is gone already there is no process to mistake.
-        self._write_task(TaskRecord(name, attempt, pid, start_ticks(pid) or 0, time.time()))
+        record = TaskRecord(name, attempt, pid, start_ticks(pid) or 0, time.time())
+        self._write(self.folder_of(name, attempt) / TASK_FILE, record)
 
     def output(self, name: str, attempt: int, stream: int, data: bytes) -> None:
         """Appends to its file for the stream."""
@@ -200,7 +282,7 @@ class RunFolder:
     def ended(self, name: str, attempt: int, outcome: Outcome) -> None:
         """Completes its `task.json`, and writes an `error.json` if it failed by itself."""
         folder = self.folder_of(name, attempt)
-        record = TaskRecord.parse(json.loads((folder / TASK_FILE).read_text("utf-8")))
+        record = TaskRecord.parse((folder / TASK_FILE).read_text("utf-8"))
         record = replace(
             record,
             ended=time.time(),
@@ -210,23 +292,14 @@ class RunFolder:
         )
         if outcome.failed and not outcome.terminated:
             message = str(outcome.error) if outcome.error is not None else outcome.details
-            failure = {
-                "task": name,
-                "attempt": attempt,
-                "time": record.ended,
-                "exit_code": record.exit_code,
-                "message": message,
-                "traceback": outcome.details,
-            }
+            code, ended = record.exit_code or 0, record.ended or 0.0
+            failure = FailureRecord(name, attempt, ended, code, message, outcome.details)
             self._write(folder / ERROR_FILE, failure)
-        self._write_task(record)
+        self._write(folder / TASK_FILE, record)
 
-    def _write_task(self, record: TaskRecord) -> None:
-        self._write(self.folder_of(record.name, record.attempt) / TASK_FILE, asdict(record))
-
-    def _write(self, path: Path, values: Mapping[str, Any]) -> None:
-        # Renamed into place, so that nobody reads half of it.
+    def _write(self, path: Path, record: RunRecord | TaskRecord | FailureRecord) -> None:
+        # Renamed into place, so that no reader sees half of it.
         with self._lock:
             draft = path.with_suffix(".new")
-            draft.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+            draft.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
             draft.replace(path)

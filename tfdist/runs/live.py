@@ -79,11 +79,11 @@ def chosen_run(path: str | None) -> RunFolder:
     if path is not None:
         run = RunFolder.find(path)
         try:
-            if {"launcher", "tasks", "trainers", "cluster"} <= run.about.keys():
-                return run
-        except (AttributeError, ValueError):
-            pass
-        raise ConfigError("RUN", path, f"its file {RUN_FILE} is not one that tfdist run wrote")
+            run.about  # noqa: B018  # it raises where it cannot be parsed
+        except ValueError as error:
+            rule = f"its file {RUN_FILE} is not one that tfdist run wrote"
+            raise ConfigError("RUN", path, rule) from error
+        return run
     runs = live_runs()
     if len(runs) == 1:
         return runs[0]

@@ -6,8 +6,34 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 from tfdist.task import PROGRESS_VARIABLE
+
+
+@dataclass(frozen=True)
+class ProgressNote:
+    """How far a trainer is, as its `progress.json` has it: `done` of `total` in `state`."""
+
+    state: str
+    done: int
+    total: int
+
+    @classmethod
+    def read(cls, path: Path) -> ProgressNote | None:
+        """The latest note; None if there is none."""
+        try:
+            return cls(**json.loads(path.read_text("utf-8")))
+        except FileNotFoundError:
+            return None
+
+    def write(self, path: Path) -> None:
+        """Replaces the latest note."""
+        # Renamed into place, so that no reader sees half of it.
+        draft = path.with_name(f"{path.name}.new")
+        draft.write_text(json.dumps(asdict(self)), "utf-8")
+        draft.replace(path)
 
 
 class Progress:
@@ -39,8 +65,4 @@ class Progress:
         if self._path is None or (state == self._state and self._clock() < self._next):
             return
         self._next, self._state = self._clock() + self._every_secs, state
-        # Renamed into place, so that the launcher never reads half of it.
-        draft = f"{self._path}.new"
-        with open(draft, "w", encoding="utf-8") as file:
-            json.dump({"state": state, "done": done, "total": total}, file)
-        os.replace(draft, self._path)
+        ProgressNote(state, done, total).write(Path(self._path))
