@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tfdist.cli.arguments import add_json
+from tfdist.cli.exit_codes import HELD, NOT_HELD
 from tfdist.cli.pipe import PipeConsole
 from tfdist.cluster.processes import start_fork_server, stop_fork_server
 from tfdist.doctor.machine import installed
@@ -33,7 +34,6 @@ from tfdist.repro.series import (
     verdicts,
 )
 
-_NOT_AS_EXPECTED = 1
 _ISSUE = "tensorflow#{}"
 
 _DESCRIPTION = """\
@@ -134,13 +134,13 @@ def list_cases(parsed: argparse.Namespace) -> int:
     """Prints all cases."""
     if parsed.json:
         print(json.dumps({"cases": [_case_json(case) for case in CASES]}))
-        return 0
+        return HELD
     console = _console()
     for case in CASES:
         expected = " or ".join(name.value for name in case.expects)
         console.print(f"{case.name}: {expected}", soft_wrap=True)
         _show_text(console, case.about, 4, 4)
-    return 0
+    return HELD
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -168,7 +168,7 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.json:
         print(json.dumps({"runs": [_series_json(case, runs) for case, runs in results]}))
     as_expected = all(played.as_expected for _, runs in results for played in runs)
-    return 0 if as_expected else _NOT_AS_EXPECTED
+    return HELD if as_expected else NOT_HELD
 
 
 def _sizes(parsed: argparse.Namespace, case: Case) -> list[Case]:
@@ -219,7 +219,7 @@ def matrix(parsed: argparse.Namespace) -> int:
             console.print(summary, soft_wrap=True)
     if parsed.json:
         print(json.dumps({"cases": [_row_json(row) for row in rows]}))
-    return 0 if all(row.as_expected for row in rows) else _NOT_AS_EXPECTED
+    return HELD if all(row.as_expected for row in rows) else NOT_HELD
 
 
 @contextmanager
