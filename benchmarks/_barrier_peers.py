@@ -27,6 +27,7 @@ from typing import Any
 import tfdist
 from tfdist.cluster.processes import Surroundings
 from tfdist.deadline import Deadline
+from tfdist.task import parse_address
 
 QUEUE, COUNTER = "queue", "counter"
 LIMIT = "no-op runs (the limit)"
@@ -286,7 +287,7 @@ def _coordination_cycle(task: tfdist.Task) -> Cycle:
             job_name=task.task_type,
             task_index=task.task_index,
             protocol="grpc",
-            port=int(task.address.rpartition(":")[2]),
+            port=parse_address(task.address).port,
             # Without it the service is not enabled (TensorFlow 2.21).
             default_session_config=eager_context.get_config(),
         )

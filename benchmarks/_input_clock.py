@@ -9,6 +9,8 @@ from collections.abc import Callable
 
 import psutil
 
+from tfdist.task import parse_address
+
 Clock = Callable[[], float]
 
 
@@ -22,7 +24,7 @@ def cpu_clock(pid: int) -> Clock:
 
 def server_pid(address: str) -> int:
     """The local process that listens on the port of `address`."""
-    port = int(address.rpartition(":")[2])
+    port = parse_address(address).port
     for found in psutil.net_connections("tcp"):
         listens = found.status == psutil.CONN_LISTEN and found.laddr
         if listens and listens.port == port and found.pid:

@@ -64,6 +64,7 @@ from benchmarks._report import (
 )
 from tfdist.cluster.ports import is_listening
 from tfdist.deadline import Deadline
+from tfdist.task import parse_address
 
 _PS, _WORKERS = 2, 4
 _TASKS = _PS + _WORKERS
@@ -208,8 +209,8 @@ def _times_of_tfdist(job: _Job) -> Times:
             if "at" in note:
                 ends.append(note["at"])
         for address in list(silent_ps or ()):
-            host, _, port = address.rpartition(":")
-            if is_listening(host, int(port)):
+            host, port = parse_address(address)
+            if is_listening(host, port):
                 assert silent_ps is not None
                 silent_ps.remove(address)
                 shown.append(time.monotonic())

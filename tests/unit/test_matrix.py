@@ -7,6 +7,10 @@ import pytest
 
 from tfdist import ConfigError
 from tfdist.cli import main
+from tfdist.cli import repro as command
+from tfdist.diagnosis.evidence import Evidence
+from tfdist.diagnosis.verdict import Name, Verdict
+from tfdist.repro.lab import Played
 from tfdist.repro.matrix import CASES, T23846, find
 from tfdist.repro.series import grid, size_flags
 
@@ -74,3 +78,33 @@ def test_the_list_wraps_on_a_narrow_terminal(monkeypatch, capsys):
     ]
     assert all(len(line) <= 40 for line in lines if line.startswith(" "))
     assert [line for line in lines if line.endswith(" ")] == []
+
+
+@pytest.mark.parametrize("action", ["one size", "many sizes"])
+def test_an_unexpected_run_is_shown_with_its_report(action, monkeypatch, tmp_path, capsys):
+    def played(case, verdict, number):
+        return Played(
+            case,
+            fixed=False,
+            seed=number,
+            verdict=Verdict(verdict, (), (f"reason {number}",)),
+            evidence=Evidence(()),
+            slow=(),
+            seconds=1.0,
+            diagnosed_secs=1.0,
+            reported_after_secs=None,
+            folder=tmp_path / str(number),
+        )
+
+    def play_often(case, lab, folder, **options):
+        return [played(case, Name.UNKNOWN, 1), played(case, Name.FINE, 2)]
+
+    monkeypatch.setattr(command, "play_often", play_often)
+    monkeypatch.setattr(command, "start_fork_server", lambda: None)
+    sizes = ["--ps", "1,2"] if action == "many sizes" else []
+    assert main(["repro", "run", "t23846", "--runs", "2", "--out", str(tmp_path), *sizes]) == 1
+    output = capsys.readouterr().out
+    assert "UNKNOWN" in output
+    assert "reason 1" in output
+    assert "reason 2" not in output
+    assert f"report: {tmp_path / '1'}/" in output

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tfdist.cli.arguments import add_json
+from tfdist.cli.exit_codes import HELD, NOT_HELD
 from tfdist.cli.pipe import PipeConsole
 from tfdist.cluster.processes import start_fork_server, stop_fork_server
 from tfdist.doctor.machine import installed
@@ -34,7 +35,6 @@ from tfdist.repro.series import (
     verdicts,
 )
 
-_NOT_AS_EXPECTED = 1
 _ISSUE = "tensorflow#{}"
 
 _DESCRIPTION = """\
@@ -135,13 +135,13 @@ def list_cases(parsed: argparse.Namespace) -> int:
     """Prints all cases."""
     if parsed.json:
         print(json.dumps({"cases": [_case_json(case) for case in CASES]}))
-        return 0
+        return HELD
     console = _console()
     for case in CASES:
         expected = " or ".join(name.value for name in case.expects)
         console.print(f"{case.name}: {expected}", soft_wrap=True)
         _show_text(console, case.about, 4, 4)
-    return 0
+    return HELD
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -170,7 +170,7 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.json:
         print(json.dumps({"runs": [_series_json(case, runs) for case, runs in results]}))
     as_expected = all(played.as_expected for _, runs in results for played in runs)
-    return 0 if as_expected else _NOT_AS_EXPECTED
+    return HELD if as_expected else NOT_HELD
 
 
 def _sizes(parsed: argparse.Namespace, case: Case) -> list[Case]:
@@ -222,7 +222,7 @@ def matrix(parsed: argparse.Namespace) -> int:
             console.print(summary, soft_wrap=True)
     if parsed.json:
         print(json.dumps({"cases": [_row_json(row) for row in rows]}))
-    return 0 if all(row.as_expected for row in rows) else _NOT_AS_EXPECTED
+    return HELD if all(row.as_expected for row in rows) else NOT_HELD
 
 
 @contextmanager
@@ -260,31 +260,37 @@ def _row_line(row: Row, width: int) -> str:
 
 
 def _show_size(console: PipeConsole, case: Case, runs: Sequence[Played]) -> None:
-    """One size of a grid in one line, and the last unexpected run in more."""
+    """One size of a grid in one line, and an unexpected run in more."""
     line = f"{size_flags(case)}: {_counted(runs)}; hung in {hang_rate(runs)}"
     console.print(line, soft_wrap=True)
-    if unexpected := [played for played in runs if not played.as_expected]:
-        _show_reasons(console, unexpected[-1])
+    shown = _run_to_show(runs)
+    if not shown.as_expected:
+        _show_reasons(console, shown)
+        console.print(f"  report: {shown.folder / REPORT_FILE}", soft_wrap=True)
 
 
 def _show_runs(console: PipeConsole, case: Case, runs: Sequence[Played]) -> None:
-    """The last run of a case, and the count of all runs."""
-    last = runs[-1]
-    expected = "FINE" if last.fixed else " or ".join(name.value for name in case.expects)
-    is_expected = all(played.as_expected for played in runs)
-    mark = "as expected" if is_expected else f"NOT AS EXPECTED (expected {expected})"
-    half = " (fixed)" if last.fixed else ""
-    console.print(f"{case.name}{half}: {last.verdict.name.value}, {mark}", soft_wrap=True)
-    if not last.fixed:
+    """One run of a case, and the count of all runs."""
+    shown = _run_to_show(runs)
+    expected = "FINE" if shown.fixed else " or ".join(name.value for name in case.expects)
+    mark = "as expected" if shown.as_expected else f"NOT AS EXPECTED (expected {expected})"
+    half = " (fixed)" if shown.fixed else ""
+    console.print(f"{case.name}{half}: {shown.verdict.name.value}, {mark}", soft_wrap=True)
+    if not shown.fixed:
         _show_text(console, f"job: {case.about}")
-    _show_reasons(console, last)
+    _show_reasons(console, shown)
     if len(runs) > 1:
         _show_text(console, f"{len(runs)} runs: {_counted(runs)}; hung in {hang_rate(runs)}")
     _show_text(console, f"fix: {case.fix}")
-    if not last.fixed:
+    if not shown.fixed:
         command = f"  play the fix: tfdist repro run {case.name} --fixed"
         console.print(command, soft_wrap=True)
-    console.print(f"  report: {last.folder / REPORT_FILE}", soft_wrap=True)
+    console.print(f"  report: {shown.folder / REPORT_FILE}", soft_wrap=True)
+
+
+def _run_to_show(runs: Sequence[Played]) -> Played:
+    """The last unexpected run, or the last run if all are as expected."""
+    return ([played for played in runs if not played.as_expected] or runs)[-1]
 
 
 def _show_reasons(console: PipeConsole, played: Played) -> None:

@@ -171,7 +171,7 @@ def _play(lab: Lab, case: Case, fixed: bool, seed: int, folder: Path) -> Played:
         tracks=timeline(RunFolder(folder), played.diagnosed_secs),
         seconds=played.diagnosed_secs,
         reproduce=f"tfdist repro run {arguments}",
-        fix=case.fix,
+        fix=case.fix.removesuffix("."),  # the page goes on in the same line
         page=docs_page(f"hangs/{case.module}.md"),
     )
     (folder / REPORT_FILE).write_text(page_of(report), "utf-8")

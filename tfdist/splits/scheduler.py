@@ -93,7 +93,7 @@ class SplitScheduler(tf.Module):
             # By batch of all splits, how often a function has begun with it in this epoch.
             self._begins = tf.Variable(tf.zeros([batches.sum()], tf.int64), name="begins")
         self._look = tf.function(self._look_at_all)
-        self._read = tf.function(self._read_split, [tf.TensorSpec([5], tf.int64)])
+        self._scheduled_read = tf.function(self._read_split, [tf.TensorSpec([5], tf.int64)])
 
         @tf.function  # a call of it is done when all is done that is in the step
         def update(batch: Any, weight: Any) -> Any:
@@ -160,7 +160,7 @@ class SplitScheduler(tf.Module):
                 row = waiting.pop()
                 columns = self._starts, self._stops, self._first_batch
                 split = tf.constant([epoch, row, *(column[row] for column in columns)], tf.int64)
-                scheduled[row] = self._coordinator.schedule(self._read, args=(split,))
+                scheduled[row] = self._coordinator.schedule(self._scheduled_read, args=(split,))
             self._coordinator.done()  # raises the error of a function
             time.sleep(min(pause, deadline.remaining))
             pause = min(2 * pause, _LONGEST_POLL_SECS)
