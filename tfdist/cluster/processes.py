@@ -230,7 +230,8 @@ class ProcessTask:
         _guardian.forget_group(self.pid)
         for reader in readers:
             reader.join()
-        if self._terminated and outcome.failed:  # nobody else reports what its handler raised
+        if self._terminated and outcome.failed and outcome.handles_sigterm:
+            # Its end is no failure of the job, so nothing else shows what its handler raised.
             with self._noting_failure():
                 self._show(outcome.details)
         outcome = replace(outcome, exit_code=self._process.exitcode, terminated=self._terminated)
@@ -330,7 +331,9 @@ def _task_main(
         outcome = Outcome.of_error(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    _send(channel, replace(outcome, usage=Usage.of_this_process()))
+    handles_sigterm = callable(signal.getsignal(signal.SIGTERM))
+    usage = Usage.of_this_process()
+    _send(channel, replace(outcome, usage=usage, handles_sigterm=handles_sigterm))
     # TensorFlow's servers keep threads that an orderly end would wait for.
     os._exit(outcome.exit_code or int(outcome.failed))
 

@@ -23,6 +23,7 @@ class Outcome:
         details: the traceback as text, or what else is known.
         usage: what its process has used; None where that is not known.
         terminated: whether the cluster ended it on purpose.
+        handles_sigterm: whether its program had a SIGTERM handler, which may be what failed.
     """
 
     result: object = None
@@ -31,6 +32,7 @@ class Outcome:
     details: str = ""
     usage: Usage | None = None
     terminated: bool = False
+    handles_sigterm: bool = False
 
     @classmethod
     def of_error(cls, error: BaseException) -> Outcome:
