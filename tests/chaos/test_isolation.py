@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from tests.launches import command
-from tfdist.cli.network import isolate_or_tell
+from tfdist.cli.run import isolate_or_say
 from tfdist.runs.folder import RunFolder
 from tfdist.testing import poll_until
 
@@ -253,7 +253,7 @@ def test_open_ports_are_told_where_there_is_a_network(monkeypatch, capsys, flags
     loopback = SimpleNamespace(isup=True, flags="up,loopback,running")
     card = SimpleNamespace(isup=isup, flags=flags)
     monkeypatch.setattr(psutil, "net_if_stats", lambda: {"lo": loopback, "card": card})
-    isolate_or_tell(wanted=False)
+    isolate_or_say(wanted=False)
     told = capsys.readouterr()
     line = "tfdist: TensorFlow's ports are open to the network; --isolate or a firewall closes them"
     assert (told.out, told.err) == ("", f"{line}\n" if reachable else "")

@@ -13,7 +13,7 @@ PROGRAM = """
 import sys, tfdist
 from concurrent.futures import ThreadPoolExecutor
 from tests.cluster import jobs
-from tfdist.cluster.processes import start_fork_server
+from tfdist.cluster.fork_server import start_fork_server
 
 def meet(_):
     with tfdist.local_cluster(1, 1, backend="processes") as cluster:

@@ -37,7 +37,7 @@ def test_the_script_runs_as_the_main_program_with_its_arguments(script):
     assert out == f"__main__ {[str(job), '--rate', '0.1']} worker:0 worker-0\n"
 
 
-@pytest.mark.parametrize(("options", "noise"), [([], ""), (["-v"], "begins\n")])
+@pytest.mark.parametrize(("options", "noise"), [([], ""), (["-vv"], "begins\n")])
 def test_the_scripts_tensorflow_starts_quietly(script, options, noise):
     job = script("import sys, tensorflow\nprint(tensorflow.here)\nprint('own', file=sys.stderr)")
     # In its place, as it would be found, and as fast as a test likes it.

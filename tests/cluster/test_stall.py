@@ -7,8 +7,8 @@ import threading
 import pytest
 
 from tests.launches import NEVER_COMES, run
-from tfdist.cluster.fork_call import call_in_fork
-from tfdist.cluster.processes import start_fork_server
+from tfdist.cluster.fork_server import start_fork_server
+from tfdist.cluster.helper_process import call_in_fork
 from tfdist.diagnosis import stall
 from tfdist.diagnosis.barriers import Barriers, ask_in_fork
 from tfdist.diagnosis.stall import StallGuard

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tfdist.cli.pipe import reader_may_leave
+from tfdist.cli.output import reader_may_leave
 
 READER_LEFT = 141  # 128 + SIGPIPE
 

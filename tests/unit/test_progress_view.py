@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tfdist.cli.progress import ProgressView
-from tfdist.cli.start_up import StartUp
+from tfdist.cli.progress import ProgressView, StartUp
 from tfdist.runs.folder import PROGRESS_FILE
 from tfdist.runs.outcome import Outcome
 from tfdist.task import Task

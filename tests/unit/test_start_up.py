@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from tfdist.cli.start_up import StartUp
+from tfdist.cli.progress import StartUp
 from tfdist.runs.folder import TaskRecord
 from tfdist.task import Task
 

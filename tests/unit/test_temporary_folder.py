@@ -3,12 +3,12 @@
 import os
 import threading
 
-from tfdist.cli.run import _folder
+from tfdist.runs.live import temporary_folder
 
 
 def test_it_goes_though_a_thread_of_the_run_still_writes_into_it():
     for _ in range(50):
-        with _folder(None) as folder:
+        with temporary_folder() as folder:
             tasks = os.path.join(folder, "attempt-1", "worker-0")
             os.makedirs(tasks)
             has_begun = threading.Event()

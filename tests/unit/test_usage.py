@@ -9,7 +9,7 @@ import time
 import psutil
 import pytest
 
-from tfdist.runs.usage import Usage
+from tfdist.runs.outcome import Usage
 from tfdist.testing import poll_until
 
 MB = 10**6

@@ -11,7 +11,7 @@ from importlib import metadata
 from tfdist import __version__
 from tfdist.cli import compose, doctor, node, repro, run, stacks, status
 from tfdist.cli.exit_codes import INTERRUPTED, USAGE
-from tfdist.cli.pipe import reader_may_leave
+from tfdist.cli.output import reader_may_leave
 from tfdist.errors import ConfigError
 
 

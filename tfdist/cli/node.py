@@ -12,12 +12,11 @@ from typing import NoReturn
 
 from tfdist.cli.arguments import add_script, script_of
 from tfdist.cli.exit_codes import HELD, INTERRUPTED, READER_LEFT, TASK_FAILED, USAGE
-from tfdist.cli.pipe import drop_unread
-from tfdist.cluster.environment import node_environment
-from tfdist.cluster.quiet_import import import_tensorflow_quietly
-from tfdist.cluster.signals import end_on_signals
+from tfdist.cli.output import drop_unread
+from tfdist.cluster.node import end_on_signals, import_tensorflow_quietly, node_environment
 from tfdist.errors import ConfigError
 from tfdist.lazy import require_tensorflow
+from tfdist.runs.log import show_log
 from tfdist.runs.outcome import Outcome
 from tfdist.task import Task
 
@@ -48,7 +47,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         action="store_true",
         help="also give the script --ps_hosts, --worker_hosts, --job_name and --task_index",
     )
-    parser.add_argument("-v", "--verbose", action="store_true", help="show what TensorFlow logs")
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="count",
+        default=0,
+        help="show what tfdist logs; -vv: also its details and what TensorFlow logs",
+    )
     add_script(parser, "the Python script; a task that serves does not need it")
     parser.set_defaults(command_function=command)
 
@@ -67,7 +72,7 @@ def command(parsed: argparse.Namespace) -> int:
     _prepare(task, parsed.verbose)
     script = script_of(parsed)
     end_on_signals()
-    if not parsed.verbose:
+    if parsed.verbose < 2:
         import_tensorflow_quietly()
     code = _lived(task, _serve if serves else script)
     if code == HELD and not serves:
@@ -89,9 +94,10 @@ def _task(parsed: argparse.Namespace) -> Task:
     return task
 
 
-def _prepare(task: Task, verbose: bool) -> None:
+def _prepare(task: Task, verbose: int) -> None:
     """Sets up what TensorFlow finds in its environment, and whole lines for whoever reads along."""
-    if not verbose:
+    show_log(verbose)
+    if verbose < 2:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     os.environ.update(node_environment(task, os.environ))
     for stream in (sys.stdout, sys.stderr):

@@ -1,14 +1,66 @@
-"""What the tasks print, line by line, each with the name of its task."""
+"""What a command prints: into pipes whose reader may leave, and the lines of the tasks of a run."""
 
 from __future__ import annotations
 
+import os
+import select
 import shutil
 import sys
 import threading
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
 
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from tfdist.cli.exit_codes import READER_LEFT
+from tfdist.runs.folder import RunFolder, TaskRecord, describe_end
+
+_STANDARD_STREAMS = (1, 2)
 _COLOURS = (36, 33, 32, 35, 34, 31)  # ANSI: cyan, yellow, green, magenta, blue, red
 _LONGEST_NAME = len("worker:00")
+
+
+class PipeConsole(Console):
+    """Leaves a broken pipe to `reader_may_leave`; rich would end the program with exit code 1."""
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Raises BrokenPipeError."""
+        raise BrokenPipeError
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """Inside it a command whose standard streams nobody reads any more ends, without a word.
+
+    Raises:
+        SystemExit: that is so, with exit code 141.
+    """
+    try:
+        try:
+            yield
+        finally:
+            if sys.stdout is not None:  # as it is where it was closed
+                sys.stdout.flush()
+    except BrokenPipeError:
+        if not drop_unread():
+            raise
+        sys.exit(READER_LEFT)
+
+
+def drop_unread() -> bool:
+    """Whether nobody reads a standard stream any more; what is still written there goes nowhere."""
+    poll = select.poll()
+    for stream in _STANDARD_STREAMS:
+        poll.register(stream, 0)
+    unread = [stream for stream, event in poll.poll(0) if event & (select.POLLERR | select.POLLHUP)]
+    for stream in unread:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream)
+        os.close(nowhere)
+    return bool(unread)
 
 
 class Output:
@@ -58,3 +110,67 @@ class Output:
         colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
         text = f"[{name}]"
         return f"\033[{colour}m{text}\033[0m " if coloured else f"{text} "
+
+
+class ShownRun(RunFolder):
+    """The folder of a run whose tasks' output also goes to this process's streams."""
+
+    def __init__(self, path: str, output: Output) -> None:
+        super().__init__(path)
+        self._output = output
+
+    def started(self, name: str, attempt: int, pid: int) -> None:
+        """Records it; a restart is also printed."""
+        super().started(name, attempt, pid)
+        if attempt > 1:
+            before = next(
+                record
+                for record in self.records()
+                if (record.name, record.attempt) == (name, attempt - 1)
+            )
+            print(
+                f"tfdist: {name} was started again (attempt {attempt}); "
+                f"the last one: {describe_end(before)}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def output(self, name: str, attempt: int, stream: int, data: bytes) -> None:
+        """Prints the bytes and keeps them."""
+        super().output(name, attempt, stream, data)
+        self._output.write(name, stream, data)
+
+
+def summary_table(records: Sequence[TaskRecord]) -> Table:
+    """A row for each attempt of each task."""
+    table = Table("task", box=SIMPLE)
+    again = any(record.attempt > 1 for record in records)
+    if again:
+        table.add_column("attempt", justify="right")
+    table.add_column("end")
+    for title in ("seconds", "CPU s", "peak MB"):
+        table.add_column(title, justify="right")
+    for record in records:
+        used = record.usage
+        table.add_row(
+            record.name,
+            *([str(record.attempt)] if again else []),
+            describe_end(record),
+            f"{record.seconds:.1f}",
+            f"{used.cpu_secs:.1f}" if used else "?",
+            f"{used.peak_bytes / 1e6:.0f}" if used else "?",
+        )
+    return table
+
+
+def summary_json(record: TaskRecord) -> dict[str, Any]:
+    """The row of an attempt as plain data."""
+    return {
+        "task": record.name,
+        "attempt": record.attempt,
+        "exit_code": record.exit_code,
+        "terminated": record.terminated,
+        "seconds": round(record.seconds, 3),
+        "cpu_secs": record.usage and round(record.usage.cpu_secs, 3),
+        "peak_bytes": record.usage and record.usage.peak_bytes,
+    }

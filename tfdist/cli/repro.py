@@ -16,8 +16,8 @@ from typing import Any
 
 from tfdist.cli.arguments import add_json
 from tfdist.cli.exit_codes import HELD, NOT_HELD
-from tfdist.cli.pipe import PipeConsole
-from tfdist.cluster.processes import start_fork_server, stop_fork_server
+from tfdist.cli.output import PipeConsole
+from tfdist.cluster.fork_server import start_fork_server, stop_fork_server
 from tfdist.doctor.machine import installed
 from tfdist.errors import ConfigError
 from tfdist.lazy import require_tensorflow

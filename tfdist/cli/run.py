@@ -6,12 +6,11 @@ import argparse
 import json
 import math
 import os
-import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tfdist.cli.arguments import add_script, script_of
@@ -24,20 +23,27 @@ from tfdist.cli.exit_codes import (
     TERMINATED,
     USAGE,
 )
-from tfdist.cli.launch import Launch, process_cluster
-from tfdist.cli.network import isolate_or_tell
-from tfdist.cli.output import Output
-from tfdist.cli.pipe import PipeConsole, drop_unread
+from tfdist.cli.output import (
+    Output,
+    PipeConsole,
+    ShownRun,
+    drop_unread,
+    summary_json,
+    summary_table,
+)
 from tfdist.cli.progress import ProgressView
-from tfdist.cli.summary import summary_json, summary_table
+from tfdist.cluster.fork_server import start_fork_server, stop_fork_server
 from tfdist.cluster.identity import ID_VARIABLE
-from tfdist.cluster.local import GRACE_SECS
+from tfdist.cluster.isolation import is_reachable, isolate
+from tfdist.cluster.local import GRACE_SECS, LocalCluster
+from tfdist.cluster.processes import Surroundings
 from tfdist.cluster.shape import Shape
 from tfdist.diagnosis.stall import StallGuard
 from tfdist.errors import ClusterError, ConfigError, StallError, TaskFailed
 from tfdist.lazy import require_tensorflow
 from tfdist.runs.folder import TaskRecord
-from tfdist.runs.live import PREFIX, linked
+from tfdist.runs.live import linked, temporary_folder
+from tfdist.runs.log import show_log
 from tfdist.task import Task
 
 _DESCRIPTION = """\
@@ -140,7 +146,13 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         help="print one JSON object about the run on standard output, and all else on standard "
         "error",
     )
-    group.add_argument("-v", "--verbose", action="store_true", help="show what TensorFlow logs")
+    group.add_argument(
+        "-v",
+        "--verbose",
+        action="count",
+        default=0,
+        help="show what tfdist logs; -vv: also its details and what TensorFlow logs",
+    )
 
 
 def _add_switch(
@@ -154,13 +166,11 @@ def command(parsed: argparse.Namespace) -> int:
     """Runs the job that the command line describes and returns the exit code."""
     _check(parsed)
     require_tensorflow("tfdist run")
+    show_log(parsed.verbose)
     if os.environ.get("TF_CONFIG"):
         task = Task.from_env()
-        print(
-            f"tfdist: TF_CONFIG makes this process {task.name} of another cluster; ignored here",
-            file=sys.stderr,
-        )
-    isolate_or_tell(parsed.isolate)  # before there are ports, processes or threads
+        _say(f"TF_CONFIG makes this process {task.name} of another cluster; ignored here")
+    isolate_or_say(parsed.isolate)  # before there are ports, processes or threads
     start = time.monotonic()
     code, failure = HELD, None
     records: list[TaskRecord] = []
@@ -173,20 +183,35 @@ def command(parsed: argparse.Namespace) -> int:
     except _Terminated:
         code, failure = TERMINATED, "terminated; every task has been ended"
     except _ReaderLeft:
-        code, failure = READER_LEFT, "nobody reads the output; every task has been ended"
+        code, failure = READER_LEFT, "the reader of the output has left; every task has been ended"
     if records and code != USAGE and not parsed.json:
         PipeConsole(stderr=True).print(summary_table(records))
     if failure is not None:
-        print(f"tfdist: {failure}", file=sys.stderr)
+        _say(failure)
     if parsed.json:
         about = {
             "exit_code": code,
             "seconds": round(time.monotonic() - start, 3),
             "failure": failure,
-            "tasks": summary_json(records),
+            "tasks": [summary_json(record) for record in records],
         }
         print(json.dumps(about))
     return code
+
+
+def isolate_or_say(wanted: bool) -> None:
+    """Isolates this process if `wanted`; one line on standard error says if ports stay open."""
+    if wanted:
+        try:
+            isolate()
+        except ClusterError as error:
+            _say(f"--isolate was refused, so TensorFlow's ports are open: {error}")
+    elif is_reachable():
+        _say("TensorFlow's ports are open to the network; --isolate or a firewall closes them")
+
+
+def _say(line: str) -> None:
+    print(f"tfdist: {line}", file=sys.stderr)
 
 
 def _check(parsed: argparse.Namespace) -> None:
@@ -219,72 +244,71 @@ def _check(parsed: argparse.Namespace) -> None:
 
 
 def _run(parsed: argparse.Namespace, records: list[TaskRecord]) -> None:
-    """Runs the job; puts into `lives` how each task ended, also where it raises."""
-    if not parsed.verbose:
+    """Runs the job; adds to `records` how each task ended, also if it raises."""
+    if parsed.verbose < 2:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     output = Output(prefix=parsed.prefix, all_on_stderr=parsed.json)
-    script = script_of(parsed)
-    with _terminable(), _folder(parsed.log_dir) as folder:
-        launch = Launch(folder, output)
-        identity = f"{os.path.basename(folder)}-{os.getpid()}"
-        environment = {"COLUMNS": str(output.columns)}
-        if parsed.builtin_ps:
-            environment[ID_VARIABLE] = identity
-        serve = None if parsed.builtin_ps else script
+    with _ended_by_signals(), _folder(parsed.log_dir) as folder:
+        run = ShownRun(folder, output)
         try:
-            with process_cluster(
-                _shape(parsed), serve, environment, launch, parsed.grace
-            ) as cluster:
-                launch.create(cluster.tasks, cluster.trainers, script=parsed.script, id=identity)
-                with ProgressView(launch, cluster.tasks), cluster:
-                    guard = _guard(parsed, launch, cluster.trainers)
-                    cluster.run(
-                        script, timeout=parsed.timeout, restarts=parsed.restart, watch=guard
-                    )
+            start_fork_server()
+            cluster = _cluster(parsed, run, {"COLUMNS": str(output.columns)})
+            with ProgressView(run, cluster.tasks), cluster:
+                cluster.run(
+                    script_of(parsed),
+                    timeout=parsed.timeout,
+                    restarts=parsed.restart,
+                    watch=_guard(parsed, run),
+                )
         finally:
-            records += launch.records()
+            stop_fork_server()
+            records += run.records()
             output.flush()
 
 
-def _guard(
-    parsed: argparse.Namespace, launch: Launch, trainers: Sequence[Task]
-) -> StallGuard | None:
+def _cluster(
+    parsed: argparse.Namespace, run: ShownRun, environment: dict[str, str]
+) -> LocalCluster:
+    """The cluster of the run, not started; writes down what it is."""
+    identity = f"{run.path.name}-{os.getpid()}"
+    if parsed.builtin_ps:
+        environment = {**environment, ID_VARIABLE: identity}
+    cluster = LocalCluster(
+        Shape(parsed.ps, parsed.workers, parsed.chief, parsed.evaluator, parsed.coordinator),
+        "processes",
+        Surroundings(environment, run),
+        None if parsed.builtin_ps else script_of(parsed),
+        grace=parsed.grace,
+    )
+    run.create(cluster.tasks, cluster.trainers, script=parsed.script, id=identity)
+    return cluster
+
+
+def _guard(parsed: argparse.Namespace, run: ShownRun) -> StallGuard | None:
     if parsed.stall_timeout is None:
         return None
-    names = [task.name for task in trainers]
     return StallGuard(
-        launch,
-        names,
+        run,
+        run.about.trainers,
         parsed.stall_timeout,
         is_kept=parsed.log_dir is not None,
         ends=parsed.on_stall == "end",
     )
 
 
-def _shape(parsed: argparse.Namespace) -> Shape:
-    return Shape(parsed.ps, parsed.workers, parsed.chief, parsed.evaluator, parsed.coordinator)
-
-
 @contextmanager
 def _folder(log_dir: str | None) -> Iterator[str]:
     """The folder of the run: a new one in `log_dir`, or one that does not outlive the run."""
     if log_dir is None:
-        folder = tempfile.mkdtemp(prefix=PREFIX)
-        try:
+        with temporary_folder() as folder:
             yield folder
-        finally:
-            # Moved first: what still reads a task that SIGKILL did not end can add nothing to it.
-            ended = f"{folder}-ended"
-            os.rename(folder, ended)
-            shutil.rmtree(ended)
-    else:
-        folder = tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=log_dir)
-        print(f"tfdist: the logs are in {folder}", file=sys.stderr)
-        with linked(folder) as complaint:
-            if complaint is not None:
-                told = f"tfdist status and stacks need this folder's name: {complaint}"
-                print(f"tfdist: {told}", file=sys.stderr)
-            yield folder
+        return
+    folder = tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=log_dir)
+    _say(f"the logs are in {folder}")
+    with linked(folder) as complaint:
+        if complaint is not None:
+            _say(f"tfdist status and stacks need this folder's name: {complaint}")
+        yield folder
 
 
 def _exit_code(error: ClusterError | ConfigError) -> int:
@@ -292,7 +316,7 @@ def _exit_code(error: ClusterError | ConfigError) -> int:
         return USAGE
     if isinstance(error, StallError):
         return STALLED
-    # What a script ends with on purpose is passed on; a traceback or a signal is a failed task.
+    # An exit code that the script chose is passed on; a traceback or a signal is a failed task.
     on_purpose = isinstance(error, TaskFailed) and error.__cause__ is None and error.exit_code
     return on_purpose if on_purpose and on_purpose > 0 else TASK_FAILED
 
@@ -302,18 +326,18 @@ class _Terminated(BaseException):
 
 
 class _ReaderLeft(BaseException):
-    """SIGPIPE of a standard stream, whichever thread wrote to it."""
+    """SIGPIPE of a standard stream; any thread may have written to it."""
 
 
 @contextmanager
-def _terminable() -> Iterator[None]:
-    """Inside it SIGTERM and SIGPIPE raise, so that every task is ended on the way out."""
+def _ended_by_signals() -> Iterator[None]:
+    """Makes SIGTERM and SIGPIPE raise inside the block, so that every task is ended."""
 
     def leave(number: int, frame: object) -> None:
         raise _Terminated
 
     def leave_unread(number: int, frame: object) -> None:
-        # Once: what is told on the way out is no reason to leave that way.
+        # Once: what is printed while the tasks are ended does not raise again.
         if drop_unread():
             raise _ReaderLeft
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from rich.console import Console
 
 from tfdist.cli.arguments import add_json, add_run
-from tfdist.cli.pipe import PipeConsole
+from tfdist.cli.output import PipeConsole
 from tfdist.diagnosis.barriers import ask
 from tfdist.diagnosis.foreign import show_processes
 from tfdist.diagnosis.job_stacks import stacks_of

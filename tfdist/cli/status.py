@@ -7,7 +7,7 @@ import json
 import os
 
 from tfdist.cli.arguments import add_json, add_run
-from tfdist.cli.pipe import PipeConsole
+from tfdist.cli.output import PipeConsole
 from tfdist.cluster.ports import is_listening
 from tfdist.diagnosis.barriers import ask
 from tfdist.diagnosis.status import show_barriers, status_of

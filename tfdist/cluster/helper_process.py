@@ -1,6 +1,6 @@
-"""A question that takes TensorFlow, put to a process beside this one.
+"""Questions that need TensorFlow, answered in another process.
 
-So this process neither pays for the import nor hangs with it.
+This process neither pays for the import nor hangs with it: the other one is killed if it is late.
 """
 
 from __future__ import annotations
@@ -9,9 +9,13 @@ import json
 import os
 import subprocess
 import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
 from typing import Any
 
-from tfdist.cluster.environment import SERVER_ENVIRONMENT
+from tfdist.cluster.fork_server import context, die_with_parent, release_fork_server
+from tfdist.cluster.server import SERVER_ENVIRONMENT
 from tfdist.errors import ClusterError
 
 # Most of it for the import of TensorFlow on a busy machine.
@@ -20,12 +24,12 @@ _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
 
 
 def ask_helper_process(module: str, question: object) -> Any:
-    """What `python -m MODULE` answers, which reads one JSON value and writes one.
+    """Returns the answer of `python -m MODULE`, which reads one JSON value and writes one.
 
     Blocks for 60 s at most.
 
     Raises:
-        ClusterError: it has not ended in time, or has failed.
+        ClusterError: the process did not end in time, or failed.
     """
     try:
         ended = subprocess.run(
@@ -46,3 +50,48 @@ def ask_helper_process(module: str, question: object) -> Any:
             f"the process that asks the ps failed (exit code {ended.returncode}): {last}"
         )
     return json.loads(ended.stdout)
+
+
+def call_in_fork(function: Callable[..., Any], *args: Any, timeout: float) -> Any:
+    """Calls `function(*args)` in a process that is forked from the fork server.
+
+    TensorFlow is imported there already. Blocks for `timeout` seconds at most; the process is gone
+    when this returns.
+
+    Args:
+        function: a module-level function; its arguments and its result must pickle.
+        args: its arguments.
+        timeout: in seconds, without the start of the fork server.
+
+    Raises:
+        ClusterError: the call took too long or raised, or its process was killed.
+    """
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_call, args=(sender, function, args), daemon=True)
+    with receiver:
+        process.start()
+        sender.close()
+        try:
+            if not receiver.poll(timeout):
+                raise ClusterError(f"the process that asks has not ended after {timeout:g} s")
+            result, failure = receiver.recv()
+        except EOFError:
+            result, failure = None, "it ended without a word"
+        finally:
+            process.kill()
+            process.join()
+    if failure is not None:
+        raise ClusterError(failure)
+    return result
+
+
+def _call(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    die_with_parent()
+    release_fork_server()
+    os.environ.update(SERVER_ENVIRONMENT)
+    try:
+        sender.send((function(*args), None))
+    except Exception as error:
+        sender.send((None, "".join(traceback.format_exception_only(error)).strip()))
+    # TensorFlow keeps threads that an orderly end would wait for.
+    os._exit(0)

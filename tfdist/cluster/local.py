@@ -208,6 +208,7 @@ class LocalCluster:
         with self._lock:
             self._functions[task.name] = function
             self._attempts[task.name] = self._attempts.get(task.name, 0) + 1
+            _log.info("%s: start of attempt %d", task.name, self._attempts[task.name])
             self._running[task.name] = self._started(task, function)
 
     def _started(self, task: Task, function: Callable[[Task], object]) -> RunningTask:
@@ -234,6 +235,7 @@ class LocalCluster:
                 raise RunTimeout(sorted(self._running), deadline.elapsed) from None
             return None
         task = running.task
+        _log.info("%s: ended, exit code %s", task.name, outcome.exit_code)
         with self._lock:
             if self._running.get(task.name) is not running:
                 return None
@@ -325,6 +327,7 @@ class LocalCluster:
         """Sends SIGTERM and waits until all have ended, or the grace is over."""
         deadline, soon = Deadline(self._grace), Deadline(min(self._grace, _NOTICE_SECS))
         for each in running:
+            _log.info("%s: SIGTERM", each.task.name)
             each.send_signal(signal.SIGTERM)
         left = [each for each in running if not each.wait(soon.remaining)]
         if left and not deadline.expired:

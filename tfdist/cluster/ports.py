@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import errno
 import socket
+from pathlib import Path
 
 import portpicker
 
 from tfdist.errors import ClusterError
 
 _MOST_TRIES = 100
+_LISTEN = "0A"  # include/net/tcp_states.h
 
 
 class HeldPorts:
@@ -83,3 +85,18 @@ def is_listening(host: str, port: int, timeout: float = 1.0) -> bool:
             return True
     except OSError:
         return False
+
+
+def listening_ports(pid: int) -> set[int]:
+    """The TCP ports that have a listener in the network of the process; none if it is gone."""
+    ports = set()
+    for table in ("tcp", "tcp6"):
+        try:
+            lines = Path(f"/proc/{pid}/net/{table}").read_text("ascii").splitlines()[1:]
+        except (FileNotFoundError, ProcessLookupError):  # gone, or a kernel without IPv6
+            continue
+        for line in lines:
+            fields = line.split()
+            if fields[3] == _LISTEN:
+                ports.add(int(fields[1].rpartition(":")[2], 16))
+    return ports

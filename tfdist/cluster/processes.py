@@ -1,10 +1,7 @@
-"""Tasks as processes, forked from a server that has imported TensorFlow once.
+"""Tasks as processes, forked from the fork server.
 
-An import of TensorFlow costs seconds for each process; a fork costs milliseconds. The fork server
-is the one of `multiprocessing`; it runs no TensorFlow operation, so forking it is safe.
-
-No task outlives this process: each is told by the kernel to die when the fork server does, and
-that one dies with us. A guardian ends what the tasks have started.
+No task outlives this process: the kernel ends each task when the fork server ends, and that ends
+with this process.
 """
 
 from __future__ import annotations
@@ -18,20 +15,22 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd
 from typing import Any
 
-import psutil
-
-from tfdist.cluster.environment import SERVER_ENVIRONMENT
-from tfdist.cluster.guardian import Guardian
-from tfdist.cluster.kernel_calls import end_with_parent
+from tfdist.cluster.fork_server import (
+    context,
+    die_with_parent,
+    guardian,
+    release_fork_server,
+    start_fork_server,
+)
+from tfdist.cluster.server import SERVER_ENVIRONMENT
 from tfdist.errors import ClusterError
 from tfdist.runs.folder import PROGRESS_FILE, STACKS_FILE
-from tfdist.runs.outcome import Observer, Outcome
-from tfdist.runs.usage import Usage
+from tfdist.runs.log import show_log_of_task
+from tfdist.runs.outcome import Observer, Outcome, Usage
 from tfdist.task import PROGRESS_VARIABLE, Task
 
 # On this signal a task writes its stacks into its folder, without the help of Python.
@@ -59,50 +58,6 @@ class Surroundings:
     enter: Callable[[Task], object] | None = None
 
 
-_context = multiprocessing.get_context("forkserver")
-_guardian = Guardian()
-
-
-def start_fork_server() -> None:
-    """Starts importing TensorFlow in the background; the first task waits for it otherwise."""
-    _context.set_forkserver_preload(["tfdist.cluster.preload"])
-    # First, for it unblocks SIGINT when it starts.
-    resource_tracker.ensure_running()
-    # The fork server and all its children inherit the mask: Ctrl-C on the terminal is for this
-    # process, which ends the others in order.
-    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
-    server: Any = forkserver._forkserver  # (an attribute of CPython 3.10 to 3.13)
-    _guardian.note_fork_server(server._forkserver_pid)
-
-
-def stop_fork_server() -> None:
-    """Ends what runs beside the tasks, and what they have left; returns when it is gone.
-
-    It would end by itself soon after this process.
-    """
-    _guardian.stop()
-    helpers = fork_server_processes()
-    for helper in helpers:
-        helper.kill()
-    psutil.wait_procs(helpers, timeout=_LEAVE_SECS)
-
-
-def fork_server_processes() -> list[psutil.Process]:
-    """What runs beside the tasks: `multiprocessing`'s fork server and tracker, and the guardian."""
-    helpers = []
-    for child in psutil.Process().children():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if child.pid == _guardian.pid or any(
-                "from multiprocessing." in argument for argument in child.cmdline()
-            ):
-                helpers.append(child)
-    return helpers
-
-
 class ProcessTask:
     """A task whose function runs in a process, in a process group of its own."""
 
@@ -125,7 +80,7 @@ class ProcessTask:
             "TF_CONFIG": task.to_env(),
         }
         start_fork_server()
-        channel, end_of_task = _context.Pipe()
+        channel, end_of_task = context.Pipe()
         readers: list[threading.Thread] = []
         streams: list[int] = []
         folder = None
@@ -143,7 +98,7 @@ class ProcessTask:
                         daemon=True,
                     )
                 )
-        self._process = _context.Process(
+        self._process = context.Process(
             target=_task_main,
             args=(
                 task,
@@ -227,7 +182,7 @@ class ProcessTask:
         self._process.join()
         self._is_gone.set()
         self._sweep()
-        _guardian.forget_group(self.pid)
+        guardian.forget_group(self.pid)
         for reader in readers:
             reader.join()
         if self._terminated and outcome.failed and outcome.handles_sigterm:
@@ -255,7 +210,7 @@ class ProcessTask:
         usage = None  # until it tells itself, the last that was seen of it
         try:
             channel.recv_bytes()  # it leads its group, and dies with the fork server
-            _guardian.note_group(self.pid)
+            guardian.note_group(self.pid)
             channel.send_bytes(_GO)
             while not channel.poll(_SAMPLE_SECS):
                 usage = Usage.of(self.pid) or usage
@@ -317,6 +272,7 @@ def _task_main(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # inherited from a launcher that ignores it
     streams.redirect()
     os.environ.update(environment)
+    show_log_of_task(os.environ)
     if folder is not None:
         # Kept open: the signal handler writes to its descriptor, also when Python is stuck.
         stacks = open(os.path.join(folder, STACKS_FILE), "wb", buffering=0)  # noqa: SIM115
@@ -354,23 +310,3 @@ def _wait_for_go(channel: Connection) -> None:
         channel.recv_bytes()
     except (EOFError, ConnectionError):
         os._exit(1)
-
-
-def die_with_parent() -> None:
-    """Has the kernel end this process when the one that forked it ends."""
-    parent = os.getppid()
-    end_with_parent()
-    if os.getppid() != parent:  # it died before the call
-        os._exit(1)
-
-
-def release_fork_server() -> None:
-    """Leaves the launcher alone to keep the fork server alive.
-
-    `multiprocessing` gives each child a copy of the pipe whose end tells the fork server to end,
-    so that a child may start others through it. Then the tasks would keep the fork server alive,
-    and it them, after the launcher was killed. (Attributes of CPython 3.10 to 3.13.)
-    """
-    server: Any = forkserver._forkserver
-    os.close(server._forkserver_alive_fd)
-    server._forkserver_alive_fd = server._forkserver_address = None

@@ -34,6 +34,15 @@ _ANSWER_SECS = 10.0
 _LAST_ANSWER_SECS = 1.0
 _POLL_SECS = 0.05
 
+# Environment variables of TensorFlow's servers. With it a call to a task that is gone fails.
+FAIL_FAST = {"GRPC_FAIL_FAST": "use_caller"}
+# For a cluster on this machine.
+SERVER_ENVIRONMENT = {
+    **FAIL_FAST,
+    "TF_GRPC_REUSE_PORT": "1",  # the launcher holds the ports
+    "no_grpc_proxy": "127.0.0.1,localhost",  # a proxy would break calls to this machine
+}
+
 # TensorFlow cannot stop a server inside its process, and a second one on the same port would
 # take half of the connections; so each process keeps the servers that it has started.
 _servers: dict[str, tf.distribute.Server] = {}

@@ -8,8 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from tfdist.cluster.fork_call import call_in_fork
-from tfdist.cluster.helper_process import ask_helper_process
+from tfdist.cluster.helper_process import ask_helper_process, call_in_fork
 from tfdist.diagnosis.read_barriers import read
 from tfdist.errors import ClusterError
 from tfdist.runs.barrier_notes import BarrierNote, noted_barriers

@@ -12,7 +12,7 @@ import psutil
 from rich.console import Console
 from rich.table import Table
 
-from tfdist.cluster.listeners import listening_ports
+from tfdist.cluster.ports import listening_ports
 from tfdist.diagnosis.barriers import Barriers, barrier_table, noted
 from tfdist.runs.barrier_notes import BarrierNote
 from tfdist.runs.folder import PROGRESS_FILE, RunFolder, RunRecord, TaskRecord, describe_end

@@ -29,8 +29,7 @@ from pathlib import Path
 import psutil
 
 from tfdist.errors import ConfigError, signal_name
-from tfdist.runs.outcome import Outcome
-from tfdist.runs.usage import Usage
+from tfdist.runs.outcome import Outcome, Usage
 from tfdist.task import ClusterSpec, Task
 
 RUN_FILE, TASK_FILE, ERROR_FILE = "run.json", "task.json", "error.json"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,19 @@ from tfdist.errors import ConfigError
 from tfdist.runs.folder import RUN_FILE, RunFolder
 
 PREFIX = "tfdist-"  # of what `live_runs` finds in the temporary directory
+
+
+@contextmanager
+def temporary_folder() -> Iterator[str]:
+    """A folder for a run, in the temporary directory; it is deleted at the end of the block."""
+    folder = tempfile.mkdtemp(prefix=PREFIX)
+    try:
+        yield folder
+    finally:
+        # Moved first: a thread that still reads a task which SIGKILL did not end adds nothing.
+        ended = f"{folder}-ended"
+        os.rename(folder, ended)
+        shutil.rmtree(ended)
 
 
 @contextmanager

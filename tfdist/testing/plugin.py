@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, TypeVar
 import psutil
 import pytest
 
+from tfdist.cluster.fork_server import fork_server_processes
 from tfdist.cluster.isolation import is_reachable, isolate
-from tfdist.cluster.processes import fork_server_processes
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError
 

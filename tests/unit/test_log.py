@@ -1,0 +1,43 @@
+"""`tfdist run -v`: the launcher and its tasks print the log from one level on."""
+
+import logging
+import os
+
+import pytest
+
+from tfdist.runs.log import LEVEL_VARIABLE, show_log, show_log_of_task
+
+
+@pytest.fixture(autouse=True)
+def log(monkeypatch):
+    monkeypatch.delenv(LEVEL_VARIABLE, raising=False)
+    log = logging.getLogger("tfdist")
+    before = log.level, log.handlers[:], log.propagate
+    yield
+    log.setLevel(before[0])
+    log.handlers[:], log.propagate = before[1:]
+
+
+def printed(capsys):
+    """The lines that a record of each level leaves on standard error."""
+    for level in (logging.DEBUG, logging.INFO, logging.WARNING):
+        logging.getLogger("tfdist.cluster.local").log(level, logging.getLevelName(level).lower())
+    return capsys.readouterr().err.splitlines()
+
+
+@pytest.mark.parametrize("verbosity", [0, 1, 2, 3])
+def test_each_v_shows_one_level_more_in_the_launcher_and_in_its_tasks(capsys, verbosity):
+    environ = os.environ
+    lines = ["tfdist: debug", "tfdist: info", "tfdist: warning"][max(0, 2 - verbosity) :]
+    show_log(verbosity)
+    assert printed(capsys) == lines
+    assert (LEVEL_VARIABLE in environ) == (verbosity > 0)
+    if verbosity > 0:
+        show_log_of_task(environ)
+        assert printed(capsys) == lines
+
+
+def test_a_task_without_the_variable_keeps_the_scripts_own_logging():
+    handlers = logging.getLogger("tfdist").handlers[:]
+    show_log_of_task({})
+    assert logging.getLogger("tfdist").handlers == handlers
