@@ -18,6 +18,7 @@ from tfdist.cli.arguments import add_json
 from tfdist.cli.exit_codes import HELD, NOT_HELD
 from tfdist.cli.output import PipeConsole
 from tfdist.cluster.fork_server import start_fork_server, stop_fork_server
+from tfdist.diagnosis.verdict import Name
 from tfdist.doctor.machine import installed
 from tfdist.errors import ConfigError
 from tfdist.lazy import require_tensorflow
@@ -252,11 +253,11 @@ def _lab(parsed: argparse.Namespace) -> Iterator[tuple[Lab, Path]]:
 
 def _row_line(row: Row, width: int) -> str:
     mark = "as expected" if row.as_expected else "NOT AS EXPECTED"
-    fixed = row.fixed.verdict
-    return (
-        f"{row.case.name:{width}}  {mark}: {_counted(row.broken)}; "
-        f"fixed: {fixed.name.value if row.fixed.as_expected else fixed}"
-    )
+    verdict = row.fixed.verdict
+    fixed = verdict.name.value if row.fixed.as_expected else str(verdict)
+    if row.fixed.as_expected and verdict.name is not Name.FINE:
+        fixed += " (a task was lost)"
+    return f"{row.case.name:{width}}  {mark}: {_counted(row.broken)}; fixed: {fixed}"
 
 
 def _show_size(console: PipeConsole, case: Case, runs: Sequence[Played]) -> None:
