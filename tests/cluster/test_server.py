@@ -8,6 +8,7 @@ import tfdist
 from tfdist.cluster.identity import check_identity
 from tfdist.cluster.ports import HeldPorts, is_taken
 from tfdist.deadline import Deadline
+from tfdist.testing import poll_until
 
 
 def test_a_port_that_another_program_serves_is_refused_by_name():
@@ -93,3 +94,27 @@ def one_worker(ps_port=2, worker_port=1):
 
 def ps_of(worker):
     return tfdist.Task("ps", 0, worker.cluster_spec)
+
+
+def test_a_long_wait_for_a_ps_names_it_on_the_log(monkeypatch, caplog):
+    monkeypatch.setenv("TF_GRPC_REUSE_PORT", "1")
+    monkeypatch.setattr("tfdist.deadline.FIRST_NOTICE_SECS", 0.1)
+    with HeldPorts(2) as held:
+        task = one_worker(*held.ports)
+        with pytest.raises(tfdist.StartTimeout), tfdist.worker_server(task, timeout=0.3):
+            pass
+    line = f" s for ps:0: no process listens at {task.cluster_spec['ps'][0]}"
+    assert line in caplog.text
+
+
+def test_a_ps_names_the_trainers_that_are_not_done(monkeypatch, caplog, make_cluster):
+    monkeypatch.setattr("tfdist.deadline.FIRST_NOTICE_SECS", 0.1)
+    monkeypatch.setattr("tfdist.cluster.server._LOOK_SECS", 0.05)
+    line = " s for worker:1 since the first trainer was done"
+
+    def train(task):
+        with tfdist.worker_server(task):
+            if task.name == "worker:1":
+                poll_until(lambda: line in caplog.text, "the ps has named worker:1")
+
+    make_cluster(1, 2, backend="threads").run(train, timeout=60)

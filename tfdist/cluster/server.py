@@ -8,6 +8,7 @@ it knows; the reply to that second message is one that it can do without.
 
 from __future__ import annotations
 
+import logging
 import os
 import queue
 import sys
@@ -33,6 +34,9 @@ LINGER_SECS = 0.2  # lets the last replies leave; whoever misses his waits _LAST
 _ANSWER_SECS = 10.0
 _LAST_ANSWER_SECS = 1.0
 _POLL_SECS = 0.05
+_LOOK_SECS = 5.0
+
+_log = logging.getLogger(__name__)
 
 # Environment variables of TensorFlow's servers. With it a call to a task that is gone fails.
 FAIL_FAST = {"GRPC_FAIL_FAST": "use_caller"}
@@ -116,17 +120,29 @@ def serve(
         serving()
     training = set(range(len(task.trainers)))
     unaware = set(training)
-    deadline = Deadline(None)
+    deadline, waiting = Deadline(None), None
     while unaware:
         if not training and deadline.remaining == float("inf"):
             deadline = Deadline(_GRACE_SECS)
         try:
-            message, rank = received.get(timeout=min(deadline.remaining, threading.TIMEOUT_MAX))
+            message, rank = received.get(timeout=min(deadline.remaining, _LOOK_SECS))
         except queue.Empty:
-            return  # somebody died between its two messages
+            if deadline.expired:
+                return  # a trainer died between its two messages
+            if waiting is not None and training and waiting.notice_due():
+                names = ", ".join(task.trainers[rank] for rank in sorted(training))
+                _log.warning(
+                    "%s has waited %.0f s for %s since the first trainer was done; it exits when "
+                    "all trainers are done",
+                    task.name,
+                    waiting.elapsed,
+                    names,
+                )
+            continue
         if message == mailbox.DISMISS:
             return
         (training if message == mailbox.DONE else unaware).discard(rank)
+        waiting = waiting or Deadline(None)
     time.sleep(LINGER_SECS)
 
 
@@ -251,6 +267,15 @@ def _wait_for_ps(task: Task, timeout: float) -> None:
                 [ps.name for ps in missing],
                 timeout,
                 f"Nobody listens at {addresses}: is it started, and may this host reach it?",
+            )
+        if deadline.notice_due():
+            _log.warning(
+                "%s has waited %.0f s for %s: no process listens at %s; gives up after %g s",
+                task.name,
+                deadline.elapsed,
+                ", ".join(ps.name for ps in missing),
+                ", ".join(ps.address for ps in missing),
+                timeout,
             )
         time.sleep(_POLL_SECS)
     for ps in _ps_of(task):
