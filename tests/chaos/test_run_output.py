@@ -59,7 +59,7 @@ def read_a_line_and_leave(*arguments, stderr=subprocess.PIPE):
 def test_a_reader_that_leaves_ends_the_job(script):
     told = read_a_line_and_leave(script(CHATTY))
     assert "Traceback" not in told
-    assert told.endswith("tfdist: nobody reads the output; every task has been ended\n")
+    assert told.endswith("tfdist: the reader of the output has left; every task has been ended\n")
 
 
 def test_a_reader_of_both_streams_that_leaves_ends_the_job(script):

@@ -19,7 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser with all subcommands."""
     parser = argparse.ArgumentParser(
         prog="tfdist",
-        description="Runs TensorFlow parameter-server jobs that do not hang.",
+        description="Runs and diagnoses TensorFlow parameter-server jobs.",
         allow_abbrev=False,
     )
     parser.add_argument(

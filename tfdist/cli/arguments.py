@@ -13,7 +13,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "run",
         nargs="?",
         metavar="RUN",
-        help="the folder of a run, or of runs (default: the only job of yours that runs)",
+        help="the folder of a run or of several runs (default: your only running job)",
     )
 
 
@@ -28,7 +28,9 @@ def add_script(parser: argparse.ArgumentParser, meaning: str) -> None:
     """Adds the script and its arguments, which `script_of` gives back."""
     parser.add_argument("script", help=meaning)
     parser.add_argument(
-        "arguments", nargs=argparse.REMAINDER, help="arguments of the script, after -- if you like"
+        "arguments",
+        nargs=argparse.REMAINDER,
+        help="arguments of the script; -- may stand before them",
     )
 
 

@@ -21,9 +21,9 @@ from tfdist.runs.outcome import Outcome
 from tfdist.task import Task
 
 _DESCRIPTION = """\
-Runs one task of a job whose tasks run on several machines: the one that TF_CONFIG names. A ps
-serves until every trainer is done; any other task runs the script, as under `tfdist run`. It is
-what a container runs, and what you start on each machine where there are no containers.
+Runs one task of a job on several machines: the task that TF_CONFIG names. A ps
+serves until every trainer is done; any other task runs the script, as under
+`tfdist run`. Use it as the command of a container, or start it on each machine.
 """
 
 
@@ -39,30 +39,30 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--coordinator",
         action="store_true",
-        help="for a ClusterCoordinator: the workers are servers too, and all servers leave when "
-        "the chief's script has ended well",
+        help="for a ClusterCoordinator: the workers are servers too, and all servers exit when "
+        "the script of the chief has succeeded",
     )
     parser.add_argument(
         "--classic-flags",
         action="store_true",
-        help="also give the script --ps_hosts, --worker_hosts, --job_name and --task_index",
+        help="pass --ps_hosts, --worker_hosts, --job_name and --task_index to the script",
     )
     parser.add_argument(
         "-v",
         "--verbose",
         action="count",
         default=0,
-        help="show what tfdist logs; -vv: also its details and what TensorFlow logs",
+        help="show the log of tfdist (INFO); -vv: DEBUG, and the log of TensorFlow",
     )
     add_script(parser, "the Python script; a task that serves does not need it")
     parser.set_defaults(command_function=command)
 
 
 def command(parsed: argparse.Namespace) -> int:
-    """Lives as the task, and ends this process; returns never.
+    """Runs the task and ends this process with its exit code; never returns.
 
     Raises:
-        ConfigError: the options, TF_CONFIG or the script's path are wrong.
+        ConfigError: the options, TF_CONFIG or the path of the script are wrong.
     """
     task = _task(parsed)
     serves = task.task_type == "ps" or (parsed.coordinator and task.task_type == "worker")
@@ -74,9 +74,9 @@ def command(parsed: argparse.Namespace) -> int:
     end_on_signals()
     if parsed.verbose < 2:
         import_tensorflow_quietly()
-    code = _lived(task, _serve if serves else script)
+    code = _exit_code_of(task, _serve if serves else script)
     if code == HELD and not serves:
-        code = _lived(task, lambda task: _tell_servers(task, parsed.coordinator))
+        code = _exit_code_of(task, lambda task: _release_servers(task, parsed.coordinator))
     _leave(code)
 
 
@@ -95,7 +95,7 @@ def _task(parsed: argparse.Namespace) -> Task:
 
 
 def _prepare(task: Task, verbose: int) -> None:
-    """Sets up what TensorFlow finds in its environment, and whole lines for whoever reads along."""
+    """Sets TensorFlow's environment variables, and makes the output line-buffered."""
     show_log(verbose)
     if verbose < 2:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
@@ -108,23 +108,25 @@ def _prepare(task: Task, verbose: int) -> None:
 def _serve(task: Task) -> None:
     from tfdist.cluster.server import LINGER_SECS, serve
 
-    def tell() -> None:
+    def announce() -> None:
         print(f"tfdist: {task.name} serves at {task.address}", file=sys.stderr)
 
-    serve(task, serving=tell)
+    serve(task, serving=announce)
     time.sleep(LINGER_SECS)  # the answer to the chief that dismissed it has to leave first
 
 
-def _tell_servers(task: Task, coordinator: bool) -> None:
+def _release_servers(task: Task, coordinator: bool) -> None:
     from tfdist.cluster.server import let_servers_leave
 
     if silent := let_servers_leave(task, coordinator=coordinator):
         names = ", ".join(silent)
-        print(f"tfdist: {task.name} is done; did not answer to that: {names}", file=sys.stderr)
+        print(
+            f"tfdist: {task.name} is done; these servers did not answer: {names}", file=sys.stderr
+        )
 
 
-def _lived(task: Task, function: Callable[[Task], object]) -> int:
-    """Calls the function and returns the exit code; tells on standard error how it failed."""
+def _exit_code_of(task: Task, function: Callable[[Task], object]) -> int:
+    """Calls the function and returns the exit code; a failure is printed on standard error."""
     try:
         function(task)
         return HELD

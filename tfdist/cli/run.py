@@ -47,9 +47,10 @@ from tfdist.runs.log import show_log
 from tfdist.task import Task
 
 _DESCRIPTION = """\
-Starts the ps and the workers of a job on this machine, each as a process with its own TF_CONFIG,
-and ends when the workers have: every process is gone then, after a failure and after Ctrl-C too.
-Worker 0 is the chief. The script needs no branch for the ps: tfdist runs those itself.
+Runs a parameter-server job on this machine: one process for each task, each
+with its own TF_CONFIG. The job ends when all workers have ended. It leaves no
+process behind, also after a failure or Ctrl-C. Worker 0 is the chief. The
+script needs no branch for the ps, because tfdist runs the ps itself.
 """
 
 
@@ -72,30 +73,31 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add_cluster(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--ps", type=int, default=1, help="parameter servers (default: 1)")
     group.add_argument("--workers", type=int, default=2, help="workers (default: 2)")
-    _add_switch(group, "--chief", "have a task `chief`; else worker 0 is the chief")
-    _add_switch(group, "--evaluator", "have an evaluator, which runs the script too")
+    _add_switch(group, "--chief", "add a task `chief`; otherwise worker 0 is the chief")
+    _add_switch(group, "--evaluator", "add an evaluator, which runs the script too")
     group.add_argument(
         "--coordinator",
         action="store_true",
-        help="for a ClusterCoordinator: the chief alone runs the script, the workers are servers, "
-        "and the job ends when the chief does",
+        help="for a ClusterCoordinator: only the chief runs the script, the workers are servers, "
+        "and the job ends when the chief ends",
     )
     group.add_argument(
         "--builtin-ps",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="tfdist runs the servers itself; with --no-builtin-ps they run the script, and are "
-        "ended when the others are done (default: yes)",
+        help="tfdist runs the ps itself; with --no-builtin-ps the ps run the script and are "
+        "terminated when the others are done (default: yes)",
     )
     _add_switch(
         group,
         "--isolate",
-        "close the run in: nobody outside reaches its ports, and it reaches no network",
+        "run in a private network namespace: no other process reaches the ports of the job, and "
+        "the job reaches no network",
     )
     group.add_argument(
         "--classic-flags",
         action="store_true",
-        help="also give the script --ps_hosts, --worker_hosts, --job_name and --task_index",
+        help="pass --ps_hosts, --worker_hosts, --job_name and --task_index to the script",
     )
 
 
@@ -108,28 +110,27 @@ def _add_end(group: argparse._ArgumentGroup) -> None:
         type=float,
         default=GRACE_SECS,
         metavar="S",
-        help="seconds that a task has to save between SIGTERM and SIGKILL, whatever ends the job "
-        "(default: 10)",
+        help="seconds between SIGTERM and SIGKILL, in which a task can save (default: 10)",
     )
     group.add_argument(
         "--stall-timeout",
         type=float,
         metavar="S",
-        help="when nobody has got on for S seconds, tell where everybody stands, and end the job "
+        help="if no task makes progress for S seconds, print a report of all tasks and end the job "
         "with exit code 75",
     )
     group.add_argument(
         "--on-stall",
         choices=("end", "report"),
         default="end",
-        help="what then: end the job, or only tell, and let it go on (default: end)",
+        help="what to do then: end the job, or let it continue after the report (default: end)",
     )
     group.add_argument(
         "--restart",
         type=int,
         default=0,
         metavar="N",
-        help="start a task that failed again, each up to N times (default: 0)",
+        help="restart a failed task, each task up to N times (default: 0)",
     )
 
 
@@ -137,21 +138,21 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--log-dir",
         metavar="DIR",
-        help="keep what the tasks print, and how they end, in a new folder in DIR",
+        help="keep the output and the exit status of all tasks in a new folder in DIR",
     )
-    _add_switch(group, "--prefix", "put the task's name in front of each of its lines", True)
+    _add_switch(group, "--prefix", "print the name of the task in front of each of its lines", True)
     group.add_argument(
         "--json",
         action="store_true",
-        help="print one JSON object about the run on standard output, and all else on standard "
-        "error",
+        help="print one JSON object about the run on standard output, and everything else on "
+        "standard error",
     )
     group.add_argument(
         "-v",
         "--verbose",
         action="count",
         default=0,
-        help="show what tfdist logs; -vv: also its details and what TensorFlow logs",
+        help="show the log of tfdist (INFO); -vv: DEBUG, and the log of TensorFlow",
     )
 
 
