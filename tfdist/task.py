@@ -1,6 +1,6 @@
 """Which task of which cluster this program is.
 
-`TF_CONFIG` is how TensorFlow, Kubernetes' TFJob, Slurm scripts and `tfdist run` tell it::
+TensorFlow, Kubernetes' TFJob, Slurm scripts and `tfdist run` name it in `TF_CONFIG`::
 
     {"cluster": {"ps": ["host0:2222"], "worker": ["host1:2222", "host2:2222"]},
      "task": {"type": "worker", "index": 1}}
@@ -218,7 +218,7 @@ class Task:
         """Its own "host:port".
 
         Raises:
-            ConfigError: it is an evaluator, which serves nobody.
+            ConfigError: it is an evaluator, which has no server.
         """
         if self.task_type == "evaluator":
             raise ConfigError("task.type", self.task_type, "an evaluator has no address")

@@ -25,7 +25,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 
 def add_script(parser: argparse.ArgumentParser, meaning: str) -> None:
-    """Adds the script and its arguments, which `script_of` gives back."""
+    """Adds the script and its arguments, which `script_of` reads."""
     parser.add_argument("script", help=meaning)
     parser.add_argument(
         "arguments",

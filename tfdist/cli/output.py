@@ -33,7 +33,7 @@ class PipeConsole(Console):
 
 @contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """Inside it a command whose standard streams nobody reads any more ends, without a word.
+    """Ends a command silently when the reader of its standard streams has left.
 
     Raises:
         SystemExit: that is so, with exit code 141.
@@ -51,7 +51,7 @@ def reader_may_leave() -> Iterator[None]:
 
 
 def drop_unread() -> bool:
-    """Whether nobody reads a standard stream any more; what is still written there goes nowhere."""
+    """Whether the reader of a standard stream has left; later output to it is discarded."""
     poll = select.poll()
     for stream in _STANDARD_STREAMS:
         poll.register(stream, 0)

@@ -126,12 +126,12 @@ def _notes_text(notes: dict[str, ProgressNote]) -> str:
 class StartUp:
     """Looks who is there, and says it at growing intervals until all are.
 
-    A task with an address is there when somebody listens at it; an evaluator, when it runs.
+    A task with an address is ready when its server listens; an evaluator, when it runs.
 
     Args:
         tasks: all of the cluster.
         clock: gives seconds that never go back.
-        listens: whether somebody listens at a host's port.
+        listens: whether a process listens at a port of a host.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class StartUp:
         return self.num_there == len(self._tasks)
 
     def look(self, latest: Sequence[TaskRecord]) -> Table | None:
-        """Looks once; a table if it is time for one and somebody is not there.
+        """Looks once; returns a table if one is due and a task is not ready.
 
         Args:
             latest: the latest record of each task that has begun.

@@ -42,9 +42,9 @@ def start_fork_server() -> None:
 
 
 def stop_fork_server() -> None:
-    """Ends what runs beside the tasks, and what they have left; returns when it is gone.
+    """Ends the fork server, its tracker, the guardian and what the tasks left behind.
 
-    It would end by itself soon after this process.
+    Returns when they are gone. They would end by themselves soon after this process.
     """
     guardian.stop()
     helpers = fork_server_processes()
@@ -54,7 +54,7 @@ def stop_fork_server() -> None:
 
 
 def fork_server_processes() -> list[psutil.Process]:
-    """What runs beside the tasks: `multiprocessing`'s fork server and tracker, and the guardian."""
+    """The helper processes: `multiprocessing`'s fork server and tracker, and the guardian."""
     helpers = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -66,7 +66,7 @@ def fork_server_processes() -> list[psutil.Process]:
 
 
 def die_with_parent() -> None:
-    """Has the kernel end this process when the one that forked it ends."""
+    """Makes the kernel end this process when its parent ends."""
     parent = os.getppid()
     end_with_parent()
     if os.getppid() != parent:  # it died before the call
@@ -74,11 +74,11 @@ def die_with_parent() -> None:
 
 
 def release_fork_server() -> None:
-    """Leaves the launcher alone to keep the fork server alive.
+    """Closes this task's copy of the pipe that keeps the fork server alive.
 
-    `multiprocessing` gives each child a copy of the pipe whose end tells the fork server to end,
-    so that a child may start others through it. Then the tasks would keep the fork server alive,
-    and it them, after the launcher was killed. (Attributes of CPython 3.10 to 3.13.)
+    `multiprocessing` gives each child a copy, so that the child can start processes itself. After
+    the launcher was killed, the tasks would keep the fork server alive, and the fork server the
+    tasks. (Attributes of CPython 3.10 to 3.13.)
     """
     server: Any = forkserver._forkserver
     os.close(server._forkserver_alive_fd)

@@ -1,8 +1,9 @@
-"""Ends what tasks have started if the launcher is killed and cannot do it.
+"""Ends the processes that tasks have started if the launcher is killed and cannot do it.
 
-The kernel ends a task with its parent, but not what the task has started. So a process of its own
-is told of each task's process group, through a pipe whose end it sees when the launcher is gone,
-by whatever way. This file is that process's program too: it starts without site and TensorFlow.
+The kernel ends a task with its parent, but not what the task has started. So a separate process,
+the guardian, knows the process group of each task. It reads them from a pipe, which ends when the
+launcher is gone for any reason. This file is the program of that process too: it starts without
+site and TensorFlow.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ class Guardian:
 
     def __init__(self) -> None:
         self._clear()
-        os.register_at_fork(after_in_child=self._let_go)
-        atexit.register(self.stop)  # before multiprocessing waits for tasks that nobody has ended
+        os.register_at_fork(after_in_child=self._forget_pipe)
+        atexit.register(self.stop)  # before multiprocessing waits for tasks that still run
 
     def _clear(self) -> None:
         self._lock = threading.Lock()
@@ -70,14 +71,14 @@ class Guardian:
             self._close_pipe()
             try:
                 self._process.wait(_LEAVE_SECS)
-            except subprocess.TimeoutExpired:  # somebody has stopped it
+            except subprocess.TimeoutExpired:  # it is stopped (SIGSTOP)
                 self._process.kill()
                 self._process.wait()
             self._process, self._fork_server = None, 0
             self._groups.clear()
 
     def _tell(self) -> None:
-        # All that there is, so that a process that somebody has killed is replaced just so.
+        # The whole state each time, so that a guardian that was killed can be replaced.
         line = f"{' '.join(map(str, (self._fork_server, *self._groups)))}\n".encode()
         if self._process is not None:
             try:
@@ -116,7 +117,7 @@ class Guardian:
             os.close(self._pipe)
             self._pipe = -1
 
-    def _let_go(self) -> None:
+    def _forget_pipe(self) -> None:
         """In a fork of the launcher: only the launcher itself keeps the pipe open."""
         self._close_pipe()
         self._clear()

@@ -1,7 +1,7 @@
-"""A network of its own for this process, since a TensorFlow server obeys anyone who reaches it.
+"""A private network namespace for this process: a TensorFlow server executes what any peer sends.
 
 TensorFlow's servers listen on every interface and have no option against it (TensorFlow 2.21). In
-a network namespace of its own a process has one interface, loopback, which nobody else shares.
+a network namespace of its own a process has one interface, loopback, which no other process shares.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _IFREQ = "16sh22x"  # a name and its flags, in a struct ifreq of 40 bytes
 
 
 def is_reachable() -> bool:
-    """Whether this machine, or this network namespace, has a network beside loopback."""
+    """Whether this machine, or this network namespace, has a network other than loopback."""
     return any(
         interface.isup and "loopback" not in interface.flags.split(",")
         for interface in psutil.net_if_stats().values()
@@ -33,9 +33,9 @@ def is_reachable() -> bool:
 def isolate() -> None:
     """Puts this process, and all that it starts from now on, into a network of its own.
 
-    Nobody outside reaches the ports that they open, and they reach nobody outside. It cannot be
-    undone. What it needs is a privileged process, or a kernel that lets everybody have user
-    namespaces; user and files stay the same.
+    No process outside reaches the ports that they open, and they reach no process outside. It
+    cannot be undone. It needs a privileged process, or a kernel that allows user namespaces to
+    all users; user and files stay the same.
 
     Raises:
         ClusterError: the kernel refused, or this process has several threads, of which only one
@@ -48,12 +48,12 @@ def isolate() -> None:
         )
     # First alone, which a privileged process may: inside a user namespace it would lose rights.
     for flags in (CLONE_NEWNET, CLONE_NEWUSER | CLONE_NEWNET):
-        refusal = _rehearse(flags)
-        if not refusal:
+        reason = _rehearse(flags)
+        if not reason:
             _enter(flags)
             return
     raise ClusterError(
-        f"the kernel refused a network namespace: {refusal}. An administrator may allow it: sysctl "
+        f"the kernel refused a network namespace: {reason}. An administrator may allow it: sysctl "
         "user.max_user_namespaces, user.max_net_namespaces, kernel.unprivileged_userns_clone; "
         "AppArmor; in a container, its seccomp profile"
     )
@@ -96,21 +96,21 @@ def _rehearse(flags: int) -> str:
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:
-        refusal = b"the process that tried it failed"
+        reason = b"the process that tried it failed"
         try:
             _enter(flags)
-            refusal = b""
+            reason = b""
         except OSError as error:
-            refusal = str(error).encode()
+            reason = str(error).encode()
         finally:
-            os.write(write_end, refusal)
+            os.write(write_end, reason)
             os._exit(0)
     os.close(write_end)
     with os.fdopen(read_end, encoding="utf-8") as pipe:
-        refusal_text = pipe.read()
-    with contextlib.suppress(ChildProcessError):  # nobody to reap where SIGCHLD is ignored
+        reason_text = pipe.read()
+    with contextlib.suppress(ChildProcessError):  # already reaped where SIGCHLD is ignored
         os.waitpid(child, 0)
-    return refusal_text
+    return reason_text
 
 
 def _enter(flags: int) -> None:
@@ -118,7 +118,7 @@ def _enter(flags: int) -> None:
     uid, gid = os.geteuid(), os.getegid()
     unshare(flags)
     if flags & CLONE_NEWUSER:
-        _write("setgroups", "deny")  # without it nobody may map a group
+        _write("setgroups", "deny")  # the kernel requires it before a group is mapped
         _write("uid_map", f"{uid} {uid} 1")
         _write("gid_map", f"{gid} {gid} 1")
     # Until the next exec this process has all rights over what it has made.

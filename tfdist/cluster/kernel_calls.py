@@ -45,7 +45,7 @@ def unmount(target: str) -> None:
 
 
 def pivot_root(new: str) -> None:
-    """Makes `new`, at which something is mounted, the root folder, and lets go of the old one."""
+    """Makes `new`, at which something is mounted, the root folder, and unmounts the old one."""
     os.chdir(new)
     # Both in one place: the old root comes to lie on the new one, and is taken away from there.
     _check(_libc.pivot_root(b".", b"."), f"pivot_root to {new}")

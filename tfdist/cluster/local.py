@@ -119,8 +119,8 @@ class LocalCluster:
         Raises:
             TaskFailed: the earliest failure of a task that was not restarted; the others have
                 been stopped. Threads cannot be: those that still wait for something are named
-                in a RuntimeWarning. A task that was ended by `kill` is a failure only if nobody
-                restarts it before all others have ended.
+                in a RuntimeWarning. A task that was ended by `kill` is a failure only if it
+                is not restarted before all others have ended.
             ConfigError: a task raised it; or a parameter is wrong.
             RunTimeout: the time was over; the tasks named have been stopped.
         """
@@ -262,11 +262,11 @@ class LocalCluster:
         return outcome.failed and not is_wrong and self._restarts.get(task.name, 0) > 0
 
     def _check_killed(self, done: set[str]) -> None:
-        """Raises TaskFailed if nobody is left to wait for but those that were killed."""
+        """Raises TaskFailed if all trainers that are not done were killed and not restarted."""
         with self._lock:
             left = [task for task in self.trainers if task.name not in done]
             if all(task.name in self._killed for task in left):
-                killed = "kill() ended it, and nobody restarted it"
+                killed = "kill() ended it, and it was not restarted"
                 raise TaskFailed(left[0].name, -signal.SIGKILL, killed)
 
     def _let_evaluator_end(self, deadline: Deadline) -> None:

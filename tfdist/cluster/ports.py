@@ -1,6 +1,6 @@
 """Free ports that stay ours until a server has bound them.
 
-The usual way picks a free port and lets go of it; whoever is quicker takes it. Here a socket
+The usual way picks a free port and releases it, and another program may take it. Here a socket
 stays bound, without listening, and shares the port with a later server of the same user that
 asks for sharing (SO_REUSEPORT), as TensorFlow does under `TF_GRPC_REUSE_PORT=1`.
 """
@@ -37,7 +37,7 @@ class HeldPorts:
         self.ports = [held.getsockname()[1] for held in self._sockets]
 
     def close(self) -> None:
-        """Lets go of the ports."""
+        """Releases the ports."""
         for held in self._sockets:
             held.close()
 
@@ -58,7 +58,7 @@ def _bound_socket() -> socket.socket:
             held.close()
             if error.errno != errno.EADDRINUSE:
                 raise
-            continue  # somebody was quicker; we never had it, so nothing is lost
+            continue  # another program was quicker; no server relied on the port yet
         # Only after the bind: were the flag set before, two of us could bind the same port.
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         return held
@@ -79,7 +79,7 @@ def is_taken(port: int) -> bool:
 
 
 def is_listening(host: str, port: int, timeout: float = 1.0) -> bool:
-    """Whether somebody accepts connections there; waits for `timeout` seconds at most."""
+    """Whether a process accepts connections there; waits for `timeout` seconds at most."""
     try:
         with socket.create_connection((host, port), timeout):
             return True

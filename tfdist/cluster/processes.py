@@ -47,8 +47,8 @@ class Surroundings:
 
     Attributes:
         environment: environment variables for all tasks.
-        observer: gets their output, and is told what happens to them; without one they write
-            where this process does.
+        observer: receives their output and events; without one they write to the streams
+            of this process.
         enter: called in the process of each task before its function, while it has one thread,
             such as to put it into namespaces; must pickle. What it raises is the task's failure.
     """
@@ -207,7 +207,7 @@ class ProcessTask:
 
     def _lived(self, channel: Connection) -> Outcome:
         """Lets the task begin, and waits for its word."""
-        usage = None  # until it tells itself, the last that was seen of it
+        usage = None  # the latest sample, until the task reports its own
         try:
             channel.recv_bytes()  # it leads its group, and dies with the fork server
             guardian.note_group(self.pid)
@@ -263,7 +263,7 @@ def _task_main(
     streams: _Streams,
     folder: str | None,
 ) -> None:
-    """The life of a task's process."""
+    """The main function of the process of a task."""
     die_with_parent()
     release_fork_server()
     os.setsid()

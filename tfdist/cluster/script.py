@@ -27,7 +27,7 @@ class Script:
     classic_flags: bool = False
 
     def __call__(self, task: Task) -> None:
-        """Runs it; `TF_CONFIG` tells it who it is."""
+        """Runs it; `TF_CONFIG` names the task."""
         flags = _classic_flags(task) if self.classic_flags else []
         sys.argv = [self.path, *self.arguments, *flags]
         sys.path.insert(0, os.path.dirname(os.path.abspath(self.path)))

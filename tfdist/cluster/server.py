@@ -1,9 +1,9 @@
 """What one task of a cluster runs: its TensorFlow server, and how it leaves.
 
-A ps of plain TensorFlow serves for ever. Here each trainer tells every ps when it is done, and a
-ps leaves when all have. It must not leave on the last such message: the reply would be lost, and
-that trainer would hang. So a trainer says first that it is done, and, once it has the reply, that
-it knows; the reply to that second message is one that it can do without.
+A ps of plain TensorFlow serves for ever. Here each trainer reports to every ps when it is done, and
+a ps exits when all are. It must not exit on the last such message: the reply would be lost, and
+that trainer would hang. So a trainer sends two messages: that it is done, and then that it has the
+reply. It does not need the reply to the second one.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _GRACE_SECS = 5.0  # for the second messages, after all first ones have come
-LINGER_SECS = 0.2  # lets the last replies leave; whoever misses his waits _LAST_ANSWER_SECS
+LINGER_SECS = 0.2  # for the last replies; a trainer without its reply waits _LAST_ANSWER_SECS
 _ANSWER_SECS = 10.0
 _LAST_ANSWER_SECS = 1.0
 _POLL_SECS = 0.05
@@ -51,7 +51,7 @@ SERVER_ENVIRONMENT = {
 # take half of the connections; so each process keeps the servers that it has started.
 _servers: dict[str, tf.distribute.Server] = {}
 
-_done: set[str] = set()  # TF_CONFIG of the trainers of this process that have told every ps
+_done: set[str] = set()  # TF_CONFIG of the trainers of this process that are done with every ps
 
 
 def start_server(task: Task, config: tf.compat.v1.ConfigProto | None = None) -> Any:
@@ -150,9 +150,9 @@ def serve(
 def worker_server(
     task: Task, *, timeout: float = 60.0, config: tf.compat.v1.ConfigProto | None = None
 ) -> Iterator[str]:
-    """Starts a trainer's server and gives its target; at the end tells every ps that it is done.
+    """Starts the server of a trainer; at the end of the block reports to every ps that it is done.
 
-    Blocks at the start until every ps answers. If the body fails, the ps are told nothing: the
+    Blocks at the start until every ps answers. If the block raises, nothing is reported: the
     trainer may be restarted.
 
     Args:
@@ -207,9 +207,9 @@ def run_task(train: Callable[..., object], *args: object) -> None:
 
 
 def let_servers_leave(task: Task, *, coordinator: bool) -> list[str]:
-    """Tells the servers of a trainer's job that it is done, unless `worker_server` has told them.
+    """Reports to the servers of a job that a trainer is done, unless `worker_server` has.
 
-    For a trainer that a script of plain TensorFlow runs, which tells nobody. Blocks for 10 s at
+    For a trainer whose script is plain TensorFlow and reports nothing. Blocks for 10 s at
     most for each server that does not answer.
 
     Args:
@@ -266,7 +266,7 @@ def _wait_for_ps(task: Task, timeout: float) -> None:
             raise StartTimeout(
                 [ps.name for ps in missing],
                 timeout,
-                f"Nobody listens at {addresses}: is it started, and may this host reach it?",
+                f"No process listens at {addresses}: is it started, and may this host reach it?",
             )
         if deadline.notice_due():
             _log.warning(

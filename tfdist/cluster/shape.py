@@ -16,7 +16,7 @@ class Shape:
         num_ps: parameter servers.
         num_workers: workers, at least 1.
         chief: whether there is a task of that type; else worker 0 is the chief.
-        evaluator: whether there is one. It is no part of the cluster, and serves nobody.
+        evaluator: whether there is one. It is no part of the cluster, and has no server.
         coordinator: whether a chief alone trains, by a ClusterCoordinator, and the workers
             serve it.
     """
@@ -40,7 +40,7 @@ class Shape:
 
     @property
     def num_chiefs(self) -> int:
-        """1 if there is a chief beside the workers, else 0."""
+        """1 if there is a task `chief`, else 0."""
         return int(self.chief or self.coordinator)
 
     def cluster_spec(self, addresses: list[str]) -> ClusterSpec:

@@ -1,9 +1,8 @@
-"""What a trainer leaves in its folder about barriers, for those who look without TensorFlow.
+"""What a trainer leaves in its folder about barriers, for readers without TensorFlow.
 
-A barrier's state is on a ps, which tells of it only to those who know its name and how many
-parties it has. So each trainer that `tfdist run` started notes these for `tfdist status`, a line of
-JSON for each. It also marks when it last passed a barrier, by which the launcher sees that it gets
-on.
+The state of a barrier is on a ps, and can be read only with its name and number of parties. So
+each trainer that `tfdist run` started notes these for `tfdist status`, one line of JSON for each.
+It also marks when it last passed a barrier, which the launcher takes as progress.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from pathlib import Path
 
 from tfdist.task import PROGRESS_VARIABLE
 
-_FILE, _PASSED_FILE = "barriers", "barrier-passed"  # beside the file of the progress
+_FILE, _PASSED_FILE = "barriers", "barrier-passed"  # in the folder of the progress file
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ class Note:
     """A line of the file.
 
     Attributes:
-        kind: of what it tells.
+        kind: what happened.
         at: when, in seconds of the monotonic clock, which is one for all processes of a machine.
         values: the rest.
     """
@@ -82,7 +82,7 @@ class Noted:
         return found[-1] if found else None
 
     def about(self) -> dict[str, Any]:
-        """What the last record has told of itself."""
+        """What the latest attempt has noted about itself."""
         values: dict[str, Any] = {}
         for note in self.attempts[-1] if self.attempts else []:
             if note.kind == ABOUT:

@@ -3,7 +3,7 @@
 ::
 
     RUN/run.json                            the run: see RunFolder.create
-    RUN/stall.txt, stall.json               where all stood, if it was ended for standing still
+    RUN/stall.txt, stall.json               the report of all tasks, if it stalled
     RUN/attempt-1/worker-1/task.json        an attempt of a task: see TaskRecord
                            stdout, stderr   what it has written
                            progress.json    how far it is, by its own word
@@ -58,7 +58,7 @@ class TaskRecord:
         name: such as "worker:1".
         attempt: which one it is, from 1.
         pid: of its process, which leads a process group of the same number.
-        ticks: see start_ticks; by it another process of the same pid is told.
+        ticks: see start_ticks; a reused pid has others.
         began: when that process was started, in seconds since 1970.
         ended: when it was gone; None while it runs.
         exit_code: minus the signal if one killed it; None while it runs.

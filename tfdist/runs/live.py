@@ -57,7 +57,7 @@ def live_runs() -> list[RunFolder]:
     found = []
     for file in sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{RUN_FILE}")):
         try:
-            # The link too: somebody else's may lead to any file of ours.
+            # The link too: a link of another user may lead to any file of ours.
             owners = {file.parent.lstat().st_uid, file.stat().st_uid}
             run = RunFolder(file.parent.resolve())
             if owners == {os.getuid()} and run.runs:

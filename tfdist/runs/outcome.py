@@ -112,7 +112,7 @@ class RunningTask(Protocol):
 
 
 class Observer(Protocol):
-    """Is told of the tasks, each a process, as things happen; called from several threads.
+    """Receives the events of the tasks, each a process; called from several threads.
 
     An attempt is an attempt of a task, from 1: a task that is restarted begins another.
     """

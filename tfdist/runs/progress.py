@@ -1,4 +1,4 @@
-"""What a trainer tells the launcher of its work: a file, seen also when TensorFlow hangs."""
+"""How far a trainer is: a file that the launcher reads, also while TensorFlow hangs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class ProgressNote:
 
 
 class Progress:
-    """Tells the launcher how far this trainer is; without one it does nothing.
+    """Reports to the launcher how far this trainer is; without a launcher it does nothing.
 
     Args:
         path: the file that the launcher reads; None for no launcher.
