@@ -1,10 +1,11 @@
-"""StallClock: what counts as a sign of progress, and the time since the last sign."""
+"""StallClock and StallMonitor: what counts as progress, and when a stall is diagnosed."""
 
 from dataclasses import replace
 
 import pytest
 
-from tfdist.diagnosis.stall import Signs, Stall, StallClock
+from tfdist.diagnosis.stall import Signs, Stall, StallClock, StallMonitor
+from tfdist.diagnosis.verdict import Name, Verdict
 
 RUNS = Signs(attempt=1)
 
@@ -80,3 +81,70 @@ def test_output_is_no_sign_once_a_trainer_has_noted_progress(job):
     assert job.look(1.0, attempt=2, progress=None).seconds == 0.0
     assert job.look(4.0, printed=240).seconds == 4.0
     assert job.look(1.0, progress="1 of 100").seconds == 0.0
+
+
+class Monitored:
+    """A job of one task, and its monitor: the timeout is 10 s, and a slow job gets time twice."""
+
+    def __init__(self):
+        self.now, self.signs, self.name = 0.0, RUNS, Name.SLOW
+        self.during_diagnosis = lambda: None
+        self.news = []
+        self._monitor = StallMonitor(
+            10.0,
+            lambda: {"worker:0": self.signs},
+            self._diagnose,
+            patience=2,
+            on_news=self.news.append,
+            clock=lambda: self.now,
+        )
+        self.check(0.0)
+
+    def _diagnose(self, seconds):
+        self.during_diagnosis()
+        return Verdict(self.name, (), ()), f"after {seconds:g} s"
+
+    def check(self, at, **how):
+        self.now = at
+        return self._monitor.check(**how)
+
+
+@pytest.fixture
+def monitored():
+    return Monitored()
+
+
+def test_a_slow_job_is_diagnosed_again_after_twice_the_time(monitored):
+    found = [monitored.check(float(at)) for at in range(50)]
+    diagnoses = {at: one.gets_time for at, one in enumerate(found) if one is not None}
+    assert diagnoses == {10: True, 20: True, 40: False}
+    assert found[20].details == "after 20 s"
+
+
+def test_a_job_that_hangs_gets_no_more_time(monitored):
+    monitored.name = Name.DEADLOCK
+    assert not monitored.check(10.0).gets_time
+
+
+def test_without_patience_any_stall_is_diagnosed_and_final(monitored):
+    assert monitored.check(10.0).gets_time
+    assert monitored.check(9.0, patient=False) is None
+    assert not monitored.check(11.0, patient=False).gets_time
+
+
+def test_progress_during_the_diagnosis_discards_it(monitored):
+    def make_progress():
+        monitored.signs = replace(monitored.signs, progress="1 of 2")
+
+    monitored.during_diagnosis = make_progress
+    assert monitored.check(10.0) is None
+    assert monitored.news[-1] == {"worker:0": "noted progress"}
+    assert monitored.check(19.0) is None  # the time has begun anew
+    assert monitored.check(20.0).stall.seconds == 10.0
+
+
+def test_progress_resets_the_patience(monitored):
+    assert monitored.check(10.0).gets_time
+    monitored.signs = replace(monitored.signs, printed=1)
+    assert monitored.check(15.0) is None
+    assert monitored.check(25.0).gets_time
