@@ -3,14 +3,13 @@
 from dataclasses import replace
 
 from tfdist.diagnosis.evidence import Evidence, Frame, Place, Stack, State, TaskEvidence
-from tfdist.diagnosis.page import Report
+from tfdist.diagnosis.page import Event, Report, Track
 from tfdist.diagnosis.rules import diagnose
-from tfdist.diagnosis.timeline import Event, Track
 from tfdist.runs import events as notes
 
 SITE = "/lib/site-packages/"
 
-# The frames by which a main thread is told.
+# The frame that identifies each place.
 AT = {
     Place.RUN: ("tensorflow/python/client/session.py", "_call_tf_sessionrun"),
     Place.CLOSING: ("tensorflow/python/client/session.py", "close"),

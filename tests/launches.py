@@ -33,7 +33,7 @@ with tfdist.worker_server(task):
     barrier.wait()
 """
 
-# The chief never comes to the second meeting.
+# The chief never arrives at the second meeting.
 NEVER_COMES = """
 import threading, tfdist
 
@@ -54,7 +54,7 @@ with tfdist.worker_server(task):
 
 
 def tfdist(*arguments):
-    """The command in a process of its own, in a pipe."""
+    """Runs the command in a process of its own, in a pipe."""
     return subprocess.run(
         [sys.executable, "-m", "tfdist", *map(str, arguments)],
         capture_output=True,

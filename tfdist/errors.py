@@ -99,13 +99,13 @@ class RunTimeout(ClusterError, TimeoutError):
 
 
 class StallError(ClusterError):
-    """Nobody in the job had got on for too long.
+    """No task of the job made progress for too long.
 
     Attributes:
-        seconds: for how long.
-        last: what was seen last, such as ``"worker:1 passed a barrier"``.
-        places: how far each trainer was, by name.
-        report: path of the report, if that is kept.
+        seconds: since the last progress.
+        last: the last progress, such as ``"worker:1 passed a barrier"``.
+        places: the progress of each trainer, by name.
+        report: path of the report, if it is kept.
         verdict: a `tfdist.diagnosis.verdict.Verdict`, or None if none was made.
     """
 
@@ -118,9 +118,9 @@ class StallError(ClusterError):
         verdict: object | None = None,
     ) -> None:
         parts = [
-            f"nobody has got on for {seconds:.1f} s",
+            f"no task has made progress for {seconds:.1f} s",
             *([str(verdict)] if verdict is not None else []),
-            *([f"the last: {', '.join(last)}"] if last else []),
+            *([f"last progress: {', '.join(last)}"] if last else []),
             *(f"{name}: {place}" for name, place in places.items()),
             *([f"the report is in {report}"] if report is not None else []),
         ]

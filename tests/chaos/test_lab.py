@@ -19,8 +19,7 @@ from tfdist.diagnosis.evidence import Evidence
 from tfdist.diagnosis.rules import diagnose
 from tfdist.diagnosis.verdict import Name
 from tfdist.repro import lab as lab_module
-from tfdist.repro.lab import EVIDENCE_FILE, Lab
-from tfdist.repro.look import look
+from tfdist.repro.lab import EVIDENCE_FILE, Lab, collect_evidence
 from tfdist.repro.matrix import CASES, find
 from tfdist.repro.series import grid
 from tfdist.testing import poll_until
@@ -67,9 +66,9 @@ def test_a_job_that_ends_during_its_diagnosis_has_ended(overdue, tmp_path, monke
                 return set(trainers) <= set(ended)
 
             poll_until(has_ended, "all trainers have ended")
-        return look(run, trainers, **known)
+        return collect_evidence(run, trainers, **known)
 
-    monkeypatch.setattr(lab_module, "look", slow_look)
+    monkeypatch.setattr(lab_module, "collect_evidence", slow_look)
     patience = {"deadline_secs": 0.0} if overdue else {"stall_secs": 0.0}
     case = replace(find("t23846"), **patience)
     played = Lab().play(case, fixed=False, seed=1, folder=tmp_path)

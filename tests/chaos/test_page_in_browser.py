@@ -1,4 +1,4 @@
-"""The report in a real browser: it is drawn, and asks nobody for anything."""
+"""The report in a real browser: it is drawn, and requests nothing."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def chromium(tmp_path):
     return run
 
 
-def test_the_page_is_drawn_and_asks_for_nothing(chromium, tmp_path):
+def test_the_page_is_drawn_and_requests_nothing(chromium, tmp_path):
     page, picture, log = (tmp_path / name for name in ("page.html", "page.png", "log.json"))
     html = page_of(REPORT)
     address = "http://127.0.0.1:9/picture"  # so that a request would be seen

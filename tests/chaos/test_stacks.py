@@ -1,4 +1,4 @@
-"""`tfdist stacks` and `tfdist status`, of a job that stands still in four ways."""
+"""`tfdist stacks` and `tfdist status`, for a job whose workers hang in four ways."""
 
 import json
 import os
@@ -58,7 +58,7 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 @pytest.fixture
 def launch(script, tmp_path, monkeypatch):
-    """Starts a job of a ps and 4 workers; gives the launcher, once all workers wait."""
+    """Starts a job of a ps and 4 workers; returns the launcher once all workers wait."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     launchers = []
 
@@ -78,7 +78,7 @@ def launch(script, tmp_path, monkeypatch):
 
 
 def report(*arguments):
-    """Its exit code, its tasks by name, and the whole of what it says."""
+    """Runs it with --json: its exit code, its tasks by name, and all of the object."""
     ended = tfdist(*arguments, "--json")
     assert ended.stdout.count("\n") == 1, ended.stderr
     about = json.loads(ended.stdout)
@@ -105,13 +105,13 @@ def all_wait(tasks):
     return in_tensorflow == [["_call_tf_sessionrun"]] * 2
 
 
-def test_a_job_that_stands_still_and_then_is_over(launch, tmp_path):
+def test_a_job_that_hangs_and_then_ends(launch, tmp_path):
     launcher = launch("--log-dir", str(tmp_path / "logs"))
     logs = tmp_path / "logs"
     run = RunFolder.find(str(logs))
     pids = {record.name: record.pid for record in run.latest()}
 
-    # Until they are inside of TensorFlow, which they can tell to nobody.
+    # No note can say that they are in TensorFlow; only the stacks show it.
     poll_until(lambda: all_wait(report("stacks", logs)[1]), "workers 0 and 1 are in TensorFlow")
     stopped(pids["worker:3"])
 
@@ -144,9 +144,11 @@ def test_a_job_that_stands_still_and_then_is_over(launch, tmp_path):
         "PEER_STOPPED",
         ["worker:3"],
     )
-    verdict, advice, *_ = tfdist("stacks", logs, "--verdict").stdout.splitlines()
-    assert verdict.startswith("PEER_STOPPED (worker:3): ")
-    assert advice.startswith("what helps: ")
+    verdict, reason, *more = tfdist("stacks", logs, "--verdict").stdout.splitlines()
+    assert verdict == "verdict: PEER_STOPPED, cause: worker:3 (certain)"
+    assert reason == "  worker:3 is stopped, by SIGSTOP or a debugger"
+    assert "  barrier 'meeting' waits for worker:0" in more
+    assert any(line.startswith("what to do: ") for line in more)
 
     text = tfdist("stacks", logs, "--task", "worker:2").stdout
     assert f"worker:2  attempt 1  pid {pids['worker:2']}  answers" in text
@@ -177,20 +179,20 @@ def test_a_job_that_stands_still_and_then_is_over(launch, tmp_path):
     rows = [line.split() for line in tfdist("status", logs).stdout.splitlines()]
     assert ["worker:3", str(pids["worker:3"]), "stopped"] in [row[:3] for row in rows]
     [row] = [" ".join(row) for row in rows if row[:1] == ["meeting"]]
-    expected = r"meeting 2 worker:1 \d+ s ago worker:0 \d+ s ago 1 waits for \d+ s"
+    expected = r"meeting 2 worker:1 \d+ s ago worker:0 \d+ s ago 1 waiting for \d+ s"
     assert re.fullmatch(expected, row)
 
-    # No question has harmed anybody.
+    # No task was harmed by the signals.
     assert {record.name: record.pid for record in run.latest() if record.process} == pids
 
-    # The only job that runs needs no name.
+    # The only running job needs no name.
     assert report("stacks")[2]["run"] == str(run.path)
 
-    # Where the barriers are nobody answers any more.
+    # A stopped ps does not report its barriers.
     stopped(pids["ps:0"])
     code, _, about = report("status", logs)
     assert (code, about["barriers"]) == (1, [])
-    assert about["barriers_failure"] == "ps:0, which keeps them, does not answer: stopped"
+    assert about["barriers_failure"] == "ps:0, which keeps the barriers, is stopped"
     assert about["barriers_failure"] in tfdist("status", logs).stdout
 
     os.kill(pids["worker:2"], signal.SIGKILL)
@@ -201,9 +203,9 @@ def test_a_job_that_stands_still_and_then_is_over(launch, tmp_path):
     assert ends.pop("worker:2") == "killed by SIGKILL"
     assert set(ends.values()) == {"ended by tfdist"}
     assert (code, tasks["worker:2"]["stacks"]) == (1, [])
-    assert "this job is over" in tfdist("stacks", logs).stdout
+    assert "this job has ended" in tfdist("stacks", logs).stdout
     code, tasks, about = report("status", logs)
     states = {name: task["state"] for name, task in tasks.items()}
     assert (code, states) == (1, ends | {"worker:2": "killed by SIGKILL"})
     assert (about["barriers"], about["barriers_failure"]) == ([], None)
-    assert "this job is over" in tfdist("status", logs).stdout
+    assert "this job has ended" in tfdist("status", logs).stdout

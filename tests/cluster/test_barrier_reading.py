@@ -1,4 +1,4 @@
-"""What somebody who is not one of its trainers reads of a barrier, without changing it."""
+"""Reading a barrier from outside, which leaves it unchanged."""
 
 import threading
 

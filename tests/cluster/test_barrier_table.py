@@ -1,4 +1,4 @@
-"""The barriers in `tfdist status`: what is asked of the ps, what it may not say, and the table."""
+"""The barriers in `tfdist status`: how the ps is asked, its failures, and the table."""
 
 import io
 import os
@@ -8,12 +8,11 @@ import sys
 import pytest
 from rich.console import Console
 
-from tfdist.barrier.reading import BarrierReport, Place
-from tfdist.diagnosis import read_barriers
-from tfdist.diagnosis.barriers import Barriers, ask, barrier_table
-from tfdist.runs.barrier_notes import BarrierNote
+from tfdist.diagnosis import barriers
+from tfdist.diagnosis.barriers import Barriers, Question, ask, barrier_table
+from tfdist.runs.barrier_notes import BarrierNote, BarrierReport, Place
 
-NOTES = [BarrierNote("end", 1)]
+NOTES = (BarrierNote("end", 1),)
 
 
 @pytest.fixture
@@ -28,60 +27,54 @@ def cluster_at(port):
 
 
 def read(cluster, pid=None):
-    notes = [{"name": note.name, "parties": note.parties} for note in NOTES]
-    return read_barriers.read({"pid": pid or os.getpid(), "cluster": cluster, "notes": notes})
+    return barriers.read(Question(pid or os.getpid(), cluster, NOTES), timeout=1.0)
 
 
-def test_a_ps_that_does_not_answer_is_told(silent, monkeypatch):
-    monkeypatch.setattr(read_barriers, "ANSWER_SECS", 1.0)
-    failure = f"ps:0 at {silent['ps'][0]} does not answer in 1 s"
-    assert read(silent) == {"barriers": [], "failure": failure}
+def test_a_ps_that_does_not_answer_is_reported(silent):
+    failure = f"ps:0 at {silent['ps'][0]} did not answer within 1 s"
+    assert read(silent) == Barriers(failure=failure)
 
 
-def test_a_ps_that_has_gone_is_told():
-    with socket.socket() as held:  # taken, but nobody listens
+def test_a_ps_that_is_gone_is_reported():
+    with socket.socket() as held:  # the port is taken, but no server listens
         held.bind(("127.0.0.1", 0))
         answer = read(cluster_at(held.getsockname()[1]))
-    assert answer["barriers"] == []
-    assert "has gone" in answer["failure"]
+    assert answer.reports == ()
+    assert "is gone" in answer.failure
 
 
 def test_a_process_that_is_gone_has_no_network_to_enter():
     answer = read(cluster_at(1), pid=2**22 + 1)  # more than the kernel's most
-    assert "cannot enter the network of process 4194305" in answer["failure"]
+    assert "cannot enter the network of process 4194305" in answer.failure
 
 
-def test_whoever_asks_too_long_is_ended_and_told(silent, monkeypatch):
+def test_a_helper_process_that_takes_too_long_is_ended_and_reported(silent, monkeypatch):
     monkeypatch.setattr("tfdist.cluster.helper_process._ANSWER_SECS", 0.2)
-    answer = ask(os.getpid(), silent, NOTES)
+    answer = ask(Question(os.getpid(), silent, NOTES))
     assert answer == Barriers(failure="the process that asks the ps has not ended after 0.2 s")
 
 
-def test_whoever_fails_to_ask_is_told(silent, monkeypatch, tmp_path):
+def test_a_helper_process_that_fails_is_reported(silent, monkeypatch, tmp_path):
     (tmp_path / "tensorflow.py").write_text("raise ImportError('it is broken')")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), *sys.path]))
     failure = "the process that asks the ps failed (exit code 1): ImportError: it is broken"
-    assert ask(os.getpid(), silent, NOTES) == Barriers(failure=failure)
+    assert ask(Question(os.getpid(), silent, NOTES)) == Barriers(failure=failure)
 
 
 def shown(*reports, width=80):
     text = io.StringIO()
-    Console(file=text, width=width).print(barrier_table(Barriers([vars_of(r) for r in reports])))
+    Console(file=text, width=width).print(barrier_table(Barriers(reports)))
     return [" ".join(line.split()) for line in text.getvalue().splitlines()[1:]]
-
-
-def vars_of(report):
-    return {**vars(report), "places": [vars(place) for place in report.places]}
 
 
 @pytest.mark.parametrize(
     ("report", "line"),
     [
         (BarrierReport("end", problem="others made it with 3"), "end others made it with 3"),
-        (BarrierReport("end"), "end ps:0 does not know it"),
+        (BarrierReport("end"), "end unknown to ps:0"),
         (
             BarrierReport("end", 3, (Place("worker:0", "missing", 7.0),)),
-            "end 3 worker:0 7 s ago nobody waits",
+            "end 3 worker:0 7 s ago no trainer waits",
         ),
         (
             BarrierReport("end", 3, (Place("worker:0", "arrived", 7.0),), acts=True),
@@ -90,11 +83,11 @@ def vars_of(report):
         (BarrierReport("end", 3, broken="by me"), "end 3 broken: by me"),
         (
             BarrierReport("end", 1, (Place("a", "resigned", 1.0), Place("b", "missing", None))),
-            "end 1 b never nobody waits",
+            "end 1 b never no trainer waits",
         ),
     ],
 )
-def test_each_state_has_its_words(report, line):
+def test_each_state_of_a_barrier_is_described(report, line):
     assert shown(report) == [line]
 
 

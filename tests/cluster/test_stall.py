@@ -1,4 +1,4 @@
-"""What becomes of a job that stands still: the report, and the calls that it is made of."""
+"""The stall report of `tfdist run`: its content, when it is made, and the calls in a fork."""
 
 import json
 import os
@@ -10,9 +10,8 @@ from tests.launches import NEVER_COMES, run
 from tfdist.cluster.fork_server import start_fork_server
 from tfdist.cluster.helper_process import call_in_fork
 from tfdist.diagnosis import stall
-from tfdist.diagnosis.barriers import Barriers, ask_in_fork
-from tfdist.diagnosis.stall import StallGuard
-from tfdist.diagnosis.verdict import PATIENCE
+from tfdist.diagnosis.barriers import Barriers, Question, ask_in_fork
+from tfdist.diagnosis.stall import PATIENCE, StallGuard
 from tfdist.errors import ClusterError, StallError
 from tfdist.runs.barrier_notes import BarrierNote
 from tfdist.runs.folder import RunFolder
@@ -20,26 +19,26 @@ from tfdist.runs.progress import Progress
 from tfdist.task import Task
 
 
-def test_a_job_that_stands_still_is_reported_and_ended(script, tmp_path):
+def test_a_stalled_job_is_reported_and_ended(script, tmp_path):
     logs, job = tmp_path / "logs", script(NEVER_COMES)
     ended = run("--stall-timeout", 2, "--log-dir", logs, "--json", job)
     assert ended.returncode == 75, ended.stderr
     [folder] = logs.iterdir()
 
-    # Where everybody stands, as `tfdist status` and `tfdist stacks` tell it.
+    # The state and the stacks of all tasks, as `tfdist status` and `tfdist stacks` print them.
     rows = [" ".join(line.split()) for line in ended.stderr.splitlines()]
     [meeting] = [row for row in rows if row.startswith("meeting ")]
     assert meeting.startswith("meeting 2 worker:1 ")
     assert " worker:0 " in meeting
-    [stands] = [row for row in rows if row.startswith("never_come ")]
+    [call] = [row for row in rows if row.startswith("never_come ")]
     line = NEVER_COMES.splitlines().index("    threading.Event().wait()") + 1
-    assert stands.endswith(f"job.py:{line}")
-    assert "tfdist/barrier/interface.py" in ended.stderr  # there worker 1 stands
+    assert call.endswith(f"job.py:{line}")
+    assert "tfdist/barrier/interface.py" in ended.stderr  # where worker 1 waits
 
     result = json.loads(ended.stdout)
     assert (result["exit_code"], len(result["tasks"])) == (75, 3)
     assert all(task["terminated"] for task in result["tasks"])
-    assert result["failure"].startswith("nobody has got on for ")
+    assert result["failure"].startswith("no task has made progress for ")
     assert "worker:0: epoch 1: 3 of 10" in result["failure"]
     assert result["failure"].endswith(f"the report is in {folder}/stall.txt")
     assert f"tfdist: {result['failure']}" in ended.stderr
@@ -47,7 +46,7 @@ def test_a_job_that_stands_still_is_reported_and_ended(script, tmp_path):
     text = (folder / "stall.txt").read_text()
     report = text.removeprefix(f"{result['failure']}\n\n")
     assert report in ended.stderr
-    assert report.startswith(f"{folder}: runs for ")
+    assert report.startswith(f"{folder}: running for ")
     kept = json.loads((folder / "stall.json").read_text())
     places = {place["trainer"]: place["state"] for place in kept["status"]["barriers"][0]["places"]}
     assert places == {"worker:0": "missing", "worker:1": "arrived"}
@@ -56,7 +55,7 @@ def test_a_job_that_stands_still_is_reported_and_ended(script, tmp_path):
     )
     assert kept["seconds"] >= 2
     page = (folder / "stall.html").read_text("utf-8")
-    assert "s: noted progress" in page  # when, in the timeline
+    assert "s: noted progress" in page  # in the timeline
     assert kept["places"].keys() == {"worker:0", "worker:1"}
 
 
@@ -71,28 +70,28 @@ def folder(tmp_path):
     return run_folder
 
 
-def test_a_job_that_gets_on_while_the_report_is_made_goes_on(folder, monkeypatch, capsys):
+def test_progress_during_the_report_discards_it(folder, monkeypatch, capsys):
     progress = Progress(str(folder.folder_of("worker:0", 1) / "progress.json"), every_secs=0.0)
     report_of = stall.report_of
 
-    def get_on_and_report(*about, **more):
+    def make_progress_and_report(*about, **more):
         progress.update("epoch 1", 3, 10)
         return report_of(*about, **more)
 
     guard = StallGuard(folder, ["worker:0"], 1e-9, is_kept=False)
     with monkeypatch.context() as patch:
-        patch.setattr(stall, "report_of", get_on_and_report)
+        patch.setattr(stall, "report_of", make_progress_and_report)
         guard()  # sees that it has started
         guard()
     assert capsys.readouterr().err == ""
     for _ in range(PATIENCE):
-        guard()  # that worker is this process, which works
+        guard()  # the worker is this process, which works
     with pytest.raises(StallError) as caught:
         guard()
     assert caught.value.last == ("worker:0 noted progress",)
     assert caught.value.places.keys() == {"worker:0"}
     assert caught.value.report is None
-    since = f"\nnobody has got on for {caught.value.seconds:.1f} s:\n"
+    since = f"\nno task has made progress for {caught.value.seconds:.1f} s:\n"
     assert since in capsys.readouterr().err
 
 
@@ -103,18 +102,18 @@ def fork_server():
 
 @pytest.mark.usefixtures("fork_server")
 class TestACallInAFork:
-    def test_gives_the_result_and_tensorflow_is_there_already(self):
+    def test_returns_the_result_and_tensorflow_is_imported_already(self):
         assert call_in_fork(has_tensorflow, "tensorflow", timeout=60) is True
 
-    def test_tells_what_is_raised(self):
+    def test_raises_an_error_with_the_text_of_the_function_s_error(self):
         with pytest.raises(ClusterError, match=r"^ValueError: invalid literal for int"):
             call_in_fork(int, "seven", timeout=60)
 
-    def test_tells_that_its_process_was_ended(self):
+    def test_reports_that_its_process_ended(self):
         with pytest.raises(ClusterError, match="without a word"):
             call_in_fork(os._exit, 3, timeout=60)
 
-    def test_is_over_in_time(self):
+    def test_has_a_deadline(self):
         with pytest.raises(ClusterError, match="has not ended"):
             call_in_fork(wait_for_ever, timeout=0.1)
 
@@ -125,9 +124,10 @@ class TestACallInAFork:
             (None, 0.0, "the process that asks has not ended after 0 s"),
         ],
     )
-    def test_asks_for_barriers(self, pid, timeout, failure):
+    def test_reads_the_barriers_or_says_why_not(self, pid, timeout, failure):
         cluster = {"ps": ["localhost:1"], "worker": ["localhost:2"]}
-        answer = ask_in_fork(pid or os.getpid(), cluster, [BarrierNote("end", 1)], timeout)
+        question = Question(pid or os.getpid(), cluster, (BarrierNote("end", 1),))
+        answer = ask_in_fork(question, timeout)
         if failure is None:
             assert "cannot enter the network of process 4194305" in answer.failure
         else:

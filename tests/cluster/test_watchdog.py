@@ -1,4 +1,4 @@
-"""Watchdog: a process that does not get on is told and ended, and one that does is left alone."""
+"""Watchdog: a stalled process is reported and ended; a process that makes progress is not."""
 
 import os
 import subprocess
@@ -20,19 +20,19 @@ with tfdist.Watchdog(1.0) as watchdog:
     watchdog.progress.update("epoch 1", 3, 10)
     threading.Event().wait(60)
 """
-TOLD = """
+REPORTED = """
 with tfdist.Watchdog(1.0, on_stall="report"):
     threading.Event().wait(5)
 print("goes on")
 """
-GETS_ON = """
+PROGRESS = """
 with tfdist.Watchdog(2.0) as watchdog:
     for step in range(12):
         threading.Event().wait(0.5)
         watchdog.progress.update(f"step {step}", step, 12)
 print("done")
 """
-DEAF = """
+STOPPED = """
 import os, signal
 with tfdist.Watchdog(1.0):
     os.kill(os.getpid(), signal.SIGSTOP)
@@ -41,7 +41,7 @@ with tfdist.Watchdog(1.0):
 
 @pytest.fixture
 def run(tmp_path):
-    """Runs a script, of which nothing may be left."""
+    """Runs a script, which must leave nothing behind."""
 
     def run_script(script):
         return subprocess.run(
@@ -57,32 +57,32 @@ def run(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_who_hangs_is_told_and_ended(run):
+def test_a_process_that_hangs_is_reported_and_ended(run):
     ended = run(STUCK)
     assert ended.returncode == 75, ended.stderr
-    assert "has not got on for" in ended.stderr
+    assert "has made no progress for" in ended.stderr
     assert "UNKNOWN" in ended.stderr
     assert "threading.py" in ended.stderr
 
 
-def test_who_only_wants_to_be_told_goes_on(run):
-    ended = run(TOLD)
+def test_with_on_stall_report_the_process_goes_on(run):
+    ended = run(REPORTED)
     assert (ended.returncode, ended.stdout) == (0, "goes on\n"), ended.stderr
-    assert "has not got on for" in ended.stderr
+    assert "has made no progress for" in ended.stderr
 
 
-def test_who_gets_on_is_left_alone(run):
-    ended = run(GETS_ON)
+def test_a_process_that_makes_progress_is_left_alone(run):
+    ended = run(PROGRESS)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
 
 
-def test_who_cannot_end_by_itself_is_killed(run):
-    ended = run(DEAF)
+def test_a_process_that_cannot_end_by_itself_is_killed(run):
+    ended = run(STOPPED)
     assert ended.returncode == -9, ended.stderr
     assert "PEER_STOPPED" in ended.stderr
 
 
-def test_a_barrier_is_a_sign_of_life(monkeypatch):
+def test_a_passed_barrier_is_progress(monkeypatch):
     monkeypatch.delenv(PROGRESS_VARIABLE, raising=False)
     with tfdist.Watchdog(60):
         folder = Path(os.environ[PROGRESS_VARIABLE]).parent

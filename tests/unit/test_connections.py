@@ -1,4 +1,4 @@
-"""The connections of a process as the kernel has them."""
+"""The TCP connections of a process, as the kernel reports them."""
 
 import os
 import socket
@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from tfdist.diagnosis.connections import LONG, Connection, _endpoint, connections_of, takers_of
-from tfdist.diagnosis.sample import Sighting, name_peers
+from tfdist.diagnosis.kernel import LONG, Connection, _endpoint, connections_of, takers_of
+from tfdist.diagnosis.sample import Sample, name_peers
 from tfdist.diagnosis.stacks import Answer
 from tfdist.testing import poll_until
 
@@ -31,7 +31,7 @@ def test_both_ends_of_a_connection_are_seen(family, address):
 
 @pytest.fixture
 def connect():
-    """Makes pairs of connected sockets; the second has little room for what it has not read."""
+    """Makes pairs of connected sockets; the second socket has a small receive buffer."""
     opened = []
 
     def connected():
@@ -54,7 +54,7 @@ def name_of(one):
     return "{}:{}".format(*one.getsockname())
 
 
-def test_what_is_not_acknowledged_is_counted(connect):
+def test_unacknowledged_bytes_are_counted(connect):
     client, server = connect()
     sent = client.send(b"x" * 8 * LONG)
     ends = {end.local: end for end in connections_of(os.getpid())}
@@ -62,17 +62,17 @@ def test_what_is_not_acknowledged_is_counted(connect):
     assert ends[name_of(server)].unacknowledged == 0
 
 
-def test_who_takes_a_long_message_bit_by_bit_is_told_from_who_takes_none(connect):
+def test_a_peer_that_takes_a_long_message_slowly_is_a_taker_and_an_idle_one_is_not(connect):
     (to_reader, reader), (to_idle, _), (to_chatty, chatty) = connect(), connect(), connect()
     to_reader.send(b"x" * 8 * LONG)
     to_idle.send(b"x" * 8 * LONG)
-    poll_until(lambda: not takers_of(os.getpid(), 0.1), "the kernel has taken what it has room for")
+    poll_until(lambda: not takers_of(os.getpid(), 0.1), "the receive buffers are full")
     over = threading.Event()
 
     def read():
         while not over.wait(0.02):
             reader.recv(LONG // 8)
-            to_chatty.send(b"x" * 100)  # questions and answers are no long message
+            to_chatty.send(b"x" * 100)  # short messages do not count
             chatty.recv(100)
 
     thread = threading.Thread(target=read)
@@ -84,11 +84,11 @@ def test_who_takes_a_long_message_bit_by_bit_is_told_from_who_takes_none(connect
         thread.join()
 
 
-def test_of_a_process_that_is_gone_nobody_takes_anything():
+def test_a_process_that_is_gone_has_no_takers():
     assert takers_of(2**22 + 1, 0.0) == frozenset()
 
 
-def test_those_of_another_process_are_not_seen():
+def test_connections_of_another_process_are_not_seen():
     with (
         socket.create_server(("127.0.0.1", 0)) as server,
         socket.create_connection(server.getsockname()) as client,
@@ -106,36 +106,36 @@ def test_those_of_another_process_are_not_seen():
         ("00000000000000000000000001000000:0050", "[::1]:80"),
     ],
 )
-def test_an_address_is_read_as_the_kernel_writes_it(text, address):
+def test_an_address_is_parsed_as_the_kernel_writes_it(text, address):
     assert _endpoint(text) == address
 
 
-def test_a_process_that_is_gone_has_none():
+def test_a_process_that_is_gone_has_no_connections():
     assert connections_of(2**22 + 1) == ()
 
 
-def test_the_other_end_is_named_once_where_it_was_seen():
+def test_a_sampled_peer_is_named_once():
     def end(port, other, resent):
         return Connection(f"10.0.0.1:{port}", other, 0, resent)
 
-    worker = Sighting(
+    worker = Sample(
         Answer("answered"),
         connections=(
             end(1, "10.0.0.2:2222", 3),
             end(2, "10.0.0.2:2223", 2),
             end(3, "10.0.0.9:80", 2),
-            end(4, "10.0.0.3:80", 1),  # sent again once: that happens
+            end(4, "10.0.0.3:80", 1),  # sent again once, which is normal
         ),
         takers=frozenset(("10.0.0.2:2223", "10.0.0.9:80")),
     )
-    ps = Sighting(
+    ps = Sample(
         Answer("answered"),
         connections=(
             Connection("10.0.0.2:2222", "10.0.0.1:1", 0, 0),
             Connection("10.0.0.2:2223", "10.0.0.1:2", 0, 0),
         ),
     )
-    seen = {"worker:0": worker, "ps:0": ps}
-    tasks = name_peers([one.evidence(name=name) for name, one in seen.items()], seen)
+    samples = {"worker:0": worker, "ps:0": ps}
+    tasks = name_peers([one.evidence(name=name) for name, one in samples.items()], samples)
     assert [task.unanswered for task in tasks] == [("ps:0", "10.0.0.9:80"), ()]
     assert [task.sends_to for task in tasks] == [("ps:0", "10.0.0.9:80"), ()]

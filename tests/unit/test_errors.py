@@ -132,14 +132,14 @@ def test_a_stall_tells_for_how_long_who_was_the_last_and_how_far_each_is():
     assert (error.seconds, error.last) == (60.24, ("worker:1 started", "ps:0 started"))
     assert (error.places, error.report) == (places, "/a/stall.txt")
     assert str(error) == (
-        "nobody has got on for 60.2 s; the last: worker:1 started, ps:0 started; "
+        "no task has made progress for 60.2 s; last progress: worker:1 started, ps:0 started; "
         "worker:0: epoch 1: 3 of 10; worker:1: has noted no progress; "
         "the report is in /a/stall.txt"
     )
 
 
 def test_a_stall_of_which_little_is_known_tells_that():
-    assert str(StallError(3.0, [], {})) == "nobody has got on for 3.0 s"
+    assert str(StallError(3.0, [], {})) == "no task has made progress for 3.0 s"
 
 
 @pytest.mark.parametrize(

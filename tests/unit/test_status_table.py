@@ -1,4 +1,4 @@
-"""The table of `tfdist status`: how far a trainer is, and which life of a task it shows."""
+"""The table of `tfdist status`: the progress of a trainer, and the attempts of a task."""
 
 import json
 import os
@@ -47,12 +47,12 @@ def seconds_ago(progress):
     return int(re.fullmatch(r"epoch 1 of 3: 12 of 100, (\d+) s ago", progress)[1])
 
 
-def test_how_far_a_trainer_was_and_how_long_ago(run, capsys):
+def test_progress_is_shown_with_its_age(run, capsys):
     note(begin(run), seconds_ago=25)
     assert 25 <= seconds_ago(cell(*table(run, capsys), "progress")) < 60
 
 
-def test_of_a_task_that_has_noted_nothing_it_says_nothing(run, capsys):
+def test_without_notes_the_progress_is_empty(run, capsys):
     begin(run)
     assert cell(*table(run, capsys), "progress") == ""
 
@@ -64,7 +64,7 @@ def test_without_a_restart_there_is_no_column_of_attempts(run, capsys):
     assert row.split()[:3] == ["worker:0", str(os.getpid()), "runs"]
 
 
-def test_of_a_task_that_was_started_again_the_last_life_is_shown(run, capsys):
+def test_the_last_attempt_of_a_restarted_task_is_shown(run, capsys):
     note(begin(run), seconds_ago=500)
     run.ended("worker:0", 1, Outcome(exit_code=1))
     note(begin(run, attempt=2), seconds_ago=0)
@@ -74,7 +74,7 @@ def test_of_a_task_that_was_started_again_the_last_life_is_shown(run, capsys):
     assert seconds_ago(cell(header, row, "progress")) < 60
 
 
-def test_beside_a_task_that_has_not_begun_the_attempt_is_empty(run, capsys):
+def test_the_attempt_of_a_task_that_has_not_started_is_empty(run, capsys):
     about = json.loads((run.path / "run.json").read_text())
     about["tasks"].append("worker:1")
     (run.path / "run.json").write_text(json.dumps(about))

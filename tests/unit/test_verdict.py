@@ -1,4 +1,4 @@
-"""Verdicts: on evidence that was recorded from the cases of the lab, and rule by rule."""
+"""Verdicts: on evidence recorded from the cases of the lab, and rule by rule."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -24,19 +24,19 @@ RECORDED = sorted((Path(__file__).parent / "evidence").glob("*.json"))
 
 
 @pytest.mark.parametrize("path", RECORDED, ids=lambda path: path.stem)
-def test_the_verdict_on_what_was_recorded_is_that_of_the_case(path):
+def test_recorded_evidence_has_the_verdict_of_its_case(path):
     case = find(path.stem.replace("--", "/"))
     evidence = Evidence.parse(path.read_text("utf-8"))
     assert diagnose(evidence).name in case.expects
     assert Evidence.parse(evidence.to_json()) == evidence
 
 
-def test_there_is_a_record_of_each_case():
+def test_each_case_has_a_record():
     assert {path.stem.replace("--", "/") for path in RECORDED} == {case.name for case in CASES}
 
 
 @pytest.mark.parametrize("place", list(AT))
-def test_a_place_is_told_by_its_frame(place):
+def test_a_frame_identifies_a_place(place):
     assert place_of(stands(place)) is place
 
 
@@ -50,12 +50,12 @@ def test_a_place_is_told_by_its_frame(place):
         (Place.CLOSING, Place.STARTING),
     ],
 )
-def test_of_two_places_the_one_that_says_more_counts(outer, inner):
+def test_the_place_that_says_more_counts(outer, inner):
     assert place_of(Stack(stands(inner).frames + stands(outer).frames)) is outer
     assert place_of(Stack(stands(outer).frames + stands(inner).frames)) is outer
 
 
-SCHEDULED = Stack((Frame(SITE + "cluster_coordinator.py", 1, "execute_on"),), count=2)
+SCHEDULED = Stack((Frame(SITE + AT[Place.JOIN][0], 1, "execute_on"),), count=2)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ SCHEDULED = Stack((Frame(SITE + "cluster_coordinator.py", 1, "execute_on"),), co
          Name.STRANDED_AT_BARRIER, ["worker:0"]),
         (job(at(Place.CLOSING, quiet_secs=5.0), replace(ENDED, state=State.DEAD)),
          Name.SLOW_EXIT, ["worker:0"]),
-        # Threads are short only where several servers share fewer than they block.
+        # Threads are exhausted only if several servers share fewer threads than are blocked.
         *[(job(TaskEvidence("worker:0", stacks=(stands(Place.JOIN), SCHEDULED), **threads)),
            name, ["worker:0"])
           for threads, name in (({"servers": 3, "pool": 2}, Name.THREADS_EXHAUSTED),
@@ -109,14 +109,14 @@ SCHEDULED = Stack((Frame(SITE + "cluster_coordinator.py", 1, "execute_on"),), co
                                 ({"servers": 3}, Name.DEADLOCK))],
         (job(at(Place.CONNECTING)), Name.SLOW_START, ["worker:0"]),
         (Evidence((replace(PS, state=State.DEAD), at(Place.CONNECTING))), Name.PEER_DEAD, ["ps:0"]),
-        # Who waits for the chief has nothing to do without it, in a session of tfdist either.
+        # A trainer that waits for the chief cannot make progress, in a session of tfdist either.
         (job(at(Place.STARTING, "worker:1"), at(Place.RUN, state=State.STOPPED), works=True),
          Name.PEER_STOPPED, ["worker:0"]),
         (job(TaskEvidence("worker:1", stacks=(Stack(
             (Frame("/x/python3.11/threading.py", 1, "wait"),
              Frame("/x/tfdist/train/graph.py", 9, "_wait_until_ready"), MAIN), main=True),)),
              at(Place.RUN, state=State.STOPPED)), Name.PEER_STOPPED, ["worker:0"]),
-        # Who is at one end of each connection that is not acknowledged.
+        # The cause is the task at one end of each connection without acknowledgement.
         (job(replace(WAITS, unanswered=("worker:2",)), at(Place.RUN, "worker:1"),
              at(Place.RUN, "worker:2", unanswered=("ps:0",))),
          Name.PEER_UNREACHABLE, ["worker:2"]),
@@ -126,7 +126,7 @@ SCHEDULED = Stack((Frame(SITE + "cluster_coordinator.py", 1, "execute_on"),), co
          Name.PEER_UNREACHABLE, ["worker:0"]),
         (job(replace(WAITS, unanswered=("ps:0",)), at(Place.PYTHON, "worker:1")),
          Name.SLOW, ["worker:1"]),
-        # A long message goes to somebody bit by bit: the link is slow, or who takes it.
+        # A long message arrives bit by bit: the link or the receiver is slow.
         (job(at(Place.EXTENDING, sends_to=("ps:0",)), at(Place.EXTENDING, "worker:1")),
          Name.SLOW, ["worker:0"]),
         (Evidence((replace(PS, sends_to=("worker:0",)), WAITS)), Name.SLOW, ["ps:0"]),
@@ -136,15 +136,15 @@ SCHEDULED = Stack((Frame(SITE + "cluster_coordinator.py", 1, "execute_on"),), co
          Name.SLOW, ["worker:0"]),
         (job(replace(WAITS, sends_to=("ps:0",)), replace(ENDED, state=State.DEAD)),
          Name.SLOW, ["worker:0"]),
-        # The kernel of one that is stopped takes what it has room for.
+        # The kernel of a stopped task accepts as much as its buffer holds.
         (job(replace(WAITS, sends_to=("worker:1",)),
              at(Place.RUN, "worker:1", state=State.STOPPED)),
          Name.PEER_STOPPED, ["worker:1"]),
-        # Those that are missing are not the cause where somebody has something to do.
+        # Lost tasks are not the cause while a live task can make progress.
         *[(job(busy, replace(ENDED, state=state)), Name.SLOW, ["worker:0"])
           for busy in (at(Place.PYTHON), at(Place.RUN, works=True))
           for state in (State.STOPPED, State.DEAD, State.FAILED)],
-        # A session that tunes its input may take long to close, but not where a ps is missing.
+        # Autotuning may delay the close of a session, unless a ps is lost.
         (job(at(Place.CLOSING, quiet_secs=5.0)), Name.SLOW_EXIT, ["worker:0"]),
         *[(Evidence((replace(PS, state=state), at(Place.CLOSING, quiet_secs=5.0))), name, ["ps:0"])
           for state, name in ((State.STOPPED, Name.PEER_STOPPED),
@@ -160,18 +160,31 @@ SCHEDULED = Stack((Frame(SITE + "cluster_coordinator.py", 1, "execute_on"),), co
     ],
     ids=lambda value: value.value if isinstance(value, Name) else "",
 )  # fmt: skip
-def test_a_job_that_stands_still(evidence, name, culprits):
+def test_the_verdict_on_a_stalled_job(evidence, name, culprits):
     verdict = diagnose(evidence)
     assert (verdict.name, list(verdict.culprits)) == (name, culprits)
     assert verdict.because
     assert verdict.would_help or verdict.confidence is Confidence.CERTAIN
 
 
-def test_a_barrier_whose_name_is_known_makes_it_certain():
+def test_a_barrier_that_misses_the_task_makes_the_verdict_certain():
     barrier = BarrierEvidence("epoch_end", ("worker:0",), ("worker:1",))
     verdict = diagnose(job(at(Place.BARRIER), ENDED, barriers=(barrier,)))
     assert (verdict.name, verdict.confidence) == (Name.STRANDED_AT_BARRIER, Confidence.CERTAIN)
     assert any("'epoch_end'" in reason for reason in verdict.because)
+
+
+def test_the_verdict_on_a_stalled_job_names_the_barriers_at_which_trainers_wait():
+    barriers = (
+        BarrierEvidence("end", ("worker:1",), ("worker:0",)),
+        BarrierEvidence("x", (), ("a",)),
+    )
+    verdict = diagnose(job(WAITS, at(Place.BARRIER, "worker:1"), barriers=barriers))
+    assert (verdict.name, verdict.because[-1]) == (
+        Name.DEADLOCK,
+        "barrier 'end' waits for worker:0",
+    )
+    assert not any("'x'" in reason for reason in verdict.because)
 
 
 WELL = tuple(TaskEvidence(f"worker:{n}", state=State.ENDED, ended_secs=1.0) for n in range(2))
@@ -198,39 +211,40 @@ WELL = tuple(TaskEvidence(f"worker:{n}", state=State.ENDED, ended_secs=1.0) for 
                   missing=((2, 4),)), Name.PEER_STOPPED),
     ],
 )  # fmt: skip
-def test_a_job_that_is_over(evidence, name):
+def test_the_verdict_on_a_job_that_has_ended(evidence, name):
     assert diagnose(evidence).name is name
 
 
 @pytest.mark.parametrize(
     ("ago", "name"), [(5.0, Name.PEER_DEAD), (2.0, Name.TASK_FAILED)], ids=["before", "after"]
 )
-def test_a_task_that_was_killed_before_one_fails_is_the_cause(ago, name):
+def test_a_task_killed_before_another_one_fails_is_the_cause(ago, name):
     failed = replace(WELL[0], state=State.FAILED, ended_secs=3.0)
     killed = replace(WELL[1], state=State.DEAD, ended_secs=ago)
     assert diagnose(Evidence((failed, killed), over=True)).name is name
 
 
-def test_who_saves_is_the_chief():
+def test_the_chief_is_the_cause_of_an_early_checkpoint():
     verdict = diagnose(job(*WELL, over=True, step=9, saved_step=3))
     assert (verdict.name, verdict.culprits) == (Name.SAVED_TOO_EARLY, ("worker:0",))
 
 
-def test_a_barrier_at_which_somebody_else_is_missing_is_no_proof():
+def test_a_barrier_that_misses_another_task_proves_nothing():
     barrier = BarrierEvidence("other", ("worker:0",), ("worker:7",))
     verdict = diagnose(job(at(Place.BARRIER), ENDED, barriers=(barrier,)))
     assert (verdict.name, verdict.confidence) == (Name.STRANDED_AT_BARRIER, Confidence.LIKELY)
     assert not any("'other'" in reason for reason in verdict.because)
 
 
-def test_where_nothing_is_known_it_is_said_where_each_stands():
+def test_an_unknown_verdict_names_the_call_of_each_task():
     assert diagnose(job(at(Place.WAIT))).because == (
-        "worker:0 waits, outside of TensorFlow, wait (threading.py:1)",
+        "worker:0 waits in Python, outside TensorFlow: wait (threading.py:1), called by <module> "
+        "(train.py:10)",
     )
-    assert diagnose(Evidence(())).because == ("nothing was seen of any task",)
+    assert diagnose(Evidence(())).because == ("no trainer was seen that still has work to do",)
 
 
-def test_of_one_task_alone_it_is_not_said_for_whom_it_waits():
+def test_the_verdict_on_one_task_alone_does_not_name_the_task_that_it_waits_for():
     verdict = diagnose(Evidence((WAITS,), whole=False))
     assert (verdict.name, verdict.confidence) == (Name.UNKNOWN, Confidence.GUESS)
     assert "other tasks" in verdict.would_help
@@ -244,11 +258,11 @@ def test_of_one_task_alone_it_is_not_said_for_whom_it_waits():
         (at(Place.SERVER, steps=0), "worker:0", "which has to initialise", Confidence.LIKELY),
         (at(Place.SERVER, steps=3), "worker:1", "has done 3 steps", Confidence.LIKELY),
         (at(Place.RUN, steps=3), "worker:1", "has done 3 steps", Confidence.LIKELY),
-        (at(Place.RUN, steps=0), "worker:1", "in a run of the graph", Confidence.GUESS),
+        (at(Place.RUN, steps=0), "worker:1", "is in Session.run", Confidence.GUESS),
         (replace(ENDED, name="worker:0"), "worker:1", "has ended", Confidence.LIKELY),
     ],
 )
-def test_who_is_not_initialised_is_told_by_what_the_chief_does(chief, culprit, reason, confidence):
+def test_the_chief_explains_why_variables_are_not_initialised(chief, culprit, reason, confidence):
     verdict = diagnose(job(chief, at(Place.STARTING, "worker:1", quiet_secs=60.0)))
     assert (verdict.name, verdict.culprits) == (Name.NOT_INITIALIZED, (culprit,))
     assert reason in verdict.because[-1]
@@ -256,24 +270,26 @@ def test_who_is_not_initialised_is_told_by_what_the_chief_does(chief, culprit, r
 
 
 @pytest.mark.parametrize("state", [State.STOPPED, State.DEAD, State.FAILED])
-def test_where_it_is_only_slow_it_is_said_who_is_missing(state):
+def test_the_verdict_on_a_slow_job_names_the_lost_tasks(state):
     verdict = diagnose(job(at(Place.PYTHON), replace(ENDED, state=state)))
     assert f"worker:1 {state.value} 3 s ago" in verdict.because
     assert len(diagnose(job(at(Place.PYTHON), replace(WAITS, name="worker:1"))).because) == 1
 
 
-def test_how_many_functions_of_a_coordinator_run_is_said():
+def test_the_verdict_counts_the_functions_that_a_coordinator_has_scheduled():
     path = next(path for path in RECORDED if path.stem == "coordinator--blocking-barrier")
     because = diagnose(Evidence.parse(path.read_text("utf-8"))).because
-    assert any("functions that chief:0 has scheduled run" in reason for reason in because)
+    assert any("functions that chief:0 scheduled are running" in reason for reason in because)
 
 
-def test_what_a_lost_task_has_left_is_said_with_five_ranges_at_most():
+def test_at_most_five_ranges_of_missing_examples_are_shown():
     lost, missing = replace(WELL[1], state=State.DEAD), [(n, n + 1) for n in range(0, 14, 2)]
-    told = diagnose(Evidence((WELL[0], lost), over=True, expected=14, missing=tuple(missing)))
-    assert told.because[-1] == "nobody read 0, 2, 4, 6, 8, and 2 ranges more"
-    told = diagnose(Evidence((WELL[0], lost), over=True, expected=14, missing=tuple(missing[:5])))
-    assert told.because[-1] == "nobody read 0, 2, 4, 6, 8"
+    verdict = diagnose(Evidence((WELL[0], lost), over=True, expected=14, missing=tuple(missing)))
+    assert verdict.because[-1] == "no task read the examples 0, 2, 4, 6, 8, and 2 more ranges"
+    verdict = diagnose(
+        Evidence((WELL[0], lost), over=True, expected=14, missing=tuple(missing[:5]))
+    )
+    assert verdict.because[-1] == "no task read the examples 0, 2, 4, 6, 8"
     not_counted = diagnose(Evidence((WELL[0], lost), over=True))
     assert (not_counted.name, len(not_counted.because)) == (Name.PEER_DEAD, 1)
 
@@ -292,29 +308,46 @@ def test_what_a_lost_task_has_left_is_said_with_five_ranges_at_most():
          Name.THREADS_EXHAUSTED),
     ],
 )  # fmt: skip
-def test_of_one_task_alone_what_it_does_itself_is_said(task, name):
+def test_the_verdict_on_one_task_alone(task, name):
     assert diagnose(Evidence((task,), whole=False)).name is name
 
 
-def test_who_has_not_done_a_step_is_pointed_to_the_place_of_its_queue():
+def test_a_deadlock_before_the_first_step_points_to_the_placement_of_the_queue():
     others = [at(Place.RUN, f"worker:{n}", steps=0) for n in range(2)]
     assert "a queue is shared only" in diagnose(job(*others)).would_help
     others[1] = replace(others[1], steps=1)
     assert "a queue is shared only" not in diagnose(job(*others)).would_help
 
 
-def test_that_all_is_well_is_certain_only_where_the_examples_were_counted():
+def test_fine_is_certain_only_if_the_examples_were_counted():
     counted, not_counted = Evidence(WELL, over=True, expected=4), Evidence(WELL, over=True)
     assert diagnose(counted).confidence is Confidence.CERTAIN
     assert diagnose(not_counted).confidence is Confidence.LIKELY
 
 
-def test_each_name_has_advice():
+def test_each_verdict_has_advice():
     assert all(name.advice for name in Name)
 
 
-def test_a_verdict_reads_as_one_line():
-    text = str(diagnose(job(WAITS, ENDED)))
-    assert text.startswith("STRANDED_AT_BARRIER (worker:1): worker:1 has ended 3 s ago; ")
-    assert text.endswith("[likely]")
-    assert "\n" not in text
+def test_a_verdict_as_text():
+    verdict = diagnose(job(WAITS, ENDED))
+    ends = "worker:1 has ended 3 s ago"
+    call = "_call_tf_sessionrun (session.py:1), called by <module> (train.py:10)"
+    waits = f"worker:0 is in Session.run: {call}"
+    heading = "STRANDED_AT_BARRIER, cause: worker:1 (likely)"
+    assert str(verdict) == f"{heading}: {ends}; {waits}"
+    first, *because, more, advice = verdict.lines()
+    assert (first, because) == (f"verdict: {heading}", [f"  {ends}", f"  {waits}"])
+    assert more.startswith("to be more certain: ")
+    assert advice.startswith("what to do: ")
+
+
+def test_a_verdict_without_a_cause_names_the_tasks_as_such():
+    assert diagnose(job(at(Place.WAIT))).heading == "UNKNOWN, task: worker:0 (a guess)"
+    slow = diagnose(job(WAITS, at(Place.PYTHON, "worker:1")))
+    assert slow.heading == "SLOW, task: worker:1 (likely)"
+
+
+def test_each_verdict_is_explained_in_the_documentation():
+    page = (Path(__file__).parents[2] / "docs" / "hang.md").read_text("utf-8")
+    assert [name for name in Name if f"\n| `{name.value}` |" not in page] == []

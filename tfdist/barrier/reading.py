@@ -3,50 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from tfdist.barrier.connection import Connection, Snapshot
 from tfdist.deadline import Deadline
 from tfdist.errors import ConfigError
-from tfdist.runs.barrier_notes import BarrierNote
-
-ARRIVED, MISSING, RESIGNED = "arrived", "missing", "resigned"
-
-
-@dataclass(frozen=True)
-class Place:
-    """A trainer's place at a barrier.
-
-    Attributes:
-        trainer: its name.
-        state: ARRIVED in the present generation, MISSING there, or RESIGNED.
-        seconds: since it last arrived, in whichever generation; None if it never has.
-    """
-
-    trainer: str
-    state: str
-    seconds: float | None
-
-
-@dataclass(frozen=True)
-class BarrierReport:
-    """How a barrier stands.
-
-    Attributes:
-        name: of the barrier.
-        generation: that is being waited for; None if the ps knows no such barrier (yet).
-        places: of its parties by rank.
-        acts: whether its action runs, on the trainer of rank 0.
-        broken: why it is broken; None if it is not.
-        problem: why nothing else is known of it; None if something is.
-    """
-
-    name: str
-    generation: int | None = None
-    places: tuple[Place, ...] = ()
-    acts: bool = False
-    broken: str | None = None
-    problem: str | None = None
+from tfdist.runs.barrier_notes import (
+    ARRIVED,
+    MISSING,
+    RESIGNED,
+    BarrierNote,
+    BarrierReport,
+    Place,
+)
 
 
 def read_barrier(

@@ -1,28 +1,39 @@
-"""`tfdist stacks`: where the tasks of a job stand, when it stands still."""
+"""`tfdist stacks`: prints the stacks of a job's tasks, and a verdict."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 
-from rich.console import Console
-
 from tfdist.cli.arguments import add_json, add_run
+from tfdist.cli.exit_codes import HELD, NOT_HELD
 from tfdist.cli.output import PipeConsole
 from tfdist.diagnosis.barriers import ask
-from tfdist.diagnosis.foreign import show_processes
-from tfdist.diagnosis.job_stacks import stacks_of
-from tfdist.diagnosis.report import report_of
-from tfdist.diagnosis.thread_text import verdict_lines
+from tfdist.diagnosis.collect import (
+    ProcessView,
+    TaskView,
+    evidence_of_processes,
+    process_of,
+    view_job,
+    view_processes,
+)
+from tfdist.diagnosis.report import (
+    job_json,
+    job_lines,
+    process_json,
+    process_lines,
+    report_of,
+)
+from tfdist.diagnosis.rules import diagnose
 from tfdist.errors import ConfigError
 from tfdist.runs.folder import RunFolder
 from tfdist.runs.live import chosen_run, while_it_lasts
 
 _DESCRIPTION = """\
-Asks each task of a job of `tfdist run` where its threads stand, and prints the stacks, the most
-recent call first. It works while a task is stuck inside of TensorFlow. Of a job that is over it
-says how each task ended.
+Prints the stacks of each task of a job that `tfdist run` started, the most recent call first, also
+while a task is stuck in TensorFlow. For a job that has ended it prints how each task ended.
 """
 
 
@@ -30,20 +41,20 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Adds `stacks` to the subcommands."""
     parser = commands.add_parser(
         "stacks",
-        help="show where the tasks of a job stand",
+        help="print the stacks of a job's tasks, and why the job hangs",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add_run(parser)
-    parser.add_argument("--task", metavar="NAME", help="this one alone, such as worker:1")
+    parser.add_argument("--task", metavar="NAME", help="only this task, such as worker:1")
     parser.add_argument(
-        "--native", action="store_true", help="also the frames of C and C++, by py-spy"
+        "--native", action="store_true", help="also print the frames of C and C++, by py-spy"
     )
     parser.add_argument(
         "--verdict",
         action="store_true",
-        help="also what the matter is, if it stands still; looks for some seconds",
+        help="first print why the job hangs; this takes some seconds",
     )
     add_json(parser)
     parser.add_argument(
@@ -51,46 +62,63 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=int,
         nargs="+",
         metavar="PID",
-        help="any processes instead of a run: what the kernel and py-spy tell; they get no signal",
+        help="any processes instead of a run, read by /proc and py-spy; they get no signal",
     )
     parser.set_defaults(command_function=command)
 
 
 def command(parsed: argparse.Namespace) -> int:
-    """Prints where everybody stands and returns the exit code."""
-    console = PipeConsole(highlight=False, markup=False, emoji=False)
+    """Prints the stacks; returns 1 if a task or a process could not be read or is not well."""
     if parsed.pid is not None:
         if parsed.run is not None or parsed.task is not None:
             raise ConfigError("--pid", parsed.pid, "goes with neither RUN nor --task")
-        return show_processes(
-            parsed.pid,
-            console,
-            native=parsed.native,
-            diagnosed=parsed.verdict,
-            as_json=parsed.json,
-        )
+        return _processes(parsed)
     run = chosen_run(parsed.run)
     with while_it_lasts(run):
-        return _command_of_run(parsed, console, run)
+        return _job(parsed, run)
 
 
-def _command_of_run(parsed: argparse.Namespace, console: Console, run: RunFolder) -> int:
+def _processes(parsed: argparse.Namespace) -> int:
+    for pid in parsed.pid:
+        process_of(pid)
+    verdict = diagnose(evidence_of_processes(parsed.pid)) if parsed.verdict else None
+    views = view_processes(parsed.pid, native=parsed.native)
+    if parsed.json:
+        about = {"exit_code": _code(views), "processes": [*map(process_json, views)]}
+        print(json.dumps({**about, "verdict": verdict and asdict(verdict)}))
+        return _code(views)
+    console = _console()
+    for line in (*(verdict.lines() if verdict else ()), *process_lines(views, console.width)):
+        console.print(line, soft_wrap=True)
+    return _code(views)
+
+
+def _job(parsed: argparse.Namespace, run: RunFolder) -> int:
     names = run.about.tasks
     if parsed.task is not None:
         if parsed.task not in names:
             raise ConfigError("--task", parsed.task, f"one of {', '.join(names)}")
         names = (parsed.task,)
     if not parsed.verdict:
-        stacks, verdict = stacks_of(run, names, native=parsed.native), None
+        job, verdict = view_job(run, names, native=parsed.native), None
     elif parsed.task is not None:
-        raise ConfigError("--verdict", parsed.task, "is on all tasks; it goes without --task")
+        raise ConfigError("--verdict", parsed.task, "needs all tasks; leave out --task")
     else:
         report = report_of(run, run.about.trainers, ask, native=parsed.native)
-        stacks, verdict = report.stacks, report.verdict
+        job, verdict = report.job, report.verdict
     if parsed.json:
-        print(json.dumps({**stacks.as_json(), "verdict": verdict and asdict(verdict)}))
-        return stacks.exit_code
-    for line in verdict_lines(verdict) if verdict is not None else ():
+        about = {**job_json(job), "exit_code": _code(job.tasks)}
+        print(json.dumps({**about, "verdict": verdict and asdict(verdict)}))
+        return _code(job.tasks)
+    console = _console()
+    for line in (*(verdict.lines() if verdict else ()), *job_lines(job, console.width)):
         console.print(line, soft_wrap=True)
-    stacks.show(console)
-    return stacks.exit_code
+    return _code(job.tasks)
+
+
+def _code(views: Sequence[TaskView | ProcessView]) -> int:
+    return HELD if all(view.is_well for view in views) else NOT_HELD
+
+
+def _console() -> PipeConsole:
+    return PipeConsole(highlight=False, markup=False, emoji=False)

@@ -1,4 +1,4 @@
-"""`tfdist status`: shows the tasks of a job, and which trainers each barrier waits for."""
+"""`tfdist status`: prints the tasks of a job, and the trainers that each barrier waits for."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import json
 import os
 
 from tfdist.cli.arguments import add_json, add_run
+from tfdist.cli.exit_codes import HELD, NOT_HELD
 from tfdist.cli.output import PipeConsole
 from tfdist.cluster.ports import is_listening
 from tfdist.diagnosis.barriers import ask
@@ -16,12 +17,10 @@ from tfdist.runs.folder import RunFolder
 from tfdist.runs.live import chosen_run, while_it_lasts
 from tfdist.task import Task, parse_address
 
-_NOT_WELL = 1
-
 _DESCRIPTION = """\
-Shows how each task of a job of `tfdist run` is: whether it runs, what it uses, how far it is, and
-whether its server listens; and who has arrived at each of its barriers, and who is missing. Of a
-job that is over it says how each task ended.
+Prints the state of each task of a job that `tfdist run` started: its CPU time, memory and progress,
+and whether its server listens. Prints for each barrier the trainers that have arrived and those
+that are missing. For a job that has ended it prints how each task ended.
 """
 
 
@@ -29,7 +28,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Adds `status` to the subcommands."""
     parser = commands.add_parser(
         "status",
-        help="show how the tasks of a job are",
+        help="print the state of a job's tasks, and the trainers that a barrier waits for",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -39,7 +38,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--local",
         action="store_true",
-        help="no job: exit code 0 if the server of the task that TF_CONFIG names listens, 1 if not",
+        help="check only the server of the task in TF_CONFIG: 0 if it listens, 1 if not",
     )
     parser.set_defaults(command_function=command)
 
@@ -47,7 +46,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def command(parsed: argparse.Namespace) -> int:
     """Prints the tables and returns the exit code.
 
-    It is 1 if a task is stopped, gone or has failed, or if the ps does not tell of the barriers.
+    It is 1 if a task is stopped, gone or has failed, or if the ps does not report the barriers.
     """
     if parsed.local:
         return _local(parsed)
@@ -60,21 +59,22 @@ def _status(parsed: argparse.Namespace, run: RunFolder) -> int:
     status = status_of(run)
     if parsed.json:
         barriers = status.barriers(ask)
-        print(json.dumps(status.as_json(barriers)))
-        return status.exit_code(barriers)
+        code = HELD if status.is_well(barriers) else NOT_HELD
+        print(json.dumps({**status.as_json(barriers), "exit_code": code}))
+        return code
     console = PipeConsole(highlight=False, markup=False, emoji=False)
     status.show_tasks(console)
-    # The first table does not wait for TensorFlow, which the second one needs.
+    # Only the second table needs TensorFlow, which takes seconds to import.
     barriers = status.barriers(ask)
     show_barriers(barriers, console)
-    return status.exit_code(barriers)
+    return HELD if status.is_well(barriers) else NOT_HELD
 
 
 def _local(parsed: argparse.Namespace) -> int:
     if parsed.run is not None:
         raise ConfigError("RUN", parsed.run, "does not go with --local")
     if not os.environ.get("TF_CONFIG"):
-        raise ConfigError("TF_CONFIG", None, "--local needs it, to know which task it is")
+        raise ConfigError("TF_CONFIG", None, "--local needs it to find the task")
     task = Task.from_env()
     if task.task_type == "evaluator":
         raise ConfigError("TF_CONFIG.task.type", task.task_type, "an evaluator has no server")
@@ -82,5 +82,5 @@ def _local(parsed: argparse.Namespace) -> int:
     if parsed.json:
         print(json.dumps({"task": task.name, "address": task.address, "listens": listens}))
     else:
-        print(f"{task.name}: {'listens' if listens else 'nobody listens'} at {task.address}")
-    return 0 if listens else _NOT_WELL
+        print(f"{task.name}: {'listens' if listens else 'does not listen'} at {task.address}")
+    return HELD if listens else NOT_HELD

@@ -1,4 +1,4 @@
-"""What was seen of a job that stands still or is over: all that a verdict is made of."""
+"""What was seen of a job that has stalled or ended: the records from which a verdict is made."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 Range = tuple[int, int]
 
@@ -24,15 +24,27 @@ class Frame:
         return f"{self.function} ({self.file.rpartition('/')[2]}:{self.line or '?'})"
 
 
-@dataclass(frozen=True)
-class Stack:
-    """Where `count` threads stand, the most recent call first.
+class Known(NamedTuple):
+    """Functions that the rules recognise in a stack.
 
     Attributes:
-        frames: none where a thread runs no Python.
-        count: threads with the same frames.
+        file: the end of the path of the file that defines them.
+        functions: their names, without a class, as faulthandler writes them.
+    """
+
+    file: str
+    functions: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The calls that `count` threads are in, the most recent call first.
+
+    Attributes:
+        frames: empty for a thread that runs no Python.
+        count: number of threads with the same frames.
         main: whether one of them is the main thread.
-        cut: whether there are older calls, which faulthandler leaves out.
+        cut: whether faulthandler left out older calls.
     """
 
     frames: tuple[Frame, ...]
@@ -40,15 +52,26 @@ class Stack:
     main: bool = False
     cut: bool = False
 
-    def has(self, function: str, file: str) -> bool:
-        """Whether `function` of a file whose path ends with `file` is being called."""
-        return any(
-            frame.function == function and frame.file.endswith(file) for frame in self.frames
-        )
+    @property
+    def threads(self) -> str:
+        """The threads that have this stack: "main thread and 2 threads"."""
+        others = self.count - self.main
+        parts = ["main thread"] if self.main else []
+        parts += [f"{others} thread{'' if others == 1 else 's'}"] if others else []
+        return " and ".join(parts)
+
+    def calls(self, known: Known) -> bool:
+        """Whether one of these functions is among the calls."""
+        return any(is_call_of(frame, known) for frame in self.frames)
+
+
+def is_call_of(frame: Frame, known: Known) -> bool:
+    """Whether the frame is a call of one of these functions."""
+    return frame.function in known.functions and frame.file.endswith(known.file)
 
 
 def folded(threads: Iterable[Stack]) -> tuple[Stack, ...]:
-    """Threads that stand at the same place as one, and that of the main thread first."""
+    """One stack for all threads with the same calls; the main thread's stack comes first."""
     counts: dict[tuple[tuple[Frame, ...], bool], tuple[int, bool]] = {}
     for stack in threads:
         count, main = counts.get((stack.frames, stack.cut), (0, False))
@@ -58,7 +81,7 @@ def folded(threads: Iterable[Stack]) -> tuple[Stack, ...]:
 
 
 class State(str, enum.Enum):
-    """Whether a task lives."""
+    """The state of a task's process."""
 
     ABSENT = "has not started"
     RUNS = "runs"
@@ -69,100 +92,114 @@ class State(str, enum.Enum):
 
 
 class Place(str, enum.Enum):
-    """What a thread does, told by its Python functions."""
+    """What a thread is doing, as its Python calls show."""
 
-    BARRIER = "at a barrier of tfdist"
-    JOIN = "in ClusterCoordinator.join"
-    STARTING = "waits for the chief to initialise"
+    BARRIER = "waits at a tfdist.Barrier"
+    JOIN = "waits in ClusterCoordinator for its scheduled functions"
+    STARTING = "waits for the chief to initialise the variables"
     CONNECTING = "waits for a ps to listen"
-    CLOSING = "closes its session"
-    STOPPING = "waits for its own threads, in Coordinator.join"
-    EXTENDING = "sends its graph to all tasks"
+    CLOSING = "is closing its session"
+    STOPPING = "waits for its own threads to end, in Coordinator.join"
+    EXTENDING = "is creating a session, which sends the graph to every task"
     INPUT = "waits for its input"
-    RUN = "in a run of the graph"
-    EAGER = "in an operation"
-    IMPORT = "imports"
-    SERVER = "serves"
-    WAIT = "waits, outside of TensorFlow"
-    PYTHON = "in Python, and waits for nobody there"
-    UNKNOWN = "nobody knows where"
+    RUN = "is in Session.run"
+    EAGER = "is in a TensorFlow operation"
+    IMPORT = "is importing modules"
+    SERVER = "is serving"
+    WAIT = "waits in Python, outside TensorFlow"
+    PYTHON = "is running Python code"
+    UNKNOWN = "runs no Python that could be read"
 
 
 _SESSION = "tensorflow/python/client/session.py"
 _BARRIER = "tfdist/barrier/interface.py"
 _COORDINATOR = "tensorflow/python/distribute/coordinator/cluster_coordinator.py"
-
-# Asked in this order: a call that others are made for comes before them. File, functions, place.
-_PLACES: tuple[tuple[str, tuple[str, ...], Place], ...] = (
-    ("<frozen importlib._bootstrap>", ("_find_and_load",), Place.IMPORT),
-    (_BARRIER, ("wait",), Place.BARRIER),
-    (_COORDINATOR, ("join", "schedule", "fetch"), Place.JOIN),
-    (_SESSION, ("close",), Place.CLOSING),
-    (_SESSION, ("_extend_graph",), Place.EXTENDING),
-    ("tensorflow/python/training/session_manager.py", ("wait_for_session",), Place.STARTING),
-    ("tfdist/train/graph.py", ("_wait_until_ready",), Place.STARTING),
-    ("tfdist/cluster/server.py", ("_wait_for_ps",), Place.CONNECTING),
-    ("tensorflow/python/training/coordinator.py", ("join",), Place.STOPPING),
+BARRIER_ACTION = Known("tfdist/barrier/participant.py", ("_act",))
+WAIT_FOR_SESSION = Known("tensorflow/python/training/session_manager.py", ("wait_for_session",))
+SCHEDULED_FUNCTION = Known(_COORDINATOR, ("execute_on",))
+SCRIPT_OP = Known("tensorflow/python/ops/script_ops.py", ("__call__",))
+GENERATOR = Known("tensorflow/python/data/ops/from_generator_op.py", ("generator_py_func",))
+# In order: a call that is made on behalf of another one comes after it. Names of TensorFlow 2.21;
+# tests/tf/test_known_functions.py looks for each in the TensorFlow that is installed.
+PLACES: tuple[tuple[Known, Place], ...] = (
+    (Known("<frozen importlib._bootstrap>", ("_find_and_load",)), Place.IMPORT),
+    (Known(_BARRIER, ("wait",)), Place.BARRIER),
+    (Known(_COORDINATOR, ("join", "schedule", "fetch")), Place.JOIN),
+    (Known(_SESSION, ("close",)), Place.CLOSING),
+    (Known(_SESSION, ("_extend_graph",)), Place.EXTENDING),
+    (WAIT_FOR_SESSION, Place.STARTING),
+    (Known("tfdist/train/graph.py", ("_wait_until_ready",)), Place.STARTING),
+    (Known("tfdist/cluster/server.py", ("_wait_for_ps",)), Place.CONNECTING),
+    (Known("tensorflow/python/training/coordinator.py", ("join",)), Place.STOPPING),
     (
-        "tensorflow/python/ops/gen_dataset_ops.py",
-        ("iterator_get_next", "iterator_get_next_sync", "iterator_get_next_as_optional"),
+        Known(
+            "tensorflow/python/ops/gen_dataset_ops.py",
+            ("iterator_get_next", "iterator_get_next_sync", "iterator_get_next_as_optional"),
+        ),
         Place.INPUT,
     ),
-    (_SESSION, ("_call_tf_sessionrun",), Place.RUN),
-    ("tensorflow/python/training/server_lib.py", ("join",), Place.SERVER),
-    ("tfdist/cluster/server.py", ("serve",), Place.SERVER),
-    ("tensorflow/python/eager/execute.py", ("quick_execute",), Place.EAGER),
-    ("tensorflow/python/eager/context.py", ("call_function",), Place.EAGER),
+    (Known(_SESSION, ("_call_tf_sessionrun",)), Place.RUN),
+    (Known("tensorflow/python/training/server_lib.py", ("join",)), Place.SERVER),
+    (Known("tfdist/cluster/server.py", ("serve",)), Place.SERVER),
+    (Known("tensorflow/python/eager/execute.py", ("quick_execute",)), Place.EAGER),
+    (Known("tensorflow/python/eager/context.py", ("call_function",)), Place.EAGER),
+)
+KNOWN = (
+    *(known for known, _ in PLACES),
+    *(BARRIER_ACTION, SCHEDULED_FUNCTION, SCRIPT_OP, GENERATOR),
 )
 # Files whose functions call into TensorFlow's library.
 _CALLS_INTO_TENSORFLOW = re.compile(r"/tensorflow/python/(eager/|client/|.*/gen_\w+_ops\.py$)")
 # Modules of the standard library in which a thread waits.
-_WAITING = ("threading.py", "queue.py", "selectors.py", "socket.py", "subprocess.py")
+WAITING_MODULES = ("threading.py", "queue.py", "selectors.py", "socket.py", "subprocess.py")
+# Files that are not the user's; the scripts of the lab's cases count as a user's.
+_LIBRARY = re.compile(
+    r"^<|/(site|dist)-packages/|/lib/python3[^/]*/|/tensorflow/python/|/tfdist/(?!repro/scenarios/)"
+)
 
 
 def place_of(stack: Stack) -> Place:
-    """What the thread with these calls does."""
+    """What the thread with these calls is doing."""
     if not stack.frames:
         return Place.UNKNOWN
     for number, frame in enumerate(stack.frames[1:], start=1):
-        if frame.function == "_act" and frame.file.endswith(_BARRIER):
-            # The chief, in the action: the others wait for it.
+        if is_call_of(frame, BARRIER_ACTION):
+            # The chief runs the barrier's action, for which the other trainers wait.
             stack = Stack(stack.frames[:number])
-    for file, functions, place in _PLACES:
-        if any(stack.has(function, file) for function in functions):
+    for known, place in PLACES:
+        if stack.calls(known):
             return place
     top = stack.frames[0].file
-    # The rest of TensorFlow's Python builds a graph, say, and waits for nobody.
+    # The rest of TensorFlow's Python, such as the building of a graph, waits for no other task.
     if _CALLS_INTO_TENSORFLOW.search(top):
         return Place.EAGER
-    return Place.WAIT if top.rpartition("/")[2] in _WAITING else Place.PYTHON
+    return Place.WAIT if top.rpartition("/")[2] in WAITING_MODULES else Place.PYTHON
 
 
 @dataclass(frozen=True)
 class TaskEvidence:
-    """What was seen of a task; of what was not, the default says nothing.
+    """What was seen of a task. A default means that nothing was seen.
 
     Attributes:
         name: such as "worker:1".
         trains: whether it runs a training loop; a ps and a server do not.
-        state: whether it lives.
-        ended_secs: ago, if it does not.
+        state: of its process.
+        ended_secs: seconds since its process ended, if it did.
         error: the last line of its failure.
-        stacks: of its Python threads; that of the main thread first, if it is marked so.
-        waits: for each function of the kernel in which threads wait, how many do.
-        works: whether it has used the CPU, or read from a disk, while it was looked at.
-        unanswered: names of the tasks, or addresses, whose machine does not acknowledge what it
-            has sent them.
-        sends_to: names of the tasks, or addresses, that took a long message of it bit by bit while
-            it was looked at.
-        quiet_secs: since it got on, by its own word.
-        left: whether it takes no further part, by its own word, though it lives.
-        steps: how many it has done, by its own word.
-        servers: how many servers of the cluster run in its process.
-        pool: how many operations may block in its process at the same time.
-        recovery_secs: between two looks whether the chief has initialised.
-        grace_secs: for which it may wait for its own threads when it ends.
-        close_secs: that its session may take to close; with an input that tunes itself a minute.
+        stacks: of its Python threads, the main thread first if it is known.
+        waits: for each kernel function, the number of threads that wait in it.
+        works: whether it used the CPU, or read from a disk, during the sample.
+        unanswered: peers (task names or addresses) whose machine does not acknowledge data.
+        sends_to: peers (task names or addresses) that took part of a long message during the
+            sample.
+        quiet_secs: seconds since its last sign of progress.
+        left: whether it noted that it takes no further part, although its process runs.
+        steps: number of steps that it noted.
+        servers: number of servers of the cluster in its process.
+        pool: number of operations that may block in its process at the same time.
+        recovery_secs: interval at which it checks whether the chief has initialised.
+        grace_secs: how long it may wait for its own threads when it ends.
+        close_secs: how long its session may take to close; a minute if its input tunes itself.
     """
 
     name: str
@@ -185,28 +222,33 @@ class TaskEvidence:
     close_secs: float = 60.0
 
     @property
+    def main(self) -> Stack | None:
+        """The stack of its main thread."""
+        return next((stack for stack in self.stacks if stack.main), None)
+
+    @property
     def place(self) -> Place:
-        """Where its main thread stands."""
-        main = [stack for stack in self.stacks if stack.main]
-        return place_of(main[0]) if main else Place.UNKNOWN
+        """What its main thread is doing."""
+        return place_of(self.main) if self.main is not None else Place.UNKNOWN
 
     @property
     def alive(self) -> bool:
-        """Whether its process does."""
+        """Whether its process exists."""
         return self.state in (State.RUNS, State.STOPPED)
 
     @property
     def call(self) -> str | None:
-        """The most recent call of its main thread, as a user would look for it."""
-        for stack in self.stacks:
-            if stack.main and stack.frames:
-                return str(stack.frames[0])
-        return None
+        """The most recent call of its main thread, and the user's call that led to it."""
+        if self.main is None or not self.main.frames:
+            return None
+        top = self.main.frames[0]
+        user = next((one for one in self.main.frames if not _LIBRARY.search(one.file)), top)
+        return str(top) if user == top else f"{top}, called by {user}"
 
 
 @dataclass(frozen=True)
 class BarrierEvidence:
-    """Who waits at a barrier, and for whom."""
+    """The trainers that wait at a barrier, and those that have not arrived."""
 
     name: str
     arrived: tuple[str, ...]
@@ -218,16 +260,16 @@ class Evidence:
     """What was seen of a job.
 
     Attributes:
-        tasks: all of it.
-        over: whether the job is; else it stands still.
-        whole: whether all tasks were looked at, and not one alone.
-        seconds: since anybody got on.
-        barriers: at which somebody waits.
-        expected: how many examples there are to read; None if that is not known.
-        missing: ranges of examples that nobody read.
+        tasks: all tasks.
+        over: whether the job has ended; otherwise it has stalled.
+        whole: whether these are all tasks of the job.
+        seconds: since the last progress of any task.
+        barriers: those at which a trainer waits.
+        expected: number of examples to read; None if it is not known.
+        missing: ranges of examples that no trainer read.
         duplicates: ranges of examples that were read more than once.
         step: the global step at the end.
-        saved_step: that of the last checkpoint.
+        saved_step: the global step of the last checkpoint.
     """
 
     tasks: tuple[TaskEvidence, ...]
@@ -242,12 +284,12 @@ class Evidence:
     saved_step: int | None = None
 
     def to_json(self) -> str:
-        """All of it, for `parse`."""
+        """The text that `parse` reads."""
         return json.dumps(asdict(self))
 
     @classmethod
     def parse(cls, text: str) -> Evidence:
-        """From what `to_json` gave."""
+        """The evidence that `to_json` wrote."""
         values = json.loads(text)
         tasks = tuple(_task(task) for task in values.pop("tasks"))
         barriers = tuple(

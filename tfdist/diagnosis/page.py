@@ -1,16 +1,18 @@
-"""The report on a run as one HTML page that needs nothing else: no script, no font, no picture."""
+"""The report on a run as one HTML page without scripts, fonts, or external files."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
 from tfdist.diagnosis.evidence import Evidence, TaskEvidence
-from tfdist.diagnosis.timeline import Track
 from tfdist.diagnosis.verdict import Verdict
 from tfdist.runs import events as notes
+from tfdist.runs.events import Noted, noted
+from tfdist.runs.folder import RunFolder, TaskRecord
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1d2733; background: #fff;
@@ -34,37 +36,129 @@ _COLORS = {
 }
 _WAIT = "#f3c6c1"
 _LEGEND = {
-    _COLORS[notes.STEP]: "a step",
-    _WAIT: "waits",
-    _COLORS[notes.SAVED]: "saved, or ended",
+    _COLORS[notes.STEP]: "progress",
+    _WAIT: "waiting",
+    _COLORS[notes.SAVED]: "saved or ended",
     _COLORS[notes.LEFT]: "takes no further part",
-    _COLORS[notes.FAULT]: "a failure, or a fault",
+    _COLORS[notes.FAULT]: "failure or injected fault",
 }
 
 
-_DOCS = Path(__file__).parents[2] / "docs"  # of the checkout that this file is in
+_DOCS = Path(__file__).parents[2] / "docs"  # in a checkout
 
 
 def docs_page(name: str) -> str:
-    """The address of a page of the documentation; where there is no checkout, only its name."""
+    """The address of a page of the documentation; outside a checkout only its name."""
     path = _DOCS / name
     return path.as_uri() if path.exists() else f"docs/{name}"
 
 
 @dataclass(frozen=True)
+class Event:
+    """A mark on the timeline of a task.
+
+    Attributes:
+        at: seconds since the run began.
+        kind: as in `tfdist.runs.events`.
+        text: what happened.
+    """
+
+    at: float
+    kind: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Track:
+    """The timeline of a task.
+
+    Attributes:
+        name: of the task.
+        attempts: the begin and end of each of its processes, in seconds since the run began.
+        events: in order of time.
+    """
+
+    name: str
+    attempts: tuple[tuple[float, float], ...]
+    events: tuple[Event, ...]
+
+
+def timeline(
+    run: RunFolder, until: float, events: Mapping[str, Sequence[Event]] | None = None
+) -> tuple[Track, ...]:
+    """The timelines of the tasks of a run.
+
+    Args:
+        run: that goes on, or has ended.
+        until: the end of the timelines, in seconds since the run began.
+        events: of each task; None for the notes of the tasks of a case of the lab.
+    """
+    about, said = run.about, noted(run) if events is None else {}
+    records: dict[str, list[TaskRecord]] = {name: [] for name in about.tasks}
+    for record in run.records():
+        records[record.name].append(record)
+    return tuple(
+        Track(
+            name,
+            tuple(
+                (
+                    record.began - about.began,
+                    min(until, (record.ended or float("inf")) - about.began),
+                )
+                for record in records
+            ),
+            _events(said.get(name, Noted()), about.monotonic, until)
+            if events is None
+            else tuple(events.get(name, ())),
+        )
+        for name, records in records.items()
+    )
+
+
+def _events(one: Noted, began: float, until: float) -> tuple[Event, ...]:
+    events = [
+        Event(note.at - began, note.kind, _event_text(note))
+        for record in one.attempts
+        for note in record
+        if note.kind != notes.ABOUT and note.at - began <= until
+    ]
+    return tuple(sorted(events, key=lambda event: event.at))
+
+
+def _event_text(note: notes.Note) -> str:
+    if note.kind == notes.STEP:
+        return f"step, examples {_shown(note.values['read'])}"
+    if note.kind == notes.SAVED:
+        return f"saved at step {note.values['step']}"
+    if note.kind == notes.FAULT:
+        return f"{note.values['what']} {note.values['task']}"
+    return {
+        notes.LEFT: "takes no further part",
+        notes.ENDED: "ended",
+        notes.FAILED: f"failed: {note.values.get('error')}",
+    }[note.kind]
+
+
+def _shown(read: Sequence[int]) -> str:
+    if not read:
+        return "none"
+    return ", ".join(map(str, read)) if len(read) <= 8 else f"{min(read)}..{max(read)}"
+
+
+@dataclass(frozen=True)
 class Report:
-    """All that the page shows.
+    """The content of the page.
 
     Attributes:
         title: of the run.
-        verdict: on it.
-        evidence: that it is made of.
-        tracks: what each task did.
-        seconds: from the begin to the verdict.
-        reproduce: the command that plays it once more; "" where there is none.
-        about: what is shown, in a line.
-        fix: what helps, in a line; "" for the advice of the verdict.
-        page: the address of the page that tells more.
+        verdict: on the run.
+        evidence: from which the verdict was made.
+        tracks: the timeline of each task.
+        seconds: from the begin of the run to the verdict.
+        reproduce: the command that repeats the run; "" if there is none.
+        about: what the run shows, in a line.
+        fix: what to do, in a line; "" for the advice of the verdict.
+        page: the address of the page that explains the verdict.
     """
 
     title: str
@@ -88,15 +182,15 @@ def page_of(report: Report) -> str:
     _text(head, "style", _STYLE)
     body = ET.SubElement(html, "body")
     _add_verdict(body, report)
-    _text(body, "h2", "Who did what, and when")
+    _text(body, "h2", "What each task did")
     body.append(_timeline(report))
-    _text(body, "h2", "Who waits for whom")
+    _text(body, "h2", "Which task waits for which")
     body.append(_graph(report))
-    _text(body, "h2", "Where each task stands")
+    _text(body, "h2", "Stacks of each task")
     for task in report.evidence.tasks:
         _add_task(body, task)
     if report.reproduce:
-        _text(body, "h2", "Once more")
+        _text(body, "h2", "Repeat this run")
         _text(body, "pre", report.reproduce)
     return "<!doctype html>\n" + ET.tostring(html, encoding="unicode", method="html") + "\n"
 
@@ -107,24 +201,24 @@ def _add_verdict(body: ET.Element, report: Report) -> None:
     heading = ET.SubElement(body, "h1")
     _text(heading, "span", verdict.name.value, kind)
     if verdict.culprits:
-        heading[-1].tail = f" because of {', '.join(verdict.culprits)}"
+        heading[-1].tail = f", {verdict.tasks}"
     _text(body, "p", report.title + (f": {report.about}" if report.about else ""), "note")
     reasons = ET.SubElement(body, "ul")
     for reason in verdict.because:
         _text(reasons, "li", reason)
-    sure = f"This is {verdict.confidence.value}."
+    sure = f"The verdict is {verdict.confidence.value}."
     if verdict.would_help:
-        sure += f" What would tell more: {verdict.would_help}."
+        sure += f" To be more certain: {verdict.would_help}."
     _text(body, "p", sure)
     fix = ET.SubElement(body, "p")
-    fix.text = f"What helps: {report.fix or report.verdict.name.advice}. "
-    link = _text(fix, "a", "More about it")
+    fix.text = f"What to do: {report.fix or report.verdict.name.advice}. "
+    link = _text(fix, "a", "Documentation")
     link.set("href", report.page)
 
 
 def _timeline(report: Report) -> ET.Element:
     height = _ROW * len(report.tracks) + 2 * _ROW
-    svg = _svg(_WIDTH, height, "what each task did, and when")
+    svg = _svg(_WIDTH, height, "timeline of each task")
     start = min((begin for track in report.tracks for begin, _ in track.attempts), default=0.0)
     length = max(report.seconds - start, 1e-3)
     scale = (_WIDTH - _NAMES - 20) / length
@@ -148,7 +242,7 @@ def _timeline(report: Report) -> ET.Element:
             wait = ET.SubElement(
                 svg, "rect", x=x(since), y=f"{middle - 8}", width=width, height="16", fill=_WAIT
             )
-            _text(wait, "title", f"waits for {report.seconds - since:.1f} s")
+            _text(wait, "title", f"has waited for {report.seconds - since:.1f} s")
         for event in track.events:
             mark = ET.SubElement(
                 svg, "rect", x=x(event.at), y=f"{middle - 8}", width="3", height="16",
@@ -181,10 +275,10 @@ def _nice(seconds: float) -> float:
 
 
 def _graph(report: Report) -> ET.Element:
-    """The tasks in a circle; an arrow from each that waits to each that it waits for."""
+    """The tasks in a circle, with arrows from each waiting task to those that it waits for."""
     tasks = report.evidence.tasks
     size, radius = 240.0, 85.0
-    svg = _svg(_WIDTH, size, "who waits for whom")
+    svg = _svg(_WIDTH, size, "which task waits for which")
     places = {
         task.name: (
             _WIDTH / 2 + 3 * radius * math.sin(2 * math.pi * number / len(tasks)),
@@ -200,7 +294,7 @@ def _graph(report: Report) -> ET.Element:
     for one, other in waits_for(report.evidence, report.verdict):
         (x1, y1), (x2, y2) = places[one], places[other]
         length = math.hypot(x2 - x1, y2 - y1) or 1.0
-        gap = 48 / length  # both ends stay outside of the names
+        gap = 48 / length  # keeps both ends outside the names
         ET.SubElement(
             svg, "line", x1=f"{x1 + gap * (x2 - x1):.1f}", y1=f"{y1 + gap * (y2 - y1):.1f}",
             x2=f"{x2 - gap * (x2 - x1):.1f}", y2=f"{y2 - gap * (y2 - y1):.1f}",
@@ -220,7 +314,7 @@ def _graph(report: Report) -> ET.Element:
 
 
 def waits_for(evidence: Evidence, verdict: Verdict) -> list[tuple[str, str]]:
-    """Pairs of a task that waits and one that it waits for, as the verdict has it."""
+    """Pairs of a waiting task and a task that it waits for, according to the verdict."""
     waiting = [task.name for task in evidence.tasks if task.trains and task.alive and not task.left]
     at_barriers = {
         (one, other)
@@ -241,15 +335,12 @@ def _add_task(body: ET.Element, task: TaskEvidence) -> None:
         _text(details, "p", task.error)
     lines = []
     for stack in task.stacks:
-        who = "main thread" if stack.main else ""
-        others = stack.count - stack.main
-        more = f"{others} thread{'s' if others != 1 else ''}" if others else ""
-        lines.append(" and ".join(filter(None, (who, more))))
+        lines.append(stack.threads)
         lines += [f"    {frame.function}  {frame.file}:{frame.line}" for frame in stack.frames]
         lines += [] if stack.frames else ["    no Python"]
     if task.waits:
-        lines.append("in the kernel")
-        lines += [f"    {count} threads in {name}" for name, count in task.waits.items()]
+        lines.append("threads that wait in the kernel")
+        lines += [f"    {count} in {name}" for name, count in task.waits.items()]
     if lines:
         _text(details, "pre", "\n".join(lines))
 

@@ -1,4 +1,4 @@
-"""Looks at a process that lives, as a verdict needs it: where it stands, and whether it works."""
+"""A sample of a process for a verdict: its stacks, its kernel waits, and whether it works."""
 
 from __future__ import annotations
 
@@ -13,32 +13,44 @@ from typing import Any
 import psutil
 
 from tfdist.deadline import Deadline
-from tfdist.diagnosis import py_spy
-from tfdist.diagnosis.connections import Connection, connections_of, takers_of
-from tfdist.diagnosis.evidence import Place, State, TaskEvidence, place_of
-from tfdist.diagnosis.kernel_threads import KernelThreads, kernel_threads
-from tfdist.diagnosis.stacks import ANSWERED, GONE, STOPPED, STOPPED_STATES, Answer, ask
+from tfdist.diagnosis.evidence import WAIT_FOR_SESSION, Place, State, TaskEvidence, place_of
+from tfdist.diagnosis.kernel import (
+    Connection,
+    KernelThreads,
+    connections_of,
+    kernel_threads,
+    takers_of,
+)
+from tfdist.diagnosis.stacks import (
+    ANSWERED,
+    GONE,
+    STOPPED,
+    STOPPED_STATES,
+    Answer,
+    ask,
+    py_spy_stacks,
+)
 
 _ANSWER_SECS = 3.0
 _SAMPLE_SECS = 1.0
 _AGAIN_SECS = 0.1
-_WORKS_SHARE, _LEAST_SHARE = 0.2, 0.03  # of a core, while it is looked at
+_WORKS_SHARE, _LEAST_SHARE = 0.2, 0.03  # of a core, during the sample
 _NO_WAITS = (Place.EAGER, Place.PYTHON)
 _RUNNING = "running"
 _RESENT = 2  # times: after some 0.6 s without an answer
 
 
 @dataclass(frozen=True)
-class Sighting:
+class Sample:
     """What was seen of a process.
 
     Attributes:
-        answer: to the question where it stands.
-        kernel: its threads, before it was asked.
-        waits: for each function of the kernel in which threads have waited for long, how many did.
-        works: whether it has used the CPU, or read from a disk.
-        connections: that it has.
-        takers: remote ends of those that took a long message bit by bit.
+        answer: its stacks.
+        kernel: its threads before it was asked for the stacks.
+        waits: for each kernel function, the number of threads that waited in it all the time.
+        works: whether it used the CPU, or read from a disk.
+        connections: its TCP connections.
+        takers: the remote ends that took part of a long message.
     """
 
     answer: Answer
@@ -50,11 +62,11 @@ class Sighting:
 
     @property
     def state(self) -> State:
-        """Whether it lives."""
+        """The state of the process."""
         return {STOPPED: State.STOPPED, GONE: State.DEAD}.get(self.answer.state, State.RUNS)
 
     def evidence(self, **known: Any) -> TaskEvidence:
-        """It as evidence, with what else is known of the task."""
+        """The sample as evidence, with what else is known of the task."""
         return TaskEvidence(
             **known,
             state=self.state,
@@ -69,18 +81,18 @@ class Sighting:
 
 
 def name_peers(
-    tasks: Iterable[TaskEvidence], seen: Mapping[str, Sighting]
+    tasks: Iterable[TaskEvidence], samples: Mapping[str, Sample]
 ) -> tuple[TaskEvidence, ...]:
-    """The tasks with the names of those at the other end, where these were seen too.
+    """The tasks, with names instead of addresses for those peers that were sampled too.
 
     Args:
-        tasks: as `Sighting.evidence` gives them.
-        seen: by name, those whose processes live.
+        tasks: as `Sample.evidence` makes them.
+        samples: of the tasks whose processes exist, by name.
     """
-    names = {end.local: name for name, one in seen.items() for end in one.connections}
+    names = {end.local: name for name, one in samples.items() for end in one.connections}
 
     def named(ends: Iterable[str]) -> tuple[str, ...]:
-        # Once each: two tasks have several connections.
+        # Two tasks have several connections; the name counts once.
         return tuple(dict.fromkeys(names.get(end, end) for end in ends))
 
     return tuple(
@@ -89,67 +101,67 @@ def name_peers(
     )
 
 
-def sight(process: psutil.Process, stacks: Path) -> Sighting:
-    """Looks at it; blocks for a second, or up to five where it does not answer.
+def take_sample(process: psutil.Process, stacks: Path) -> Sample:
+    """Samples a process that tfdist started; blocks for a second, or five if it does not answer.
 
     Args:
-        process: that has a handler for STACKS_SIGNAL; another one is not asked for its stacks.
+        process: asked for its stacks only if it has a handler for STACKS_SIGNAL.
         stacks: the file that its handler appends to.
     """
-    return _sight(process, lambda: ask(process, stacks, _ANSWER_SECS))
+    return _take(process, lambda: ask(process, stacks, _ANSWER_SECS))
 
 
-def sample_foreign(process: psutil.Process) -> Sighting:
-    """Looks at a process that tfdist need not have started, by py-spy; blocks for some seconds.
+def sample_foreign(process: psutil.Process) -> Sample:
+    """Samples any Python process, by py-spy; blocks for some seconds.
 
     Raises:
-        ClusterError: py-spy is not installed, or cannot read it.
+        ClusterError: py-spy is not installed, or cannot read the process.
     """
 
     def asked() -> Answer:
         if process.status() in STOPPED_STATES:
-            return Answer(STOPPED)  # py-spy cannot read it then
-        return Answer(ANSWERED, py_spy.dump(process.pid))
+            return Answer(STOPPED)  # py-spy cannot read a stopped process
+        return Answer(ANSWERED, py_spy_stacks(process.pid))
 
-    return _sight(process, asked)
+    return _take(process, asked)
 
 
-def _sight(process: psutil.Process, ask_it: Callable[[], Answer]) -> Sighting:
+def _take(process: psutil.Process, ask_it: Callable[[], Answer]) -> Sample:
     try:
-        before = kernel_threads(process.pid)  # the question wakes it up
+        before = kernel_threads(process.pid)  # before the signal wakes a thread
         answer = _asked(ask_it)
         if answer.state in (STOPPED, GONE):
-            return Sighting(answer, before, connections=connections_of(process.pid))
+            return Sample(answer, before, connections=connections_of(process.pid))
         start = time.monotonic()
-        # From here: the answer itself is not work of the task.
+        # Measured from here: to write the stacks is no work of the task.
         cpu_secs, read = _cpu_secs(process), _bytes_read(process)
         takers = takers_of(process.pid, _SAMPLE_SECS)
         used = (_cpu_secs(process) - cpu_secs) / (time.monotonic() - start)
         after = kernel_threads(process.pid)
         spins = _has_running(before) and _has_running(after)
         moves = _moves(answer, ask_it)
-        return Sighting(
+        return Sample(
             answer,
             before,
-            dict(_waits(before) & _waits(after)),  # who reads from a disk waits only for moments
+            dict(_waits(before) & _waits(after)),  # a read from a disk waits only for a moment
             works=used >= _works_share() or spins or moves or _bytes_read(process) > read,
             connections=connections_of(process.pid),
             takers=takers,
         )
     except psutil.NoSuchProcess:
-        return Sighting(Answer(GONE))
+        return Sample(Answer(GONE))
 
 
 def _works_share() -> float:
-    """Of a core; on a crowded machine a task that works gets less of it."""
+    """The share of a core that counts as work; on a busy machine a task gets less."""
     crowd = os.getloadavg()[0] / (os.cpu_count() or 1)
     return max(_LEAST_SHARE, _WORKS_SHARE / max(1.0, crowd))
 
 
 def _moves(first: Answer, ask_it: Callable[[], Answer]) -> bool:
-    """Whether a main thread that is in no wait stands elsewhere now, as one that builds a graph.
+    """Whether a main thread that was in no wait has moved, as while it builds a graph.
 
-    Only such a one is asked again: each question is a small risk; see `tfdist.diagnosis.stacks`.
+    Only such a thread is asked again, since each signal is a small risk; see `stacks.ask`.
     """
     before = next((stack for stack in first.stacks if stack.main), None)
     if before is None or place_of(before) not in _NO_WAITS:
@@ -159,18 +171,16 @@ def _moves(first: Answer, ask_it: Callable[[], Answer]) -> bool:
 
 
 def _asked(ask_it: Callable[[], Answer]) -> Answer:
-    """Where it stands; asked again while it may be passing by.
+    """The stacks; asked again while the main thread may be in a call only for a moment.
 
-    Who waits for the chief makes a session each time that it looks, and closes it: only if it
-    stays in there does it hang there.
+    A trainer that waits for the chief makes and closes a session at each check. Only if it stays
+    in one of these calls does it hang there.
     """
     deadline = Deadline(_SAMPLE_SECS)
     while True:
         answer = ask_it()
         if deadline.expired or not any(
-            stack.main
-            and stack.has("wait_for_session", "session_manager.py")
-            and place_of(stack) is not Place.STARTING
+            stack.main and stack.calls(WAIT_FOR_SESSION) and place_of(stack) is not Place.STARTING
             for stack in answer.stacks
         ):
             return answer
@@ -183,7 +193,7 @@ def _cpu_secs(process: psutil.Process) -> float:
 
 
 def _bytes_read(process: psutil.Process) -> int:
-    """From disks; what was in memory, or is of another user, does not count."""
+    """Bytes read from disks; 0 for another user's process."""
     try:
         return int(process.io_counters().read_bytes)
     except (psutil.AccessDenied, PermissionError):
@@ -196,7 +206,7 @@ def _has_running(threads: KernelThreads) -> bool:
 
 
 def _waits(threads: KernelThreads) -> Counter[str]:
-    """How many threads wait in each function of the kernel."""
+    """The number of threads that wait in each kernel function."""
     waits = Counter[str]()
     for thread, count in threads.others.items():
         waits[thread.wchan] += count

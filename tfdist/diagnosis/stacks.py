@@ -1,33 +1,44 @@
-"""Where the Python threads of a task stand, by its own word, also when Python is stuck in it.
+"""The stacks of a process, also while it is stuck in TensorFlow: by a signal, or by py-spy.
 
-Each process of a task has `faulthandler` registered for a signal: a handler in C that writes the
-stacks of all threads to a file in the task's folder. It needs neither the GIL nor the main thread
-to come back from TensorFlow.
+`ask` uses a signal. Each process of a task has `faulthandler` registered for it: a handler in C
+that writes the stacks of all threads to a file in the task's folder. It needs neither the GIL nor
+the main thread to return from TensorFlow. py-spy reads the memory of any other process; it shows
+native frames too.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
+import subprocess
+import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from tfdist.cluster.processes import STACKS_SIGNAL
 from tfdist.deadline import Deadline
 from tfdist.diagnosis.evidence import Frame, Stack, folded
+from tfdist.errors import ClusterError
 
-# What may come of asking.
+INSTALL_PY_SPY = "py-spy is not installed: pip install py-spy"
+
+# The outcomes of `ask`.
 ANSWERED, STOPPED, GONE = "answered", "stopped", "gone"
 DEAF, SILENT, DENIED = "deaf", "silent", "denied"
 MEANINGS = {
     ANSWERED: "answers",
     STOPPED: "is stopped, by SIGSTOP or a debugger",
-    GONE: "is gone, and nobody noted how",
-    DEAF: "cannot be asked: it starts, or is a thread",
-    SILENT: "does not answer to the signal",
-    DENIED: "may not be asked: another user's",
+    GONE: "is gone, and its exit code is not known",
+    DEAF: "has no signal handler: it is still starting",
+    SILENT: "does not answer the signal",
+    DENIED: "belongs to another user",
 }
 
 ANSWER_SECS = 5.0
@@ -36,17 +47,17 @@ STOPPED_STATES = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 _GONE_ERRORS = (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError)
 _THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+).*:$")
 _FRAME = re.compile(r"  File (.*), line (\d+|\?+) in (.*)$")
-_MORE = "..."  # faulthandler writes 100 threads and 100 frames of each at most
+_MORE = "..."  # faulthandler writes at most 100 threads, and 100 frames of each
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of asking a task.
+    """The answer of a process to `ask`.
 
     Attributes:
         state: one of MEANINGS.
-        stacks: that of the main thread first; of a SILENT task those it had written.
-        more_threads: whether there are threads that faulthandler left out.
+        stacks: the main thread first; for a SILENT task, those that it had written.
+        more_threads: whether faulthandler left out threads.
     """
 
     state: str
@@ -55,12 +66,12 @@ class Answer:
 
 
 def ask(process: psutil.Process, path: Path, timeout: float = ANSWER_SECS) -> Answer:
-    """Asks a process for its stacks by the signal, and blocks until they are in `path`.
+    """Sends the signal to a process and blocks until its stacks are in `path`.
 
-    The process is not sent the signal unless it has a handler for it. That handler reads the frames
-    of all threads without the GIL: where another thread runs Python at that moment, it may read
-    what is just being changed, and the process crashes. (CPython 3.11: after 4,457 and 5,651 such
-    questions to a process that ran Python all the time; a third one answered 8,876.)
+    A process without a handler for the signal is not sent it. The handler reads the frames of all
+    threads without the GIL. If another thread runs Python at that moment, the handler may read a
+    frame that is being changed, and the process crashes. (CPython 3.11: after 4,457 and 5,651
+    signals to a process that ran Python all the time; a third process survived 8,876.)
 
     Args:
         process: of a task that tfdist has started.
@@ -86,12 +97,12 @@ def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
         return Answer(DEAF)
     start = path.stat().st_size
     process.send_signal(STACKS_SIGNAL)
-    seen = None  # what was written when nobody was about to write more
+    seen = None  # the answer, once no thread was about to write more
     while True:
-        # Before the file is read, which then has all that the handler wrote.
+        # Read before the file, so that the file holds all that the handler wrote.
         over = is_over(masks, _masks(process.pid))
         dump = _text(path, start)
-        # Twice: a thread may have taken the signal, and not be in its handler yet.
+        # Two equal reads: a thread may have taken the signal and not have entered the handler.
         if over and dump and dump == seen:
             return Answer(ANSWERED, parse(dump, whole=True), _leaves_out_threads(dump))
         seen = dump if over else None
@@ -111,12 +122,12 @@ def _text(path: Path, start: int) -> str:
 
 @dataclass(frozen=True)
 class Masks:
-    """What the kernel notes of the signal for the stacks, by thread.
+    """The kernel's masks of the stacks signal for one thread.
 
     Attributes:
-        pending: it was sent, and nobody has taken it.
-        blocked: the thread does not take it; so it is within the handler.
-        caught: there is a handler.
+        pending: the signal was sent, and no thread has taken it.
+        blocked: the thread does not take it, as while it is in the handler.
+        caught: the process has a handler.
     """
 
     pending: bool
@@ -125,7 +136,7 @@ class Masks:
 
 
 def _masks(pid: int) -> dict[int, Masks]:
-    """Of each thread of a process."""
+    """The masks of each thread of a process."""
     found = {}
     for folder in Path(f"/proc/{pid}/task").iterdir():
         try:
@@ -143,10 +154,10 @@ def _masks(pid: int) -> dict[int, Masks]:
 
 
 def is_over(before: dict[int, Masks], now: dict[int, Masks]) -> bool:
-    """Whether the signal was taken, and no thread is within its handler.
+    """Whether the signal was taken, and no thread is in its handler.
 
-    Not told by what is written: only if a thread of Python took the signal does faulthandler mark
-    one as the current thread, and which one that is is not for us to choose.
+    The file does not show this: faulthandler marks a current thread only if a Python thread took
+    the signal, and the kernel chooses the thread.
     """
     return not any(
         masks.pending or (masks.blocked and thread in before and not before[thread].blocked)
@@ -159,14 +170,14 @@ def _leaves_out_threads(dump: str) -> bool:
 
 
 def parse(dump: str, *, whole: bool) -> tuple[Stack, ...]:
-    """The stacks in what faulthandler wrote; equal ones are one, and the main thread's is first.
+    """The stacks that faulthandler wrote; equal stacks are one, and the main thread is first.
 
-    If it was asked more than once, each thread counts once, as it stood last. The main thread is
-    the oldest, and so the last one, unless it was left out.
+    In a dump of several signals each thread counts once, with its last stack. The main thread is
+    the oldest thread, and so the last one, unless it was left out.
 
     Args:
-        dump: what it wrote.
-        whole: whether it has written all.
+        dump: the text.
+        whole: whether the text is complete.
     """
     frames: dict[str, list[Frame]] = {}
     cut: set[str] = set()
@@ -186,3 +197,49 @@ def parse(dump: str, *, whole: bool) -> tuple[Stack, ...]:
         Stack(tuple(calls), 1, has_main and name == thread, name in cut)
         for name, calls in frames.items()
     )
+
+
+def find_py_spy() -> str | None:
+    """The path of py-spy, on PATH or next to this Python; None if it is not installed."""
+    return shutil.which("py-spy") or shutil.which("py-spy", path=os.path.dirname(sys.executable))
+
+
+def py_spy_stacks(pid: int, *, native: bool = False, timeout: float = 30.0) -> tuple[Stack, ...]:
+    """The stacks of any Python process, read by py-spy; blocks for `timeout` seconds at most.
+
+    py-spy pauses the process while it reads.
+
+    Args:
+        pid: of the process.
+        native: whether to include the frames of C and C++.
+        timeout: in seconds.
+
+    Raises:
+        ClusterError: py-spy is not installed, or cannot read the process.
+    """
+    path = find_py_spy()
+    if path is None:
+        raise ClusterError(INSTALL_PY_SPY)
+    options = ["--json", *(["--native"] if native else [])]
+    command = [path, "dump", *options, "--pid", str(pid)]
+    try:
+        ended = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=timeout, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise ClusterError(f"py-spy did not end within {timeout:.0f} s") from None
+    if ended.returncode != 0:
+        # The backtrace of py-spy itself follows.
+        reason = ended.stderr.partition("Stack backtrace")[0].split()
+        raise ClusterError(f"py-spy failed: {' '.join(reason) or 'it gives no reason'}")
+    return folded(
+        Stack(tuple(map(_frame, thread["frames"])), main=thread["os_thread_id"] == pid)
+        for thread in json.loads(ended.stdout)
+    )
+
+
+def _frame(values: Mapping[str, Any]) -> Frame:
+    name = values["name"]
+    if values["module"] is None:  # Python: "Session.run", where faulthandler writes "run"
+        name = name.rpartition(".")[2]
+    return Frame(values["filename"], values["line"] or None, name)

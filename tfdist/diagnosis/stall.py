@@ -1,4 +1,11 @@
-"""Ends a job that stands still, having told where everybody stands."""
+"""Detects a stall: a job whose tasks run, but make no progress.
+
+A job that hangs raises no error, since a call into TensorFlow that waits for an absent task waits
+for ever. From outside one can see only that no sign of progress appears any more. `StallClock`
+counts the time since the last sign; `StallMonitor` adds the diagnosis, and patience with a job that
+is only slow; `StallGuard` is the monitor of `tfdist run`. The Watchdog and the lab use the monitor
+too.
+"""
 
 from __future__ import annotations
 
@@ -7,37 +14,227 @@ import json
 import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, TypeVar
 
 from tfdist.diagnosis.barriers import ask_in_fork
-from tfdist.diagnosis.report import report_of
-from tfdist.diagnosis.signs_of_progress import signs_of_progress
-from tfdist.diagnosis.stall_clock import Stall, StallWatch
-from tfdist.diagnosis.thread_text import verdict_lines
-from tfdist.diagnosis.timeline import Event
-from tfdist.diagnosis.verdict import PATIENCE
+from tfdist.diagnosis.page import Event
+from tfdist.diagnosis.report import JobReport, report_of
+from tfdist.diagnosis.verdict import Verdict
 from tfdist.errors import StallError
+from tfdist.runs.barrier_notes import passed_at
 from tfdist.runs.events import STEP
-from tfdist.runs.folder import RunFolder
+from tfdist.runs.folder import PROGRESS_FILE, STREAMS, RunFolder
 
-# Who does not answer in this time is in the report as such, which is to come within 5 s.
+# How often a slow job gets more time, each time twice as much.
+PATIENCE = 3
+# Shorter than the 5 s in which the report is due; a ps that takes longer is reported as silent.
 _ANSWER_SECS = 3.0
-_EVENTS = 500  # of each task, the last ones, that the page shows
+_EVENTS = 500  # the page shows the last ones of each task
 _TEXT_FILE, _JSON_FILE, _PAGE_FILE = "stall.txt", "stall.json", "stall.html"
+
+_Details = TypeVar("_Details")
+
+
+@dataclass(frozen=True)
+class Signs:
+    """The signs of progress of a task at one moment.
+
+    Attributes:
+        attempt: of the task, from 1.
+        ended: whether that attempt has ended.
+        progress: the last note of progress of a trainer, as it is in its file; None if there is
+            none, and for a task that does not train.
+        passed_at: when it last passed a barrier, by any clock; None if it never did.
+        printed: number of bytes that it has printed.
+    """
+
+    attempt: int
+    ended: bool = False
+    progress: str | None = None
+    passed_at: int | None = None
+    printed: int = 0
+
+
+def signs_in(folder: Path) -> Signs:
+    """The notes of progress and of barriers in the folder of a task."""
+    try:
+        progress = (folder / PROGRESS_FILE).read_text("utf-8")
+    except FileNotFoundError:
+        progress = None
+    return Signs(attempt=1, progress=progress, passed_at=passed_at(folder))
+
+
+def signs_of_run(run: RunFolder, trainers: Collection[str]) -> dict[str, Signs]:
+    """The signs of each task that has started, by name.
+
+    Args:
+        run: the run.
+        trainers: names of the tasks whose notes of progress count.
+    """
+    signs = {}
+    for record in run.latest():
+        folder = run.folder_of(record.name, record.attempt)
+        noted = signs_in(folder)
+        signs[record.name] = Signs(
+            attempt=record.attempt,
+            ended=record.ended is not None,
+            progress=noted.progress if record.name in trainers else None,
+            passed_at=noted.passed_at,
+            printed=sum((folder / stream).stat().st_size for stream in STREAMS.values()),
+        )
+    return signs
+
+
+@dataclass(frozen=True)
+class Stall:
+    """The time since the last progress.
+
+    Attributes:
+        seconds: since the last sign of any task.
+        last: that sign, such as "worker:1 passed a barrier"; several if they came together.
+        news: what each task has done since the previous look, by name.
+    """
+
+    seconds: float
+    last: tuple[str, ...] = ()
+    news: Mapping[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        return f"no task has made progress for {self.seconds:.1f} s"
+
+
+class StallClock:
+    """Measures the time since the last sign of progress; it is shown the signs at intervals.
+
+    A sign of progress is that a task starts or ends, that a trainer notes progress that differs
+    from its last note, or that it passes a barrier. Until a trainer has noted progress, the output
+    of a task is one too: a script without notes has no other sign.
+
+    Args:
+        clock: returns seconds that never decrease.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since = clock()
+        self._before: Mapping[str, Signs] = {}
+        self._last: tuple[str, ...] = ()
+        self._notes_are_made = False
+
+    def look(self, signs: Mapping[str, Signs]) -> Stall:
+        """The time since the last progress, now that these are the signs of the tasks, by name."""
+        now = self._clock()
+        self._notes_are_made |= any(sign.progress is not None for sign in signs.values())
+        seen = {name: self._news(self._before.get(name), sign) for name, sign in signs.items()}
+        news = {name: what for name, what in seen.items() if what is not None}
+        if news:
+            self._since = now
+            self._last = tuple(f"{name} {what}" for name, what in news.items())
+        self._before = dict(signs)
+        return Stall(now - self._since, self._last, news)
+
+    def _news(self, before: Signs | None, now: Signs) -> str | None:
+        """What a task has done between two looks, in a few words."""
+        if before is None or before.attempt != now.attempt:
+            return "ended" if now.ended else "started"
+        if before.ended != now.ended:
+            return "ended"
+        if before.progress != now.progress:
+            return "noted progress"
+        if before.passed_at != now.passed_at:
+            return "passed a barrier"
+        if before.printed != now.printed and not self._notes_are_made:
+            return "printed something"
+        return None
+
+
+@dataclass(frozen=True)
+class Diagnosed(Generic[_Details]):
+    """A stall and its verdict.
+
+    Attributes:
+        stall: as it was after the diagnosis.
+        verdict: on the job.
+        details: from which the verdict was made.
+        gets_time: whether the job is only slow, and is diagnosed again later.
+    """
+
+    stall: Stall
+    verdict: Verdict
+    details: _Details
+    gets_time: bool
+
+
+class StallMonitor(Generic[_Details]):
+    """Diagnoses a job once no task has made progress for `timeout` seconds.
+
+    A job that is only slow gets more time: it is diagnosed again after twice the time, and so on.
+
+    Args:
+        timeout: in seconds.
+        read_signs: returns the signs of all tasks, by name.
+        diagnose: makes the verdict, and what it was made from, for so many seconds of stall.
+        patience: how often a slow job gets more time.
+        on_news: called at each look with what each task has done since the previous look.
+        clock: returns seconds that never decrease.
+    """
+
+    def __init__(
+        self,
+        timeout: float,
+        read_signs: Callable[[], Mapping[str, Signs]],
+        diagnose: Callable[[float], tuple[Verdict, _Details]],
+        *,
+        patience: float = PATIENCE,
+        on_news: Callable[[Mapping[str, str]], None] = lambda news: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._timeout, self._patience, self._on_news = timeout, patience, on_news
+        self._read_signs, self._diagnose = read_signs, diagnose
+        self._clock = StallClock(clock)
+        self._diagnoses = 0  # of this stall
+
+    def look(self) -> Stall:
+        """The time since the last progress."""
+        stall = self._clock.look(self._read_signs())
+        self._on_news(stall.news)
+        return stall
+
+    def check(self, *, patient: bool = True) -> Diagnosed[_Details] | None:
+        """Diagnoses the job if that is due; blocks as long as the diagnosis takes.
+
+        Args:
+            patient: whether a slow job gets more time.
+
+        Returns:
+            None if no diagnosis is due, or if a task made progress during the diagnosis.
+        """
+        stall = self.look()
+        if stall.seconds < self._timeout:
+            self._diagnoses = 0
+        if stall.seconds < self._timeout * (2**self._diagnoses if patient else 1):
+            return None
+        verdict, details = self._diagnose(stall.seconds)
+        now = self.look()
+        if now.seconds < stall.seconds:
+            return None
+        self._diagnoses += 1
+        gets_time = patient and verdict.name.is_slow and self._diagnoses <= self._patience
+        return Diagnosed(now, verdict, details, gets_time)
 
 
 class StallGuard:
-    """Looks at a run, each time that it is called, and raises once it has stood still too long.
-
-    Where somebody works or starts, it is only slow: that is told, and it goes on until it has
-    stood still twice as long, PATIENCE times at most.
+    """Watches a run for its launcher, which calls it at intervals: reports a stall, and ends it.
 
     Args:
-        run: that goes on; its launcher is this process.
+        run: the run; its launcher is this process.
         trainers: names of the trainers.
-        timeout: seconds after which it has.
-        is_kept: whether the folder of the run outlives it.
-        ends: whether it raises; else it tells, and the run goes on.
+        timeout: seconds without progress.
+        is_kept: whether the folder of the run outlives the run.
+        ends: whether to raise after the report; otherwise the run goes on.
     """
 
     def __init__(
@@ -49,58 +246,53 @@ class StallGuard:
         is_kept: bool,
         ends: bool = True,
     ) -> None:
-        self._run, self._trainers, self._timeout = run, trainers, timeout
+        self._run, self._trainers = run, trainers
         self._is_kept, self._ends = is_kept, ends
-        self._watch = StallWatch()
-        self._looks = 0  # at this stall
+        signs = functools.partial(signs_of_run, run, trainers)
+        self._monitor = StallMonitor(timeout, signs, self._report, on_news=self._note)
         self._began = run.about.began
-        self._seen = {name: deque[Event](maxlen=_EVENTS) for name in run.about.tasks}
+        self._events = {name: deque[Event](maxlen=_EVENTS) for name in run.about.tasks}
 
     def __call__(self) -> None:
-        """Looks; if the run has stood still too long, blocks for some seconds, for the report.
+        """Checks the run; if it has stalled, blocks for some seconds to make the report.
 
         Raises:
-            StallError: the report is printed, and lies in the folder of the run.
+            StallError: the report is printed, and is in the folder of the run.
         """
-        stall = self._look()
-        if stall.seconds < self._timeout:
-            self._looks = 0
-        if stall.seconds < self._timeout * 2**self._looks:
+        found = self._monitor.check()
+        if found is None:
             return
-        asks = functools.partial(ask_in_fork, timeout=_ANSWER_SECS)
-        report = report_of(self._run, self._trainers, asks, seconds=stall.seconds)
-        now = self._look()
-        if now.seconds < stall.seconds:  # it has got on in the last moment
-            return
-        self._looks += 1
-        if report.verdict.name.is_slow and self._looks <= PATIENCE:
-            print(f"tfdist: {_since(now)}: {report.verdict}", file=sys.stderr, flush=True)
+        stall, report = found.stall, found.details
+        if found.gets_time:
+            print(f"tfdist: {stall}: {found.verdict}", file=sys.stderr, flush=True)
             return
         error = StallError(
-            now.seconds,
-            now.last,
+            stall.seconds,
+            stall.last,
             {row.task: row.place for row in report.status.rows if row.task in self._trainers},
             str(self._run.path / _TEXT_FILE) if self._is_kept else None,
             report.verdict,
         )
-        # In one piece: the lines of the tasks do not come in between.
-        verdict = "".join(f"tfdist: {line}\n" for line in verdict_lines(report.verdict))
-        print(f"{verdict}{_since(now)}:\n{report.text()}", end="", file=sys.stderr, flush=True)
+        # In one write, so that no line of a task comes in between.
+        verdict = "".join(f"tfdist: {line}\n" for line in report.verdict.lines())
+        print(f"{verdict}{stall}:\n{report.text()}", end="", file=sys.stderr, flush=True)
+        self._keep(error, report)
+        if self._ends:
+            raise error
+
+    def _keep(self, error: StallError, report: JobReport) -> None:
         (self._run.path / _TEXT_FILE).write_text(f"{error}\n\n{report.text()}", "utf-8")
         about = {"seconds": round(error.seconds, 3), "last": error.last, "places": error.places}
         text = json.dumps({**about, **report.as_json()}) + "\n"
         (self._run.path / _JSON_FILE).write_text(text, "utf-8")
-        (self._run.path / _PAGE_FILE).write_text(report.page(self._seen), "utf-8")
-        if self._ends:
-            raise error
+        (self._run.path / _PAGE_FILE).write_text(report.page(self._events), "utf-8")
 
-    def _look(self) -> Stall:
-        stall = self._watch.look(signs_of_progress(self._run, self._trainers))
+    def _note(self, news: Mapping[str, str]) -> None:
         at = time.time() - self._began
-        for name, what in stall.news.items():
-            self._seen[name].append(Event(at, STEP, what))
-        return stall
+        for name, what in news.items():
+            self._events[name].append(Event(at, STEP, what))
 
-
-def _since(stall: Stall) -> str:
-    return f"nobody has got on for {stall.seconds:.1f} s"
+    def _report(self, seconds: float) -> tuple[Verdict, JobReport]:
+        asks = functools.partial(ask_in_fork, timeout=_ANSWER_SECS)
+        report = report_of(self._run, self._trainers, asks, seconds=seconds)
+        return report.verdict, report

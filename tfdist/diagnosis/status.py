@@ -1,9 +1,9 @@
-"""How the tasks of a run are, and which trainers each of its barriers waits for."""
+"""The status of a run: its tasks, and the trainers that each of its barriers waits for."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,17 @@ from rich.console import Console
 from rich.table import Table
 
 from tfdist.cluster.ports import listening_ports
-from tfdist.diagnosis.barriers import Barriers, barrier_table, noted
-from tfdist.runs.barrier_notes import BarrierNote
+from tfdist.diagnosis.barriers import Barriers, Question, barrier_table, barriers_of
 from tfdist.runs.folder import PROGRESS_FILE, RunFolder, RunRecord, TaskRecord, describe_end
 from tfdist.runs.progress import ProgressNote
 from tfdist.task import parse_address
 
-_NOT_WELL = 1
 _STATES = {psutil.STATUS_STOPPED: "stopped", psutil.STATUS_TRACING_STOP: "traced"}
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A task; what is not known of it is None."""
+    """A task; None means that a value is not known."""
 
     task: str
     attempt: int | None = None
@@ -42,31 +40,28 @@ class _Row:
 
     @property
     def note(self) -> str | None:
-        """What it noted last as text."""
+        """Its last note of progress as text."""
         if self.progress is None:
             return None
-        progress = self.progress
-        return (
-            f"{progress.state}: {progress.done} of {progress.total}, "
-            f"{self.progress_age_secs:.0f} s ago"
-        )
+        note, age = self.progress, self.progress_age_secs
+        return f"{note.state}: {note.done} of {note.total}, {age:.0f} s ago"
 
     @property
     def place(self) -> str:
-        """How far it is, in a few words."""
+        """Its state and its progress, in a few words."""
         state = [] if self.state == "runs" else [self.state]
-        return ", ".join([*state, self.note or "has noted no progress"])
+        return ", ".join([*state, self.note or "no progress noted"])
 
 
 @dataclass(frozen=True)
 class JobStatus:
-    """How the tasks of a run are.
+    """The status of a run.
 
     Attributes:
-        run: whose tasks they are.
-        about: what its `run.json` holds.
-        runs: whether it goes on.
-        seconds: since it began.
+        run: the run.
+        about: the content of its `run.json`.
+        runs: whether its launcher runs.
+        seconds: since the run began.
         rows: its tasks.
     """
 
@@ -76,23 +71,19 @@ class JobStatus:
     seconds: float
     rows: list[_Row]
 
-    def barriers(
-        self, asks: Callable[[int, dict[str, list[str]], Sequence[BarrierNote]], Barriers]
-    ) -> Barriers:
-        """How the barriers stand, if the run goes on; blocks as long as `asks` does."""
-        notes = noted(self.run) if self.runs else []
+    def barriers(self, asks: Callable[[Question], Barriers]) -> Barriers:
+        """The barriers, if the run has not ended; blocks as long as `asks` does."""
+        notes = barriers_of(self.run) if self.runs else ()
         if not notes:
             return Barriers()
-        ps = next(row for row in self.rows if row.task == "ps:0")  # who made one has seen it
+        ps = next(row for row in self.rows if row.task == "ps:0")  # a barrier needs a ps
         if ps.state != "runs" or ps.pid is None:
-            failure = f"{ps.task}, which keeps them, does not answer: {ps.state}"
-            return Barriers(failure=failure)
-        return asks(ps.pid, self.about.cluster, notes)
+            return Barriers(failure=f"{ps.task}, which keeps the barriers, is {ps.state}")
+        return asks(Question(ps.pid, self.about.cluster, notes))
 
-    def exit_code(self, barriers: Barriers) -> int:
-        """0 if everybody is well, the ps that keeps the barriers too."""
-        is_well = all(row.is_well for row in self.rows) and barriers.failure is None
-        return 0 if is_well else _NOT_WELL
+    def is_well(self, barriers: Barriers) -> bool:
+        """Whether no task is stopped, gone or failed, and the barriers could be read."""
+        return all(row.is_well for row in self.rows) and barriers.failure is None
 
     def as_json(self, barriers: Barriers) -> dict[str, Any]:
         """All of it as plain data."""
@@ -100,21 +91,20 @@ class JobStatus:
             "run": str(self.run.path),
             "runs": self.runs,
             "seconds": round(self.seconds, 3) if self.runs else None,
-            "exit_code": self.exit_code(barriers),
             "tasks": [asdict(row) for row in self.rows],
-            "barriers": barriers.reports,
+            "barriers": [asdict(report) for report in barriers.reports],
             "barriers_failure": barriers.failure,
         }
 
     def show_tasks(self, console: Console) -> None:
         """Prints the table of the tasks."""
-        state = f"runs for {self.seconds:.0f} s" if self.runs else "this job is over"
+        state = f"running for {self.seconds:.0f} s" if self.runs else "this job has ended"
         console.print(f"{self.run.path}: {state}", soft_wrap=True)
         console.print(_table(self.rows))
 
 
 def status_of(run: RunFolder) -> JobStatus:
-    """How its tasks are now."""
+    """The status of the run now."""
     about = run.about
     runs = run.runs
     records = {record.name: record for record in run.latest()}
@@ -123,7 +113,7 @@ def status_of(run: RunFolder) -> JobStatus:
 
 
 def show_barriers(barriers: Barriers, console: Console) -> None:
-    """Prints the table of the barriers, if there are any."""
+    """Prints the table of the barriers, and why it is not complete."""
     if barriers.reports:
         console.print()
         console.print(barrier_table(barriers))
@@ -176,15 +166,13 @@ def _row(
 
 
 def _progress(path: Path) -> tuple[ProgressNote | None, float | None]:
-    """What a trainer noted last, and how many seconds ago."""
+    """The last note of progress, and how many seconds ago it was written."""
     note = ProgressNote.read(path)
-    if note is None:  # not a trainer, or one that does not note any
-        return None, None
-    return note, round(time.time() - path.stat().st_mtime, 3)
+    return note, None if note is None else round(time.time() - path.stat().st_mtime, 3)
 
 
 def _listens(name: str, pid: int, cluster: dict[str, list[str]]) -> bool | None:
-    """Whether the task's port is listened on; None if it has none."""
+    """Whether a server listens at the task's port; None if the task has none."""
     kind, _, index = name.partition(":")
     if kind == "evaluator" or kind not in cluster:
         return None

@@ -1,18 +1,16 @@
-"""What is said of a job that stands still or is over: a name, who is the cause, and the reasons."""
+"""The verdict on a job: what is wrong, which tasks cause it, and the reasons."""
 
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterator
 from dataclasses import dataclass
-
-# How often a job that is only slow is waited for once more, each time twice as long.
-PATIENCE = 3
 
 
 class Name(str, enum.Enum):
-    """What a verdict says."""
+    """The kinds of verdicts; docs/hang.md explains each."""
 
-    # It hangs.
+    # The job hangs.
     INPUT_STALLED = "INPUT_STALLED"
     STRANDED_AT_BARRIER = "STRANDED_AT_BARRIER"
     PEER_DEAD = "PEER_DEAD"
@@ -23,11 +21,11 @@ class Name(str, enum.Enum):
     THREADS_EXHAUSTED = "THREADS_EXHAUSTED"
     DEADLOCK = "DEADLOCK"
     UNKNOWN = "UNKNOWN"
-    # It is slow.
+    # The job is slow.
     SLOW = "SLOW"
     SLOW_START = "SLOW_START"
     SLOW_EXIT = "SLOW_EXIT"
-    # It is over.
+    # The job has ended.
     TASK_FAILED = "TASK_FAILED"
     SILENT_TRUNCATION = "SILENT_TRUNCATION"
     DUPLICATES = "DUPLICATES"
@@ -36,44 +34,54 @@ class Name(str, enum.Enum):
 
     @property
     def is_slow(self) -> bool:
-        """Whether the job will get on by itself."""
+        """Whether the job will continue by itself."""
         return self in (Name.SLOW, Name.SLOW_START, Name.SLOW_EXIT)
 
     @property
     def is_wrong(self) -> bool:
-        """Whether somebody has to do something about it."""
+        """Whether the job needs a repair."""
         return not self.is_slow and self is not Name.FINE
 
     @property
     def advice(self) -> str:
-        """What helps, in a line."""
+        """What to do, in one line."""
         return _ADVICE[self]
 
 
 _ADVICE = {
-    Name.INPUT_STALLED: "a deadline around the input; SplitQueue.release lets another one read",
-    Name.STRANDED_AT_BARRIER: "padded batches, and an end that all agree on, by Epoch; or resign()",
-    Name.PEER_DEAD: "tfdist run --restart, and a SplitQueue, so that others do what it left",
-    Name.PEER_STOPPED: "wake it; with the leases of a SplitQueue others take over meanwhile",
-    Name.PEER_UNREACHABLE: "the network in between; then tfdist run --restart, or a new session",
-    Name.DEAD_DEPENDENCY: "device_filters for each session, and iterators on their own trainer",
-    Name.NOT_INITIALIZED: "tfdist.train.session; tfdist.train.device_setter for the variables",
-    Name.THREADS_EXHAUSTED: "inter_op_parallelism_threads of the workers + 1, or processes",
-    Name.DEADLOCK: "place what is shared on a ps by name; never block in a scheduled function",
-    Name.UNKNOWN: "tfdist stacks --native",
-    Name.SLOW: "patience, or notes of tfdist.Progress",
-    Name.SLOW_START: "patience; tfdist.train.session looks more often",
-    Name.SLOW_EXIT: "patience",
-    Name.TASK_FAILED: "its error",
-    Name.SILENT_TRUNCATION: "padded batches: no error may mean the end",
-    Name.DUPLICATES: "splits of a SplitQueue instead of shares by number",
-    Name.SAVED_TOO_EARLY: "saving in the action of an Epoch, when all have ended",
-    Name.FINE: "nothing has to",
+    Name.INPUT_STALLED: "repair the input, or put a timeout around it; "
+    "SplitQueue.release() lets another trainer read the split",
+    Name.STRANDED_AT_BARRIER: "give every trainer the same number of steps, with endless_batches "
+    "and Epoch; or call resign() before a trainer leaves a barrier for good",
+    Name.PEER_DEAD: "read the log of the lost task; tfdist run --restart starts it again, and with "
+    "a SplitQueue the other trainers take over its work",
+    Name.PEER_STOPPED: "resume the process with kill -CONT PID; with a SplitQueue the other "
+    "trainers take over its work when its lease ends",
+    Name.PEER_UNREACHABLE: "repair the network between these machines, then restart the job",
+    Name.DEAD_DEPENDENCY: "give each session device_filters, as tfdist.train.session does, and "
+    "place each iterator on its own trainer",
+    Name.NOT_INITIALIZED: "make each session with tfdist.train.session, and place the variables "
+    "with tfdist.train.device_setter",
+    Name.THREADS_EXHAUSTED: "set inter_op_parallelism_threads to the number of workers + 1, or "
+    "run each server in a process of its own",
+    Name.DEADLOCK: "place what the trainers share on a ps; never block in a function that a "
+    "ClusterCoordinator runs",
+    Name.UNKNOWN: "read the native stacks of all tasks: tfdist stacks --native",
+    Name.SLOW: "wait; if the step is meant to take so long, note progress in it or raise the "
+    "timeout",
+    Name.SLOW_START: "wait; tfdist.train.session checks more often than TensorFlow whether the "
+    "chief has initialised",
+    Name.SLOW_EXIT: "wait",
+    Name.TASK_FAILED: "read the error of the task",
+    Name.SILENT_TRUNCATION: "use endless_batches, with which no error means the end of the input",
+    Name.DUPLICATES: "distribute the input with a SplitQueue instead of by worker number",
+    Name.SAVED_TOO_EARLY: "save in the action of an Epoch, which runs when all trainers are done",
+    Name.FINE: "nothing",
 }
 
 
 class Confidence(str, enum.Enum):
-    """How much is to be made of it."""
+    """How reliable a verdict is."""
 
     CERTAIN = "certain"
     LIKELY = "likely"
@@ -82,14 +90,14 @@ class Confidence(str, enum.Enum):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is the matter with a job.
+    """What is wrong with a job.
 
     Attributes:
-        name: of the matter.
-        culprits: names of the tasks that are its cause.
-        because: what was seen, a sentence each.
-        confidence: in it.
-        would_help: what would raise the confidence; "" where nothing has to.
+        name: the kind of verdict.
+        culprits: names of the tasks that cause it.
+        because: what was seen, one sentence each.
+        confidence: how reliable it is.
+        would_help: what would raise the confidence; "" if nothing would.
     """
 
     name: Name
@@ -98,7 +106,28 @@ class Verdict:
     confidence: Confidence = Confidence.CERTAIN
     would_help: str = ""
 
+    @property
+    def tasks(self) -> str:
+        """The culprits: "cause: worker:1"; if none is to blame, "tasks: worker:0, worker:1"."""
+        is_cause = self.name.is_wrong and self.name is not Name.UNKNOWN
+        label = "cause" if is_cause else "tasks" if len(self.culprits) > 1 else "task"
+        return f"{label}: {', '.join(self.culprits)}" if self.culprits else ""
+
+    @property
+    def heading(self) -> str:
+        """Its name, the culprits and the confidence."""
+        tasks = f", {self.tasks}" if self.culprits else ""
+        return f"{self.name.value}{tasks} ({self.confidence.value})"
+
+    def lines(self) -> Iterator[str]:
+        """The verdict, its reasons and what to do, a line each."""
+        yield f"verdict: {self.heading}"
+        for reason in self.because:
+            yield f"  {reason}"
+        if self.would_help:
+            yield f"to be more certain: {self.would_help}"
+        yield f"what to do: {self.name.advice} (docs/hang.md)"
+
     def __str__(self) -> str:
-        """In one line."""
-        who = f" ({', '.join(self.culprits)})" if self.culprits else ""
-        return f"{self.name.value}{who}: {'; '.join(self.because)} [{self.confidence.value}]"
+        """The verdict and its reasons in one line."""
+        return f"{self.heading}: {'; '.join(self.because)}"

@@ -1,17 +1,27 @@
-"""A watchdog for one process: another process that looks whether it gets on."""
+"""A watchdog for one process: a second process that ends it when it makes no progress.
+
+As a program this module is that second process. It imports no TensorFlow, and learns of progress
+through files, so it works while the first process is stuck in TensorFlow.
+"""
 
 from __future__ import annotations
 
 import faulthandler
 import json
 import os
+import select
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
+
+import psutil
 
 from tfdist.cluster.processes import STACKS_SIGNAL
 from tfdist.errors import ConfigError
@@ -20,13 +30,14 @@ from tfdist.runs.progress import Progress
 from tfdist.task import PROGRESS_VARIABLE
 
 STALLED = 75  # the exit code
-END = b"end\n"  # what the watching process says when this one is to end
-_PROGRAM = "tfdist.diagnosis.watch"
-_LEAVE_SECS = 5.0
+_END = b"end\n"  # the second process's request to the first one
+_LOOK_SECS = 0.25
+_END_SECS = 2.0  # for the first process to end by itself
+_LEAVE_SECS = 5.0  # for the second process to end by itself
 
 
 class Watchdog:
-    """Ends this process when it has not got on for too long, and tells where it stands.
+    """Ends this process when it makes no progress for too long, and reports its stacks.
 
     ::
 
@@ -35,14 +46,12 @@ class Watchdog:
                 session.run(update)
                 watchdog.progress.update("epoch 1", step, steps)
 
-    It gets on when it notes another progress than before, through `progress` or any other
-    `Progress.from_env()`, and when it passes a `Barrier` that was made within the block. The
-    watching process has no TensorFlow in it, and learns of that through files; so it also works
-    while this process is stuck inside of TensorFlow. It sees this process alone: of a whole job
-    `tfdist run --stall-timeout` sees more.
+    Progress is a note that differs from the one before, made through `progress` or any other
+    `Progress.from_env()`, or a passed `Barrier` that was made within the block. The watchdog sees
+    this process alone; `tfdist run --stall-timeout` sees the whole job.
 
-    Where it is only slow, as while it computes or imports, that is told, and it is given eight
-    times as long.
+    A process that is only slow, as while it computes or imports, gets eight times as long, and a
+    line says so.
 
     Args:
         timeout: in seconds; longer than the longest time without a note in a sound run.
@@ -50,7 +59,7 @@ class Watchdog:
             by SIGKILL if it does not end by itself; "report" prints it and lets the process go on.
 
     Attributes:
-        progress: notes how far this process is.
+        progress: notes the progress of this process.
 
     Raises:
         ConfigError: a parameter is wrong.
@@ -67,21 +76,21 @@ class Watchdog:
 
     def __enter__(self) -> Watchdog:
         if PROGRESS_VARIABLE not in os.environ:
-            self._be_seen()
+            self._make_folder()
         path = Path(os.environ[PROGRESS_VARIABLE])
         self.progress = Progress(str(path))
-        about = {
-            "pid": os.getpid(),
-            "folder": str(path.parent),
-            "timeout": self._timeout,
-            "ends": self._on_stall == "end",
-            "owns": self._own_folder is not None,
-        }
+        watched = _Watched(
+            os.getpid(),
+            str(path.parent),
+            self._timeout,
+            ends=self._on_stall == "end",
+            owns_folder=self._own_folder is not None,
+        )
         package = str(Path(__file__).parents[2])
         paths = filter(None, (package, os.environ.get("PYTHONPATH")))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", _PROGRAM, json.dumps(about)],
-            stdin=subprocess.PIPE,  # by its end it learns that this process is gone, or safe
+            [sys.executable, "-m", "tfdist.diagnosis.watchdog", json.dumps(asdict(watched))],
+            stdin=subprocess.PIPE,  # its end means that this process is gone, or has left the block
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             start_new_session=True,  # Ctrl-C is for this process
@@ -94,19 +103,19 @@ class Watchdog:
         self._process.stdin.close()
         try:
             self._process.wait(_LEAVE_SECS)
-        except subprocess.TimeoutExpired:  # somebody has stopped it
+        except subprocess.TimeoutExpired:  # it is stopped
             self._process.kill()
             self._process.wait()
         if self._own_folder is not None and self._stacks is not None:
             faulthandler.unregister(STACKS_SIGNAL)
             self._stacks.close()
             del os.environ[PROGRESS_VARIABLE]
-            # The other program does so; but not if it was killed.
+            # The second process removes it too, unless it was killed.
             shutil.rmtree(self._own_folder, ignore_errors=True)
             self._own_folder = None
 
-    def _be_seen(self) -> None:
-        """As `tfdist run` does for its tasks: a folder for notes, a signal for the stacks."""
+    def _make_folder(self) -> None:
+        """Does what `tfdist run` does for a task: a folder for notes, a signal for the stacks."""
         self._own_folder = Path(tempfile.mkdtemp(prefix="tfdist-watchdog-"))
         self._stacks = open(self._own_folder / STACKS_FILE, "wb", buffering=0)  # noqa: SIM115
         faulthandler.register(STACKS_SIGNAL, self._stacks, all_threads=True)
@@ -114,6 +123,90 @@ class Watchdog:
 
     def _obey(self) -> None:
         assert self._process.stdout is not None
-        if self._process.stdout.read() == END:
-            # Not in order: whatever hangs would hang that too.
+        if self._process.stdout.read() == _END:
+            # An orderly exit would hang like the process itself.
             os._exit(STALLED)
+
+
+# --- the second process
+
+
+@dataclass(frozen=True)
+class _Watched:
+    """The first process.
+
+    Attributes:
+        pid: of the process.
+        folder: that holds its notes and its stacks.
+        timeout: seconds that it may go without progress.
+        ends: whether to end it then.
+        owns_folder: whether to remove the folder afterwards.
+    """
+
+    pid: int
+    folder: str
+    timeout: float
+    ends: bool
+    owns_folder: bool
+
+
+def _watch(watched: _Watched) -> None:
+    """Returns at the end of standard input, or when it has ended the first process."""
+    from tfdist.diagnosis.evidence import Evidence
+    from tfdist.diagnosis.report import answer_lines, kernel_lines
+    from tfdist.diagnosis.rules import diagnose
+    from tfdist.diagnosis.sample import Sample, take_sample
+    from tfdist.diagnosis.stall import StallMonitor, signs_in
+    from tfdist.diagnosis.verdict import Verdict
+
+    process, name = psutil.Process(watched.pid), f"process {watched.pid}"
+    folder = Path(watched.folder)
+
+    def diagnosed(seconds: float) -> tuple[Verdict, Sample]:
+        sample = take_sample(process, folder / STACKS_FILE)
+        task = sample.evidence(name=name, quiet_secs=seconds)
+        return diagnose(Evidence((task,), seconds=seconds, whole=False)), sample
+
+    monitor = StallMonitor(watched.timeout, lambda: {name: signs_in(folder)}, diagnosed)
+    while not select.select([sys.stdin], [], [], _LOOK_SECS)[0]:
+        found = monitor.check()
+        if found is None:
+            continue
+        stalled = f"{name} has made no progress for {found.stall.seconds:.1f} s"
+        if found.gets_time:
+            print(f"tfdist: {stalled}: {found.verdict}", file=sys.stderr, flush=True)
+            continue
+        width = shutil.get_terminal_size().columns
+        lines = [
+            *(f"tfdist: {line}" for line in (stalled, *found.verdict.lines())),
+            *kernel_lines(found.details.kernel),
+            *answer_lines(found.details.answer, width),
+        ]
+        print("\n".join(lines), file=sys.stderr, flush=True)
+        if watched.ends:
+            _end(process)
+            return
+
+
+def _end(process: psutil.Process) -> None:
+    """Asks the process to end, and kills it if it does not."""
+    os.write(sys.stdout.fileno(), _END)
+    os.close(sys.stdout.fileno())  # the first process reads until then
+    with suppress(psutil.TimeoutExpired):
+        process.wait(_END_SECS)
+        return
+    with suppress(psutil.NoSuchProcess):
+        process.send_signal(signal.SIGKILL)
+
+
+def _main() -> None:
+    watched = _Watched(**json.loads(sys.argv[1]))
+    try:
+        _watch(watched)
+    finally:
+        if watched.owns_folder:  # the first process may be gone
+            shutil.rmtree(watched.folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    _main()

@@ -5,10 +5,11 @@ This process does not import TensorFlow, so that it cannot hang with the job.
 
 from __future__ import annotations
 
+import math
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -16,13 +17,13 @@ from tfdist.cluster.local import LocalCluster
 from tfdist.cluster.processes import Surroundings
 from tfdist.cluster.shape import Shape
 from tfdist.deadline import Deadline
+from tfdist.diagnosis.collect import evidence_of, view_job
 from tfdist.diagnosis.evidence import Evidence
 from tfdist.diagnosis.rules import diagnose
-from tfdist.diagnosis.stall_clock import Signs, StallWatch
+from tfdist.diagnosis.stall import Signs, StallMonitor
 from tfdist.diagnosis.verdict import Name, Verdict
 from tfdist.errors import ClusterError, ConfigError
 from tfdist.repro.case import Case, Part, event_file
-from tfdist.repro.look import look
 from tfdist.runs import events as notes
 from tfdist.runs.events import noted
 from tfdist.runs.folder import RunFolder
@@ -165,8 +166,7 @@ class Lab:
         except ClusterError as error:
             self.log(str(error).splitlines()[0])
         if over:  # it may have ended while it was diagnosed
-            watch.reported_after_secs = None
-            watch.diagnose(0.0, over=True)
+            watch.diagnose_end()
         assert watch.diagnosed is not None
         evidence, verdict = watch.diagnosed
         (folder / EVIDENCE_FILE).write_text(evidence.to_json(), "utf-8")
@@ -198,12 +198,12 @@ class _Watch:
         stopped: threading.Event,
     ) -> None:
         self._stopped = stopped
-        self._stall_secs = case.stall_secs * (_FIXED_PATIENCE if fixed else 1)
+        stall_secs = case.stall_secs * (_FIXED_PATIENCE if fixed else 1)
+        self._monitor = StallMonitor(stall_secs, self._signs, self._diagnose, patience=math.inf)
         self._case, self._fixed, self._run, self._cluster = case, fixed, run, cluster
         self._stage, self._log = stage, log
         self._trainers = [task.name for task in cluster.trainers]
         self._deadline = Deadline(case.deadline_secs)
-        self._stall = StallWatch()
         self._done: set[tuple[str, str, float]] = set()
         self.diagnosed: tuple[Evidence, Verdict] | None = None
         self.diagnosed_at = 0.0
@@ -218,44 +218,44 @@ class _Watch:
         for record in self._run.latest():
             if record.ended is not None:
                 event_file(self._run.path, f"ended {record.name}").touch()
-        stall = self._stall.look(self._signs())
-        if stall.seconds < self._stall_secs:
+        found = self._monitor.check(patient=not self._deadline.expired)
+        if found is None:
             if self._deadline.expired:
-                self._diagnose_overdue(stall.seconds)
+                self._diagnose_overdue()
                 raise _Diagnosed
             return
-        verdict = self.diagnose(stall.seconds, over=False)
-        # It may have got on in the moments that the look has taken.
-        if self._stall.look(self._signs()).seconds < stall.seconds:
-            self.diagnosed = None
-            return
-        if verdict.name.is_slow and not self._deadline.expired:
-            self._log(f"only slow: {verdict}")
-            self.slow.append(verdict)
-            if self._fixed or verdict.name not in self._case.expects:
-                self.diagnosed, self._stall = None, StallWatch()
+        if found.gets_time:
+            self._log(f"only slow: {found.verdict}")
+            self.slow.append(found.verdict)
+            if self._fixed or found.verdict.name not in self._case.expects:
                 return
-        self.reported_after_secs = self._stall.look(self._signs()).seconds
+        self.diagnosed, self.reported_after_secs = (
+            (found.details, found.verdict),
+            found.stall.seconds,
+        )
+        self.diagnosed_at = time.monotonic()
         raise _Diagnosed
 
-    def diagnose(self, seconds: float, *, over: bool) -> Verdict:
-        """Sets `diagnosed`, and when."""
-        evidence = self._look(seconds, over)
-        self.diagnosed, self.diagnosed_at = (evidence, diagnose(evidence)), time.monotonic()
-        return self.diagnosed[1]
+    def diagnose_end(self) -> None:
+        """Diagnoses a job that has ended."""
+        verdict, evidence = self._diagnose(0.0, over=True)
+        self.diagnosed, self.reported_after_secs = (evidence, verdict), None
+        self.diagnosed_at = time.monotonic()
 
-    def _diagnose_overdue(self, seconds: float) -> None:
-        """Diagnoses a job that is past its deadline but still making progress."""
-        evidence = self._look(seconds, over=False)
-        living = tuple(task.name for task in evidence.tasks if task.trains and task.alive)
-        reason = f"past its deadline of {self._case.deadline_secs:.0f} s, but still making progress"
-        self.diagnosed = evidence, Verdict(Name.SLOW, living, (reason,))
-        self.diagnosed_at, self.reported_after_secs = time.monotonic(), seconds
-
-    def _look(self, seconds: float, over: bool) -> Evidence:
-        return look(
+    def _diagnose(self, seconds: float, *, over: bool = False) -> tuple[Verdict, Evidence]:
+        evidence = collect_evidence(
             self._run, self._trainers, seconds=seconds, over=over, expected=self._case.examples
         )
+        return diagnose(evidence), evidence
+
+    def _diagnose_overdue(self) -> None:
+        """Diagnoses a job that is past its deadline but still makes progress."""
+        seconds = self._monitor.look().seconds
+        _, evidence = self._diagnose(seconds)
+        living = tuple(task.name for task in evidence.tasks if task.trains and task.alive)
+        reason = f"past its deadline of {self._case.deadline_secs:g} s, but still making progress"
+        self.diagnosed = evidence, Verdict(Name.SLOW, living, (reason,))
+        self.diagnosed_at, self.reported_after_secs = time.monotonic(), seconds
 
     def _signs(self) -> dict[str, Signs]:
         said = noted(self._run)
@@ -287,3 +287,37 @@ def _faults(run: RunFolder) -> list[tuple[str, str, float]]:
         for note in one.all(notes.FAULT)
     ]
     return sorted(found, key=lambda fault: fault[2])
+
+
+def collect_evidence(
+    run: RunFolder, trainers: Sequence[str], *, seconds: float, over: bool, expected: int | None
+) -> Evidence:
+    """The evidence of a run of the lab; blocks for some seconds unless the run is over.
+
+    Args:
+        run: that goes on, or is over.
+        trainers: names of the tasks that train.
+        seconds: since the last progress.
+        over: whether the run is over.
+        expected: number of examples to read.
+    """
+    # Imported here: numpy starts threads, and a process with threads cannot be isolated.
+    from tfdist.data.ledger import Ledger
+
+    job = replace(view_job(run, run.about.tasks, sampled=True), runs=not over)
+    ledger, said = Ledger(), noted(run)
+    for note in (note for one in said.values() for note in one.all(notes.STEP)):
+        ledger.add(note.values["read"])
+    audit = ledger.audit(expected) if expected is not None else None
+    steps = [
+        about["global_step"] for one in said.values() if "global_step" in (about := one.about())
+    ]
+    saved = [note for one in said.values() for note in one.all(notes.SAVED)]
+    return replace(
+        evidence_of(job, trainers, seconds=seconds),
+        expected=expected,
+        missing=audit.missing if audit else (),
+        duplicates=audit.duplicates if audit else (),
+        step=max(steps, default=None),
+        saved_step=max(saved, key=lambda note: note.at).values["step"] if saved else None,
+    )

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tfdist.cluster.shape import Shape
-from tfdist.diagnosis.page import Report, docs_page, page_of
-from tfdist.diagnosis.timeline import timeline
+from tfdist.diagnosis.page import Report, docs_page, page_of, timeline
 from tfdist.diagnosis.verdict import Name
 from tfdist.repro.case import Case
 from tfdist.repro.lab import Lab, Played

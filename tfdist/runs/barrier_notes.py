@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from tfdist.task import PROGRESS_VARIABLE
 
@@ -25,6 +26,54 @@ class BarrierNote:
 
     name: str
     parties: int
+
+
+ARRIVED, MISSING, RESIGNED = "arrived", "missing", "resigned"
+
+
+@dataclass(frozen=True)
+class Place:
+    """The place of a trainer at a barrier.
+
+    Attributes:
+        trainer: its name.
+        state: ARRIVED or MISSING in the present generation, or RESIGNED.
+        seconds: since it last arrived, in any generation; None if it never did.
+    """
+
+    trainer: str
+    state: str
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class BarrierReport:
+    """The state of a barrier, as its ps reports it.
+
+    Attributes:
+        name: of the barrier.
+        generation: the present one; None if the ps does not know the barrier (yet).
+        places: of its parties, by rank.
+        acts: whether its action runs, on the trainer of rank 0.
+        broken: why it is broken; None if it is not.
+        problem: why nothing else is known of it; None if something is.
+    """
+
+    name: str
+    generation: int | None = None
+    places: tuple[Place, ...] = ()
+    acts: bool = False
+    broken: str | None = None
+    problem: str | None = None
+
+    @classmethod
+    def parse(cls, values: Mapping[str, Any]) -> BarrierReport:
+        """From what `dataclasses.asdict` made of it."""
+        return cls(**{**values, "places": tuple(Place(**place) for place in values["places"])})
+
+    def trainers(self, state: str) -> tuple[str, ...]:
+        """Names of the trainers in this state."""
+        return tuple(place.trainer for place in self.places if place.state == state)
 
 
 def note_barrier(note: BarrierNote, environ: Mapping[str, str] | None = None) -> None:

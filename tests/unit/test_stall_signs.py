@@ -1,11 +1,10 @@
-"""The signs of record in the folder of a run, as the launcher and its tasks leave them."""
+"""The signs of progress in the folder of a run, as the launcher and the tasks leave them."""
 
 import os
 
 import pytest
 
-from tfdist.diagnosis.signs_of_progress import signs_of_progress
-from tfdist.diagnosis.stall_clock import Signs
+from tfdist.diagnosis.stall import Signs, signs_of_run
 from tfdist.runs.barrier_notes import PassMark, passed_at
 from tfdist.runs.folder import RunFolder
 from tfdist.runs.outcome import Outcome
@@ -25,54 +24,54 @@ def run(tmp_path):
 
 
 def started(run, name, attempt=1):
-    """Starts a life of a task; gives the path of its notes of progress."""
+    """Starts an attempt of a task; returns the path of its notes of progress."""
     path = os.path.join(run.folder(name, attempt), "progress.json")
     run.started(name, attempt, os.getpid())
     return path
 
 
-def test_before_a_task_has_started_there_are_no_signs(run):
-    assert signs_of_progress(run, TRAINERS) == {}
+def test_a_run_without_started_tasks_has_no_signs(run):
+    assert signs_of_run(run, TRAINERS) == {}
 
 
-def test_each_kind_of_sign_is_seen(run):
+def test_each_kind_of_sign_is_read(run):
     started(run, "ps:0")
     path = started(run, "worker:0")
-    assert signs_of_progress(run, TRAINERS) == {"ps:0": Signs(1), "worker:0": Signs(1)}
+    assert signs_of_run(run, TRAINERS) == {"ps:0": Signs(1), "worker:0": Signs(1)}
 
     run.output("worker:0", 1, 1, b"out\n")
     run.output("worker:0", 1, 2, b"error\n")
-    assert signs_of_progress(run, TRAINERS)["worker:0"] == Signs(1, printed=10)
+    assert signs_of_run(run, TRAINERS)["worker:0"] == Signs(1, printed=10)
 
     Progress(path).update("epoch 1", 3, 10)
     noted = '{"state": "epoch 1", "done": 3, "total": 10}'
-    assert signs_of_progress(run, TRAINERS)["worker:0"] == Signs(1, progress=noted, printed=10)
+    assert signs_of_run(run, TRAINERS)["worker:0"] == Signs(1, progress=noted, printed=10)
 
     PassMark({PROGRESS_VARIABLE: path}).touch()
     at = passed_at(run.folder_of("worker:0", 1))
-    assert signs_of_progress(run, TRAINERS)["worker:0"] == Signs(1, False, noted, at, 10)
+    assert signs_of_run(run, TRAINERS)["worker:0"] == Signs(1, False, noted, at, 10)
 
     run.ended("worker:0", 1, Outcome(exit_code=1))
-    assert signs_of_progress(run, TRAINERS)["worker:0"] == Signs(1, True, noted, at, 10)
+    assert signs_of_run(run, TRAINERS)["worker:0"] == Signs(1, True, noted, at, 10)
 
 
-def test_the_latest_life_counts(run):
+def test_only_the_latest_attempt_counts(run):
     started(run, "worker:0")
     run.ended("worker:0", 1, Outcome(exit_code=1))
     started(run, "worker:0", attempt=2)
-    assert signs_of_progress(run, TRAINERS) == {"worker:0": Signs(2)}
+    assert signs_of_run(run, TRAINERS) == {"worker:0": Signs(2)}
 
 
-def test_what_notes_progress_and_is_no_trainer_does_not_count(run):
+def test_progress_counts_only_for_trainers(run):
     Progress(started(run, "ps:0")).update("served", 1, 2)
-    assert signs_of_progress(run, TRAINERS) == {"ps:0": Signs(1)}
+    assert signs_of_run(run, TRAINERS) == {"ps:0": Signs(1)}
 
 
-def test_the_same_note_once_more_is_no_other_sign(run):
+def test_an_equal_note_is_an_equal_sign(run):
     path = started(run, "worker:0")
     Progress(path).update("epoch 1", 3, 10)
-    before = signs_of_progress(run, TRAINERS)
+    before = signs_of_run(run, TRAINERS)
     Progress(path).update("epoch 1", 3, 10)
-    assert signs_of_progress(run, TRAINERS) == before
+    assert signs_of_run(run, TRAINERS) == before
     Progress(path).update("epoch 1", 4, 10)
-    assert signs_of_progress(run, TRAINERS) != before
+    assert signs_of_run(run, TRAINERS) != before

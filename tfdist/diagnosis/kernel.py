@@ -1,0 +1,185 @@
+"""What the kernel reports of any process: its threads, and its TCP connections.
+
+A machine that is cut off from another one does not notice: it sends its data again and again, each
+time after twice as long, for a quarter of an hour (`tcp_retries2` of Linux). Until then nothing
+fails. Whether data is acknowledged distinguishes that from a stopped or busy process, whose kernel
+acknowledges as long as its buffer has room. How much the sender's kernel still holds distinguishes
+a peer that takes a long message bit by bit, over a slow link, from one that takes nothing.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+LONG = 2**14
+"""Bytes. The messages that idle tasks exchange are shorter."""
+
+_ESTABLISHED = "01"
+_READS = 10  # between two reads, data that is sent anew may hide data that was taken
+
+_GONE_ERRORS = (FileNotFoundError, ProcessLookupError)
+
+# As in proc(5).
+STATES = {
+    "R": "running",
+    "S": "sleeping",
+    "D": "waiting for a device",
+    "T": "stopped",
+    "t": "traced",
+    "Z": "zombie",
+    "X": "dead",
+    "I": "idle",
+}
+
+
+@dataclass(frozen=True)
+class KernelThread:
+    """A thread as the kernel sees it.
+
+    Attributes:
+        name: 15 characters at most; most libraries name their threads.
+        state: a value of STATES.
+        wchan: the kernel function in which it waits; "" if it does not wait, or if the kernel does
+            not report it.
+        syscall: the number of the system call that it is in, or None.
+        denied: whether the kernel hides `wchan` and `syscall`, as of another user's process.
+    """
+
+    name: str
+    state: str
+    wchan: str
+    syscall: int | None
+    denied: bool
+
+
+@dataclass(frozen=True)
+class KernelThreads:
+    """All threads of a process.
+
+    Attributes:
+        main: the first thread; None if it is gone or cannot be read.
+        others: the other threads; equal ones are counted.
+        unreadable: number of threads that could not be read.
+    """
+
+    main: KernelThread | None = None
+    others: Counter[KernelThread] = field(default_factory=Counter)
+    unreadable: int = 0
+
+
+def kernel_threads(pid: int) -> KernelThreads:
+    """The threads of the process now; empty if the process is gone. Does not block."""
+    main, others, unreadable = None, Counter[KernelThread](), 0
+    try:
+        folders = list(Path(f"/proc/{pid}/task").iterdir())
+    except _GONE_ERRORS:
+        folders = []
+    for folder in folders:
+        try:
+            thread = _thread(folder)
+        except _GONE_ERRORS:
+            continue  # the thread has ended in the meantime
+        except PermissionError:
+            unreadable += 1
+            continue
+        if folder.name == str(pid):
+            main = thread
+        else:
+            others[thread] += 1
+    return KernelThreads(main, others, unreadable)
+
+
+def _thread(folder: Path) -> KernelThread:
+    # The name in front of it may contain spaces and brackets.
+    letter = (folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()[0]
+    name = (folder / "comm").read_text("utf-8", "replace").strip()
+    # "0" if the thread does not wait, or if we may not know; `syscall` distinguishes the two.
+    wchan = (folder / "wchan").read_text("ascii").strip()
+    syscall, denied = None, False
+    try:
+        # "running", -1 outside of a call, or the number and its arguments.
+        first = (folder / "syscall").read_text("ascii").split()[0]
+        syscall = int(first) if first.isdigit() else None
+    except PermissionError:
+        denied = True
+    return KernelThread(
+        name, STATES.get(letter, letter), "" if wchan == "0" else wchan, syscall, denied
+    )
+
+
+@dataclass(frozen=True)
+class Connection:
+    """One end of a TCP connection.
+
+    Attributes:
+        local: address and port of this end, such as "10.0.0.1:2222".
+        remote: address and port of the other end.
+        unacknowledged: bytes for the other end that the kernel holds, sent or not.
+        resent: how often the kernel has sent the same data again without an acknowledgement.
+    """
+
+    local: str
+    remote: str
+    unacknowledged: int
+    resent: int
+
+
+def connections_of(pid: int) -> tuple[Connection, ...]:
+    """The established connections; empty if the process is gone, or another user's."""
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        inodes = set(_socket_inodes(pid))
+        return tuple(_read(pid, "tcp", inodes)) + tuple(_read(pid, "tcp6", inodes))
+    return ()
+
+
+def takers_of(pid: int, secs: float) -> frozenset[str]:
+    """The remote ends that take part of a long message within `secs`; blocks that long."""
+    takers = set()
+    before = {(end.local, end.remote): end.unacknowledged for end in connections_of(pid)}
+    for _ in range(_READS):
+        time.sleep(secs / _READS)
+        held = {(end.local, end.remote): end.unacknowledged for end in connections_of(pid)}
+        takers |= {ends[1] for ends, now in held.items() if now < before.get(ends, 0) >= LONG}
+        before = held
+    return frozenset(takers)
+
+
+def _socket_inodes(pid: int) -> Iterator[str]:
+    folder = f"/proc/{pid}/fd"
+    for number in os.listdir(folder):
+        with suppress(FileNotFoundError):  # the file was closed in the meantime
+            link = os.readlink(f"{folder}/{number}")
+            if link.startswith("socket:["):
+                yield link[len("socket:[") : -1]
+
+
+def _read(pid: int, family: str, inodes: set[str]) -> Iterator[Connection]:
+    # See proc_pid_net(5). The file has all connections of the network namespace.
+    with open(f"/proc/{pid}/net/{family}", encoding="ascii") as lines:
+        next(lines)
+        for line in lines:
+            _, local, remote, state, queues, _, resent, _, _, inode, *_ = line.split()
+            if state == _ESTABLISHED and inode in inodes:
+                unacknowledged, _, _ = queues.partition(":")
+                yield Connection(
+                    _endpoint(local), _endpoint(remote), int(unacknowledged, 16), int(resent, 16)
+                )
+
+
+def _endpoint(text: str) -> str:
+    """The address that "0100007F:08AE" means: words of four bytes in this machine's byte order."""
+    digits, _, port = text.partition(":")
+    words = [int(digits[start : start + 8], 16) for start in range(0, len(digits), 8)]
+    packed = b"".join(word.to_bytes(4, sys.byteorder) for word in words)
+    address = ipaddress.ip_address(packed)
+    mapped = getattr(address, "ipv4_mapped", None)
+    host = str(mapped or address)
+    return f"[{host}]:{int(port, 16)}" if ":" in host else f"{host}:{int(port, 16)}"
