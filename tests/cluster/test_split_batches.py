@@ -137,7 +137,7 @@ def test_all_trainers_read_each_record_once_in_each_epoch(make, files, prefetch)
         for trainer in trainers:
             trainer.ledger = Ledger()
         read_all(trainers, epoch)
-        assert audit(trainers).complete
+        assert audit(trainers).exactly_once
     total = trainers[0].session.run(trainers[0].total)
     assert total == 3 * sum(range(1, RECORDS + 1))
 
@@ -151,7 +151,7 @@ def test_the_batch_is_what_transform_makes_of_numbers_and_records(make, files):
     assert trainer.batches.batch["length"].shape == [BATCH, 1]
     assert trainer.batches.weight.shape == [BATCH]
     trainer.read()
-    assert audit([trainer]).complete
+    assert audit([trainer]).exactly_once
 
 
 def test_where_another_takes_the_tail_what_was_read_ahead_of_it_is_dropped(make, tmp_path):
@@ -177,7 +177,7 @@ def test_where_another_takes_the_tail_what_was_read_ahead_of_it_is_dropped(make,
             while not split.finished:
                 slow.train(split)
         reading.result(TIMEOUT)
-    assert audit(trainers, 120).complete
+    assert audit(trainers, 120).exactly_once
     slow.read(2)
     assert [count for *_, count in slow.queue.report().read] == [120]
 
@@ -209,7 +209,7 @@ def test_a_split_that_was_left_in_the_middle_is_read_on_where_it_was_committed(m
             split.release()
             break
     trainer.read(1)
-    assert (audit([trainer]).complete, trainer.errors) == (True, [])
+    assert (audit([trainer]).exactly_once, trainer.errors) == (True, [])
 
 
 def test_who_has_lost_its_lease_reads_another_split(make, files):
@@ -221,7 +221,7 @@ def test_who_has_lost_its_lease_reads_another_split(make, files):
         zombie.train(split)
     assert next(splits, None) is None
     zombie.read(2)
-    assert tfdist.data.audit([zombie.ledger], RECORDS).complete
+    assert tfdist.data.audit([zombie.ledger], RECORDS).exactly_once
 
 
 def truncate(path):
@@ -282,7 +282,7 @@ def test_a_file_that_grows_meanwhile_is_read_as_far_as_it_was_scanned(make, file
         file.write(b"and more")
     (trainer,) = make(1, files)
     trainer.read()
-    assert (audit([trainer]).complete, trainer.errors) == (True, [])
+    assert (audit([trainer]).exactly_once, trainer.errors) == (True, [])
 
 
 def test_a_run_without_the_feed_of_its_split_fails_and_trains_nothing(make, files):
@@ -293,7 +293,7 @@ def test_a_run_without_the_feed_of_its_split_fails_and_trains_nothing(make, file
     split.release()
     assert trainer.session.run(trainer.total) == 0
     trainer.read(1)
-    assert audit([trainer]).complete
+    assert audit([trainer]).exactly_once
 
 
 def test_a_run_with_the_feed_of_another_batch_fails_and_trains_nothing(make, tmp_path):
@@ -305,7 +305,7 @@ def test_a_run_with_the_feed_of_another_batch_fails_and_trains_nothing(make, tmp
     split.release()
     assert trainer.session.run(trainer.total) == 0
     trainer.read(1)
-    assert audit([trainer], 40).complete
+    assert audit([trainer], 40).exactly_once
 
 
 def test_a_batch_that_was_skipped_is_noticed(make, tmp_path):
@@ -326,7 +326,7 @@ def test_another_session_goes_on_with_another_split(make, files):
                 trainer.train(split)
             break
     trainer.read(1)
-    assert audit([trainer]).complete
+    assert audit([trainer]).exactly_once
 
 
 @pytest.mark.parametrize("prefetch", [0, tf.data.AUTOTUNE])
