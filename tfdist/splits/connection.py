@@ -12,12 +12,12 @@ import tensorflow as tf
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError, reason_of
 from tfdist.ps.session import PS_DEVICE, DirectSession
-from tfdist.splits.table import REFUSED, Answer, TableOps
+from tfdist.splits.table import BUSY, Answer, TableOps
 
 # A call that comes after the ps has gone waits for so long (`set_fail_fast(false)` in
 # core/distributed_runtime/rpc/grpc_remote_master.cc).
 _ANSWER_SECS = 10.0
-_REFUSED_SECS = 0.001
+_BUSY_SECS = 0.001
 _LOST = "ps:0, where the splits are kept, was lost: "
 
 
@@ -114,7 +114,7 @@ class Connection:
         self._session.close()
 
     def _ask(self, fetches: Any, feed: Mapping[Any, Any] | None = None) -> Answer:
-        found = self._until(lambda values: values[0] != REFUSED, fetches, feed)
+        found = self._until(lambda values: values[0] != BUSY, fetches, feed)
         return Answer(*map(int, found))
 
     def _until(
@@ -127,7 +127,7 @@ class Connection:
                     f"the table of splits was in use for {deadline.elapsed:.0f} s: whoever changed "
                     "it has not ended. Start the job again from its last checkpoint"
                 )
-            time.sleep(_REFUSED_SECS)
+            time.sleep(_BUSY_SECS)
         return found
 
     def _run(self, fetches: Any, feed: Mapping[Any, Any] | None) -> Any:
