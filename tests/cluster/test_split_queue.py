@@ -61,7 +61,7 @@ class Twins:
                 task.cluster_spec["ps"][0],
                 TableOps(name, self.plan, len(trainers), task.rank),
                 incarnation=0,
-                ahead=BATCH,
+                batch_size=BATCH,
             )
             for task in trainers
         ]
@@ -396,6 +396,47 @@ def test_a_timed_out_wait_names_the_trainers_and_their_records(make):
     ) as caught:
         next(iter(waiting))
     assert caught.value.missing == ((0, 4),)
+
+
+def test_a_long_wait_is_logged_with_the_trainers_and_their_records(make, monkeypatch, caplog):
+    monkeypatch.setattr("tfdist.deadline.FIRST_NOTICE_SECS", 0.01)
+    slow, waiting, _ = make([(0, 4)])
+    split, reads = next(iter(slow)), []
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(read, waiting, reads)
+        poll_until(lambda: caplog.records, "the wait is logged")
+        split.commit()
+        done.result(TIMEOUT)
+    assert {(record.name, record.levelname) for record in caplog.records} == {
+        ("tfdist.splits.queue", "WARNING")
+    }
+    first = caplog.records[0].getMessage()
+    assert "s for the splits of worker:0 (records [0, 4))" in first
+    assert reads == []
+
+
+def test_lost_leases_dead_letters_and_freezes_are_logged(make, caplog):
+    caplog.set_level("INFO", "tfdist.splits")
+    first, second, _ = make([(0, 8)], lease_secs=0.05, max_retries=1)
+    next(iter(first)).commit()
+    for split in second:
+        split.release()
+    with second.frozen():
+        pass
+    lost, claimed, dead, *frozen = [
+        (record.levelname, record.getMessage().removeprefix("epoch 1 of splits "))
+        for record in caplog.records
+    ]
+    name = repr(second.name)
+    assert lost == (
+        "INFO",
+        f"{name}: worker:0 lost its lease of records [4, 8); it may have read up to 8",
+    )
+    assert claimed == ("INFO", f"{name}: claimed records [4, 8), the rest of a split begun before")
+    assert dead[0] == "WARNING"
+    assert "records [4, 8) are a dead letter" in dead[1]
+    assert "lost 2 times without a commit, the last time by worker:1" in dead[1]
+    assert [level for level, _ in frozen] == ["INFO", "INFO"]
 
 
 def test_the_commit_is_in_the_run_of_the_update_and_the_checkpoint_has_both(trainers, tmp_path):

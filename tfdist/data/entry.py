@@ -144,7 +144,7 @@ class _Prefix(io.RawIOBase):
             raise DataError(self._path, self._position, self._shrunk()) from error
         return self._position
 
-    def tell(self) -> int:
+    def tell(self) -> int:  # io's own would seek, and thereby wait for a named pipe
         return self._position
 
     def _shrunk(self) -> str:

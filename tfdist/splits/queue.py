@@ -272,9 +272,13 @@ class SplitQueue:
         begin = partial(self.connection.begin_epoch, self._epoch, splits)
         self.wait_while((table.FROZEN,), begin)
         claim = partial(self.connection.claim, self._epoch)
-        while (answer := self.wait_while((table.WAIT, table.FROZEN), claim)).code != table.OVER:
+        while True:
+            answer = self.wait_while((table.WAIT, table.FROZEN), claim)
+            self._log_losses(answer.num_losses)
+            if answer.code == table.OVER:
+                break
             split = Split(self, self.checked(answer))
-            self._log_claim(split, answer.num_losses)
+            self._log_claim(split)
             yield split
         self._epoch += 1
 
@@ -361,11 +365,15 @@ class SplitQueue:
         return answer
 
     def wait_while(self, codes: tuple[int, ...], ask: Callable[[], Answer]) -> Answer:
-        """Repeats a call while it answers one of `codes`."""
+        """Repeats a call while it answers one of `codes`; logs a wait of more than 30 s."""
         deadline, pause = Deadline(self._timeout), _POLL_SECS
         while (answer := ask()).code in codes:
-            if deadline.expired:
-                raise self._timeout_error(deadline)
+            if deadline.expired or deadline.notice_due():
+                cause, rests = self._cause_of_wait()
+                waited = f"{self._where}: waited {deadline.elapsed:.1f} s for {cause}"
+                if deadline.expired:
+                    raise EpochError(waited, missing=rests, duplicates=())
+                _log.warning("%s", waited)
             time.sleep(min(pause, deadline.remaining))
             pause = min(2 * pause, _LONGEST_POLL_SECS)
         return answer
@@ -380,12 +388,14 @@ class SplitQueue:
         self._epoch, self._num_losses = _counts(found).epoch, len(found["lost"])
         self._has_entered = True
 
-    def _log_claim(self, split: Split, num_losses: int) -> None:
+    def _log_losses(self, num_losses: int) -> None:
         if num_losses > self._num_losses:
             losses = _losses(self.connection.snapshot())
             for loss in losses[self._num_losses :]:
                 self._log_loss(loss)
             self._num_losses = len(losses)
+
+    def _log_claim(self, split: Split) -> None:
         records = f"records [{split.offset}, {split.stop})"
         if split.offset in self._starts:
             _log.debug("%s: claimed %s", self._where, records)
@@ -411,14 +421,6 @@ class SplitQueue:
     @property
     def _where(self) -> str:
         return f"epoch {self._epoch + 1} of splits {self.name!r}"
-
-    def _timeout_error(self, deadline: Deadline) -> EpochError:
-        cause, rests = self._cause_of_wait()
-        return EpochError(
-            f"{self._where}: waited {deadline.elapsed:.1f} s for {cause}",
-            missing=rests,
-            duplicates=(),
-        )
 
     def _cause_of_wait(self) -> tuple[str, list[Range]]:
         """The trainers for which this one waits, and the records that they hold."""

@@ -11,6 +11,7 @@ the owner of its split, and a run ends after the batch in which it finds another
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +29,8 @@ from tfdist.splits.plan import check_splits, epoch_order
 _PS_DEVICE = "/job:ps/replica:0/task:0/device:CPU:0"
 _AHEAD = 256  # scheduled functions; `schedule` blocks at this number per worker
 _POLL_SECS, _LONGEST_POLL_SECS = 0.01, 0.5
+
+_log = logging.getLogger(__name__)
 
 
 class SplitScheduler(tf.Module):
@@ -146,7 +149,7 @@ class SplitScheduler(tf.Module):
         )
 
     def _run(self, epoch: int, scheduled: dict[int, Any], timeout: float | None) -> None:
-        """Schedules the open splits, and waits until none is open."""
+        """Schedules the open splits and waits until none is open; logs 30 s without a commit."""
         offsets, is_open, progress = self._look()
         order = epoch_order(len(self._starts), self._seed, epoch)
         waiting = [row for row in reversed(order) if is_open[row]]
@@ -165,8 +168,16 @@ class SplitScheduler(tf.Module):
             before, (offsets, is_open, progress) = progress, self._look()
             if progress != before:
                 deadline = Deadline(timeout)
-            elif deadline.expired:
-                raise self._timeout_error(deadline, self._rests(offsets.numpy(), is_open.numpy()))
+            elif deadline.expired or deadline.notice_due():
+                rests = self._rests(offsets.numpy(), is_open.numpy())
+                stall = (
+                    f"epoch {epoch + 1}: no commit for {deadline.elapsed:.1f} s; "
+                    f"{sum(stop - start for start, stop in rests)} records are left. Is a worker "
+                    "stopped, or does a batch take longer?"
+                )
+                if deadline.expired:
+                    raise EpochError(stall, missing=rests, duplicates=())
+                _log.warning("%s", stall)
 
     def _forgive(self, scheduled: dict[int, Any]) -> None:
         """Resets the retry count of splits that another split's error cancelled."""
@@ -256,15 +267,6 @@ class SplitScheduler(tf.Module):
                 return offset, self._owners.sparse_read(row)
 
         tf.while_loop(is_mine, read, [offset, mine], parallel_iterations=1)
-
-    def _timeout_error(self, deadline: Deadline, rests: tuple[Range, ...]) -> EpochError:
-        records = sum(stop - start for start, stop in rests)
-        return EpochError(
-            f"epoch {int(self._epoch.numpy()) + 1}: no commit for {deadline.elapsed:.1f} s; "
-            f"{records} records are left. Is a worker stopped, or does a batch take longer?",
-            missing=rests,
-            duplicates=(),
-        )
 
 
 def _put(variable: tf.Variable, row: Any, value: Any) -> Any:
