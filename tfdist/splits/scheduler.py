@@ -75,7 +75,7 @@ class SplitScheduler(tf.Module):
                 raise ConfigError(field, value, f"a whole number, at least {least}")
         ranges = [(int(start), int(stop)) for start, stop in splits]
         check_splits(ranges)
-        self._coordinator, self._read = coordinator, read
+        self._coordinator, self._make_dataset = coordinator, read
         self._seed, self._batch_size = seed, batch_size
         self._max_retries = max_retries
         self._starts, self._stops = np.array(ranges, np.int64).reshape(-1, 2).T
@@ -94,7 +94,7 @@ class SplitScheduler(tf.Module):
             # By batch of all splits, the functions that have started with it in this epoch.
             self._begins = tf.Variable(tf.zeros([batches.sum()], tf.int64), name="begins")
         self._look = tf.function(self._look_at_all)
-        self._scheduled_read = tf.function(self._read_split, [tf.TensorSpec([5], tf.int64)])
+        self._function = tf.function(self._read_split, [tf.TensorSpec([5], tf.int64)])
 
         @tf.function  # its call returns when all ops of the step are done
         def update(batch: Any, weight: Any) -> Any:
@@ -161,7 +161,7 @@ class SplitScheduler(tf.Module):
                 row = waiting.pop()
                 columns = self._starts, self._stops, self._first_batch
                 split = tf.constant([epoch, row, *(column[row] for column in columns)], tf.int64)
-                scheduled[row] = self._coordinator.schedule(self._scheduled_read, args=(split,))
+                scheduled[row] = self._coordinator.schedule(self._function, args=(split,))
             self._coordinator.done()  # raises the error of a function
             time.sleep(min(pause, deadline.remaining))
             pause = min(2 * pause, _LONGEST_POLL_SECS)
@@ -240,8 +240,8 @@ class SplitScheduler(tf.Module):
         # TensorFlow 2.21 optimizes the graph of a dataset at each iteration: 30 ms per split.
         options = tf.data.Options()
         options.experimental_optimization.apply_default_optimizations = False
-        dataset = endless_batches(self._read(offset, stop), self._batch_size).with_options(options)
-        batches = iter(dataset)
+        dataset = endless_batches(self._make_dataset(offset, stop), self._batch_size)
+        batches = iter(dataset.with_options(options))
 
         def is_mine(offset: Any, owner: Any) -> Any:
             return (offset < stop) & tf.equal(owner, mine)

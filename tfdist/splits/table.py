@@ -122,12 +122,12 @@ class TableOps:
 
         def change(section: Section) -> Answer:
             ranks, counts = section.ranks(), section.counts()
-            speaks = tf.equal(ranks.incarnation[self._rank], incarnation)
+            acts = tf.equal(ranks.incarnation[self._rank], incarnation)
             frozen_by = tf.where(counts.is_frozen, counts.frozen_by, np.int64(self._rank))
-            after = counts._replace(frozen_by=tf.where(speaks, frozen_by, counts.frozen_by))
+            after = counts._replace(frozen_by=tf.where(acts, frozen_by, counts.frozen_by))
             section.store("counts", tf.stack(after))
             code = tf.where(tf.equal(frozen_by, self._rank), np.int64(GRANTED), np.int64(FROZEN))
-            return _code(tf.where(speaks, code, np.int64(REPLACED)))
+            return _code(tf.where(acts, code, np.int64(REPLACED)))
 
         return self._locked(change)
 
@@ -136,8 +136,8 @@ class TableOps:
 
         def change(section: Section) -> Answer:
             ranks, counts = section.ranks(), section.counts()
-            speaks = tf.equal(ranks.incarnation[self._rank], incarnation)
-            releases = speaks & tf.equal(counts.frozen_by, self._rank)
+            acts = tf.equal(ranks.incarnation[self._rank], incarnation)
+            releases = acts & tf.equal(counts.frozen_by, self._rank)
             frozen_by = tf.where(releases, np.int64(NOTHING), counts.frozen_by)
             section.store("counts", tf.stack(counts._replace(frozen_by=frozen_by)))
             lease_end = section.now + self._plan.lease_us
@@ -171,10 +171,10 @@ class TableOps:
 
         def change(section: Section) -> Answer:
             ranks, counts, now = section.ranks(), section.counts(), section.now
-            speaks = tf.equal(ranks.incarnation[self._rank], incarnation)
+            acts = tf.equal(ranks.incarnation[self._rank], incarnation)
             is_present = tf.equal(counts.epoch, epoch)
             holds = ranks.held[self._rank] >= 0
-            may = speaks & is_present & tf.logical_not(counts.is_frozen)
+            may = acts & is_present & tf.logical_not(counts.is_frozen)
             seeks = may & tf.logical_not(holds)
             expired = (ranks.lease_end <= now) & seeks
             ranks, counts = section.lose(ranks, counts, expired, retries=1)
@@ -207,7 +207,7 @@ class TableOps:
             other = tf.where(epoch > counts.epoch, np.int64(NOT_BEGUN), np.int64(OVER))
             code = tf.where(is_present, nothing, other)
             code = tf.where(gets, np.int64(GRANTED), code)
-            code = tf.where(speaks, code, np.int64(REPLACED))
+            code = tf.where(acts, code, np.int64(REPLACED))
             mine_reserved = ranks.reserved[self._rank]
             num_losses = section.size("lost")
             return Answer(code, ranks.attempt[self._rank], offset, mine_reserved, stop, num_losses)
@@ -223,8 +223,8 @@ class TableOps:
         def change(section: Section) -> Answer:
             ranks, now, is_frozen = section.ranks(), section.now, section.counts().is_frozen
             mine = Rank(*(column[self._rank] for column in ranks))
-            speaks, has = tf.equal(mine.incarnation, incarnation), tf.equal(mine.attempt, attempt)
-            is_its_own = speaks & has
+            acts, has = tf.equal(mine.incarnation, incarnation), tf.equal(mine.attempt, attempt)
+            is_its_own = acts & has
             holds = is_its_own & (mine.held >= 0)
             is_reserved = offset <= mine.reserved
             counts = holds & is_reserved & tf.logical_not(is_frozen)
@@ -249,7 +249,7 @@ class TableOps:
             code = tf.where(counts, np.int64(GRANTED), np.int64(NOT_RESERVED))
             code = tf.where(is_frozen & is_reserved, np.int64(FROZEN), code)
             code = tf.where(is_its_own, code, np.int64(LOST))
-            code = tf.where(speaks, code, np.int64(REPLACED))
+            code = tf.where(acts, code, np.int64(REPLACED))
             repeated = is_its_own & (mine.held < 0)
             code = tf.where(repeated, np.int64(GRANTED), code)
             return Answer(
@@ -270,14 +270,14 @@ class TableOps:
 
         def change(section: Section) -> Answer:
             ranks, counts = section.ranks(), section.counts()
-            speaks = tf.equal(ranks.incarnation[self._rank], incarnation)
-            is_its_own = speaks & tf.equal(ranks.attempt[self._rank], attempt)
+            acts = tf.equal(ranks.incarnation[self._rank], incarnation)
+            is_its_own = acts & tf.equal(ranks.attempt[self._rank], attempt)
             gives = self._me & is_its_own & tf.logical_not(counts.is_frozen)
             ranks, counts = section.lose(ranks, counts, gives, retries=1)
             section.store("ranks", tf.stack(ranks, 1))
             section.store("counts", tf.stack(counts))
             code = tf.where(counts.is_frozen, np.int64(FROZEN), np.int64(GRANTED))
-            return _code(tf.where(speaks, code, np.int64(REPLACED)))
+            return _code(tf.where(acts, code, np.int64(REPLACED)))
 
         return self._locked(change)
 
