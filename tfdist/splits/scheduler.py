@@ -125,9 +125,16 @@ class SplitScheduler(tf.Module):
         try:
             self._run(int(self._epoch.numpy()), scheduled, timeout)
         except tf.errors.OpError:
-            self._forgive(scheduled)
+            self._reset_cancelled(scheduled)
             raise
-        return self.report()
+        report = self.report()
+        for start, stop in report.dead_letters:
+            _log.warning(
+                "epoch %d: records [%d, %d) are a dead letter and were not read: their split was "
+                "restarted more than %d times without a commit",
+                *(report.epoch, start, stop, self._max_retries),
+            )
+        return report
 
     def report(self) -> SplitReport:
         """Progress of the present epoch."""
@@ -179,7 +186,7 @@ class SplitScheduler(tf.Module):
                     raise EpochError(stall, missing=rests, duplicates=())
                 _log.warning("%s", stall)
 
-    def _forgive(self, scheduled: dict[int, Any]) -> None:
+    def _reset_cancelled(self, scheduled: dict[int, Any]) -> None:
         """Resets the retry count of splits that another split's error cancelled."""
         for row, result in scheduled.items():
             try:

@@ -51,7 +51,7 @@ class Names(NamedTuple):
 
 
 def exclusive(name: str) -> BranchingSection:
-    """Keeps the operations on the table of this name apart; built in the default graph."""
+    """The section that lets one op at a time use the table; built in the default graph."""
     return BranchingSection(f"tfdist/splits/rules/{name}")
 
 
