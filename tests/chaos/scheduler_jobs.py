@@ -76,15 +76,16 @@ def while_disturbed(task, files, folder):
 
 
 def stalled(task, files, folder):
-    """Trains for a second epoch, in which a worker is stopped and resumed."""
+    """Trains until an epoch in which a worker is stopped, and on when it is resumed."""
     job = Job(task, files)
     job.splits.run_epoch(timeout=60)  # builds all functions
     begun = job.note_begin(pathlib.Path(folder, "begun"))
-    try:
-        job.splits.run_epoch(timeout=2)
-        error = None
-    except tfdist.EpochError as caught:
-        error = caught
+    error = None
+    while error is None:  # the worker may be stopped only after an epoch has ended
+        try:
+            job.splits.run_epoch(timeout=2)
+        except tfdist.EpochError as caught:
+            error = caught
     begun.join()
     pathlib.Path(folder, "stalled").touch()
     return error, job.splits.run_epoch(timeout=60), job.reads
