@@ -198,11 +198,9 @@ def enter(
     Idempotent, so a trainer without an answer repeats the call. If another trainer has frozen the
     table, nothing changes; if this one has, the table is unfrozen.
 
-    Args:
-        rank: of the trainer.
-        incarnation: a number that was never used before, or NO_INCARNATION to leave.
-        previous: if given, the call changes nothing unless this incarnation acts for the trainer;
-            so a process that was replaced does not remove its successor.
+    `incarnation` is a number that was never used before, or NO_INCARNATION to leave. If `previous`
+    is given, nothing changes unless that incarnation acts for the trainer, so a process that was
+    replaced does not remove its successor.
     """
     present = table.incarnations[rank]
     if present == incarnation or (previous is not None and present != previous):
@@ -219,14 +217,9 @@ def claim(
 ) -> tuple[SplitTable, Lease | Wait | Frozen | Over]:
     """Leases the first free split to a trainer, or a part of a split that another one holds.
 
-    A trainer that has a lease gets the same lease, renewed.
-
-    Args:
-        rank: of the trainer.
-        incarnation: of the trainer.
-        epoch: the epoch of the split; another trainer may already have begun the next one.
-        now: the time of the ps.
-        batch_size: records to reserve, and the least to take from another trainer.
+    A trainer that has a lease gets the same lease, renewed. Another trainer may already have begun
+    the epoch after `epoch`. `batch_size` is the number of records to reserve, and the least that is
+    taken from another trainer.
 
     Raises:
         SplitLostError: another incarnation acts for the trainer.
@@ -274,12 +267,6 @@ def commit(
 
     The answer has the present end of the split. At that offset the split is done, and the trainer
     has no lease. An offset that is already committed only renews the lease.
-
-    Args:
-        lease: of the trainer.
-        offset: one after the last record that was read.
-        now: the time of the ps.
-        batch_size: records to reserve.
 
     Raises:
         SplitLostError: the lease was lost; the records since the last commit are read again.
