@@ -138,7 +138,6 @@ class TfdistPeers:
             for name in ("train", "step")
         )
         self._batches = tfdist.splits.SplitBatches(
-            task,
             self._queue,
             files,
             lambda number, record: (number, parse(record)),
@@ -162,9 +161,8 @@ class TfdistPeers:
         for split in self._batches.splits(session):
             begins.append(time.monotonic() - ended)
             while not split.finished:
-                fetched = [self._commit, self._read, self._batches.weight]
-                answer, number, weight = session.run(fetched, split.feed)
-                split.committed(answer)
+                fetched = [self._read, self._batches.weight]
+                number, weight = split.run(session, self._commit, fetched)
                 reads += _read(self._epoch, number, weight)
                 steps += 1
             ended = time.monotonic()

@@ -158,9 +158,8 @@ class _Reader:
             self._begin(session, split.offset, split.stop)
             while not split.finished:
                 time.sleep(self._sleep_secs)
-                fetched = [self._commit, self._number, self._weight]
-                answer, number, weight = session.run(fetched, split.feed)
-                split.committed(answer)
+                fetched = [self._number, self._weight]
+                number, weight = split.run(session, self._commit, fetched)
                 read = number[weight > 0]
                 epoch.read(read)
                 records += len(read)

@@ -48,7 +48,6 @@ class Summary:
                     for report in result.reports
                 ],
                 "expected": audit.expected,
-                "read": audit.read,
                 "read_once": audit.read_once,
                 "missing": audit.missing,
                 "duplicates": audit.duplicates,
@@ -117,7 +116,7 @@ class Summary:
 
 def _broken_promises(result: dict[str, Any]) -> Iterator[str]:
     for number, epoch in enumerate(result["epochs"], start=1):
-        if epoch["read"] != epoch["expected"] or epoch["missing"] or epoch["duplicates"]:
+        if epoch["read_once"] != epoch["expected"]:
             yield f"epoch {number}: {epoch['read_once']} of {epoch['expected']} examples read once"
         if epoch["saved_step"] != epoch["true_step"]:
             yield f"epoch {number}: saved at step {epoch['saved_step']} of {epoch['true_step']}"

@@ -19,7 +19,7 @@ import tensorflow as tf
 import tfdist
 
 RECORDS, BATCH, SPLIT = 5_000, 20, 200
-SLOW, SLEEP_SECS = "worker:1", {True: 0.08, False: 0.01}  # a batch
+SLOW, SLEEP_SECS = "worker:1", {True: 0.08, False: 0.01}  # per batch
 
 
 def write_files(folder: str) -> None:
@@ -39,7 +39,7 @@ def train(task: tfdist.Task, index: str) -> tuple[int, float, tfdist.splits.Spli
         queue = tfdist.splits.SplitQueue(
             task, "train", files.splits(SPLIT), batch_size=BATCH, timeout=60
         )
-        batches = tfdist.splits.SplitBatches(task, queue, files)
+        batches = tfdist.splits.SplitBatches(queue, files)
         _, record = batches.batch
         total = tf.compat.v1.get_variable("total", initializer=0.0)
         number = tf.strings.to_number(tf.where(batches.weight > 0, record, "0"))
@@ -49,9 +49,8 @@ def train(task: tfdist.Task, index: str) -> tuple[int, float, tfdist.splits.Spli
             read = 0
             for split in batches.splits(session):
                 while not split.finished:
-                    before = split.offset
-                    split.committed(session.run(commit, split.feed))
-                    read += split.offset - before
+                    read += len(split.next_batch)
+                    split.run(session, commit)
                     time.sleep(SLEEP_SECS[task.name == SLOW])
             return read, time.time(), queue.report()
 
@@ -67,7 +66,7 @@ def main() -> None:
         print(f"{task.name} read {read} records" + (", slowly" if task.name == SLOW else ""))
     ends = [end for _, end, _ in results]
     print(f"all ended within {max(ends) - min(ends):.2f} s")
-    print(tfdist.data.Ledger(results[0][2].read).audit(RECORDS))
+    print(tfdist.data.Ledger(results[0][2].committed).audit(RECORDS))
 
 
 if __name__ == "__main__":

@@ -1,30 +1,30 @@
-"""The rules of the splits under every interleaving of the trainers and their misfortunes.
+"""The rules of the splits under every interleaving of trainers and faults.
 
-The search walks through all states of a small world. In the world there are
+The search walks through all states of a small world. A world consists of
 
 - the table under test, `tfdist.splits.rules`;
-- trainers, each of which knows no more than a real one: its incarnation, its epoch, and the lease
-  as it was told last. They keep the protocol below;
-- at most one ghost: a process that was stopped and replaced, or a message that was given up on. It
-  goes on at any moment or never;
-- a referee, who counts the reads of each record and knows nothing of rows, leases or incarnations.
+- trainers. A trainer knows only what a real one knows: its incarnation, its epoch, and its lease as
+  of the last answer. It follows the protocol below;
+- at most one ghost: a process that was stopped and replaced, or a message whose sender gave up. It
+  may continue at any moment, or never;
+- a referee, which counts how often each record was read and ignores rows, leases and incarnations.
 
-A trainer claims, reads what is reserved for it, and commits: three steps, between which anything
-may happen. If a call is not answered, it goes on with a new incarnation. Time is not counted: a
-lease ends when a step says so, for a dead trainer in good order, for a living one as a misfortune.
+A trainer claims, reads its reserved records, and commits. These are three steps, and anything may
+happen between them. A trainer whose call gets no answer continues as a new incarnation. There is no
+clock: a lease expires in a step, which is a fault if its trainer is alive.
 
-What is promised, in each world that can be reached:
+The promises, checked in each reachable world:
 
-- without a misfortune nothing is lost, and each record is read exactly once;
-- each record is read at most once more for each noted loss of its batch;
+- without a fault no lease is lost, and each record is read exactly once;
+- each record is read at most once more for each recorded loss of its batch;
 - a ghost never commits;
-- when the epoch is over, each record was read, or stands in a dead letter;
-- those that live can finish, without those that are dead.
+- when the epoch is over, each record was read or is in a dead letter;
+- the living trainers can finish without the dead ones.
 
-A checkpoint is made by trainer 0, which holds the table meanwhile: that is saved as it was then,
-the model at any moment until it is released. While it is dead nobody goes on.
+Trainer 0 saves the checkpoints. The saved table is the table at the freeze; the saved model is the
+model at any moment until the table is unfrozen. While trainer 0 is dead, the others wait.
 
-Lives and attempts are numbered anew in each world (see `normal`), so that they are few.
+`normal` renumbers incarnations and attempts in each world, so the number of worlds is finite.
 """
 
 from __future__ import annotations
@@ -39,18 +39,18 @@ from typing import NamedTuple
 from tfdist.errors import SplitLostError
 from tfdist.splits import rules as splits
 from tfdist.splits.plan import Plan
-from tfdist.splits.rules import LEASED, NOTHING, Lease, Over, Saving, SplitTable, Wait
+from tfdist.splits.rules import LEASED, NOTHING, Frozen, Lease, Over, SplitTable, Wait
 
-BATCH = 1  # records, so that each is one step
-INCARNATION, NEW, OLD = 1, 2, 3  # of each trainer: the present one, the one that enters, any other
+BATCH = 1  # record
+INCARNATION, NEW, OLD = 1, 2, 3  # the present one, the one that enters, any older one
 NOW, LASTS = 0, 1
 
-# Where a trainer stands, or a ghost.
-CLAIMS = "claims"  # it holds nothing, and claims next
+# The next step of a trainer or a ghost.
+CLAIMS = "claims"  # it has no lease
 READS = "reads"  # it has a lease
-COMMITS = "commits"  # it has read what was reserved for it
-UNHEARD = "unheard"  # it had no answer, so it goes on with a new incarnation
-ENDED = "ended"  # it was told that its epoch is over
+COMMITS = "commits"  # it has read the reserved records
+UNHEARD = "unheard"  # it got no answer, and continues as a new incarnation
+ENDED = "ended"  # its epoch is over
 DEAD = "dead"
 
 
@@ -77,7 +77,7 @@ class World(NamedTuple):
     reads: tuple[int, ...]  # of each record, in the present epoch
     ghost: Ghost | None = None
     saved: Saved | None = None
-    at_freeze: SplitTable | None = None  # the table that is saved, as it was then
+    at_freeze: SplitTable | None = None  # the table that is being saved
 
     def put(self, rank: int, **changes: object) -> World:
         trainer = self.trainers[rank]._replace(**changes)
@@ -85,11 +85,11 @@ class World(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A world to begin with, and what may happen in it."""
+    """The first world of a search, and the bounds of the search."""
 
     sizes: tuple[int, ...]  # records of each split
     trainers: int = 2
-    limit: int = 0  # misfortunes
+    limit: int = 0  # faults
     retries: int = 2
     epochs: int = 1
     saves: bool = False
@@ -102,16 +102,16 @@ def enter(table: SplitTable, rank: int) -> SplitTable:
 
 @cache
 def claim(table: SplitTable, rank: int, incarnation: int, epoch: int):
-    return answered(splits.claim, table, rank, incarnation, epoch=epoch, now=NOW, ahead=BATCH)
+    return answered(splits.claim, table, rank, incarnation, epoch=epoch, now=NOW, batch_size=BATCH)
 
 
 @cache
 def commit(table: SplitTable, lease: Lease):
-    return answered(splits.commit, table, lease, lease.reserved, now=NOW, ahead=BATCH)
+    return answered(splits.commit, table, lease, lease.reserved, now=NOW, batch_size=BATCH)
 
 
 def answered(call, table: SplitTable, *args, **kwargs):
-    """The table and the answer; None if the caller has lost its place or its lease."""
+    """The table and the answer, which is None if the caller was replaced or lost its lease."""
     try:
         return call(table, *args, **kwargs)
     except SplitLostError:
@@ -130,20 +130,20 @@ def start(kind: Kind) -> World:
     return World(table, (Trainer(),) * kind.trainers, (0,) * begin)
 
 
-# What may happen. Names with a rank in front are that trainer's.
+# The steps. A name begins with the rank of its trainer.
 
 
 def steps(world: World, kind: Kind) -> Iterator[tuple[str, World]]:
-    """What those do that do as they should, and what time does to the dead."""
+    """The steps without a fault, including the expiry of the leases of dead trainers."""
     for rank, trainer in enumerate(world.trainers):
         place = trainer.place
         if saves(world, rank):
             continue
         if place in (CLAIMS, READS, COMMITS):
-            after, should_continue = goes(world, rank, INCARNATION, trainer)
-            yield f"{rank} {place}", after.put(rank, **should_continue._asdict())
-        if place in (UNHEARD, DEAD) and world.table.saver not in (NOTHING, rank):
-            continue  # it has to wait
+            after, next_trainer = goes(world, rank, INCARNATION, trainer)
+            yield f"{rank} {place}", after.put(rank, **next_trainer._asdict())
+        if place in (UNHEARD, DEAD) and world.table.frozen_by not in (NOTHING, rank):
+            continue  # it waits
         if place == UNHEARD:
             after = world._replace(table=enter(world.table, rank))
             yield f"{rank} enters", after.put(rank, place=CLAIMS, epoch=world.table.epoch)
@@ -158,30 +158,28 @@ def steps(world: World, kind: Kind) -> Iterator[tuple[str, World]]:
             after = world._replace(table=enter(world.table, rank), at_freeze=None)
             yield f"{rank} restarts", after.put(rank, place=CLAIMS, epoch=world.table.epoch)
             if holds(world.table, rank):
-                yield f"the lease of {rank} ends", ended(world, rank)
+                yield f"the lease of {rank} expires", expired(world, rank)
     if world.ghost:
         rank, incarnation, trainer = world.ghost
         if trainer.place in (CLAIMS, READS, COMMITS):
-            after, should_continue = goes(world, rank, incarnation, trainer)
+            after, next_trainer = goes(world, rank, incarnation, trainer)
             if incarnation == OLD and trainer.place != READS:
                 assert after.table == world.table, "a ghost has changed the table"
-                assert should_continue.lease is None, "a ghost was answered"
-            # Who has had no answer does not go on; who was stopped goes on where it was.
-            ghost = (
-                world.ghost._replace(trainer=should_continue) if trainer.place == READS else None
-            )
+                assert next_trainer.lease is None, "a ghost was answered"
+            # A stopped process continues; an abandoned message ends with its delivery.
+            ghost = world.ghost._replace(trainer=next_trainer) if trainer.place == READS else None
             yield f"the ghost of {rank} {trainer.place}", after._replace(ghost=ghost)
-    may_save = kind.saves and not world.saved and world.table.saver == NOTHING
+    may_save = kind.saves and not world.saved and world.table.frozen_by == NOTHING
     if may_save and world.trainers[0].place not in (DEAD, UNHEARD):
         table, _ = splits.freeze(world.table, 0, INCARNATION)
         yield "0 freezes", world._replace(table=table, at_freeze=table)
     if saves(world, 0):
         saved = Saved(world.at_freeze, world.reads)
         table = splits.unfreeze(world.table, 0, INCARNATION, now=NOW)
-        yield "0 saves and releases", world._replace(table=table, saved=saved, at_freeze=None)
+        yield "0 saves and unfreezes", world._replace(table=table, saved=saved, at_freeze=None)
 
 
-def misfortunes(world: World) -> Iterator[tuple[str, World]]:
+def faults(world: World) -> Iterator[tuple[str, World]]:
     for rank, trainer in enumerate(world.trainers):
         place, ghost = trainer.place, Ghost(rank, INCARNATION, trainer)
         if place != DEAD:
@@ -195,10 +193,10 @@ def misfortunes(world: World) -> Iterator[tuple[str, World]]:
             replaced = world.put(rank, place=UNHEARD, lease=None)
             yield f"{rank} is stopped and replaced", replaced._replace(ghost=ghost)
         if place in (READS, COMMITS) and holds(world.table, rank):
-            yield f"{rank} is slow, its lease ends", ended(world, rank)
+            yield f"{rank} is slow, its lease expires", expired(world, rank)
     if world.saved:
         back = world._replace(
-            table=splits.restored(world.saved.table, len(world.trainers)),
+            table=splits.recover(world.saved.table, len(world.trainers)),
             reads=world.saved.reads,
             saved=None,
             at_freeze=None,
@@ -207,7 +205,7 @@ def misfortunes(world: World) -> Iterator[tuple[str, World]]:
             if trainer.place != DEAD:
                 back = back.put(rank, place=UNHEARD, lease=None)
         yield "the ps is lost", back._replace(ghost=None)
-        # Its session is gone and with it its read, but what it knows may match by chance.
+        # A process whose session broke cannot update the model, but its lease may match by chance.
         for rank, trainer in enumerate(world.trainers):
             if trainer.lease:
                 ghost = Ghost(rank, INCARNATION, trainer._replace(place=COMMITS))
@@ -215,12 +213,12 @@ def misfortunes(world: World) -> Iterator[tuple[str, World]]:
 
 
 def goes(world: World, rank: int, incarnation: int, trainer: Trainer) -> tuple[World, Trainer]:
-    """The next thing that a trainer or a ghost does; the world and the trainer after it."""
+    """Takes the next step of a trainer or a ghost; returns the world and the trainer after it."""
     lease = trainer.lease
     if trainer.place == CLAIMS:
         table, answer = claim(world.table, rank, incarnation, trainer.epoch)
         after = world._replace(table=table)
-        if answer is None or isinstance(answer, Wait | Saving):
+        if answer is None or isinstance(answer, Wait | Frozen):
             return after, trainer
         if isinstance(answer, Over):
             return after, trainer._replace(place=ENDED)
@@ -228,7 +226,7 @@ def goes(world: World, rank: int, incarnation: int, trainer: Trainer) -> tuple[W
     assert lease is not None
     if trainer.place == READS:
         after = world
-        if trainer.epoch == world.table.epoch:  # one of an earlier epoch is noted there
+        if trainer.epoch == world.table.epoch:
             after = world._replace(
                 reads=tuple(
                     number + (lease.offset <= record < lease.reserved)
@@ -238,7 +236,7 @@ def goes(world: World, rank: int, incarnation: int, trainer: Trainer) -> tuple[W
         return after, trainer._replace(place=COMMITS)
     table, answer = commit(world.table, lease)
     after = world._replace(table=table)
-    if isinstance(answer, Saving):
+    if isinstance(answer, Frozen):
         return after, trainer
     if answer is None or answer.finished:
         return after, trainer._replace(place=CLAIMS, lease=None)
@@ -246,16 +244,16 @@ def goes(world: World, rank: int, incarnation: int, trainer: Trainer) -> tuple[W
 
 
 def saves(world: World, rank: int) -> bool:
-    """Whether it holds the table, and is there to release it."""
-    return world.table.saver == rank and world.trainers[rank].place != DEAD
+    """True if the trainer has frozen the table and is alive."""
+    return world.table.frozen_by == rank and world.trainers[rank].place != DEAD
 
 
 def holds(table: SplitTable, rank: int) -> bool:
-    """Whether it has a lease that has not ended."""
+    """True if the trainer has a lease that has not expired."""
     return table.held[rank] != NOTHING and table.lease_ends[rank] > NOW
 
 
-def ended(world: World, rank: int) -> World:
+def expired(world: World, rank: int) -> World:
     ends = world.table.lease_ends
     ends = (*ends[:rank], NOW, *ends[rank + 1 :])
     return world._replace(table=replace(world.table, lease_ends=ends))
@@ -273,7 +271,7 @@ def the_next_epoch(world: World, epoch: int) -> World:
 
 
 def committed(table: SplitTable) -> set[int]:
-    return {record for read in table.read for record in range(*read)}
+    return {record for start, stop in table.committed for record in range(start, stop)}
 
 
 def check(world: World) -> None:
@@ -286,13 +284,13 @@ def check(world: World) -> None:
             for loss in table.lost
             if loss.epoch == table.epoch and loss.offset <= record < loss.reserved
         ]
-        assert number <= 1 + len(noted), f"record {record} is read too often"
+        assert number <= 1 + len(noted), f"record {record} was read too often"
         assert number or record not in done, f"record {record} is committed, but was not read"
     assert not table.over or is_over(world)
 
 
 def is_over(world: World) -> bool:
-    """Whether each record was read or stands in a dead letter."""
+    """True if each record was read or is in a dead letter."""
     table = world.table
     dead = {
         record
@@ -323,13 +321,11 @@ def check_rows(table: SplitTable) -> None:
 
 
 def normal(world: World) -> World:
-    """The same world with the lowest numbers, so that there are finitely many.
+    """The same world with the lowest numbers, so there are finitely many worlds.
 
-    The present incarnation of a trainer is INCARNATION, and what it knows of its lease has attempt
-    1 if that is
-    the present one. A ghost of an OLD incarnation knows the attempt of whoever has its place now,
-    as it
-    could where a ps has gone back.
+    The present incarnation of each trainer becomes INCARNATION, and the attempt of a lease becomes
+    1 if it is the present one. A ghost of an OLD incarnation has the present attempt, which is
+    possible after a restore.
     """
     table, trainers, ghost = world.table, world.trainers, world.ghost
     if ghost and ghost.incarnation != table.incarnations[ghost.rank]:
@@ -374,8 +370,8 @@ Graph = dict[World, list[tuple[str, World]]]
 
 
 def explore(kind: Kind) -> Graph:
-    """All worlds that are reached by at most that many misfortunes, with the steps from each."""
-    gc.disable()  # a third of the time would go into looking for garbage
+    """All worlds reachable with at most `kind.limit` faults, and the steps from each."""
+    gc.disable()  # the garbage collector would take a third of the time
     try:
         return _explore(kind)
     finally:
@@ -387,7 +383,7 @@ def _explore(kind: Kind) -> Graph:
     fewest = {first: 0}
     came_from: dict[World, tuple[str, World] | None] = {first: None}
     graph: Graph = {}
-    queue = deque([first])  # by the number of misfortunes
+    queue = deque([first])  # sorted by number of faults
     while queue:
         world = queue.popleft()
         if world in graph:
@@ -395,7 +391,7 @@ def _explore(kind: Kind) -> Graph:
         number = fewest[world]
         try:
             check(world)
-            assert number or not world.table.lost, "lost without a misfortune"
+            assert number or not world.table.lost, "lost without a fault"
             graph[world] = [(name, normal(after)) for name, after in steps(world, kind)]
             for name, after in graph[world]:
                 if fewest.get(after, kind.limit + 1) > number:
@@ -403,7 +399,7 @@ def _explore(kind: Kind) -> Graph:
                     queue.appendleft(after)
             if number == kind.limit:
                 continue
-            for name, after in misfortunes(world):
+            for name, after in faults(world):
                 other = normal(after)
                 if fewest.get(other, kind.limit + 1) > number + 1:
                     fewest[other], came_from[other] = number + 1, (name, world)
@@ -423,7 +419,7 @@ def way_to(world: World, came_from: dict[World, tuple[str, World] | None]) -> st
 
 
 def stuck(graph: Graph, epochs: int) -> set[World]:
-    """The worlds with somebody alive from which the living cannot finish by themselves."""
+    """The worlds with a living trainer from which the living trainers cannot finish."""
     before: dict[World, list[World]] = {}
     for world, edges in graph.items():
         for name, after in edges:
@@ -440,7 +436,7 @@ def stuck(graph: Graph, epochs: int) -> set[World]:
         world
         for world in graph.keys() - safe
         if {t.place for t in world.trainers} != {DEAD}
-        if world.table.saver == NOTHING or world.trainers[0].place != DEAD
+        if world.table.frozen_by == NOTHING or world.trainers[0].place != DEAD
     }
 
 

@@ -1,4 +1,4 @@
-"""What the chief of tests/chaos/test_split_scheduler.py runs."""
+"""Functions that the chief of tests/chaos/test_split_scheduler.py runs."""
 
 import contextlib
 import os
@@ -15,10 +15,10 @@ BATCH = 7
 
 
 class Job:
-    """A model that counts on the ps how often it has read each record of some files."""
+    """A model that counts on the ps how often each record of some files was read."""
 
     def __init__(self, task, files, records_per_split=100, **settings):
-        # Else a call to a worker that has gone waits for it.
+        # Otherwise a call to a lost worker waits for it.
         os.environ["GRPC_FAIL_FAST"] = "use_caller"
         cluster = tf.train.ClusterSpec(task.cluster_spec)
         resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(cluster, rpc_layer="grpc")
@@ -48,7 +48,7 @@ class Job:
         return self._reads.numpy().tolist()
 
     def note_begin(self, path):
-        """Makes a file when the next epoch has begun, in a thread."""
+        """Starts a thread that makes a file once the next epoch has begun."""
         before = max(self.reads)
 
         def note():
@@ -61,13 +61,13 @@ class Job:
 
 
 def two_epochs(task, files):
-    """The reads after each of two epochs, and the reports."""
+    """Trains for two epochs; returns the report and the counts of reads after each."""
     job = Job(task, files)
     return [(job.splits.run_epoch(timeout=60), job.reads) for _ in range(2)]
 
 
 def while_disturbed(task, files, folder):
-    """One epoch; leaves a file in `folder` when it has begun. The reads, and the report."""
+    """Trains for an epoch, and makes `folder`/begun; returns the report and the counts of reads."""
     job = Job(task, files)
     begun = job.note_begin(pathlib.Path(folder, "begun"))
     report = job.splits.run_epoch(timeout=60)
@@ -76,22 +76,23 @@ def while_disturbed(task, files, folder):
 
 
 def stalled(task, files, folder):
-    """A second epoch, in which a worker is stopped, and how it goes on when that was woken."""
+    """Trains until an epoch in which a worker is stopped, and on when it is resumed."""
     job = Job(task, files)
-    job.splits.run_epoch(timeout=60)  # so that all is built
+    job.splits.run_epoch(timeout=60)  # builds all functions
     begun = job.note_begin(pathlib.Path(folder, "begun"))
-    try:
-        job.splits.run_epoch(timeout=2)
-        error = None
-    except tfdist.EpochError as caught:
-        error = caught
+    error = None
+    while error is None:  # the worker may be stopped only after an epoch has ended
+        try:
+            job.splits.run_epoch(timeout=2)
+        except tfdist.EpochError as caught:
+            error = caught
     begun.join()
     pathlib.Path(folder, "stalled").touch()
     return error, job.splits.run_epoch(timeout=60), job.reads
 
 
 def over_bad_input(task, files):
-    """A record that cannot be read, the report, and what follows when it can be read again."""
+    """Trains on a file with an unreadable record, and again after the file is repaired."""
     path = pathlib.Path(files, "part-1")
     job = Job(task, files, max_retries=1)
     data = path.read_bytes()
@@ -107,7 +108,7 @@ def over_bad_input(task, files):
 
 
 def saved(task, files, path):
-    """Saves in the middle of an epoch, in which the input has failed."""
+    """Saves in the middle of an epoch in which the input failed."""
     part = pathlib.Path(files, "part-3")
     data = part.read_bytes()
     job = Job(task, files)
@@ -119,7 +120,7 @@ def saved(task, files, path):
 
 
 def restored(task, files, path):
-    """Goes on from there."""
+    """Restores and continues the epoch."""
     job = Job(task, files)
     job.checkpoint.restore(path).assert_consumed()
     return job.splits.run_epoch(timeout=60), job.reads

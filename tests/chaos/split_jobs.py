@@ -11,17 +11,17 @@ import tfdist
 from tfdist.train import checkpoint, graph
 
 RECORDS, BATCH, EPOCHS = 2000, 7, 2
-SLOW_SECS = 0.02  # for a batch
+SLOW_SECS = 0.02  # per batch
 SPLITS = [(start, min(start + 100, RECORDS)) for start in range(0, RECORDS, 100)]
 
 
 def read_all(task, folder, seed, lease_secs, slow=None):
-    """Trains a model that counts, in the run of the commit, how often it has read each record.
+    """Trains a model that counts how often each record was read, in the run of the commit.
 
-    Goes on from the last checkpoint in `folder`, where the chief leaves one at the end of each
-    epoch and some in between. Leaves there, for each epoch, `epoch-N.json` with the reads and
-    what the queue reports, and a file for each trainer that has had a split. The trainer `slow`
-    takes its time for each batch, before the update.
+    Continues from the last checkpoint in `folder`. The chief saves at the end of each epoch and
+    sometimes in between. Writes to `folder`, for each epoch, `epoch-N.json` with the counts and the
+    report of the queue, and a file for each trainer that has claimed a split. The trainer `slow`
+    waits before the update of each batch.
     """
     folder, chance = pathlib.Path(folder), random.Random(f"{seed} {task.name}")
     with tfdist.worker_server(task) as target, tf.Graph().as_default():
@@ -65,14 +65,14 @@ def read_all(task, folder, seed, lease_secs, slow=None):
             epoch = tfdist.train.Epoch(task, "all", first=first, action=end_epoch, timeout=60)
             while epoch.number <= EPOCHS:
                 before = (epoch.number - 1) * RECORDS
-                for split in queue.of_epoch(epoch.number):
+                for split in queue.splits(epoch.number):
                     (folder / task.name).touch()
                     try:
                         while not split.finished:
                             fed = {begin: before + split.offset, end: before + split.reserved}
-                            split.committed(session.run(commit, {**fed, **split.feed}))
+                            split.run(session, commit, feed_dict=fed)
                     except tfdist.SplitLostError:
-                        continue  # the zombie claims another one
+                        continue  # the fenced trainer claims another split
                     if task.is_chief and chance.random() < 0.2:
                         with queue.frozen():
                             saver.save(session)
@@ -82,7 +82,7 @@ def read_all(task, folder, seed, lease_secs, slow=None):
 
 
 def late(value):
-    """The value after a while, in which this process may be killed: then it is never updated."""
+    """Delays the value. A process that is killed meanwhile never applies the update."""
 
     def wait(given):
         time.sleep(SLOW_SECS)

@@ -1,6 +1,6 @@
-"""What happens to the trainers of a SplitQueue and when, drawn from a seed; and what has to hold.
+"""Seeded schedules of faults for the trainers of a SplitQueue, and the check of the result.
 
-The same schedules are for the rules (test_split_rules_schedules.py) and for threads at a real ps
+They drive the pure rules (test_split_rules_schedules.py) and threads at a real ps
 (test_split_thread_schedules.py).
 """
 
@@ -10,22 +10,22 @@ from typing import NamedTuple
 EPOCHS = 2
 MOST_FAULTS = 6
 
-# What may happen to a trainer when it is about to read a batch. Those of AFTER_UPDATE may also
-# come between the update and the commit.
+# Faults that strike a trainer before it reads a batch. Those of AFTER_UPDATE may also strike after
+# the update, before the commit.
 DIES = "dies"
 RESTARTS = "dies, another process takes its place"
-STOPS = "stops for longer than a lease, and goes on"
+STOPS = "stops for longer than a lease, and continues"
 IS_REPLACED = "stops, another process takes its place, and it wakes"
 IS_SLOW = "takes longer than a lease for some batches"
 SAVES = "saves a checkpoint"
 DIES_SAVING = "dies while it saves, another process takes its place"
-PS_IS_LOST = "ps: comes back from the last checkpoint, with new processes of all trainers"
+PS_IS_LOST = "loses the ps, which is restored, with new processes of all trainers"
 AFTER_UPDATE = (DIES, RESTARTS, STOPS, IS_REPLACED)
 OF_THE_CHIEF = (SAVES, DIES_SAVING)
 
 
 class Fault(NamedTuple):
-    """Strikes trainer `rank` when it begins a batch, once all together have begun so many."""
+    """Strikes trainer `rank` at its first batch after all trainers have begun `batches` batches."""
 
     batches: int
     what: str
@@ -38,19 +38,19 @@ class Fault(NamedTuple):
 
 
 class Schedule:
-    """The faults of a seed; each is taken by the trainer that it strikes. Rank 0 is the chief.
+    """The faults drawn from a seed. Rank 0 is the chief.
 
     Args:
-        seed: of all that is drawn.
-        trainers: how many there are.
-        batches: how many batches an epoch has, if nothing happens.
+        seed: of the random choices.
+        trainers: number of trainers.
+        batches: number of batches in an epoch without faults.
     """
 
     def __init__(self, seed, trainers, batches):
         self.chance = random.Random(f"faults {seed}")
         self.seed, self.happened = seed, []
         drawn = [self._draw(trainers, batches) for _ in range(self.chance.randint(1, MOST_FAULTS))]
-        # Else it would come back from the beginning as a rule.
+        # Without a save before it, a restore would mostly begin from the start.
         saves = [
             Fault(self.chance.randrange(fault.batches + 1), SAVES, 0, False)
             for fault in drawn
@@ -63,13 +63,13 @@ class Schedule:
         what, rank = self.chance.choice(each), self.chance.randrange(trainers)
         if what in OF_THE_CHIEF:
             rank = 0
-        if what == DIES and rank == 0:  # somebody has to finish
+        if what == DIES and rank == 0:  # one trainer has to finish
             what = RESTARTS
         after_update = what in AFTER_UPDATE and self.chance.random() < 0.5
         return Fault(self.chance.randrange(EPOCHS * batches), what, rank, after_update)
 
     def take(self, rank, batches):
-        """What strikes the trainer that begins a batch, if anything does."""
+        """The fault that strikes the trainer that begins a batch, or None."""
         for fault in self._coming:
             if fault.batches <= batches and (fault.what == PS_IS_LOST or fault.rank == rank):
                 self._coming.remove(fault)
@@ -83,12 +83,12 @@ class Schedule:
 
 
 def check(reads, losses, schedule):
-    """Every record is read or in a dead letter, and again only where a loss is noted.
+    """Checks that every record is read or a dead letter, and read again only after a loss.
 
     Args:
         reads: by epoch, how often the model has read each record.
-        losses: all that are noted.
-        schedule: told if it fails.
+        losses: all recorded losses.
+        schedule: printed if the check fails.
     """
     wrong = []
     for epoch, counts in enumerate(reads):
@@ -100,8 +100,8 @@ def check(reads, losses, schedule):
                 for record in range(loss.offset, loss.stop):
                     dead[record] |= loss.dead
         wrong += [
-            f"record {record} of epoch {epoch}: reads: {number}, losses noted: {noted[record]}"
+            f"record {record} of epoch {epoch}: reads: {number}, recorded losses: {noted[record]}"
             for record, number in enumerate(counts)
             if not 1 - dead[record] <= number <= 1 - dead[record] + noted[record]
         ]
-    assert not wrong, f"{wrong[:5]} and so on, {len(wrong)} in all; {schedule}"
+    assert not wrong, f"{wrong[:5]}, {len(wrong)} in all; {schedule}"

@@ -1,4 +1,4 @@
-"""A ClusterCoordinator finds its workers, in both back ends, again and again."""
+"""A ClusterCoordinator finds its workers in both back ends, also in a second cluster."""
 
 import subprocess
 import sys
@@ -14,13 +14,13 @@ for _ in range(2):
 """
 
 
-def test_the_workers_are_processes(make_cluster):
+def test_workers_can_be_processes(make_cluster):
     cluster = make_cluster(2, 2, backend="processes", coordinator=True)
     assert cluster.run(jobs.coordinate, timeout=60) == [("chief:0", 10.0)]
 
 
-def test_the_workers_are_more_threads_than_there_are_cores():
-    # In a process of its own: a coordinator connects all that is eager in it to its cluster.
+def test_workers_can_be_more_threads_than_cores():
+    # In its own process, since a coordinator connects the process's eager context to its cluster.
     ended = subprocess.run(
         [sys.executable, "-c", TWICE], capture_output=True, text=True, timeout=100, check=False
     )

@@ -34,14 +34,14 @@ def test_movielens_accounts_for_every_example_and_continues_from_its_checkpoint(
     assert first["baselines"]["biases"] == pytest.approx(0.898, abs=0.005)
     (before,), (after,) = first["epochs"], second["epochs"]
     for epoch in (before, after):
-        assert epoch["read"] == epoch["expected"] == 90_013
+        assert epoch["read_once"] == epoch["expected"] == 90_013
         assert epoch["missing"] == epoch["duplicates"] == []
         assert epoch["saved_step"] == epoch["true_step"]
         assert epoch["left_within"] < 1.0
-        assert sum(row["examples"] for row in epoch["trainers"]) == epoch["read"]
+        assert sum(row["examples"] for row in epoch["trainers"]) == epoch["read_once"]
     files = sorted((tmp_path / "reads").iterdir())
     assert [file.name for file in files] == [f"epoch-1-worker:{rank}.json" for rank in range(3)]
-    assert tfdist.data.audit(files, before["expected"]).complete
+    assert tfdist.data.audit(files, before["expected"]).exactly_once
     assert after["saved_step"] == 2 * before["saved_step"]
     assert after["rmse"] < before["rmse"] < first["baselines"]["global_mean"]
     # Two epochs are too few to beat the biases; the example reports that and ends with 1.
@@ -71,7 +71,7 @@ def test_the_slow_worker_of_splits_reads_less_and_no_record_is_lost():
     slow, *fast = sorted(map(int, re.findall(r"read (\d+) records", ended.stdout)))
     assert slow < min(fast)
     assert f"worker:1 read {slow} records, slowly" in ended.stdout
-    assert "Audit(expected=5000, read=5000, missing=(), duplicates=())" in ended.stdout
+    assert "Audit(expected=5000, read_once=5000, missing=(), duplicates=())" in ended.stdout
 
 
 def test_what_the_line_exports_is_what_the_server_of_the_compose_file_loads(tmp_path):

@@ -1,8 +1,9 @@
-"""Jobs whose tasks are killed, stopped and woken while they read: no record is lost, and each that
-is read twice is in the report. A job whose ps is killed goes on from its last checkpoint.
+"""Jobs whose tasks are killed, stopped and resumed while they read: every record is read, and each
+record that is read twice is in the report. A job whose ps is killed continues from its last
+checkpoint.
 
-To replay a seed: `scripts/test chaos -k "queue_faults and [17]"`. The schedule is the same then,
-but for the moments at which it strikes.
+To replay a seed: `scripts/test chaos -k "queue_faults and [17]"`. The faults are the same; the
+moments at which they strike vary.
 """
 
 import functools
@@ -22,12 +23,12 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 
 LEASE_SECS = 0.5
 NAMES = ["worker:0", "worker:1", "worker:2"]
-MOST_SECS = 75.0  # of a job; the deadline of the test comes later
-NOTICE_SECS = 25.0  # within which a job without its ps has to fail
+MOST_SECS = 75.0  # of a job, shorter than the deadline of the test
+NOTICE_SECS = 25.0  # in which a job without a ps has to fail
 
 
 class Schedule:
-    """What is done to a job, drawn from a seed; `log` has what was done, with the seconds."""
+    """The faults of a job, drawn from a seed; `log` has those that struck, with their times."""
 
     def __init__(self, seed):
         self._seed, chance = seed, random.Random(seed)
@@ -41,7 +42,7 @@ class Schedule:
             }
             for _ in range(chance.randint(1, 4))
         ]
-        # Only the ps, and the trainers have to notice; or everything at once.
+        # Only the ps, which the trainers have to notice; or all tasks together.
         self.lost = chance.choice([[], [], ["ps:0"], ["ps:0", *NAMES]])
         self.lost_in_epoch = chance.choice([1, 2])
         self.log, self._begin = [], time.monotonic()
@@ -55,7 +56,7 @@ class Schedule:
 
 
 class Disturbed:
-    """A job that is disturbed as its schedule says, and begins anew where it has to fail."""
+    """A job with the faults of a schedule, restarted after faults from which it has to fail."""
 
     def __init__(self, cluster, schedule, folder):
         self._cluster, self._schedule, self._folder = cluster, schedule, folder
@@ -81,13 +82,13 @@ class Disturbed:
             self._cluster.run(job, timeout=MOST_SECS)
             return True
         except TaskFailed as error:
-            # A chief that was killed in the action of the barrier has broken it; and where all
-            # others have ended, nobody waits until the one that was killed is started again.
+            # A chief that was killed in the barrier's action has broken the barrier. If all other
+            # tasks have ended, the job ends before a killed one is restarted.
             breaks = self._chief_was_killed and isinstance(error.__cause__, BrokenBarrierError)
             is_last = error.task_name == self._killed
             if not (self._may_fail or breaks or is_last):
                 raise
-            self._schedule.note("the job fails, as it has to")
+            self._schedule.note("the job fails, as expected")
             if self._may_fail:
                 noticed = time.monotonic() - self._lost_at
                 assert noticed < NOTICE_SECS, f"{noticed:.1f} s without a ps; {self._schedule}"
@@ -101,7 +102,7 @@ class Disturbed:
         for file in self._folder.glob("worker:*"):
             file.unlink()
         steps, lost = self._schedule.steps, self._schedule.lost
-        with suppress(ClusterError):  # that one has just ended
+        with suppress(ClusterError):  # the task has just ended
             while steps and not self._over.wait(steps[0]["after"]):
                 self._take(**steps.pop(0))
         if lost and self._schedule.lost_in_epoch == 2:
@@ -124,7 +125,7 @@ class Disturbed:
         self._killed = None
 
     def _wait_until(self, condition):
-        poll_until(lambda: self._over.is_set() or condition(), "it is so far", timeout=MOST_SECS)
+        poll_until(lambda: self._over.is_set() or condition(), "it holds", timeout=MOST_SECS)
 
     def _all_read(self):
         return len(list(self._folder.glob("worker:*"))) == len(NAMES)
@@ -132,7 +133,7 @@ class Disturbed:
 
 @pytest.mark.rotates(10)
 @pytest.mark.parametrize("seed", range(100))
-def test_every_record_is_read_and_twice_only_as_the_report_says(tmp_path, seed):
+def test_every_record_is_read_and_twice_only_as_reported(tmp_path, seed):
     schedule = Schedule(seed)
     job = functools.partial(
         split_jobs.read_all,
@@ -146,15 +147,15 @@ def test_every_record_is_read_and_twice_only_as_the_report_says(tmp_path, seed):
     for number in range(1, split_jobs.EPOCHS + 1):
         found = json.loads((tmp_path / f"epoch-{number}.json").read_text())
         whole = [[0, split_jobs.RECORDS]]
-        told = (found["epoch"], found["read"], found["given_up"], found["over"])
-        assert told == (number, whole, [], True), schedule
-        assert not wrong(found), f"{wrong(found)[:5]} and so on; {schedule}"
+        reported = [found[key] for key in ("epoch", "committed", "dead_letters", "done")]
+        assert reported == [number, whole, [], True], schedule
+        assert not wrong(found), f"{wrong(found)[:5]}; {schedule}"
 
 
 def wrong(found):
-    """The records whose reads the report does not tell."""
+    """Records that were read more or less often than the report allows."""
     again = [0] * split_jobs.RECORDS
-    for start, stop in found["read_again"]:
+    for start, stop in found["possible_duplicates"]:
         for record in range(start, stop):
             again[record] += 1
     pairs = enumerate(zip(found["reads"], again, strict=True))

@@ -1,5 +1,5 @@
-"""Seeded schedules for the rules of the splits: trainers die, stop, wake and save, and the ps goes
-back to a checkpoint. No record is missing, and each that was read again has a noted loss.
+"""Seeded schedules of faults for the rules of the splits: trainers die, stop, wake and save, and
+the ps is restored. Every record is read, and again only after a recorded loss.
 
 To replay a seed: `scripts/test chaos -k "rules_schedules and [17]"`.
 """
@@ -33,26 +33,26 @@ POLL_US = 100
 
 
 class Job:
-    """The table, the model that is trained, the clock, and the processes of the trainers.
+    """The table, the model, the clock, and the processes of the trainers.
 
-    A process is a generator. Between two of its steps others take theirs; it yields for how long
-    it does nothing.
+    A process is a generator that yields the time until its next step. Other processes take steps in
+    between.
     """
 
     def __init__(self, seed):
         self.chance = random.Random(seed)
-        self.trainers, self.ahead = self.chance.randint(2, 4), self.chance.randint(1, 10)
+        self.trainers, self.batch = self.chance.randint(2, 4), self.chance.randint(1, 10)
         sizes = [self.chance.randint(1, 60) for _ in range(self.chance.randint(1, 12))]
         edges = [0, *accumulate(sizes)]
-        batches = sum(-(-size // self.ahead) for size in sizes)
+        batches = sum(-(-size // self.batch) for size in sizes)
         self.schedule = Schedule(seed, self.trainers, batches)
         retries = self.chance.choice([0, 1, 100])
         plan = Plan(tuple(pairwise(edges)), seed=seed, lease_us=LEASE_US, max_retries=retries)
         self.table, self.now = SplitTable.start(plan, self.trainers), 0
         self.reads = [[0] * edges[-1] for _ in range(EPOCHS)]
-        self.saved = self.table, self.copy_of_reads()
+        self.saved = self.table, self.snapshot_reads()
         self.batches, self.incarnations, self.losses_of_ps = 0, 0, 0
-        self.processes = {}  # to when they go on
+        self.processes = {}  # by process, the time of its next step
         self.most_steps = 50 * EPOCHS * (edges[-1] + 100)
         for rank in range(self.trainers):
             self.begin(rank)
@@ -62,7 +62,7 @@ class Job:
         self.processes[self.process(rank, self.incarnations)] = self.now + after
 
     def run(self):
-        """Lets all go on until each of them has ended; nobody may need steps without end."""
+        """Runs all processes until each has ended, within a bound of steps."""
         for _ in range(self.most_steps):
             if not self.processes:
                 return
@@ -74,21 +74,21 @@ class Job:
                 self.processes[process] = self.now + next(process)
             except StopIteration:
                 del self.processes[process]
-        pytest.fail(f"after {self.most_steps} steps it is not over: {self.schedule}")
+        pytest.fail(f"not over after {self.most_steps} steps: {self.schedule}")
 
     def process(self, rank, incarnation):
         try:
             yield from self.trains(rank, incarnation, self.losses_of_ps)
         except SplitLostError:
-            return  # another process speaks for the trainer
+            return  # another process acts for the trainer
 
     def trains(self, rank, incarnation, ps):
         while self.table.incarnations[rank] != incarnation:
-            yield POLL_US  # until nobody saves
+            yield POLL_US  # until the table is not frozen
             self.table = splits.enter(self.table, rank, incarnation)
         epoch, pause = self.table.epoch, 0
-        while ps == self.losses_of_ps:  # else its session is broken
-            answer = self.call(splits.claim, rank, incarnation, epoch=epoch, ahead=self.ahead)
+        while ps == self.losses_of_ps:  # else the session is broken
+            answer = self.call(splits.claim, rank, incarnation, epoch=epoch, batch_size=self.batch)
             if isinstance(answer, Over):
                 epoch += 1
                 if epoch == EPOCHS:
@@ -111,15 +111,15 @@ class Job:
                     return
                 elif what in (SAVES, DIES_SAVING):
                     at_freeze = yield from self.freeze(rank, incarnation)
-                    yield LEASE_US * self.chance.random()  # the others go on to their commits
+                    yield LEASE_US * self.chance.random()  # the others run until their commits
                     if what == DIES_SAVING:
                         self.begin(rank, after=3 * LEASE_US)
                         return
                     if ps != self.losses_of_ps:
                         return
-                    saved = at_freeze, self.copy_of_reads()
+                    saved = at_freeze, self.snapshot_reads()
                     self.table = splits.unfreeze(self.table, rank, incarnation, now=self.now)
-                    self.saved = saved  # else it is not to be restored
+                    self.saved = saved  # only after unfreeze may it be restored
                 if after_update:
                     self.read(epoch, answer)
                 if what in (RESTARTS, IS_REPLACED):
@@ -133,7 +133,7 @@ class Job:
                 if not after_update:
                     self.read(epoch, answer)
                 yield 0
-                if ps != self.losses_of_ps:  # its commit may be heard by the next one
+                if ps != self.losses_of_ps:  # its commit may reach the restored ps
                     yield LEASE_US * self.chance.random()
                 answer = yield from self.commit(answer)
 
@@ -142,10 +142,10 @@ class Job:
             self.reads[epoch][record] += 1
 
     def commit(self, lease):
-        """The lease as it is after the commit, or None; for as long as somebody saves it waits."""
+        """Commits, waiting while the table is frozen; returns the lease, or None if it was lost."""
         while True:
             try:
-                answer = self.call(splits.commit, lease, lease.reserved, ahead=self.ahead)
+                answer = self.call(splits.commit, lease, lease.reserved, batch_size=self.batch)
             except SplitLostError:
                 return None
             if isinstance(answer, Lease):
@@ -153,8 +153,8 @@ class Job:
             yield POLL_US
 
     def freeze(self, rank, incarnation):
-        """Waits until this trainer holds the table, and gives it as it is then."""
-        while self.table.saver != rank:
+        """Waits until this trainer has frozen the table; returns the frozen table."""
+        while self.table.frozen_by != rank:
             self.table, _ = splits.freeze(self.table, rank, incarnation)
             yield POLL_US
         return self.table
@@ -164,23 +164,26 @@ class Job:
         return answer
 
     def lose_ps(self):
-        """Those that have sent a commit by then may be heard by the next ps; they do not read."""
+        """Restores the table and the model, and starts new processes of all trainers.
+
+        The old ones read no more, but commits that they have sent may still arrive.
+        """
         table, self.reads = self.saved
-        self.saved = table, self.copy_of_reads()
-        self.table = splits.restored(table, self.trainers)
+        self.saved = table, self.snapshot_reads()
+        self.table = splits.recover(table, self.trainers)
         self.losses_of_ps += 1
         for rank in range(self.trainers):
             self.begin(rank)
 
-    def copy_of_reads(self):
+    def snapshot_reads(self):
         return [list(counts) for counts in self.reads]
 
 
 @pytest.mark.rotates(200)
 @pytest.mark.parametrize("seed", range(1000))
-def test_no_record_is_missing_and_none_is_read_again_without_a_noted_loss(seed):
+def test_every_record_is_read_and_again_only_after_a_recorded_loss(seed):
     job = Job(seed)
     job.run()
     assert job.table.over
-    assert (job.table.epoch, job.table.saver) == (EPOCHS - 1, NOTHING)
+    assert (job.table.epoch, job.table.frozen_by) == (EPOCHS - 1, NOTHING)
     check(job.reads, job.table.lost, job.schedule)

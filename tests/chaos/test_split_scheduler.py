@@ -1,4 +1,4 @@
-"""A coordinator that reads splits: every record is read, whatever becomes of the workers."""
+"""A coordinator reads splits: every record is read, also if workers are killed or stopped."""
 
 import functools
 import itertools
@@ -32,16 +32,16 @@ def run(cluster, function, **arguments):
 
 
 def wrong_reads(reads, report):
-    """Those that the report does not tell."""
+    """Records that were read more or less often than the report allows."""
     again = [0] * len(reads)
-    for start, stop in report.read_again:
+    for start, stop in report.possible_duplicates:
         for record in range(start, stop):
             again[record] += 1
     pairs = enumerate(zip(reads, again, strict=True))
     return [(record, *pair) for record, pair in pairs if not 1 <= pair[0] <= 1 + pair[1]]
 
 
-def test_each_record_is_read_once_in_each_of_two_epochs(make_cluster, files):
+def test_each_record_is_read_exactly_once_in_each_of_two_epochs(make_cluster, files):
     cluster = make_cluster(2, 2, backend="processes", coordinator=True)
     epochs = run(cluster, scheduler_jobs.two_epochs, files=files)
     for number, (report, reads) in enumerate(epochs, 1):
@@ -50,7 +50,7 @@ def test_each_record_is_read_once_in_each_of_two_epochs(make_cluster, files):
 
 
 def disturbed(cluster, function, files, folder, disturb):
-    """What `function` returns, while `disturb` is called when it has begun."""
+    """Runs `function`, and calls `disturb` once its epoch has begun."""
     with ThreadPoolExecutor() as pool:
         result = pool.submit(run, cluster, function, files=files, folder=str(folder))
         poll_until((folder / "begun").exists, "the epoch has begun", timeout=60)
@@ -58,7 +58,7 @@ def disturbed(cluster, function, files, folder, disturb):
         return result.result()
 
 
-def test_the_split_of_a_worker_that_was_killed_goes_on_where_it_is_committed(
+def test_the_split_of_a_killed_worker_continues_at_its_committed_offset(
     make_cluster, files, tmp_path
 ):
     cluster = make_cluster(2, 2, backend="processes", coordinator=True)
@@ -70,12 +70,10 @@ def test_the_split_of_a_worker_that_was_killed_goes_on_where_it_is_committed(
         lambda: (cluster.kill("worker:1"), cluster.restart("worker:1")),
     )
     assert wrong_reads(reads, report) == []
-    assert (report.read, report.given_up, report.over) == (((0, TOTAL),), (), True)
+    assert (report.committed, report.dead_letters, report.done) == (((0, TOTAL),), (), True)
 
 
-def test_a_worker_that_is_stopped_is_an_error_that_names_what_is_left(
-    make_cluster, files, tmp_path
-):
+def test_a_stopped_worker_is_an_error_that_names_the_unread_records(make_cluster, files, tmp_path):
     cluster = make_cluster(2, 2, backend="processes", coordinator=True)
 
     def stop_and_wake():
@@ -86,13 +84,13 @@ def test_a_worker_that_is_stopped_is_an_error_that_names_what_is_left(
     error, report, reads = disturbed(
         cluster, scheduler_jobs.stalled, files, tmp_path, stop_and_wake
     )
-    assert "nothing was committed for 2" in str(error)
+    assert "no commit for 2" in str(error)
     assert error.missing
-    assert (report.epoch, report.read) == (2, ((0, TOTAL),))
-    assert wrong_reads([number - 1 for number in reads], report) == []
+    assert report.committed == ((0, TOTAL),)
+    assert wrong_reads([number - (report.epoch - 1) for number in reads], report) == []
 
 
-def test_bad_input_is_an_error_that_loses_nothing_else(make_cluster, files):
+def test_unreadable_input_is_an_error_and_all_other_records_are_read(make_cluster, files):
     cluster = make_cluster(2, 2, backend="processes", coordinator=True)
     *failed, (report, end), (next_report, reads) = run(
         cluster, scheduler_jobs.over_bad_input, files=files
@@ -100,26 +98,26 @@ def test_bad_input_is_an_error_that_loses_nothing_else(make_cluster, files):
     for _, error in failed:
         assert "truncated record" in error
     assert end == ""
-    rest = ((635, 640),)  # the batch of the record that was cut off, and its retry
-    assert (report.given_up, report.over) == (rest, True)
-    assert report.read == ((0, 635), (640, TOTAL))
-    assert (next_report.epoch, next_report.read) == (2, ((0, TOTAL),))
+    rest = ((635, 640),)  # the batch of the truncated record
+    assert (report.dead_letters, report.done) == (rest, True)
+    assert report.committed == ((0, 635), (640, TOTAL))
+    assert (next_report.epoch, next_report.committed) == (2, ((0, TOTAL),))
     assert set(reads[635:640]) == {1}
     assert min(reads[:635] + reads[640:]) == 2
 
 
-def test_a_checkpoint_has_the_model_and_how_far_it_was_trained(make_cluster, files, tmp_path):
+def test_a_checkpoint_has_the_model_and_the_committed_offsets(make_cluster, files, tmp_path):
     path = str(tmp_path / "model")
     cluster = make_cluster(2, 2, backend="processes", coordinator=True)
     saved, report, reads = run(cluster, scheduler_jobs.saved, files=files, path=path)
     assert 0 in reads
-    assert not report.over
+    assert not report.done
     report, reads = run(cluster, scheduler_jobs.restored, files=files, path=saved)
     assert wrong_reads(reads, report) == []
-    assert (report.epoch, report.over) == (1, True)
+    assert (report.epoch, report.done) == (1, True)
 
 
-def test_a_worker_of_a_seeded_script_that_is_started_again_is_another_owner():
+def test_a_restarted_worker_of_a_seeded_script_is_a_new_owner():
     owners = []
     for _ in range(2):
         tf.random.set_seed(1)

@@ -1,12 +1,12 @@
-"""The schedules of the rules once more, with threads as the processes of trainers, at a real ps.
+"""Seeded schedules of faults at a real ps, with threads as the processes of trainers.
 
-The trained model counts on the ps how often it has read each record. A process that dies is a
-thread that ends without a word; one that is stopped between the update and the commit runs the
-update alone, and the commit when it wakes; and the ps comes back by a restore, while the sessions
-of all processes are taken for broken.
+The trained model counts on the ps how often each record was read. A process that dies is a thread
+that ends without releasing anything. A process that is stopped between update and commit runs the
+update alone, and the commit when it wakes. A lost ps is a restore, after which the sessions of all
+processes count as broken.
 
-To replay a seed: `scripts/test chaos -k "thread_schedules and [17]"`. The schedule is the same
-then; the threads may interleave in another way.
+To replay a seed: `scripts/test chaos -k "thread_schedules and [17]"`. The schedule is the same;
+the threads may interleave differently.
 """
 
 import itertools
@@ -44,7 +44,7 @@ TIMEOUT = 20.0
 
 
 class Process:
-    """A trainer's queue, graph and session; made once, for to build them takes long."""
+    """The queue, graph and session of a trainer. They are reused, since building them is slow."""
 
     def __init__(self, task):
         with tf.Graph().as_default() as graph:
@@ -74,7 +74,7 @@ class Process:
             self.session = ps_session(task.cluster_spec["ps"][0], graph)
 
     def forget(self):
-        """Begins as a process that has never asked the ps."""
+        """Makes the queue act like one of a new process."""
         self.queue._has_entered = False
 
     def fed(self, split, epoch):
@@ -82,7 +82,7 @@ class Process:
         return {self.begin: before + split.offset, self.end: before + split.reserved}
 
     def save(self, path):
-        """Takes its time: the table first, and the model when all others have gone on."""
+        """Saves the table first, and the model after the other trainers had time to train on."""
         with self.session.graph.as_default():
             for number, saver in enumerate(self.savers):
                 threading.Event().wait(number * LEASE_SECS / 2)
@@ -100,7 +100,7 @@ class Process:
 
 
 class Processes:
-    """Those of all trainers; a job takes as many as it needs, and the next job the same ones."""
+    """A pool of processes for each trainer, which the next job reuses."""
 
     def __init__(self, tasks):
         self._tasks, self._made = tasks, [[] for _ in tasks]
@@ -131,7 +131,7 @@ def processes():
 
 
 class Job:
-    """Trains in threads until all have ended, with what the schedule has in store for them."""
+    """Trains in threads until all have ended, with the faults of a schedule."""
 
     def __init__(self, seed, processes, folder):
         self.schedule, self._processes = Schedule(seed, TRAINERS, BATCHES), processes
@@ -144,10 +144,10 @@ class Job:
         self._save(self.chief)
 
     def run(self):
-        """Starts all, and once more where the ps is lost, with what was saved last."""
+        """Starts all trainers, and after each loss of the ps restarts them from the checkpoint."""
         self._begin_all()
         while self._wait():
-            with self._lock:  # whoever wakes meanwhile speaks to the ps that has come back
+            with self._lock:  # a process that wakes meanwhile finds the restored ps
                 self.chief = self._processes.take(0)
                 self.chief.restore(self._checkpoint)
                 self._ps_is_lost = False
@@ -155,21 +155,23 @@ class Job:
         assert not self._errors, f"{self._errors} of {self.schedule}"
 
     def results(self):
-        """The reads by epoch, and all losses that are noted."""
+        """The counts of reads by epoch, and all recorded losses."""
         reads = self.chief.session.run(self.chief.reads).reshape(EPOCHS, RECORDS)
         lost = self.chief.queue.connection.snapshot()["lost"]
         return reads.tolist(), [Loss(*loss) for loss in lost.tolist()]
 
     def _wait(self):
-        """Waits until all have ended, or the ps is lost and all know it but those that are stopped;
-        whether it is lost."""
+        """Waits until all threads have ended, or all but the stopped ones if the ps is lost.
+
+        Returns True if the ps is lost.
+        """
 
         def is_over():
             with self._lock:
                 alive = {thread for thread in self._threads if thread.is_alive()}
                 return alive <= self._stopped if self._ps_is_lost else not alive
 
-        poll_until(is_over, f"they have ended: {self.schedule}", timeout=2 * TIMEOUT)
+        poll_until(is_over, f"all threads have ended: {self.schedule}", timeout=2 * TIMEOUT)
         return self._ps_is_lost
 
     def _begin_all(self):
@@ -178,23 +180,23 @@ class Job:
 
     def _begin(self, rank, process, after_leases=0):
         args = (rank, process, self._losses_of_ps, after_leases)
-        thread = threading.Thread(target=self._live, args=args, name=f"trainer {rank}")
+        thread = threading.Thread(target=self._train, args=args, name=f"trainer {rank}")
         self._threads.append(thread)
         thread.start()
 
-    def _live(self, rank, process, ps, after_leases):
+    def _train(self, rank, process, ps, after_leases):
         threading.Event().wait(after_leases * LEASE_SECS)
         try:
             for epoch in range(EPOCHS):
-                for split in process.queue.of_epoch(epoch + 1):
+                for split in process.queue.splits(epoch + 1):
                     try:
-                        should_continue = self._read(split, epoch, rank, process, ps)
+                        is_alive = self._read(split, epoch, rank, process, ps)
                     except SplitLostError:
                         continue
-                    if not should_continue:
+                    if not is_alive:
                         return
         except SplitLostError:
-            return  # another process speaks for the trainer
+            return  # another process acts for the trainer
         except Exception as error:
             self._errors.append(error)
 
@@ -224,16 +226,16 @@ class Job:
             if what in (DIES, RESTARTS, DIES_SAVING):
                 return False
             if what in (STOPS, IS_REPLACED) and not self._stop(ps) and not after_update:
-                return False  # with its session it has lost the way to the model
+                return False  # its session broke before the update
             if after_update:
                 split.commit()
             else:
-                fed = {**process.fed(split, epoch), **split.feed}
-                split.committed(process.session.run(process.commit, fed))
+                fed = process.fed(split, epoch)
+                split.run(process.session, process.commit, feed_dict=fed)
         return True
 
     def _stop(self, ps):
-        """Does nothing for more than a lease; whether the ps is the same afterwards."""
+        """Stops for longer than a lease; returns True if the ps is still the same."""
         with self._lock:
             self._stopped.add(threading.current_thread())
         threading.Event().wait(1.5 * LEASE_SECS)
@@ -250,12 +252,10 @@ class Job:
 
 @pytest.mark.rotates(20)
 @pytest.mark.parametrize("seed", range(200))
-def test_no_record_is_missing_and_none_is_read_again_without_a_noted_loss(
-    processes, tmp_path, seed
-):
+def test_every_record_is_read_and_again_only_after_a_recorded_loss(processes, tmp_path, seed):
     processes.put_back()
     job = Job(seed, processes, tmp_path)
     job.run()
     reads, losses = job.results()
-    assert job.chief.queue.report().over, job.schedule
+    assert job.chief.queue.report().done, job.schedule
     check(reads, losses, job.schedule)

@@ -1,4 +1,4 @@
-"""One iterator for all splits of a trainer: each batch is the one that its split has reserved."""
+"""One iterator for all splits of a trainer: each batch is the reserved one."""
 
 import contextlib
 import itertools
@@ -17,7 +17,7 @@ from tfdist.data import FileSet, Ledger
 
 SIZES = [30, 1, 0, 44]
 RECORDS, BATCH = sum(SIZES), 4
-LENGTH = 12 + 16 + 4  # bytes of a record with its head and its checksum
+LENGTH = 12 + 16 + 4  # bytes of a TFRecord
 TIMEOUT = 20.0
 
 _names = itertools.count()
@@ -25,7 +25,7 @@ _names = itertools.count()
 
 @pytest.fixture(scope="module")
 def places():
-    """The trainers of a cluster, each with its target."""
+    """The trainers of a cluster and their targets."""
     with contextlib.ExitStack() as stack:
         tasks = stack.enter_context(tfdist.local_cluster(1, 3, backend="threads")).trainers
         yield [(task, stack.enter_context(tfdist.worker_server(task))) for task in tasks]
@@ -47,7 +47,7 @@ def files(tmp_path):
 
 
 class Trainer:
-    """A trainer with its graph and its session; `ledger` has the records of its committed runs."""
+    """A trainer with its graph and its session; `ledger` has the records that it committed."""
 
     def __init__(self, place, name, files, *, split=10, transform=None, prefetch=2, **options):
         self.task, self._target = place
@@ -58,7 +58,7 @@ class Trainer:
                 self.task, name, files.splits(split), batch_size=BATCH, timeout=TIMEOUT, **options
             )
             self.batches = tfdist.splits.SplitBatches(
-                self.task, self.queue, files, transform, prefetch=prefetch
+                self.queue, files, transform, prefetch=prefetch
             )
             with tf.device("/job:ps/task:0"):
                 self.total = tf.compat.v1.get_variable(
@@ -76,20 +76,18 @@ class Trainer:
         config = tf.compat.v1.ConfigProto(device_filters=self.task.device_filters)
         return tf.compat.v1.Session(self._target, graph=self.graph, config=config)
 
-    def train(self, split, changes=()):
-        """One batch, which it looks at."""
-        fetches = (self.batches.batch, self.batches.weight, self.commit)
-        before = range(split.offset, split.reserved)
-        batch, weight, answer = self.session.run(fetches, {**split.feed, **dict(changes)})
-        split.committed(answer)
+    def train(self, split):
+        """Trains on one batch and checks it."""
+        fetches, expected = (self.batches.batch, self.batches.weight), split.next_batch
+        batch, weight = split.run(self.session, self.commit, fetches)
         number, record = tf.nest.flatten(batch)[:2]
-        real = np.arange(BATCH) < len(before)
+        real = np.arange(BATCH) < len(expected)
         assert weight.tolist() == real.tolist()
-        assert number[real].tolist() == [*before]
-        assert [int(text) for text in record[real]] == [*before]
+        assert number[real].tolist() == [*expected]
+        assert [int(text) for text in record[real]] == [*expected]
         assert not number[~real].any()
         assert set(record[~real].tolist()) <= {b""}
-        self.ledger.add(before)
+        self.ledger.add(expected)
 
     def read(self, epoch=None):
         for split in self.batches.splits(self.session, epoch):
@@ -103,7 +101,7 @@ class Trainer:
 
 @pytest.fixture
 def make(places):
-    """Makes as many trainers as are wanted; the first one initialises."""
+    """Makes `count` trainers; the first one initializes the variables."""
     made = []
 
     def make_all(count, files, **options):
@@ -131,18 +129,18 @@ def audit(trainers, expected=RECORDS):
 
 @pytest.mark.rotates(1)
 @pytest.mark.parametrize("prefetch", [1, 8])
-def test_all_trainers_read_each_record_once_in_each_epoch(make, files, prefetch):
+def test_all_trainers_together_read_each_record_exactly_once_in_each_epoch(make, files, prefetch):
     trainers = make(3, files, prefetch=prefetch)
     for epoch in (1, 2, 3):
         for trainer in trainers:
             trainer.ledger = Ledger()
         read_all(trainers, epoch)
-        assert audit(trainers).complete
+        assert audit(trainers).exactly_once
     total = trainers[0].session.run(trainers[0].total)
     assert total == 3 * sum(range(1, RECORDS + 1))
 
 
-def test_the_batch_is_what_transform_makes_of_numbers_and_records(make, files):
+def test_the_batch_is_the_result_of_transform(make, files):
     def transform(number, record):
         length = tf.strings.length(record)
         return {"example": {"number": number, "record": record}, "length": length[:, None]}
@@ -151,10 +149,10 @@ def test_the_batch_is_what_transform_makes_of_numbers_and_records(make, files):
     assert trainer.batches.batch["length"].shape == [BATCH, 1]
     assert trainer.batches.weight.shape == [BATCH]
     trainer.read()
-    assert audit([trainer]).complete
+    assert audit([trainer]).exactly_once
 
 
-def test_where_another_takes_the_tail_what_was_read_ahead_of_it_is_dropped(make, tmp_path):
+def test_records_read_ahead_are_dropped_if_another_trainer_takes_them(make, tmp_path):
     files = write(tmp_path, [120])
     slow, fast, _ = trainers = make(3, files, split=120, prefetch=20)
     splits = slow.batches.splits(slow.session, 1)
@@ -177,18 +175,18 @@ def test_where_another_takes_the_tail_what_was_read_ahead_of_it_is_dropped(make,
             while not split.finished:
                 slow.train(split)
         reading.result(TIMEOUT)
-    assert audit(trainers, 120).complete
+    assert audit(trainers, 120).exactly_once
     slow.read(2)
-    assert [count for *_, count in slow.queue.report().read] == [120]
+    assert [count for *_, count in slow.queue.report().committed] == [120]
 
 
-def test_what_cannot_be_read_of_a_tail_that_another_has_taken_fails_nothing(make, tmp_path):
+def test_an_unreadable_record_that_another_trainer_has_taken_is_no_error(make, tmp_path):
     files = write(tmp_path, [120])
     corrupt(files.files[0].path, 65)
     slow, fast = make(2, files, split=120, prefetch=40)
     mine = slow.batches.splits(slow.session, 1)
     split = next(mine)
-    slow.train(split)  # and reads ahead
+    slow.train(split)  # reads ahead
     for other in fast.batches.splits(fast.session, 1):
         assert other.offset == 64
         while not other.finished:
@@ -201,7 +199,7 @@ def test_what_cannot_be_read_of_a_tail_that_another_has_taken_fails_nothing(make
     slow.train(next(slow.batches.splits(slow.session, 2)))
 
 
-def test_a_split_that_was_left_in_the_middle_is_read_on_where_it_was_committed(make, files):
+def test_a_split_released_in_the_middle_continues_at_its_committed_offset(make, files):
     (trainer,) = make(1, files, seed=3)
     for split in trainer.batches.splits(trainer.session, 1):
         trainer.train(split)
@@ -209,10 +207,10 @@ def test_a_split_that_was_left_in_the_middle_is_read_on_where_it_was_committed(m
             split.release()
             break
     trainer.read(1)
-    assert (audit([trainer]).complete, trainer.errors) == (True, [])
+    assert (audit([trainer]).exactly_once, trainer.errors) == (True, [])
 
 
-def test_who_has_lost_its_lease_reads_another_split(make, files):
+def test_a_trainer_that_has_lost_its_lease_reads_another_split(make, files):
     zombie, other = make(2, files, lease_secs=0.05)
     splits = zombie.batches.splits(zombie.session, 1)
     split = next(splits)
@@ -221,7 +219,7 @@ def test_who_has_lost_its_lease_reads_another_split(make, files):
         zombie.train(split)
     assert next(splits, None) is None
     zombie.read(2)
-    assert tfdist.data.audit([zombie.ledger], RECORDS).complete
+    assert tfdist.data.audit([zombie.ledger], RECORDS).exactly_once
 
 
 def truncate(path):
@@ -262,30 +260,30 @@ def make_unreadable(path):
 @pytest.mark.parametrize(
     "damage", [truncate, corrupt, claim_to_be_overlong, remove, make_unreadable]
 )
-def test_what_cannot_be_read_is_told_and_missing_and_all_else_is_read(make, files, damage):
+def test_unreadable_records_are_dead_letters_and_all_others_are_read(make, files, damage):
     path = files.files[0].path
     what, first = damage(path)
     trainers = make(2, files, max_retries=1)
     read_all(trainers)
     report = trainers[0].queue.report()
     missing = {record for start, stop in audit(trainers).missing for record in range(start, stop)}
-    given_up = {record for start, stop in report.given_up for record in range(start, stop)}
-    assert missing == given_up == {*range(first, 30)}
-    assert report.over
+    dead = {record for start, stop in report.dead_letters for record in range(start, stop)}
+    assert missing == dead == {*range(first, 30)}
+    assert report.done
     errors = [error for trainer in trainers for error in trainer.errors]
-    assert len(errors) == 2 * len(report.given_up)  # once more each
+    assert len(errors) == 2 * len(report.dead_letters)  # two attempts each
     assert all(what in error for error in errors), errors
 
 
-def test_a_file_that_grows_meanwhile_is_read_as_far_as_it_was_scanned(make, files):
+def test_a_file_that_grows_is_read_up_to_its_scanned_size(make, files):
     with open(files.files[3].path, "ab") as file:
         file.write(b"and more")
     (trainer,) = make(1, files)
     trainer.read()
-    assert (audit([trainer]).complete, trainer.errors) == (True, [])
+    assert (audit([trainer]).exactly_once, trainer.errors) == (True, [])
 
 
-def test_a_run_without_the_feed_of_its_split_fails_and_trains_nothing(make, files):
+def test_a_run_without_the_feed_of_its_split_fails_before_the_update(make, files):
     (trainer,) = make(1, files)
     split = next(trainer.batches.splits(trainer.session, 1))
     with pytest.raises(tf.errors.InvalidArgumentError, match="must feed a value"):
@@ -293,22 +291,23 @@ def test_a_run_without_the_feed_of_its_split_fails_and_trains_nothing(make, file
     split.release()
     assert trainer.session.run(trainer.total) == 0
     trainer.read(1)
-    assert audit([trainer]).complete
+    assert audit([trainer]).exactly_once
 
 
-def test_a_run_with_the_feed_of_another_batch_fails_and_trains_nothing(make, tmp_path):
+def test_a_run_with_the_feed_of_another_batch_fails_before_the_update(make, tmp_path):
     (trainer,) = make(1, write(tmp_path, [40]), split=40)
     lease = trainer.queue.lease
     split = next(trainer.batches.splits(trainer.session, 1))
-    with pytest.raises(tf.errors.InvalidArgumentError, match="not the one that is reserved"):
-        trainer.train(split, {lease: (split.feed[lease][0], split.reserved + 1)})
+    wrong = {lease: (split.feed[lease][0], split.reserved + 1)}
+    with pytest.raises(tf.errors.InvalidArgumentError, match="not the reserved one"):
+        trainer.session.run([trainer.batches.batch, trainer.commit], wrong)
     split.release()
     assert trainer.session.run(trainer.total) == 0
     trainer.read(1)
-    assert audit([trainer], 40).complete
+    assert audit([trainer], 40).exactly_once
 
 
-def test_a_batch_that_was_skipped_is_noticed(make, tmp_path):
+def test_a_skipped_batch_is_an_error(make, tmp_path):
     (trainer,) = make(1, write(tmp_path, [40]), split=40)
     split = next(trainer.batches.splits(trainer.session))
     trainer.train(split)
@@ -317,7 +316,7 @@ def test_a_batch_that_was_skipped_is_noticed(make, tmp_path):
         trainer.train(split)
 
 
-def test_another_session_goes_on_with_another_split(make, files):
+def test_a_new_session_continues_with_the_next_split(make, files):
     (trainer,) = make(1, files)
     for session in (trainer.session, trainer.new_session()):
         trainer.session = session
@@ -326,24 +325,24 @@ def test_another_session_goes_on_with_another_split(make, files):
                 trainer.train(split)
             break
     trainer.read(1)
-    assert audit([trainer]).complete
+    assert audit([trainer]).exactly_once
 
 
 @pytest.mark.parametrize("prefetch", [0, tf.data.AUTOTUNE])
-def test_bad_input_is_named(places, files, prefetch):
+def test_a_config_error_names_the_argument(places, files, prefetch):
     with pytest.raises(ConfigError) as caught:
         Trainer(places[0], "wrong", files, prefetch=prefetch)
     assert caught.value.field == "prefetch"
 
 
-def test_a_session_may_be_closed_in_the_middle_of_a_split(make_cluster, tmp_path):
+def test_a_session_can_be_closed_in_the_middle_of_a_split(make_cluster, tmp_path):
     write(tmp_path, SIZES)
     cluster = make_cluster(1, 1, backend="processes")
     assert cluster.run(partial(close_many_sessions, str(tmp_path / "part-*")), timeout=60) == [10]
 
 
 def close_many_sessions(pattern, task):
-    """A crash of TensorFlow would end this process."""
+    """Runs in its own process, which a crash of TensorFlow would end."""
     with tfdist.worker_server(task) as target:
         trainer = Trainer((task, target), "closed", FileSet.scan(pattern), prefetch=8)
         trainer.session.run(trainer.initialize)

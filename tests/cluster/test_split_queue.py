@@ -1,4 +1,4 @@
-"""The table of splits on a real ps: it follows the rules of `tfdist.splits.rules`, call by call."""
+"""The table of splits on a real ps: each call has the result of `tfdist.splits.rules`."""
 
 import itertools
 import random
@@ -21,7 +21,7 @@ from tfdist.splits.table import TableOps
 from tfdist.testing import poll_until
 
 TIMEOUT = 20.0
-AHEAD = 4
+BATCH = 4
 HOUR_US = 3600 * 10**6
 
 _names = itertools.count()
@@ -34,7 +34,7 @@ def trainers():
 
 
 def initialized(trainer, build):
-    """Builds in a training graph and initialises the variables, as the chief does."""
+    """Builds in a training graph and initializes the variables, as the chief does."""
     with tf.Graph().as_default() as graph:
         built = build()
         config = tf.compat.v1.ConfigProto(device_filters=["/job:ps"])
@@ -44,15 +44,15 @@ def initialized(trainer, build):
         return built
 
 
-# Against the rules.
+# The table on the ps compared with the rules.
 
 
 class Twins:
-    """The table on the ps and that of the rules; each call is made to both."""
+    """The table on the ps and the table of the rules; each call goes to both."""
 
     def __init__(self, trainers, ranges, retries=1, lease_us=HOUR_US):
         self.plan = Plan(ranges, seed=3, lease_us=lease_us, max_retries=retries)
-        self._clock = itertools.count(0, 2)  # so that a lease of 1 us ends before the next call
+        self._clock = itertools.count(0, 2)  # a lease of 1 us expires before the next call
         self.rules = splits.SplitTable.start(self.plan, len(trainers))
         name = f"twins{next(_names)}"
         initialized(trainers[0], lambda: table.make_variables(name, self.plan, len(trainers)))
@@ -61,7 +61,7 @@ class Twins:
                 task.cluster_spec["ps"][0],
                 TableOps(name, self.plan, len(trainers), task.rank),
                 incarnation=0,
-                ahead=AHEAD,
+                batch_size=BATCH,
             )
             for task in trainers
         ]
@@ -73,7 +73,7 @@ class Twins:
     def enter(self, rank, incarnation):
         self.connections[rank]._incarnation = incarnation
         answer = self.connections[rank].enter()
-        assert (answer.code == table.SAVING) == (self.rules.saver not in (splits.NOTHING, rank))
+        assert (answer.code == table.FROZEN) == (self.rules.frozen_by not in (splits.NOTHING, rank))
         self.rules = splits.enter(self.rules, rank, incarnation)
 
     def leave(self, rank, incarnation):
@@ -81,13 +81,13 @@ class Twins:
         present, connection._incarnation = connection._incarnation, incarnation
         connection.leave()
         connection._incarnation = present
-        self.rules = splits.enter(self.rules, rank, splits.NOBODY, previous=incarnation)
+        self.rules = splits.enter(self.rules, rank, splits.NO_INCARNATION, previous=incarnation)
 
     def claim(self, rank, epoch):
         incarnation, now = self.connections[rank]._incarnation, next(self._clock)
         try:
             self.rules, expected = splits.claim(
-                self.rules, rank, incarnation, epoch=epoch, now=now, ahead=AHEAD
+                self.rules, rank, incarnation, epoch=epoch, now=now, batch_size=BATCH
             )
         except SplitLostError:
             expected = None
@@ -98,7 +98,9 @@ class Twins:
     def commit(self, lease, offset):
         try:
             now = next(self._clock)
-            self.rules, expected = splits.commit(self.rules, lease, offset, now=now, ahead=AHEAD)
+            self.rules, expected = splits.commit(
+                self.rules, lease, offset, now=now, batch_size=BATCH
+            )
         except (SplitLostError, ConfigError):
             expected = None
         connection = self.connections[lease.rank]
@@ -118,7 +120,7 @@ class Twins:
         except SplitLostError:
             assert answer.code == table.REPLACED
         else:
-            assert (answer.code == table.SAVING) == isinstance(expected, splits.Saving)
+            assert (answer.code == table.FROZEN) == isinstance(expected, splits.Frozen)
 
     def freeze(self, rank):
         incarnation = self.connections[rank]._incarnation
@@ -130,7 +132,7 @@ class Twins:
         if expected is None:
             assert answer.code == table.REPLACED
         else:
-            assert answer.code == (table.GIVEN if expected.rank == rank else table.SAVING)
+            assert answer.code == (table.GRANTED if expected.by_rank == rank else table.FROZEN)
 
     def unfreeze(self, rank):
         incarnation = self.connections[rank]._incarnation
@@ -140,7 +142,7 @@ class Twins:
         except SplitLostError:
             assert answer.code == table.REPLACED
         else:
-            assert answer.code == table.GIVEN
+            assert answer.code == table.GRANTED
 
     def begin_epoch(self, epoch):
         order = epoch_order(len(self.plan.splits), self.plan.seed, epoch)
@@ -150,13 +152,13 @@ class Twins:
 
     def recover(self):
         self.connections[0].recover()
-        self.rules = splits.restored(self.rules, len(self.connections))
+        self.rules = splits.recover(self.rules, len(self.connections))
 
     def compare(self, answer, expected):
         codes = {
-            splits.Lease: table.GIVEN,
+            splits.Lease: table.GRANTED,
             splits.Wait: table.WAIT,
-            splits.Saving: table.SAVING,
+            splits.Frozen: table.FROZEN,
             splits.Over: table.OVER,
         }
         if expected is None:
@@ -164,8 +166,7 @@ class Twins:
         else:
             assert answer.code == codes[type(expected)]
         if isinstance(expected, splits.Lease):
-            told = (answer.attempt, answer.offset, answer.reserved, answer.stop)
-            assert told == expected[2:]
+            assert answer[1:5] == expected[2:]
         rules, found = self.rules, self.connections[0].snapshot()
         for field in ("starts", "stops", "offsets", "states", "retries"):
             assert tuple(found[field].tolist()) == getattr(rules, field), field
@@ -176,7 +177,7 @@ class Twins:
         held = [at for row, at in zip(rules.held, columns[3], strict=True) if row >= 0]
         assert held == [at for row, at in zip(rules.held, rules.reserved, strict=True) if row >= 0]
         *counts, cursor = found["counts"].tolist()
-        assert counts == [rules.epoch, rules.first, rules.leases, rules.saver]
+        assert counts == [rules.epoch, rules.first_epoch, rules.leases, rules.frozen_by]
         assert splits.TODO not in rules.states[:cursor]
         assert tuple(map(tuple, found["lost"].tolist())) == rules.lost
 
@@ -184,7 +185,7 @@ class Twins:
 @pytest.mark.rotates(4)
 @pytest.mark.parametrize("lease_us", [HOUR_US, 1])
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_is_called_the_table_on_the_ps_is_that_of_the_rules(trainers, seed, lease_us):
+def test_after_any_calls_the_table_on_the_ps_equals_that_of_the_rules(trainers, seed, lease_us):
     chance = random.Random(seed)
     edges = [0, *itertools.accumulate(chance.randint(1, 15) for _ in range(4))]
     ranges, retries = tuple(itertools.pairwise(edges)), chance.randint(0, 2)
@@ -205,11 +206,11 @@ def test_whatever_is_called_the_table_on_the_ps_is_that_of_the_rules(trainers, s
         elif what < 0.12:
             twins.freeze(rank)
         elif what < 0.2:
-            twins.unfreeze(chance.choice([rank, max(twins.rules.saver, 0)]))
+            twins.unfreeze(chance.choice([rank, max(twins.rules.frozen_by, 0)]))
         elif what < 0.23 and leases:
             twins.release(chance.choice(leases[-4:]))
         elif what < 0.26 or twins.rules.over:
-            twins.begin_epoch(epoch + 1)  # which it does not, unless all is over
+            twins.begin_epoch(epoch + 1)  # changes nothing unless the present epoch is over
             epoch = twins.rules.epoch
         elif what < 0.6 or not leases:
             if lease := twins.claim(rank, chance.choice([epoch, epoch, epoch, max(epoch - 1, 0)])):
@@ -222,17 +223,17 @@ def test_whatever_is_called_the_table_on_the_ps_is_that_of_the_rules(trainers, s
     twins.close()
 
 
-# As a trainer uses it.
+# The queue as a trainer uses it.
 
 
 @pytest.fixture
 def make(trainers, request):
-    """Makes the queues of all trainers."""
+    """Makes a queue for each trainer."""
     made = []
 
     def make_all(ranges, **options):
         name = f"queue{next(_names)}"
-        options = {"batch_size": AHEAD, "timeout": TIMEOUT, **options}
+        options = {"batch_size": BATCH, "timeout": TIMEOUT, **options}
         queues = [
             initialized(
                 task, lambda task=task: tfdist.splits.SplitQueue(task, name, ranges, **options)
@@ -258,11 +259,11 @@ def read(queue, reads, claimed=lambda: None):
     for split in queue:
         claimed()
         while not split.finished:
-            reads.extend(range(split.offset, split.reserved))
+            reads.extend(split.next_batch)
             split.commit()
 
 
-def test_each_record_is_read_once_in_each_epoch(make):
+def test_each_record_is_read_exactly_once_in_each_epoch(make):
     queues = make([(0, 10), (10, 37), (37, 40), (40, 101)])
     for epoch in (1, 2, 3):
         reads = [[], [], []]
@@ -270,8 +271,7 @@ def test_each_record_is_read_once_in_each_epoch(make):
             list(pool.map(read, queues, reads))
         assert sorted(itertools.chain(*reads)) == [*range(101)]
         report = queues[0].report()
-        assert (report.epoch, report.over) == (epoch, True)
-        assert (report.read, report.read_again, report.given_up) == (((0, 101),), (), ())
+        assert report == tfdist.splits.SplitReport(epoch, ((0, 101),), (), (), done=True)
 
 
 def test_an_idle_trainer_takes_a_part_of_the_last_split(make):
@@ -282,14 +282,14 @@ def test_an_idle_trainer_takes_a_part_of_the_last_split(make):
         others = pool.submit(read, fast, reads[1], taken.set)
         assert taken.wait(TIMEOUT)
         while not split.finished:
-            reads[0].extend(range(split.offset, split.reserved))
+            reads[0].extend(split.next_batch)
             split.commit()
         others.result(TIMEOUT)
     assert sorted(reads[0] + reads[1]) == [*range(100)]
     assert reads[1]
 
 
-def test_a_lease_that_has_ended_goes_to_another_and_its_holder_is_fenced(make):
+def test_an_expired_lease_goes_to_another_trainer_and_its_holder_is_fenced(make):
     zombie, other, _ = make([(0, 8)], lease_secs=0.05)
     split = next(iter(zombie))
     split.commit()
@@ -298,13 +298,13 @@ def test_a_lease_that_has_ended_goes_to_another_and_its_holder_is_fenced(make):
     assert reads == [4, 5, 6, 7]
     with pytest.raises(SplitLostError, match="lease_secs"):
         split.commit()
-    assert other.report().read_again == ((4, 8),)
+    assert other.report().possible_duplicates == ((4, 8),)
 
 
-def test_who_was_replaced_and_leaves_does_not_take_its_successor_along(make, trainers):
+def test_a_replaced_process_that_leaves_does_not_remove_its_successor(make, trainers):
     before, _, _ = make([(0, 8)])
     next(iter(before))
-    name, options = before.name, {"batch_size": AHEAD, "timeout": TIMEOUT}
+    name, options = before.name, {"batch_size": BATCH, "timeout": TIMEOUT}
     after = built(lambda: tfdist.splits.SplitQueue(trainers[0], name, [(0, 8)], **options))
     split = next(iter(after))
     before.close()
@@ -313,7 +313,7 @@ def test_who_was_replaced_and_leaves_does_not_take_its_successor_along(make, tra
     after.close()
 
 
-def test_a_seeded_script_that_is_started_again_is_another_one(trainers):
+def test_a_restarted_seeded_script_has_another_incarnation(trainers):
     incarnations = []
     for _ in range(2):
         random.seed(1)
@@ -324,10 +324,10 @@ def test_a_seeded_script_that_is_started_again_is_another_one(trainers):
     assert incarnations[0] != incarnations[1]
 
 
-def test_a_commit_that_finds_another_one_at_the_table_is_sent_again(trainers):
+def test_a_commit_that_finds_the_table_in_use_is_repeated(trainers):
     task, name = trainers[0], f"queue{next(_names)}"
     with tf.Graph().as_default() as graph:
-        queue = tfdist.splits.SplitQueue(task, name, [(0, 8)], batch_size=AHEAD)
+        queue = tfdist.splits.SplitQueue(task, name, [(0, 8)], batch_size=BATCH)
         commit = queue.commit_after([])
         with tf.device("/job:ps/task:0"):
             come, go = exclusive(name).take(), exclusive(name).open()
@@ -337,26 +337,26 @@ def test_a_commit_that_finds_another_one_at_the_table_is_sent_again(trainers):
             session.run(tf.compat.v1.global_variables_initializer())
             split = next(iter(queue))
             assert session.run(come)
-            answer = session.run(commit, split.feed)  # whoever trains has done the update by now
-            assert (answer[0], split.offset) == (table.REFUSED, 0)
+            answer = session.run(commit, split.feed)  # the update has been applied by now
+            assert (answer[0], split.offset) == (table.BUSY, 0)
             with ThreadPoolExecutor(1) as pool:
                 committed = pool.submit(split.committed, answer)
                 with pytest.raises(TimeoutError):
                     committed.result(0.2)
                 session.run(go)
                 committed.result(TIMEOUT)
-            assert split.offset == AHEAD
+            assert split.offset == BATCH
             queue.close()
 
 
-def test_who_dies_while_it_still_sends_a_commit_leaves_the_table_to_the_others(trainers):
+def test_a_trainer_that_dies_while_it_sends_a_commit_does_not_block_the_table(trainers):
     task, name = trainers[0], f"queue{next(_names)}"
     with tf.Graph().as_default() as graph:
-        queue = tfdist.splits.SplitQueue(task, name, [(0, 8)], batch_size=AHEAD)
+        queue = tfdist.splits.SplitQueue(task, name, [(0, 8)], batch_size=BATCH)
         with tf.device("/job:ps/task:0"):
             never = tf.queue.FIFOQueue(1, tf.int64, [], shared_name=f"{name}_never").dequeue()
-            offset = tf.constant(AHEAD, tf.int64)
-        commit = queue._ops.commit(np.int64(1), never, offset, np.int64(AHEAD))
+            offset = tf.constant(BATCH, tf.int64)
+        commit = queue._ops.commit(np.int64(1), never, offset, np.int64(BATCH))
         config = tf.compat.v1.ConfigProto(device_filters=["/job:ps"])
         target = f"grpc://{task.cluster_spec['ps'][0]}"
         with tf.compat.v1.Session(target, graph=graph, config=config) as session:
@@ -365,11 +365,11 @@ def test_who_dies_while_it_still_sends_a_commit_leaves_the_table_to_the_others(t
                 session.run(commit, options=tf.compat.v1.RunOptions(timeout_in_ms=500))
             split = next(iter(queue))
             split.commit()
-            assert split.offset == AHEAD
+            assert split.offset == BATCH
             queue.close()
 
 
-def test_a_lease_is_renewed_when_a_save_is_over(make):
+def test_unfreezing_renews_all_leases(make):
     chief, other, _ = make([(0, 8)])
     next(iter(other))
     before = chief.connection.snapshot()["ranks"]
@@ -379,21 +379,64 @@ def test_a_lease_is_renewed_when_a_save_is_over(make):
     assert after[1][4] > before[1][4]
 
 
-def test_a_split_that_is_lost_too_often_is_given_up_and_reported(make):
+def test_a_split_that_is_lost_too_often_is_a_reported_dead_letter(make):
     first, second, _ = make([(0, 8), (8, 12)], lease_secs=0.05, max_retries=0)
     stuck = next(iter(first))
     reads = []
     read(second, reads)
-    assert second.report().given_up == ((stuck.offset, stuck.stop),)
+    assert second.report().dead_letters == ((stuck.offset, stuck.stop),)
     assert sorted(reads) == [n for n in range(12) if not stuck.offset <= n < stuck.stop]
 
 
-def test_who_waits_too_long_is_told_for_whom(make):
+def test_a_timed_out_wait_names_the_trainers_and_their_records(make):
     slow, waiting, _ = make([(0, 4)], timeout=0.2)
     next(iter(slow))
-    with pytest.raises(EpochError, match=r"after \d+\.\d s worker:0 still reads") as caught:
+    with pytest.raises(
+        EpochError, match=r"waited \d+\.\d s for the splits of worker:0 \(records \[0, 4\)\)"
+    ) as caught:
         next(iter(waiting))
     assert caught.value.missing == ((0, 4),)
+
+
+def test_a_long_wait_is_logged_with_the_trainers_and_their_records(make, monkeypatch, caplog):
+    monkeypatch.setattr("tfdist.deadline.FIRST_NOTICE_SECS", 0.01)
+    slow, waiting, _ = make([(0, 4)])
+    split, reads = next(iter(slow)), []
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(read, waiting, reads)
+        poll_until(lambda: caplog.records, "the wait is logged")
+        split.commit()
+        done.result(TIMEOUT)
+    assert {(record.name, record.levelname) for record in caplog.records} == {
+        ("tfdist.splits.queue", "WARNING")
+    }
+    first = caplog.records[0].getMessage()
+    assert "s for the splits of worker:0 (records [0, 4))" in first
+    assert reads == []
+
+
+def test_lost_leases_dead_letters_and_freezes_are_logged(make, caplog):
+    caplog.set_level("INFO", "tfdist.splits")
+    first, second, _ = make([(0, 8)], lease_secs=0.05, max_retries=1)
+    next(iter(first)).commit()
+    for split in second:
+        split.release()
+    with second.frozen():
+        pass
+    lost, claimed, dead, *frozen = [
+        (record.levelname, record.getMessage().removeprefix("epoch 1 of splits "))
+        for record in caplog.records
+    ]
+    name = repr(second.name)
+    assert lost == (
+        "INFO",
+        f"{name}: worker:0 lost its lease of records [4, 8); it may have read up to 8",
+    )
+    assert claimed == ("INFO", f"{name}: claimed records [4, 8), the rest of a split begun before")
+    assert dead[0] == "WARNING"
+    assert "records [4, 8) are a dead letter" in dead[1]
+    assert "lost 2 times without a commit, the last time by worker:1" in dead[1]
+    assert [level for level, _ in frozen] == ["INFO", "INFO"]
 
 
 def test_the_commit_is_in_the_run_of_the_update_and_the_checkpoint_has_both(trainers, tmp_path):
@@ -403,7 +446,7 @@ def test_the_commit_is_in_the_run_of_the_update_and_the_checkpoint_has_both(trai
     def train(restore, stop_after):
         with tf.Graph().as_default() as graph:
             queue = tfdist.splits.SplitQueue(
-                single, name, [(0, 10), (10, 20)], batch_size=AHEAD, seed=1
+                single, name, [(0, 10), (10, 20)], batch_size=BATCH, seed=1
             )
             with tf.device("/job:ps/task:0"):
                 total = tf.compat.v1.get_variable(
@@ -422,12 +465,12 @@ def test_the_commit_is_in_the_run_of_the_update_and_the_checkpoint_has_both(trai
                 steps = 0
                 for split in queue:
                     while not split.finished:
-                        batch = sum(range(split.offset, split.reserved))
-                        split.committed(session.run(commit, {**split.feed, amount: batch}))
+                        batch = sum(split.next_batch)
+                        split.run(session, commit, feed_dict={amount: batch})
                         steps += 1
                         if steps == stop_after:
                             path = saver.save(session, str(tmp_path / "model"))
-                            queue.connection.close()  # as one that dies
+                            queue.connection.close()  # as if this trainer died
                             return path
                 found = int(session.run(total))
                 queue.close()
@@ -437,7 +480,7 @@ def test_the_commit_is_in_the_run_of_the_update_and_the_checkpoint_has_both(trai
     assert train(path, stop_after=None) == sum(range(20))
 
 
-def test_while_one_saves_nobody_claims_or_commits(make):
+def test_no_trainer_claims_or_commits_while_the_table_is_frozen(make):
     chief, other, _ = make([(0, 8), (8, 16)])
     split, reads = next(iter(other)), []
     with ThreadPoolExecutor(1) as pool:
@@ -449,65 +492,68 @@ def test_while_one_saves_nobody_claims_or_commits(make):
             after = chief.connection.snapshot()
         done.result(TIMEOUT)
     assert all((before[name] == after[name]).all() for name in before)
-    assert split.offset == split.stop - AHEAD
+    assert split.offset == split.stop - BATCH
     split.commit()
     read(chief, reads)
     assert len(reads) == 8
 
 
-def test_an_epoch_is_begun_by_its_number_when_the_one_before_is_over(make):
+def test_an_epoch_begins_by_its_number_once_the_one_before_is_over(make):
     first, second, _ = make([(0, 8)])
-    split = next(first.of_epoch(1))
-    with pytest.raises(ConfigError, match="the epoch before has to be over"):
-        next(second.of_epoch(2))
+    split = next(first.splits(1))
+    with pytest.raises(ConfigError, match="the epoch before is not over"):
+        next(second.splits(2))
     while not split.finished:
         split.commit()
-    with pytest.raises(ConfigError, match="number"):
-        next(second.of_epoch(0))
+    with pytest.raises(ConfigError, match="epoch: got 0"):
+        next(second.splits(0))
     reads = []
     for number in (1, 2, 2):
-        for split in second.of_epoch(number):
+        for split in second.splits(number):
             while not split.finished:
-                reads.extend(range(split.offset, split.reserved))
+                reads.extend(split.next_batch)
                 split.commit()
     assert reads == [*range(8)]
     assert first.report().epoch == 2
 
 
-def test_a_job_goes_on_with_the_epoch_in_which_it_was_saved_and_after_its_end_with_the_next(make):
+def test_a_job_continues_in_the_saved_epoch_or_after_its_end_in_the_next(make):
     chief, _, _ = make([(0, 8)])
     read(chief, [])
     chief.connection.freeze()
-    chief.recover()  # what would be saved now
+    chief.recover()  # as if the table were saved now
     assert chief.first_epoch == 1
     chief.recover()
     assert chief.first_epoch == 2
 
 
-def test_who_waits_for_a_save_keeps_no_other_queue_of_its_process_waiting(make):
+def test_a_wait_for_a_frozen_queue_does_not_block_another_queue_of_the_process(make):
     chief, other, _ = make([(0, 8)])
     second, _, _ = make([(0, 8)])
     with ThreadPoolExecutor(1) as pool:
         with chief.frozen():
             reads = pool.submit(read, other, [])
-            poll_until(lambda: "connection" in vars(other), "it asks")
-            with second.frozen():  # such as another one that is saved in the same checkpoint
+            poll_until(lambda: "connection" in vars(other), "the trainer asks the ps")
+            with second.frozen():
                 pass
         reads.result(TIMEOUT)
 
 
-def test_who_saves_too_long_is_named(make):
+def test_a_timed_out_wait_names_the_trainer_that_froze_the_table(make):
     chief, other, _ = make([(0, 8)], timeout=0.2)
-    with chief.frozen(), pytest.raises(EpochError, match=r"after \d+\.\d s worker:0 still saves"):
+    with (
+        chief.frozen(),
+        pytest.raises(EpochError, match=r"waited \d+\.\d s for worker:0, which has frozen"),
+    ):
         next(iter(other))
 
 
-def test_who_was_replaced_while_it_saved_is_told_not_to_restore_that(make):
+def test_a_trainer_that_was_replaced_while_it_saved_must_not_restore(make):
     chief, other, _ = make([(0, 8)])
 
     def save():
         chief.connection._incarnation += 1
-        chief.connection.enter()  # as another process
+        chief.connection.enter()  # as if by another process
         chief.connection._incarnation -= 1
 
     with pytest.raises(SplitLostError, match="do not restore it"), chief.frozen():
@@ -528,7 +574,7 @@ def test_who_was_replaced_while_it_saved_is_told_not_to_restore_that(make):
         ({"max_retries": -1}, "max_retries"),
     ],
 )
-def test_bad_input_is_named(trainers, changes, field):
+def test_a_config_error_names_the_argument(trainers, changes, field):
     values = {"name": "q", "splits": [(0, 5)], "batch_size": 4, **changes}
     name, ranges = values.pop("name"), values.pop("splits")
     with tf.Graph().as_default(), pytest.raises(ConfigError) as caught:
@@ -536,17 +582,17 @@ def test_bad_input_is_named(trainers, changes, field):
     assert caught.value.field == field
 
 
-def test_a_ps_that_is_silent_or_lost_is_named(make_cluster, monkeypatch):
+def test_a_silent_or_lost_ps_is_named(make_cluster, monkeypatch):
     monkeypatch.setattr("tfdist.splits.connection._ANSWER_SECS", 1.0)
     cluster = make_cluster(1, 1, backend="processes")
     task = cluster.trainers[0]
     queue = initialized(task, lambda: tfdist.splits.SplitQueue(task, "all", [(0, 4)], batch_size=1))
-    assert queue.report().read == ()
+    assert queue.report().committed == ()
     cluster.pause("ps:0")
     with pytest.raises(tf.errors.DeadlineExceededError, match=r"ps:0 .* not answered for 1 s"):
         queue.report()
     cluster.resume("ps:0")
-    assert queue.report().read == ()
+    assert queue.report().committed == ()
     cluster.kill("ps:0")
     with pytest.raises(tf.errors.UnavailableError, match="ps:0, where the splits are kept, was"):
         for _ in queue:
@@ -554,7 +600,7 @@ def test_a_ps_that_is_silent_or_lost_is_named(make_cluster, monkeypatch):
     with pytest.raises(tf.errors.UnavailableError, match="nothing listens at"):
         queue.report()
     cluster.restart("ps:0")
-    poll_until(lambda: not is_refused(task.cluster_spec["ps"][0]), "it listens again")
+    poll_until(lambda: not is_refused(task.cluster_spec["ps"][0]), "the ps listens again")
     with pytest.raises(tf.errors.AbortedError, match="ps:0, where the splits are kept, was"):
         queue.report()
     queue.close()

@@ -27,8 +27,7 @@ def test_every_example_counts_once_and_the_checkpoint_holds_all_work(
     assert [ranges for ranges, _ in results[1:]] == [(), ()]
     (audits, saved), _ = epochs[0], epochs[1]
     for audit in audits:
-        assert audit.read == NUM_EXAMPLES
-        assert audit.complete
+        assert (audit.expected, audit.exactly_once) == (NUM_EXAMPLES, True)
     assert [each.global_step for each in saved] == [STEPS_PER_EPOCH, 2 * STEPS_PER_EPOCH]
     # Each update adds its weighted sum of examples: the table holds the work of all trainers.
     reader = tf.train.load_checkpoint(saved[-1].path)

@@ -75,7 +75,7 @@ def _train(actor: Actor, target: str) -> None:
         _moment(actor, "checkpoint")
         saver.save(session)
         reads = session.run(counts)[result.number - 1].tolist()
-        note = {"reads": reads, "again": queue.report().read_again}
+        note = {"reads": reads, "again": queue.report().possible_duplicates}
         counts_file(actor.folder, result.number).write_text(json.dumps(note))
         actor.step()
 
@@ -84,12 +84,12 @@ def _train(actor: Actor, target: str) -> None:
         Epoch(task, "all", first=queue.first_epoch, action=save, timeout=_WAIT_SECS) as epoch,
     ):
         while epoch.number <= EPOCHS:
-            for split in queue.of_epoch(epoch.number):
+            for split in queue.splits(epoch.number):
                 try:
                     while not split.finished:
                         _moment(actor, _moment_of(epoch.number, split.reserved))
                         fed = {batch: (epoch.number - 1, split.offset, split.reserved)}
-                        split.committed(session.run(commit, {**fed, **split.feed}))
+                        split.run(session, commit, feed_dict=fed)
                         actor.step()
                 except SplitLostError:
                     continue  # another trainer has it now

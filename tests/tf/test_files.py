@@ -1,4 +1,4 @@
-"""Every record of real files is read once, from wherever reading begins; no damage is hidden."""
+"""Every record of real files is read exactly once, from any start; no damage goes unnoticed."""
 
 import gzip
 import json
@@ -49,7 +49,7 @@ def numbered(records, first=0) -> list[tuple[int, bytes]]:
 
 
 def read_until_error(records) -> tuple[Ledger, str]:
-    """What a trainer has read, and the error that ended it."""
+    """The ledger of a trainer that reads until an error, and the message of the error."""
     ledger = Ledger()
 
     def read() -> None:
@@ -73,7 +73,7 @@ RECORDS = {
 
 
 def check_all_splits(format, compression, parts, data, read):
-    """All splits in a random order, each by `read`, give what was written."""
+    """Writes files, reads all their splits in a random order by `read`, and compares."""
     with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
         patch.setattr(contents, "CHUNK", data.draw(st.integers(13, 90)))
         patch.setattr(contents, "MARK_SPACING", data.draw(st.integers(1, 60)))
@@ -97,10 +97,10 @@ several_parts = {
 }
 
 
-# The splits are one dataset: TensorFlow takes 0.2 s to build one.
+# One dataset for all splits, since TensorFlow takes 0.2 s to build one.
 @settings(max_examples=15, database=None)
 @given(st.sampled_from(list(RECORDS)), st.sampled_from([None, "GZIP"]), st.data())
-def test_all_splits_in_any_order_give_every_record_once(format, compression, data):
+def test_all_splits_in_any_order_yield_every_record_exactly_once(format, compression, data):
     def read(files, splits):
         ranges = tf.data.Dataset.from_tensor_slices(tf.constant(splits, tf.int64, [len(splits), 2]))
         return pairs(ranges.flat_map(lambda split: files.read(split[0], split[1])))
@@ -110,7 +110,7 @@ def test_all_splits_in_any_order_give_every_record_once(format, compression, dat
 
 @settings(max_examples=15, database=None)
 @given(st.sampled_from(list(RECORDS)), st.sampled_from([None, "GZIP"]), st.data())
-def test_batches_are_those_of_what_is_read(format, compression, data):
+def test_read_batches_yields_the_batches_of_read(format, compression, data):
     size = data.draw(st.integers(1, 5))
 
     def read(files, splits):
@@ -131,7 +131,7 @@ def test_batches_are_those_of_what_is_read(format, compression, data):
 
 @settings(max_examples=60, database=None)
 @given(st.sampled_from(["lines", "csv"]), st.sampled_from([None, "GZIP"]), st.data())
-def test_text_is_split_into_the_same_records_wherever_reading_begins(format, compression, data):
+def test_text_has_the_same_records_from_any_start(format, compression, data):
     def read(files, splits):
         return [
             pair
@@ -145,7 +145,7 @@ def test_text_is_split_into_the_same_records_wherever_reading_begins(format, com
     check_all_splits(format, compression, data.draw(several_parts[format]), data, read)
 
 
-def test_records_are_what_tensorflow_reads(parts, tmp_path):
+def test_records_equal_those_of_tensorflows_readers(parts, tmp_path):
     files = FileSet.scan(parts)
     paths = [entry.path for entry in files.files]
     assert paths == sorted(paths)
@@ -158,9 +158,9 @@ def test_records_are_what_tensorflow_reads(parts, tmp_path):
     assert pairs(lines.read()) == numbered(mine) == numbered([b"a", b"", b"  b", b"last"])
 
 
-def test_csv_records_can_be_decoded_and_have_no_header(tmp_path):
+def test_csv_records_can_be_decoded_and_leave_out_the_header(tmp_path):
     (tmp_path / "a.csv").write_bytes(b'"n\nn",t\r\n1,"two\nlines, ""quoted"""\r\n2,\r\n')
-    (tmp_path / "b.csv").write_bytes(b"n,t\n")  # nothing but its header
+    (tmp_path / "b.csv").write_bytes(b"n,t\n")  # only a header
     (tmp_path / "c.csv").write_bytes(b"n,t\n3,c")
     files = FileSet.scan(str(tmp_path / "*.csv"), "csv", header=True)
     rows = files.read().map(lambda number, row: (number, *tf.io.decode_csv(row, [0, ""])))
@@ -173,7 +173,7 @@ def test_csv_records_can_be_decoded_and_have_no_header(tmp_path):
 
 
 @pytest.mark.parametrize("format", ["tfrecord", "lines"])
-def test_a_finalized_graph_is_told_its_range_when_it_runs(tmp_path, format):
+def test_a_finalized_graph_can_be_fed_its_range(tmp_path, format):
     files = FileSet.scan(write(tmp_path / "a", format, [b"%d" % n for n in range(9)]), format)
     with tf.Graph().as_default() as graph:
         start, stop = (tf.compat.v1.placeholder(tf.int64, []) for _ in range(2))
@@ -199,7 +199,7 @@ def test_reading_begins_at_a_mark(tmp_path, monkeypatch, format, compression):
     records = [b"%d" % n * (n % 7 + 1) for n in range(60)]
     path = write(tmp_path / "a", format, records, compression)
     if format == "tfrecord" and not compression:
-        with open(path, "r+b") as file:  # a scan does not look at the data of a TFRecord
+        with open(path, "r+b") as file:  # a scan does not verify the data of a TFRecord
             file.seek(12)
             file.write(b"X")
     files = FileSet.scan(path, format, compression=compression)
@@ -212,7 +212,7 @@ def test_reading_begins_at_a_mark(tmp_path, monkeypatch, format, compression):
 
 
 @pytest.mark.parametrize("split", [(-1, 2), (3, 2), (0, 27)])
-def test_a_range_that_the_files_do_not_have_is_refused(parts, split):
+def test_a_range_outside_of_the_files_is_a_config_error(parts, split):
     with pytest.raises(ConfigError, match=r"start, stop: .* 0 <= start <= stop <= 26"):
         FileSet.scan(parts).read(*split)
 
@@ -231,13 +231,13 @@ def test_a_range_that_the_files_do_not_have_is_refused(parts, split):
         (lambda files: FileSet.load("/no/such/index"), "path"),
     ],
 )
-def test_bad_input_is_told_by_its_field(parts, call, field):
+def test_a_config_error_names_the_argument(parts, call, field):
     with pytest.raises(ConfigError) as raised:
         call(parts)
     assert raised.value.field == field
 
 
-# Damage that a scan sees.
+# Damage that a scan finds.
 
 
 def cut(path):
@@ -252,14 +252,19 @@ def unreadable(path):
 @pytest.mark.parametrize(
     ("damage", "records", "offset", "what"),
     [
-        (cut, 3, 3048, "truncated: a record of 1,016 bytes begins here; 500 bytes from there on"),
+        (
+            cut,
+            3,
+            3048,
+            "truncated: a record of 1,016 bytes begins here; the last 500 bytes",
+        ),
         (os.remove, 0, None, "the file is missing"),
         (unreadable, 0, None, "cannot be read"),
         (lambda path: Path(path).write_text("a,b,c\n" * 9), 0, 0, "no TFRecord begins here"),
         (lambda path: Path(path).write_bytes(b"abc"), 0, 0, "truncated: the last 3 bytes"),
     ],
 )
-def test_damage_is_an_error_or_what_lies_before_it_counts(parts, damage, records, offset, what):
+def test_damage_is_an_error_or_with_strict_false_an_issue(parts, damage, records, offset, what):
     paths = [entry.path for entry in FileSet.scan(parts).files]
     damage(paths[0])
     with pytest.raises(DataError, match=what) as raised:
@@ -268,18 +273,18 @@ def test_damage_is_an_error_or_what_lies_before_it_counts(parts, damage, records
     files = FileSet.scan(paths, strict=False)
     assert [entry.path for entry in files.damaged] == paths[:1]
     assert pairs(files.read()) == numbered([*KB[:records], *KB[:5], *KB[:1]])
-    (warning,) = files.preflight(num_trainers=1)
-    assert (warning.kind, warning.paths) == ("damaged", (paths[0],))
-    assert what in str(warning)
+    (issue,) = files.preflight(num_trainers=1)
+    assert (issue.kind, issue.paths) == ("damaged", (paths[0],))
+    assert what in str(issue)
 
 
-def test_a_named_pipe_is_not_waited_for(tmp_path):
+def test_a_scan_does_not_block_on_a_named_pipe(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert len(FileSet.scan(str(tmp_path / "pipe"), "lines")) == 0
 
 
 @pytest.mark.parametrize("format", ["tfrecord", "lines"])
-def test_gzip_that_ends_early_counts_what_came_out(tmp_path, format):
+def test_a_truncated_gzip_file_has_its_readable_records(tmp_path, format):
     records = [b"%d" % (n * n * 7919) for n in range(20_000)]
     path = write(tmp_path / "a", format, records, "GZIP")
     os.truncate(path, os.path.getsize(path) // 2)
@@ -290,13 +295,11 @@ def test_gzip_that_ends_early_counts_what_came_out(tmp_path, format):
     assert pairs(files.read(len(files) - 9)) == numbered(records, 0)[len(files) - 9 : len(files)]
 
 
-# Damage after the scan: what was read counts, and the ledger shows the rest as missing.
+# Damage after the scan: the audit shows the unread records as missing.
 
 
 @pytest.mark.parametrize("format", ["tfrecord", "lines"])
-def test_a_file_that_is_cut_off_after_the_scan_is_an_error_and_its_rest_is_missing(
-    tmp_path, format
-):
+def test_a_file_truncated_after_the_scan_is_an_error_and_its_rest_is_missing(tmp_path, format):
     paths = [write(tmp_path / name, format, [b"r" * 99] * 20) for name in "ab"]
     files = FileSet.scan(paths, format)
     os.truncate(paths[1], 700)
@@ -315,8 +318,8 @@ def test_a_file_that_is_cut_off_after_the_scan_is_an_error_and_its_rest_is_missi
         ("lines", 5_000_001, "DataError: {path}: at byte 5000001: the file ends before"),
     ],
 )
-def test_a_file_that_is_cut_off_while_it_is_read_is_an_error(tmp_path, format, size, what):
-    # Longer than what is read ahead, at most 1 MB.
+def test_a_file_truncated_while_it_is_read_is_an_error(tmp_path, format, size, what):
+    # The file is longer than the read-ahead of at most 1 MB.
     record = b"r" * (100_000 - (FRAME if format == "tfrecord" else len("\n")))
     path = write(tmp_path / "a", format, [record] * 70)
     files = FileSet.scan(path, format)
@@ -341,27 +344,27 @@ def test_corrupt_data_are_an_error_at_their_record(tmp_path):
 
 
 @pytest.mark.parametrize("format", ["tfrecord", "lines"])
-def test_a_file_that_is_gone_or_was_written_anew_is_an_error(tmp_path, format):
+def test_a_removed_or_rewritten_file_is_an_error(tmp_path, format):
     path = write(tmp_path / "a", format, KB)
     files = FileSet.scan(path, format)
     write(tmp_path / "a", format, [*KB[:4], b"new", *KB])
     _, message = read_until_error(files.read().as_numpy_iterator())
-    assert f"DataError: {path}: the file was written anew" in message
+    assert f"DataError: {path}: the file was rewritten" in message
     os.remove(path)
     _, message = read_until_error(files.read().as_numpy_iterator())
     assert f"DataError: {path}: the file is missing" in message
 
 
 @pytest.mark.parametrize("format", ["tfrecord", "lines"])
-def test_of_a_file_that_grows_the_first_records_are_read(tmp_path, format):
+def test_a_file_that_grows_is_read_up_to_its_scanned_size(tmp_path, format):
     path = write(tmp_path / "a", format, KB)
     files = FileSet.scan(path, format)
     files.save(str(tmp_path / "index"))
     more = Path(write(tmp_path / "b", format, KB)).read_bytes()
     with open(path, "ab") as file:
-        file.write(more[:1500])  # its last record is not yet whole
-    (warning,) = files.preflight(num_trainers=1)
-    assert (warning.kind, warning.paths) == ("grown", (path,))
+        file.write(more[:1500])  # the last record is incomplete
+    (issue,) = files.preflight(num_trainers=1)
+    assert (issue.kind, issue.paths) == ("grown", (path,))
     assert pairs(FileSet.load(str(tmp_path / "index")).read()) == numbered(KB)
 
 
@@ -372,10 +375,10 @@ def test_of_a_file_that_grows_the_first_records_are_read(tmp_path, format):
     ("format", "settings"),
     [("tfrecord", {}), ("csv", {"header": True, "compression": "GZIP"})],
 )
-def test_a_saved_index_is_the_same_index(tmp_path, format, settings):
+def test_a_loaded_index_equals_the_saved_one(tmp_path, format, settings):
     write(tmp_path / "a", format, KB, settings.get("compression"))
     files = FileSet.scan(str(tmp_path / "a"), format, **settings)
-    for _ in range(2):  # the second takes the place of the first
+    for _ in range(2):  # the second save replaces the first
         files.save(str(tmp_path / "index.json"))
     assert FileSet.load(str(tmp_path / "index.json")) == files
     assert sorted(os.listdir(tmp_path)) == ["a", "index.json"]
@@ -384,39 +387,42 @@ def test_a_saved_index_is_the_same_index(tmp_path, format, settings):
 @pytest.mark.parametrize(
     ("change", "what"),
     [
-        (cut, "the file has shrunk: 20,320 bytes when it was scanned, 3,548 now"),
+        (cut, "the file has shrunk: 20,320 bytes at the scan, 3,548 now"),
         (os.remove, "the file is missing"),
-        (lambda path: os.utime(path, (1, 1)), "written anew: 20,320 bytes .* 20,320 now"),
-        (lambda path: Path(path).write_bytes(b"a" * 30_000), "anew: 20,320 bytes .* 30,000 now"),
+        (lambda path: os.utime(path, (1, 1)), "rewritten: 20,320 bytes .* 20,320 now"),
+        (
+            lambda path: Path(path).write_bytes(b"a" * 30_000),
+            "rewritten: .* 30,000 now",
+        ),
     ],
 )
-def test_an_index_whose_files_have_changed_is_refused(parts, tmp_path, change, what):
+def test_an_index_with_changed_files_is_a_data_error(parts, tmp_path, change, what):
     files = FileSet.scan(parts)
     files.save(str(tmp_path / "index"))
     change(files.files[0].path)
     with pytest.raises(DataError, match=what) as raised:
         FileSet.load(str(tmp_path / "index"))
     assert raised.value.path == files.files[0].path
-    (warning,) = files.preflight(num_trainers=1)
-    assert warning.text.startswith(str(raised.value).removesuffix("; scan again"))
+    (issue,) = files.preflight(num_trainers=1)
+    assert issue.text.startswith(str(raised.value).removesuffix("; scan again"))
 
 
 @pytest.mark.parametrize("field", [None, "tfdist_files", "format", "files"])
-def test_what_is_no_index_is_refused(parts, tmp_path, field):
+def test_a_file_that_is_not_an_index_is_a_config_error(parts, tmp_path, field):
     path = tmp_path / "index"
     FileSet.scan(parts).save(str(path))
     index = json.loads(path.read_text())
     index.pop(field, None)
     path.write_text(json.dumps(index) if field else "{")
-    with pytest.raises(ConfigError, match="an index that FileSet"):
+    with pytest.raises(ConfigError, match="not an index of FileSet"):
         FileSet.load(str(path))
 
 
-def test_preflight_tells_what_makes_trainers_wait_for_each_other(parts, tmp_path):
+def test_preflight_finds_files_that_make_trainers_wait_for_each_other(parts, tmp_path):
     (tmp_path / "part-3").touch()
     write(tmp_path / "part-4", "tfrecord", KB[:1])
     files = FileSet.scan(parts)
-    found = {warning.kind: warning for warning in files.preflight(num_trainers=6)}
+    found = {issue.kind: issue for issue in files.preflight(num_trainers=6)}
     assert sorted(found) == ["empty", "too_few_files", "uneven"]
     assert str(found["too_few_files"]).startswith("5 files for 6 trainers")
     assert found["empty"].paths == (str(tmp_path / "part-3"),)

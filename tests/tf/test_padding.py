@@ -1,4 +1,4 @@
-"""A padded pipeline gives every example once, in batches of one size, and never ends."""
+"""endless_batches yields every example exactly once, in batches of one size, and never ends."""
 
 from collections import namedtuple
 
@@ -14,7 +14,7 @@ Pair = namedtuple("Pair", "x y")
 
 
 def numbers(count: int) -> tf.data.Dataset:
-    """1, 2, .. count: no real example looks like padding."""
+    """1 to `count`, so no example equals padding."""
     return tf.data.Dataset.range(1, count + 1)
 
 
@@ -24,35 +24,35 @@ def first(dataset: tf.data.Dataset, steps: int) -> list:
 
 @pytest.mark.parametrize("count", [0, 1, BATCH - 1, BATCH, BATCH + 1, 3 * BATCH])
 class TestAnyNumberOfExamples:
-    def test_each_comes_once_in_order_and_the_rest_is_padding(self, count):
+    def test_examples_come_exactly_once_in_order_followed_by_padding(self, count):
         steps = first(endless_batches(numbers(count), BATCH), 5)
         flat = np.concatenate([batch for batch, _, _ in steps])
         assert flat.tolist() == [*range(1, count + 1), *[0] * (5 * BATCH - count)]
 
-    def test_the_weight_is_1_for_real_examples_and_0_for_padding(self, count):
+    def test_the_weight_is_1_for_examples_and_0_for_padding(self, count):
         for batch, weight, _ in first(endless_batches(numbers(count), BATCH), 5):
             assert weight.tolist() == [float(number > 0) for number in batch]
 
-    def test_the_weights_sum_up_to_the_number_of_examples(self, count):
+    def test_the_weights_sum_to_the_number_of_examples(self, count):
         assert (
             sum(weight.sum() for _, weight, _ in first(endless_batches(numbers(count), BATCH), 9))
             == count
         )
 
-    def test_a_batch_has_a_value_if_and_only_if_it_holds_an_example(self, count):
+    def test_has_value_is_true_for_exactly_the_batches_with_an_example(self, count):
         real = -(-count // BATCH)
         values = [has_value for _, _, has_value in first(endless_batches(numbers(count), BATCH), 6)]
         assert values == [True] * real + [False] * (6 - real)
 
 
-def test_after_the_end_empty_batches_come_for_ever():
+def test_empty_batches_follow_without_end():
     dataset = endless_batches(numbers(1), BATCH)
     assert dataset.cardinality() == tf.data.INFINITE_CARDINALITY
     for batch, weight, has_value in first(dataset.skip(1_000), 2):
         assert (batch.tolist(), weight.tolist(), has_value) == ([0] * BATCH, [0.0] * BATCH, False)
 
 
-def test_an_unknown_number_of_examples_is_fine():
+def test_a_dataset_of_unknown_cardinality_works():
     odd = numbers(9).filter(lambda number: number % 2 == 1)
     assert odd.cardinality() == tf.data.UNKNOWN_CARDINALITY
     assert [batch.tolist() for batch, _, _ in first(endless_batches(odd, BATCH), 3)] == [
@@ -62,7 +62,7 @@ def test_an_unknown_number_of_examples_is_fine():
     ]
 
 
-def test_a_batch_of_one_needs_no_padding_before_the_end():
+def test_batches_of_one_need_no_padding():
     steps = first(endless_batches(numbers(2), 1), 3)
     assert [(batch.tolist(), bool(value)) for batch, _, value in steps] == [
         ([1], True),
@@ -79,7 +79,7 @@ def test_padding_is_zeros_of_the_same_dtype(dtype):
         assert batch.tolist() == [[step == 0, step == 0], [0, 0]]
 
 
-def test_strings_are_padded_with_empty_ones():
+def test_strings_are_padded_with_empty_strings():
     dataset = tf.data.Dataset.from_tensor_slices(["a", "b", "c"])
     batches = [batch.tolist() for batch, _, _ in first(endless_batches(dataset, 2), 3)]
     assert batches == [[b"a", b"b"], [b"c", b""], [b"", b""]]
@@ -106,7 +106,7 @@ STRUCTURES = {
 
 @pytest.mark.parametrize("element", STRUCTURES.values(), ids=STRUCTURES)
 class TestAnyStructure:
-    def test_a_batch_is_built_as_an_element_is(self, element):
+    def test_a_batch_has_the_structure_of_an_element(self, element):
         dataset = tf.data.Dataset.from_tensor_slices(element)
         spec = endless_batches(dataset, 2).element_spec[0]
         tf.nest.assert_same_structure(spec, dataset.element_spec)
@@ -115,7 +115,7 @@ class TestAnyStructure:
         ):
             assert (batched.dtype, batched.shape) == (single.dtype, [2, *single.shape])
 
-    def test_all_its_parts_are_padded_alike(self, element):
+    def test_all_parts_are_padded_alike(self, element):
         steps = first(endless_batches(tf.data.Dataset.from_tensor_slices(element), 2), 3)
         for place, whole in enumerate(tf.nest.flatten(element)):
             parts = np.concatenate([tf.nest.flatten(batch)[place] for batch, _, _ in steps])
@@ -131,7 +131,7 @@ def test_all_shapes_are_static():
     assert has_value == tf.TensorSpec([], tf.bool)
 
 
-def test_a_size_that_only_the_data_knows_stays_unknown_and_is_0_after_the_end():
+def test_an_unknown_dimension_stays_unknown_and_is_0_after_the_end():
     spec = tf.TensorSpec([None, 2], tf.int32)
     dataset = tf.data.Dataset.from_generator(lambda: iter([np.ones([3, 2])]), output_signature=spec)
     dataset = endless_batches(dataset, BATCH)
@@ -139,7 +139,7 @@ def test_a_size_that_only_the_data_knows_stays_unknown_and_is_0_after_the_end():
     assert [batch.shape for batch, _, _ in first(dataset, 2)] == [(BATCH, 3, 2), (BATCH, 0, 2)]
 
 
-def test_it_is_not_autotuned_since_its_iterator_is_started_again():
+def test_it_is_not_autotuned_so_its_iterator_restarts_immediately():
     batches = endless_batches(tf.data.Dataset.range(5), 2)
     assert batches.map(lambda *batch: batch).prefetch(1).options().autotune.enabled is False
 
@@ -152,14 +152,14 @@ def test_it_can_be_iterated_again():
 
 
 @pytest.mark.parametrize("batch_size", [0, -1])
-def test_a_batch_without_examples_is_refused(batch_size):
+def test_a_batch_size_below_1_is_a_config_error(batch_size):
     with pytest.raises(ConfigError) as caught:
         endless_batches(numbers(3), batch_size)
     assert (caught.value.field, caught.value.value) == ("batch_size", batch_size)
 
 
 @pytest.mark.parametrize("batch_size", [2.5, "2", None, True])
-def test_a_batch_size_that_is_no_whole_number_is_refused(batch_size):
+def test_a_batch_size_that_is_not_a_whole_number_is_a_config_error(batch_size):
     with pytest.raises(ConfigError) as caught:
         endless_batches(numbers(3), batch_size)
     assert caught.value.field == "batch_size"
@@ -173,7 +173,7 @@ def test_an_infinite_dataset_ends_after_the_given_steps(steps):
     assert has_values == [True] * steps + [False] * (5 - steps)
 
 
-def test_data_that_end_before_the_given_steps_end_there():
+def test_data_may_end_before_the_given_steps():
     assert [bool(has) for *_, has in endless_batches(numbers(3), 3, steps=2).take(3)] == [
         True,
         False,
@@ -182,13 +182,13 @@ def test_data_that_end_before_the_given_steps_end_there():
 
 
 @pytest.mark.parametrize("steps", [0, -1, 2.5, "2", True])
-def test_steps_that_are_no_whole_number_are_refused(steps):
+def test_steps_that_are_not_a_positive_whole_number_are_a_config_error(steps):
     with pytest.raises(ConfigError) as caught:
         endless_batches(numbers(3), BATCH, steps=steps)
     assert caught.value.field == "steps"
 
 
-def test_an_infinite_dataset_is_refused():
+def test_an_infinite_dataset_without_steps_is_a_config_error():
     with pytest.raises(ConfigError, match="infinite") as caught:
         endless_batches(numbers(3).repeat(), BATCH)
     assert caught.value.field == "dataset"
@@ -203,7 +203,7 @@ def test_an_infinite_dataset_is_refused():
     ],
     ids=["ragged", "sparse", "unknown rank"],
 )
-def test_what_cannot_be_padded_is_refused_also_deep_inside(spec):
+def test_elements_that_cannot_be_padded_are_a_config_error_at_any_depth(spec):
     signature = {"a": tf.TensorSpec([], tf.int32), "b": (spec,)}
     dataset = tf.data.Dataset.from_generator(lambda: iter(()), output_signature=signature)
     with pytest.raises(ConfigError, match="only dense tensors of known rank") as caught:
@@ -211,7 +211,7 @@ def test_what_cannot_be_padded_is_refused_also_deep_inside(spec):
     assert (caught.value.field, caught.value.value) == ("dataset", spec)
 
 
-def test_it_works_in_a_graph_of_tensorflow_1():
+def test_it_works_in_a_tensorflow_1_graph():
     with tf.Graph().as_default(), tf.compat.v1.Session() as session:
         dataset = endless_batches(numbers(BATCH + 1), BATCH)
         batch, weight, has_value = tf.compat.v1.data.make_one_shot_iterator(dataset).get_next()
@@ -248,7 +248,7 @@ def test_an_iterator_made_outside_feeds_a_tf_function():
     assert [float(tf.reduce_sum(step(iterator))) for _ in range(4)] == [4, 1, 0, 0]
 
 
-def test_an_error_of_the_input_is_no_end():
+def test_an_input_error_is_raised_and_does_not_end_the_data():
     def broken(number):
         with tf.control_dependencies([tf.debugging.assert_less(number, tf.constant(3, tf.int64))]):
             return tf.identity(number)

@@ -1,4 +1,4 @@
-"""A scan finds every whole record of a file, and the first damage, wherever it lies."""
+"""A scan finds every whole record of a file up to the first damage."""
 
 import csv
 import gzip
@@ -17,7 +17,7 @@ FRAME = 16  # bytes of a TFRecord around its data
 
 
 def masked_crc(data: bytes) -> int:
-    """The checksum of a TFRecord, bit by bit as its definition has it."""
+    """The masked CRC-32C of a TFRecord, computed bit by bit from its definition."""
     crc = 0xFFFFFFFF
     for octet in data:
         crc ^= octet
@@ -28,7 +28,7 @@ def masked_crc(data: bytes) -> int:
 
 
 def framed(records) -> bytes:
-    """A TFRecord file; a scan does not look at the checksums of the data."""
+    """A TFRecord file with wrong data checksums, which a scan does not verify."""
     heads = [struct.pack("<Q", len(record)) for record in records]
     return b"".join(
         head + struct.pack("<I", masked_crc(head)) + record + b"data"
@@ -37,7 +37,7 @@ def framed(records) -> bytes:
 
 
 def begins(records) -> list[int]:
-    """Where each record of a TFRecord file begins, and where the last one ends."""
+    """The offset of each record of a TFRecord file, and of its end."""
     found = [0]
     for record in records:
         found.append(found[-1] + len(record) + FRAME)
@@ -50,7 +50,7 @@ def stream(data: bytes) -> io.BufferedReader:
 
 @pytest.fixture(params=[13, 37, 200])
 def small(monkeypatch, request):
-    """Chunks and marks so small that a few records have several."""
+    """Chunks and mark spacing so small that a few records span several."""
     monkeypatch.setattr(contents, "CHUNK", request.param)
     monkeypatch.setattr(contents, "MARK_SPACING", 20)
 
@@ -59,7 +59,7 @@ RECORDS = [b"", b"a", b"x" * 50, b"", b"y" * 7, b"z" * 120]
 
 
 @pytest.mark.usefixtures("small")
-def test_a_tfrecord_cut_anywhere_has_its_whole_records():
+def test_a_tfrecord_file_cut_at_any_byte_has_its_whole_records():
     data, ends = framed(RECORDS), begins(RECORDS)
     for size in range(len(data) + 1):
         found = tfrecord_contents(stream(data[:size]))
@@ -72,7 +72,7 @@ def test_a_tfrecord_cut_anywhere_has_its_whole_records():
 
 
 @pytest.mark.usefixtures("small")
-def test_a_tfrecord_with_a_wrong_head_is_told_at_that_record():
+def test_a_wrong_head_is_reported_at_its_record():
     data, ends = framed(RECORDS), begins(RECORDS)
     for record, begin in enumerate(ends[:-1]):
         for byte in range(begin, begin + 12):
@@ -83,7 +83,7 @@ def test_a_tfrecord_with_a_wrong_head_is_told_at_that_record():
             assert "no TFRecord begins here" in found.problem
 
 
-def test_marks_are_apart_and_each_is_where_its_record_begins(monkeypatch):
+def test_marks_are_spaced_and_have_the_offsets_of_their_records(monkeypatch):
     records = [b"r" * 84] * 1000
     monkeypatch.setattr(contents, "CHUNK", 1000)
     monkeypatch.setattr(contents, "MARK_SPACING", 5000)
@@ -92,7 +92,7 @@ def test_marks_are_apart_and_each_is_where_its_record_begins(monkeypatch):
     assert all(offset == 100 * record for record, offset in found.marks)
 
 
-def test_a_record_that_would_fill_the_memory_is_a_problem(monkeypatch):
+def test_a_record_that_would_exhaust_memory_is_a_problem(monkeypatch):
     monkeypatch.setattr(contents, "MAX_RECORD", 100)
     monkeypatch.setattr(contents, "CHUNK", 64)
     found = tfrecord_contents(stream(framed([b"a", b"b" * 101, b"c"])))
@@ -105,7 +105,7 @@ def test_a_record_that_would_fill_the_memory_is_a_problem(monkeypatch):
 
 
 @given(st.text('ab",\r\n', max_size=40), st.integers(1, 20), st.booleans())
-def test_lines_end_with_a_newline_or_with_the_file(text, chunk, header):
+def test_a_line_ends_at_a_newline_or_at_the_end_of_the_file(text, chunk, header):
     data = text.encode()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(contents, "CHUNK", chunk)
@@ -123,7 +123,7 @@ def test_lines_end_with_a_newline_or_with_the_file(text, chunk, header):
     st.integers(1, 20),
     st.sampled_from(["\n", "\r\n"]),
 )
-def test_csv_has_the_records_that_the_csv_module_wrote(rows, chunk, line_end):
+def test_a_csv_file_has_the_records_that_the_csv_module_wrote(rows, chunk, line_end):
     text = io.StringIO(newline="")
     csv.writer(text, lineterminator=line_end).writerows(rows)
     with pytest.MonkeyPatch.context() as patch:
@@ -132,20 +132,20 @@ def test_csv_has_the_records_that_the_csv_module_wrote(rows, chunk, line_end):
     assert (found.records, found.problem) == (len(rows), None)
 
 
-def test_quotes_that_do_not_pair_up_are_told_at_the_record_that_never_ends():
+def test_unbalanced_quotes_are_reported_at_the_record_that_never_ends():
     found = text_contents(stream(b'a,b\nc,"d\ne,f\n'), quoted=True, header=False)
     assert (found.records, found.problem_at) == (1, 4)
     assert "this record never ends" in found.problem
 
 
 @pytest.mark.parametrize("quoted", [False, True])
-def test_compressed_text_that_is_taken_for_plain_is_told(quoted):
+def test_compressed_text_scanned_as_plain_text_is_reported(quoted):
     found = text_contents(stream(gzip.compress(b"a\n")), quoted, header=False)
     assert (found.records, found.problem_at) == (0, 0)
     assert "compression='GZIP'" in found.problem
 
 
-def test_compressed_data_that_end_early_are_told_after_what_came_out():
+def test_truncated_compressed_data_are_reported_after_the_readable_records():
     lines = b"".join(b"%d\n" % (n * n * 7919) for n in range(100_000))
     packed = gzip.compress(lines)
     with gzip.GzipFile(fileobj=io.BytesIO(packed[: len(packed) // 2])) as cut:
@@ -156,7 +156,7 @@ def test_compressed_data_that_end_early_are_told_after_what_came_out():
 
 
 class Repeated(io.RawIOBase):
-    """A large file that needs no memory."""
+    """A large file that is generated as it is read."""
 
     def __init__(self, piece: bytes, times: int) -> None:
         self.piece, self.left = piece, times
@@ -180,7 +180,7 @@ class Repeated(io.RawIOBase):
         lambda lines, records: text_contents(lines, quoted=True, header=True),
     ],
 )
-def test_a_scan_of_any_size_takes_the_memory_of_a_chunk(scan):
+def test_a_scan_takes_constant_memory(scan):
     chunk = 1 << 20
     line, record = b'"' + b"a" * 1021 + b'"\n', framed([b"r" * 1008])
     lines, records = (

@@ -1,4 +1,4 @@
-"""The read ledger against a multiset of numbers, which is what it stands for."""
+"""A ledger compared with a multiset of example numbers."""
 
 from collections import Counter
 from itertools import pairwise
@@ -14,7 +14,7 @@ from tfdist.data.ledger import Audit, audit
 
 EXPECTED = 12
 EXAMPLES = st.integers(0, EXPECTED - 1)
-# Few different numbers, so that ranges touch, overlap and lie within one another.
+# Few different numbers, so ranges often touch, overlap or contain one another.
 RANGES = st.tuples(EXAMPLES, EXAMPLES).map(lambda pair: (min(pair), max(pair) + 1))
 BATCHES = st.lists(st.lists(EXAMPLES, max_size=6), max_size=6)
 
@@ -29,7 +29,7 @@ def numbers_where(condition) -> list[int]:
 
 @st.composite
 def ledgers(draw) -> tuple[Ledger, Counter[int]]:
-    """A ledger filled in both ways, and the reads that it was told of."""
+    """A ledger filled by ranges and by batches, and a count of its reads."""
     ranges, batches = draw(st.lists(RANGES, max_size=6)), draw(BATCHES)
     ledger = Ledger(ranges)
     for batch in batches:
@@ -38,17 +38,18 @@ def ledgers(draw) -> tuple[Ledger, Counter[int]]:
 
 
 @given(ledgers())
-def test_an_audit_finds_exactly_what_is_missing_and_what_came_twice(case):
+def test_an_audit_finds_exactly_the_missing_and_the_duplicate_examples(case):
     ledger, reads = case
     audit = ledger.audit(EXPECTED)
     assert spread(audit.missing) == numbers_where(lambda example: reads[example] == 0)
     assert spread(audit.duplicates) == numbers_where(lambda example: reads[example] > 1)
-    assert (audit.read, audit.expected) == (len(reads), EXPECTED)
-    assert audit.complete == all(reads[example] == 1 for example in range(EXPECTED))
+    assert audit.expected == EXPECTED
+    assert audit.read_once == sum(count == 1 for count in reads.values())
+    assert audit.exactly_once == all(reads[example] == 1 for example in range(EXPECTED))
 
 
 @given(ledgers())
-def test_an_audit_names_ranges_in_order_that_do_not_touch(case):
+def test_an_audit_has_sorted_ranges_that_do_not_touch(case):
     audit = case[0].audit(EXPECTED)
     for ranges in (audit.missing, audit.duplicates):
         assert all(start < stop for start, stop in ranges)
@@ -56,22 +57,22 @@ def test_an_audit_names_ranges_in_order_that_do_not_touch(case):
 
 
 @given(ledgers())
-def test_ranges_hold_the_same_reads_in_order(case):
+def test_ranges_are_sorted_and_hold_all_reads(case):
     ledger, reads = case
     assert Counter(spread(ledger.ranges())) == reads
     assert list(ledger.ranges()) == sorted(ledger.ranges())
 
 
 @given(ledgers())
-def test_ranges_are_as_few_as_can_be(case):
+def test_a_ledger_has_the_fewest_possible_ranges(case):
     ledger, reads = case
-    # Wherever the reads of one number exceed those of the number before, so many ranges begin.
+    # At each number at least as many ranges begin as its reads exceed those of its predecessor.
     fewest = sum(max(0, reads[example] - reads[example - 1]) for example in range(EXPECTED))
     assert len(ledger.ranges()) == fewest
 
 
 @given(ledgers())
-def test_a_ledger_made_of_the_ranges_of_another_is_its_equal(case):
+def test_a_ledger_made_from_the_ranges_of_another_equals_it(case):
     ledger, _ = case
     copy = Ledger(ledger.ranges())
     assert copy.ranges() == ledger.ranges()
@@ -79,38 +80,38 @@ def test_a_ledger_made_of_the_ranges_of_another_is_its_equal(case):
 
 
 @given(ledgers(), ledgers())
-def test_merging_adds_up_the_reads_and_leaves_the_other_alone(one, two):
+def test_merge_adds_all_reads_and_does_not_change_the_other_ledger(one, two):
     before = two[0].ranges()
     one[0].merge(two[0])
     assert Counter(spread(one[0].ranges())) == one[1] + two[1]
     assert two[0].ranges() == before
 
 
-def test_an_epoch_of_one_read_each_is_complete_and_passes_the_check():
+def test_an_epoch_read_exactly_once_passes_the_check():
     ledger = Ledger([(0, 3)])
     ledger.add([5, 3, 4])
     audit = ledger.audit(6)
     assert audit == Audit(6, 6, (), ())
-    assert audit.complete
+    assert audit.exactly_once
     audit.check()
 
 
-def test_an_epoch_of_no_examples_is_complete():
+def test_an_epoch_without_examples_passes_the_audit():
     assert Ledger().audit(0) == Audit(0, 0, (), ())
 
 
-def test_nothing_read_means_that_all_is_missing():
+def test_an_empty_ledger_misses_every_example():
     assert Ledger().audit(5) == Audit(5, 0, ((0, 5),), ())
 
 
-def test_reads_in_order_are_one_range_however_many():
+def test_consecutive_reads_join_into_one_range():
     ledger = Ledger()
     for start in range(0, 1000, 10):
         ledger.add(range(start, start + 10))
     assert ledger.ranges() == ((0, 1000),)
 
 
-def test_an_array_counts_as_its_numbers_do_and_may_be_used_again():
+def test_an_array_counts_like_its_numbers_and_may_be_reused():
     ledger, numbers = Ledger(), np.array([4, 0, 1], np.int32)
     assert (ledger.add(numbers), ledger.add([1]), ledger.add([])) == (3, 1, 0)
     numbers[:] = 7
@@ -118,34 +119,34 @@ def test_an_array_counts_as_its_numbers_do_and_may_be_used_again():
 
 
 @pytest.mark.parametrize("examples", [[0.0], np.array([0.0]), ["0"]])
-def test_what_is_no_whole_number_is_refused(examples):
+def test_an_example_that_is_not_a_whole_number_is_a_type_error(examples):
     with pytest.raises(TypeError):
         Ledger().add(examples)
 
 
-def test_shuffled_reads_of_many_steps_join():
+def test_shuffled_reads_of_many_steps_join_into_one_range():
     numbers = np.random.default_rng(1).permutation(300_000).reshape(-1, 1000)
     ledger = Ledger()
     for step in numbers:
         ledger.add(step)
-    assert ledger.audit(300_000).complete
+    assert ledger.audit(300_000).exactly_once
     assert ledger.ranges() == ((0, 300_000),)
 
 
-def test_an_example_twice_in_one_batch_is_remembered():
+def test_an_example_that_comes_twice_in_one_batch_is_a_duplicate():
     ledger = Ledger()
     ledger.add([1, 1, 2])
-    assert ledger.audit(3) == Audit(3, 2, ((0, 1),), ((1, 2),))
+    assert ledger.audit(3) == Audit(3, 1, ((0, 1),), ((1, 2),))
 
 
-def test_a_merge_with_itself_counts_all_twice():
+def test_a_merge_with_itself_counts_each_read_twice():
     ledger = Ledger([(0, 2)])
     ledger.merge(ledger)
     assert ledger.ranges() == ((0, 2), (0, 2))
 
 
 class TestCheck:
-    def test_tells_how_many_were_read_and_which_are_missing_or_came_twice(self):
+    def test_the_error_has_the_counts_and_the_missing_and_duplicate_ranges(self):
         with pytest.raises(EpochError) as caught:
             Ledger([(1, 3), (2, 3)]).audit(4).check()
         assert caught.value.missing == ((0, 1), (3, 4))
@@ -154,28 +155,28 @@ class TestCheck:
             assert part in str(caught.value)
 
     @pytest.mark.parametrize("reads", [[(0, 3)], [(0, 4), (1, 2)]], ids=["missing", "duplicates"])
-    def test_either_alone_is_an_error(self, reads):
+    def test_missing_or_duplicate_examples_alone_are_an_error(self, reads):
         with pytest.raises(EpochError, match="none"):
             Ledger(reads).audit(4).check()
 
-    def test_does_not_claim_that_what_came_twice_came_once(self):
-        with pytest.raises(EpochError, match="read once: 0 of 4 examples"):
+    def test_duplicates_do_not_count_as_read_exactly_once(self):
+        with pytest.raises(EpochError, match="0 of 4 examples were read exactly once"):
             Ledger([(0, 4), (0, 4)]).audit(4).check()
 
-    def test_of_many_ranges_shows_five_and_counts_the_rest(self):
-        with pytest.raises(EpochError, match=r"\[8, 9\) and 3 ranges more;") as caught:
+    def test_the_error_shows_five_ranges_and_counts_the_rest(self):
+        with pytest.raises(EpochError, match=r"\[8, 9\) and 3 more ranges;") as caught:
             Ledger([(n, n + 1) for n in range(1, 16, 2)]).audit(16).check()
         assert len(caught.value.missing) == 8
 
 
 class TestBadInput:
     @pytest.mark.parametrize("read", [(-1, 2), (2, 2), (3, 2)])
-    def test_a_range_that_holds_no_example_is_refused(self, read):
+    def test_an_empty_or_negative_range_is_a_config_error(self, read):
         with pytest.raises(ConfigError) as caught:
             Ledger([(0, 1), read])
-        assert (caught.value.field, caught.value.value) == ("reads", read)
+        assert (caught.value.field, caught.value.value) == ("ranges", read)
 
-    def test_a_negative_example_is_refused_and_its_batch_not_recorded(self):
+    def test_a_negative_example_is_a_config_error_and_its_batch_is_not_recorded(self):
         ledger = Ledger([(0, 1)])
         with pytest.raises(ConfigError) as caught:
             ledger.add([7, 4, -2])
@@ -190,14 +191,14 @@ class TestBadInput:
             ([(2, 5), (0, 10)], 9),
         ],
     )
-    def test_an_epoch_that_is_shorter_than_the_reads_is_refused(self, reads, last):
+    def test_an_epoch_shorter_than_the_ledger_is_a_config_error(self, reads, last):
         with pytest.raises(ConfigError, match=rf"\b{last}\b") as caught:
             Ledger(reads).audit(3)
         assert (caught.value.field, caught.value.value) == ("expected", 3)
 
 
 @given(ledgers(), ledgers())
-def test_all_trainers_are_audited_together_from_memory_or_from_files(tmp_path_factory, one, other):
+def test_audit_combines_ledgers_and_files_of_ledgers(tmp_path_factory, one, other):
     path = tmp_path_factory.mktemp("reads") / "worker-1.json"
     other[0].save(path)
     both = Ledger([*one[0].ranges(), *other[0].ranges()])
@@ -205,10 +206,10 @@ def test_all_trainers_are_audited_together_from_memory_or_from_files(tmp_path_fa
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"tfdist_reads": [[2, 1]]}'])
-def test_what_is_no_ledger_is_told_by_its_path(tmp_path, text):
-    path = tmp_path / "reads.json"
+@pytest.mark.parametrize("text", [None, "", "[]", "{}", '{"tfdist_ledger": [[2, 1]]}'])
+def test_the_path_of_a_file_that_is_not_a_ledger_is_named(tmp_path, text):
+    path = tmp_path / "ledger.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ConfigError, match=r"reads\.json.*a file of Ledger\.save"):
+    with pytest.raises(ConfigError, match=r"ledger\.json.*not a file of Ledger\.save"):
         audit([path], EXPECTED)

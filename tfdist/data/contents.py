@@ -1,7 +1,7 @@
-"""Where the records of one file lie: found in one pass that keeps a mark a megabyte.
+"""Finds the records of one file in one pass, and keeps one mark per megabyte.
 
-A scan stops at the first damage. What lies before it is whole and counts; what lies behind it
-cannot be numbered, so it is told and not counted.
+The pass stops at the first damage. The records before it are whole and count. The records after it
+cannot be numbered, so the pass reports the damage and does not count them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 CHUNK = 1 << 20  # bytes
-MARK_SPACING = 1 << 20  # bytes between two marks, at least
-MAX_RECORD = 1 << 30  # bytes; a larger "record" is a file of another format, or fills the memory
+MARK_SPACING = 1 << 20  # least bytes between two marks
+MAX_RECORD = 1 << 30  # bytes; a larger "record" means another format, or would exhaust memory
 
-# What reading a damaged gzip stream raises.
+# The errors that reading a damaged gzip stream raises.
 GZIP_ERRORS = (EOFError, zlib.error, gzip.BadGzipFile)
 
 _GZIP_MAGIC = b"\x1f\x8b"
-_HEAD = 12  # of a TFRecord: its length, and the checksum of its length
-_FRAME = 16  # the head, and the checksum of the data behind them
+_HEAD = 12  # bytes before the data of a TFRecord: its length, and the checksum of the length
+_FRAME = 16  # the head, and the checksum after the data
 _length_at = struct.Struct("<Q").unpack_from
 
 Mark = tuple[int, int]
@@ -36,11 +36,11 @@ class Contents:
     """The records of one file.
 
     Attributes:
-        records: how many whole records there are, before the damage if there is some.
-        marks: ``(record, offset)`` of some of them, in order; the first record has one. An offset
-            is in bytes of the uncompressed contents.
-        problem: the damage, if there is some.
-        problem_at: the offset of the record that is damaged.
+        records: number of whole records before the damage, if any.
+        marks: ``(record, offset)`` of some records, in order, beginning with the first. Offsets
+            are in bytes of the uncompressed contents.
+        problem: the damage, or None.
+        problem_at: offset of the damaged record.
     """
 
     records: int
@@ -50,10 +50,10 @@ class Contents:
 
 
 def tfrecord_contents(stream: io.BufferedIOBase) -> Contents:
-    """The records of a TFRecord file; checks the checksums of their lengths, not of their data."""
+    """Finds the records of a TFRecord file. Verifies the checksums of lengths, not of data."""
     records, marks, next_mark = 0, list[Mark](), 0
-    begin = last = 0  # where the next record begins; where the last one begins
-    position, rest = 0, b""  # where the stream stands; what has been read from `begin` on
+    begin = last = 0  # offsets of the next record and of the last one
+    position, rest = 0, b""  # offset of the stream; the bytes from `begin` to there
     problem: str | None = None
     while problem is None:
         try:
@@ -75,7 +75,7 @@ def tfrecord_contents(stream: io.BufferedIOBase) -> Contents:
             heads.append(at)
             at += _length_at(data, at)[0] + _FRAME
         if (wrong := _wrong_head(data, heads)) is not None:
-            problem = "no TFRecord begins here; is the file corrupt, of another format, compressed?"
+            problem = "no TFRecord begins here; is the file corrupt, compressed, not TFRecords?"
         elif heads and at - heads[-1] - _FRAME > MAX_RECORD:
             wrong = len(heads) - 1
             problem = f"a record of {at - heads[-1] - _FRAME:,} bytes; at most {MAX_RECORD:,}"
@@ -91,20 +91,21 @@ def tfrecord_contents(stream: io.BufferedIOBase) -> Contents:
         begin += at
         rest = data[at:]
     if begin > position:  # the last record is longer than the file
-        needs, begin, records = begin - last, last, records - 1
-        problem = problem or f"truncated: a record of {needs:,} bytes begins here"
+        size, begin, records = begin - last, last, records - 1
+        problem = problem or f"truncated: a record of {size:,} bytes begins here"
     elif rest and problem is None:
-        problem = f"truncated: the last {len(rest)} bytes are less than the head of a record"
+        problem = f"truncated: the last {len(rest)} bytes are too few for the head of a record"
     whole = tuple(mark for mark in marks if mark[0] < records)
     return Contents(records, whole, problem, None if problem is None else begin)
 
 
 def text_contents(stream: io.BufferedIOBase, quoted: bool, header: bool) -> Contents:
-    """The records of a text file: one a line, or with `quoted` by the rules of RFC 4180.
+    """Finds the records of a text file: its lines, or with `quoted` its records by RFC 4180.
 
     Args:
-        quoted: a newline between two double quotes ends no record.
-        header: the first record is none.
+        stream: the uncompressed contents.
+        quoted: a newline within double quotes does not end a record.
+        header: the first record is left out.
     """
     records = -1 if header else 0
     marks: list[Mark] = [] if header else [(0, 0)]
@@ -121,7 +122,7 @@ def text_contents(stream: io.BufferedIOBase, quoted: bool, header: bool) -> Cont
         if not chunk:
             break
         if position == 0 and chunk.startswith(_GZIP_MAGIC):
-            problem = "this is compressed; scan it with compression='GZIP'"
+            problem = "the file is compressed; scan it with compression='GZIP'"
             break
         ends, inside = record_ends(chunk, quoted, inside)
         lengths = np.diff(ends, prepend=begin - position - 1) - 1
@@ -138,7 +139,7 @@ def text_contents(stream: io.BufferedIOBase, quoted: bool, header: bool) -> Cont
         if len(too_long) or position - begin > MAX_RECORD:
             problem = f"a record of more than {MAX_RECORD:,} bytes"
     if problem is None and inside:
-        problem = "this record never ends: its quotes, or those before it, do not pair up"
+        problem = "this record never ends: its double quotes, or earlier ones, are unbalanced"
     elif problem is None and begin < position:
         records += 1  # the last line has no newline
     records = max(records, 0)
@@ -147,11 +148,14 @@ def text_contents(stream: io.BufferedIOBase, quoted: bool, header: bool) -> Cont
 
 
 def record_ends(chunk: bytes, quoted: bool, inside: bool) -> tuple[NDArray[np.int64], bool]:
-    """Where records end in `chunk`, and whether its end is inside of quotes, as its begin is."""
+    """Offsets of the newlines that end a record, and whether the end of `chunk` is quoted.
+
+    `inside` says whether the beginning of `chunk` is within quotes.
+    """
     octets = np.frombuffer(chunk, np.uint8)
     newlines = octets == ord("\n")
     if quoted and (inside or b'"' in chunk):
-        # A quote in a field is doubled, so that the parity of the quotes so far tells.
+        # A quote in a field is doubled, so an odd number of quotes so far means: within a field.
         parity = np.logical_xor.accumulate(octets == ord('"')) ^ inside
         return np.flatnonzero(newlines & ~parity), bool(parity[-1])
     return np.flatnonzero(newlines), inside
@@ -168,7 +172,7 @@ _CRC32C = _crc_table()
 
 
 def _wrong_head(data: bytes, heads: list[int]) -> int | None:
-    """The first of `heads` whose length does not have its checksum (a masked CRC-32C)."""
+    """Index of the first head with a wrong checksum (a masked CRC-32C) of its length, or None."""
     octets = np.frombuffer(data, np.uint8)
     at = np.array(heads, np.int64)
     crc = np.full(len(heads), 0xFFFFFFFF, np.uint32)

@@ -1,15 +1,18 @@
-"""What is known of one file: what a scan found, and what has happened to the file since."""
+"""One file of a file set: what its scan found, and whether the file has changed since."""
 
 from __future__ import annotations
 
+import gzip
+import io
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import tensorflow as tf
 
 from tfdist.data.contents import Contents, Mark, text_contents, tfrecord_contents
-from tfdist.data.opened import opened
 from tfdist.errors import DataError
 
 Format = Literal["tfrecord", "lines", "csv"]
@@ -24,14 +27,14 @@ class FileEntry:
     """One file of a `FileSet`, as the scan found it.
 
     Attributes:
-        path: as `tf.io.gfile` takes it.
-        size: in bytes; what came later is not part of the set.
-        mtime_ns: when it was last changed; TensorFlow tells whole seconds.
-        tail: a checksum of its last bytes, to tell a file that grew from one written anew.
-        records: how many whole records it has.
-        marks: ``(record, byte offset)`` of some records, so that reading can begin there.
-        problem: what is wrong with it, or None; the records before the damage count all the same.
-        problem_at: the byte where the damage begins; None if it is about the whole file.
+        path: a path that `tf.io.gfile` can open.
+        size: bytes at the scan. Bytes that were appended later are not part of the set.
+        mtime_ns: time of the last change; TensorFlow reports whole seconds.
+        tail: checksum of the last bytes, which distinguishes a file that grew from a rewritten one.
+        records: number of whole records.
+        marks: ``(record, byte offset)`` of some records, at which reading can begin.
+        problem: the damage, or None. The records before the damage are part of the set.
+        problem_at: byte offset of the damage; None if the problem concerns the whole file.
     """
 
     path: str
@@ -45,11 +48,11 @@ class FileEntry:
 
     @classmethod
     def scan(cls, path: str, format: Format, compression: str | None, header: bool) -> FileEntry:
-        """Reads the whole file once. What is wrong with it is told in the entry, not raised."""
+        """Reads the whole file once. A problem is stored in the entry and never raised."""
         try:
             size, mtime_ns = _stat(path)
-            with opened(path, size, compression) as stream:
-                if size == 0:  # a named pipe is empty too, and its reader would wait
+            with open_prefix(path, size, compression) as stream:
+                if size == 0:  # also a named pipe, on which a read would block
                     found = Contents(0, ())
                 elif format == "tfrecord":
                     found = tfrecord_contents(stream)
@@ -60,11 +63,11 @@ class FileEntry:
             return cls(path, 0, 0, 0, 0, (), _MISSING, None)
         except (tf.errors.OpError, OSError) as error:
             return cls(path, 0, 0, 0, 0, (), f"the file cannot be read: {error}", None)
-        except DataError as error:  # it has shrunk meanwhile
+        except DataError as error:  # it shrank during the scan
             return cls(path, 0, 0, 0, 0, (), error.what, error.offset)
         problem = found.problem
         if problem is not None and compression is None and found.problem_at is not None:
-            problem += f"; {size - found.problem_at:,} bytes from there on are not counted"
+            problem += f"; the last {size - found.problem_at:,} bytes are not counted"
         return cls(
             path, size, mtime_ns, tail, found.records, found.marks, problem, found.problem_at
         )
@@ -74,29 +77,78 @@ class FileEntry:
         return None if self.problem is None else DataError(self.path, self.problem_at, self.problem)
 
     def check(self) -> None:
-        """Raises DataError unless what was scanned of the file is still there."""
+        """Raises DataError unless the file still has the bytes that were scanned."""
         change = self.change()
         if change is not None and change[0] != "grown":
             raise DataError(self.path, None, f"{change[1]}; scan again")
 
     def change(self) -> tuple[Change, str] | None:
-        """What has happened to the file since the scan, and the same in words."""
+        """The change of the file since the scan, and its description; None if there is none."""
         if self.problem is not None and self.records == 0:
-            return None  # nothing of it counts, so there is nothing to lose
+            return None  # the set has no record of this file
         try:
             size, mtime_ns = _stat(self.path)
-            sizes = f"{self.size:,} bytes when it was scanned, {size:,} now"
+            sizes = f"{self.size:,} bytes at the scan, {size:,} now"
             if size < self.size:
                 return "shrunk", f"the file has shrunk: {sizes}"
             if size == self.size and mtime_ns == self.mtime_ns:
                 return None
             if size > self.size and _tail(self.path, self.size) == self.tail:
-                return "grown", f"the file has grown: {sizes}; only its first {self.size:,} count"
-            return "rewritten", f"the file was written anew: {sizes}, of another time"
+                return "grown", f"the file has grown: {sizes}; only the scanned bytes are read"
+            return "rewritten", f"the file was rewritten: {sizes}, with another time"
         except tf.errors.NotFoundError:
             return "unreadable", _MISSING
         except (tf.errors.OpError, OSError) as error:
             return "unreadable", f"the file cannot be read: {error}"
+
+
+@contextmanager
+def open_prefix(path: str, size: int, compression: str | None) -> Iterator[io.BufferedIOBase]:
+    """Opens the first `size` bytes of a file through `tf.io.gfile`, and decompresses them.
+
+    `size` is the size at the scan. A file that grows is therefore read to a fixed end, a named pipe
+    (size 0) is never waited for, and a file that has shrunk is an error instead of a shorter file.
+    """
+    with tf.io.gfile.GFile(path, "rb") as file:
+        prefix = io.BufferedReader(_Prefix(path, file, size))
+        yield prefix if compression is None else gzip.GzipFile(fileobj=prefix, mode="rb")
+
+
+class _Prefix(io.RawIOBase):
+    def __init__(self, path: str, file: Any, size: int) -> None:
+        self._path, self._file, self._size, self._position = path, file, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), self._size - self._position)
+        if wanted <= 0:
+            return 0
+        data: bytes = self._file.read(wanted)
+        if not data:
+            raise DataError(self._path, self._position, self._shrunk())
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = min(base + offset, self._size)
+        try:
+            self._file.seek(self._position)
+        except tf.errors.OutOfRangeError as error:
+            raise DataError(self._path, self._position, self._shrunk()) from error
+        return self._position
+
+    def tell(self) -> int:  # io's own would seek, and thereby wait for a named pipe
+        return self._position
+
+    def _shrunk(self) -> str:
+        return f"the file ends before this byte; it had {self._size:,} bytes at the scan"
 
 
 def _stat(path: str) -> tuple[int, int]:
@@ -107,6 +159,6 @@ def _stat(path: str) -> tuple[int, int]:
 def _tail(path: str, size: int) -> int:
     if size == 0:
         return 0
-    with opened(path, size, None) as stream:
+    with open_prefix(path, size, None) as stream:
         stream.seek(max(size - _TAIL, 0))
         return zlib.crc32(stream.read())

@@ -1,32 +1,60 @@
-"""The records of many files under one numbering, so that a ledger can account for each of them."""
+"""Records of many files under one numbering, so that a ledger can account for each of them."""
 
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable
+import dataclasses
+import json
+import uuid
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, get_args
+from statistics import median
+from typing import Any, Literal, get_args
 
 import tensorflow as tf
 
-from tfdist.data import index_file, preflight, reading
-from tfdist.data.entry import FileEntry, Format
+from tfdist.data import reading
+from tfdist.data.entry import Change, FileEntry, Format
 from tfdist.errors import ConfigError, DataError
+
+IssueKind = Literal["damaged", "empty", "too_few_files", "uneven"] | Change
+
+_INDEX_VERSION = 1
+_UNEVEN = 4  # times the records of the median file
+
+
+@dataclass(frozen=True)
+class FileIssue:
+    """A finding of `FileSet.preflight`; its string is its text.
+
+    Attributes:
+        kind: "damaged", "empty", "too_few_files", "uneven", or a change since the scan:
+            "unreadable", "shrunk", "rewritten", "grown".
+        text: the problem, its consequence and what to do.
+        paths: the files concerned.
+    """
+
+    kind: IssueKind
+    text: str
+    paths: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return self.text
 
 
 @dataclass(frozen=True)
 class FileSet:
-    """What a scan found in some files; their records are numbered from 0 through all files.
+    """The scanned files of a data set; their records have the numbers 0 to ``len(files) - 1``.
 
-    The files are in the order of their paths, compared letter by letter as ``sorted`` does, so that
-    every trainer has the same numbers. ``len`` is the number of records.
+    The files are sorted by path, character by character as ``sorted`` does, so every trainer has
+    the same numbers.
 
     Attributes:
-        files: what was found in each.
-        format: "tfrecord"; "lines", of which each is a record; or "csv" by RFC 4180.
+        files: one entry for each file.
+        format: "tfrecord"; "lines", one record per line; or "csv" by RFC 4180.
         compression: None or "GZIP".
-        header: whether the first record of each CSV file is left out.
+        header: True if the first record of each CSV file is left out.
     """
 
     files: tuple[FileEntry, ...]
@@ -44,16 +72,19 @@ class FileSet:
         header: bool = False,
         strict: bool = True,
     ) -> FileSet:
-        """Reads all files once, from one to the next. Blocks as long as reading them takes.
+        """Reads all files once, one after the other; blocks until all are read.
 
         Args:
-            files: a path or a pattern such as ``"data/part-*"``, or several; each file counts once.
-            strict: a damaged file is an error. Otherwise its records before the damage count, and
-                `damaged` and `preflight` tell of it.
+            files: a path, a pattern such as ``"data/part-*"``, or several; duplicates are dropped.
+            format: of all files.
+            compression: of all files.
+            header: leaves out the first record of each CSV file.
+            strict: raises on a damaged file. With False, the records before the damage count, and
+                `damaged` and `preflight` report the file.
 
         Raises:
             ConfigError: no file matches, or an argument is wrong.
-            DataError: a file is missing, damaged or cannot be read, and `strict` is set.
+            DataError: a file is missing, damaged or unreadable, and `strict` is set.
         """
         if format not in get_args(Format):
             raise ConfigError("format", format, f"one of {', '.join(get_args(Format))}")
@@ -76,31 +107,55 @@ class FileSet:
         return found
 
     def save(self, path: str) -> None:
-        """Writes the index to `path`, so that nobody needs to scan again."""
-        settings = {name: getattr(self, name) for name in index_file.SETTINGS}
-        index_file.write_index(path, self.files, settings)
+        """Writes the index as JSON, so that only one task has to scan.
+
+        The index appears whole or not at all, as far as its file system can rename.
+        """
+        text = json.dumps({"tfdist_files": _INDEX_VERSION, **dataclasses.asdict(self)})
+        unfinished = f"{path}.{uuid.uuid4().hex}"  # two trainers may save at the same time
+        with tf.io.gfile.GFile(unfinished, "w") as file:
+            file.write(text)
+        tf.io.gfile.rename(unfinished, path, overwrite=True)
 
     @classmethod
     def load(cls, path: str) -> FileSet:
-        """The index that `save` wrote. Files that have grown are read as far as they were scanned.
+        """Reads an index that `save` wrote, and checks its files.
+
+        A file that has grown is no error: the scanned bytes are still there.
 
         Raises:
-            ConfigError: `path` is no such index.
-            DataError: a file cannot be read, has shrunk or was written anew; both sizes are told.
+            ConfigError: `path` is not such an index.
+            DataError: a file is unreadable, has shrunk or was rewritten.
         """
-        files, settings = index_file.read_index(path)
-        return cls(files, **settings)
+        try:
+            with tf.io.gfile.GFile(path) as file:
+                index = json.loads(file.read())
+            if index["tfdist_files"] != _INDEX_VERSION:
+                raise ValueError("another version")
+            entries = tuple(
+                FileEntry(**{**entry, "marks": tuple(map(tuple, entry["marks"]))})
+                for entry in index["files"]
+            )
+            found = cls(entries, index["format"], index["compression"], index["header"])
+        except tf.errors.NotFoundError as error:
+            raise ConfigError("path", path, "no such index; scan the files and save it") from error
+        except (ValueError, TypeError, AttributeError, KeyError) as error:
+            rule = f"not an index of FileSet.save of this version ({error!r}); scan again"
+            raise ConfigError("path", path, rule) from error
+        for entry in entries:
+            entry.check()
+        return found
 
     def __len__(self) -> int:
         return sum(entry.records for entry in self.files)
 
     @property
     def damaged(self) -> tuple[FileEntry, ...]:
-        """The files with a problem. What they have lost has no numbers: no ledger misses it."""
+        """The files with a problem. Their lost records have no numbers, so no audit misses them."""
         return tuple(entry for entry in self.files if entry.problem is not None)
 
     def splits(self, records_per_split: int) -> tuple[tuple[int, int], ...]:
-        """All records as ranges ``(start, stop)`` of at most so many, each inside of one file."""
+        """Cuts all records into ranges ``(start, stop)``; no range spans two files."""
         _check_at_least_1("records_per_split", records_per_split)
         return tuple(
             (start, min(start + records_per_split, last))
@@ -109,34 +164,33 @@ class FileSet:
         )
 
     def file_of(self, record: int) -> FileEntry:
-        """The file that has the record of this number; so a ledger's missing ranges have names."""
+        """The file that contains the record of this number."""
         if not 0 <= record < len(self):
             raise ConfigError("record", record, f"at least 0 and less than {len(self)}")
         firsts = reading.first_records(self.files)
         return self.files[bisect.bisect_right(firsts, record) - 1]
 
     def read(self, start: Any = 0, stop: Any = None, *, remote: bool = False) -> tf.data.Dataset:
-        """The records from `start` to before `stop`, each as ``(int64 number, string record)``.
+        """The records `start` to `stop` - 1 in order, each as ``(int64 number, string record)``.
 
-        In order. `start` and `stop` are whole numbers, or scalar int64 tensors where a graph is to
-        be told a range when it runs. Reading begins at the nearest mark of the index, so that less
-        than 2 MB are read in vain; in a compressed file all that lies before is decompressed.
+        Reading begins at the nearest mark of the index, so at most 2 MB are read in vain; in a
+        compressed file everything before the range is decompressed.
 
-        A file that has changed since the scan, except that it has grown, is an error of the dataset
-        when it comes to that file; so is a TFRecord whose data do not have their checksum when it
-        comes to that record, or to another behind the same mark. Nothing ends early without an
-        error. The files are looked at by the process that builds the dataset.
+        The dataset fails when it comes to a file that has changed since the scan other than by
+        growing, and when it comes to a TFRecord with a wrong checksum, or to a later record behind
+        the same mark. It never ends early without an error. The process that built the dataset
+        checks the files.
 
         Args:
-            start: the first record.
-            stop: the one behind the last; None reads all from `start` on.
-            remote: the dataset is iterated by another process than this one, such as the worker of
-                a ClusterCoordinator. It is of TensorFlow's operations alone then, so a file that
-                was written anew is noticed only where a record is damaged or lacks.
+            start: the first record: an integer, or a scalar int64 tensor such as a placeholder.
+            stop: the record after the last one, likewise; None reads to the end.
+            remote: another process iterates the dataset, such as a worker of a ClusterCoordinator.
+                It then consists of TensorFlow ops alone, and a rewritten file is noticed only at a
+                damaged or missing record.
 
         Raises:
-            ConfigError: the range is known, and is none of this set; or text is to be read
-                remotely, which Python splits into records.
+            ConfigError: the range is known and not part of this set; or `remote` is set for text,
+                which Python splits into records.
         """
         start, stop = self._bounds(start, stop)
         return self._records(start, stop, remote=remote).enumerate(start)
@@ -144,9 +198,9 @@ class FileSet:
     def read_batches(
         self, batch_size: int, start: Any = 0, stop: Any = None, *, remote: bool = False
     ) -> tf.data.Dataset:
-        """As ``read(start, stop).batch(batch_size)``, at less than half of its cost.
+        """Same as ``read(start, stop).batch(batch_size)``, at less than half the cost.
 
-        For a batch is numbered at once. Raises what `read` does.
+        One op numbers a whole batch. Raises the same errors as `read`.
         """
         _check_at_least_1("batch_size", batch_size)
         start, stop = self._bounds(start, stop)
@@ -174,19 +228,65 @@ class FileSet:
             raise ConfigError("remote", remote, f"{self.format!r} is read by Python; use TFRecords")
         return reading.text_records(self.files, self.compression, self.format == "csv", start, stop)
 
-    def preflight(self, num_trainers: int) -> tuple[preflight.FileIssue, ...]:
-        """What may go wrong with these files and so many trainers. Looks at the files again."""
+    def preflight(self, num_trainers: int) -> tuple[FileIssue, ...]:
+        """Finds files that would fail or stall a job of `num_trainers`; checks the files again."""
         _check_at_least_1("num_trainers", num_trainers)
-        return preflight.file_warnings(
-            self.files, num_trainers, [entry.change() for entry in self.files]
+        changes = [entry.change() for entry in self.files]
+        return (*_file_issues(self.files, changes), *_share_issues(self.files, num_trainers))
+
+
+def _file_issues(
+    files: Sequence[FileEntry], changes: Sequence[tuple[Change, str] | None]
+) -> list[FileIssue]:
+    found = []
+    for entry, change in zip(files, changes, strict=True):
+        if error := entry.error():
+            text = (
+                f"{error}. The lost records have no numbers, so no audit misses them. Repair or "
+                "replace the file."
+            )
+            found.append(FileIssue("damaged", text, (entry.path,)))
+        if change is not None:
+            kind, what = change
+            advice = "" if kind == "grown" else " Reading it fails. Scan the files again."
+            found.append(FileIssue(kind, f"{entry.path}: {what}.{advice}", (entry.path,)))
+    return found
+
+
+def _share_issues(files: Sequence[FileEntry], num_trainers: int) -> list[FileIssue]:
+    """Files that leave some trainers without work where each trainer reads its share of files."""
+    found = []
+    empty = tuple(entry.path for entry in files if not entry.records and not entry.problem)
+    if empty:
+        text = (
+            f"{len(empty)} of {len(files)} files are empty: {', '.join(empty)}. A trainer with "
+            "only such files ends before the others. Check the job that wrote them."
         )
+        found.append(FileIssue("empty", text, empty))
+    if len(files) < num_trainers:
+        text = (
+            f"{len(files)} files for {num_trainers} trainers. If each trainer reads its share of "
+            "the files, some have none and end immediately; in synchronous training the others "
+            "then wait for them. Distribute splits(), or start fewer workers."
+        )
+        found.append(FileIssue("too_few_files", text))
+    sizes = [entry.records for entry in files if entry.records]
+    if sizes and max(sizes) > _UNEVEN * median(sizes):
+        largest = max(files, key=lambda entry: entry.records)
+        text = (
+            f"the files are uneven: {largest.path} has {largest.records:,} records, the median "
+            f"file {median(sizes):,.0f}. If each trainer reads its share of the files, all wait "
+            "for the trainer of the largest. Distribute splits()."
+        )
+        found.append(FileIssue("uneven", text, (largest.path,)))
+    return found
 
 
 def _matching(patterns: list[str]) -> list[str]:
     found = set[str]()
     for pattern in patterns:
         if not any(sign in pattern for sign in "*?["):
-            found.add(pattern)  # also if there is no such file: then that is its problem
+            found.add(pattern)  # a missing file becomes an entry with a problem
             continue
         files = [path for path in tf.io.gfile.glob(pattern) if not tf.io.gfile.isdir(path)]
         if not files:

@@ -1,9 +1,9 @@
-"""Input pipelines in which no error means "the end".
+"""Input pipelines that never raise an error to signal their end.
 
-At its end a `tf.data` iterator raises OutOfRange, and each trainer comes there at its own time. In
-a job whose trainers wait for one another that is where it hangs, or loses data without a word,
-since the queues of synchronous training raise the same error. A padded pipeline never ends: it
-says in the data itself that nothing is left.
+A `tf.data` iterator raises OutOfRange at its end, and each trainer reaches the end at its own time.
+Trainers that wait for one another hang there. The queues of synchronous training raise the same
+error, so a loop that takes it for the end of the data loses data silently. A padded pipeline never
+ends; it signals the end of the data in the data.
 """
 
 from __future__ import annotations
@@ -18,34 +18,35 @@ from tfdist.errors import ConfigError
 def endless_batches(
     dataset: tf.data.Dataset, batch_size: int, *, steps: int | None = None
 ) -> tf.data.Dataset:
-    """Batches of one static size for ever: the real ones, then empty ones of weight 0.
+    """Batches of one static size without end: all examples, then empty batches of weight 0.
+
+    It is not autotuned, so ``tf.data.AUTOTUNE`` in it means one call per core.
 
     Args:
-        dataset: elements of any structure of dense tensors, of known rank; finite, unless `steps`
-            is given.
-        batch_size: examples in a batch, at least 1.
-        steps: batches after which the data end, if they have not ended before.
+        dataset: unbatched elements of any structure of dense tensors of known rank; finite, unless
+            `steps` is given.
+        batch_size: examples per batch, at least 1.
+        steps: ends the data after this many batches, if they have not ended before.
 
     Returns:
-        A dataset of ``(batch, weight, has_value)``: `batch` has the structure and the dtypes of
-        an element, with `batch_size` in front of its shape; `weight` is float32 ``[batch_size]``,
-        1 for a real example and 0 for padding; `has_value` is a bool scalar, False for ever once
-        the data has ended. Padding is zeros, or empty strings. A loss is
-        ``sum(weight * loss) / sum(weight)``, and a step without a value applies nothing. It is not
-        autotuned: ``tf.data.AUTOTUNE`` is then one call for each core.
+        A dataset of ``(batch, weight, has_value)``. `batch` has the structure and dtypes of an
+        element and shapes ``[batch_size, ...]``; padding is zeros or empty strings. `weight` is
+        float32 ``[batch_size]``, 1 for an example and 0 for padding. `has_value` is a bool scalar;
+        once the data have ended it stays False. The loss is
+        ``sum(weight * loss) / sum(weight)``, and a step without a value applies nothing.
 
     Raises:
-        ConfigError: `batch_size` or `steps` is too small, the dataset is infinite (found in eager
-            code only), or has ragged or sparse elements.
+        ConfigError: `batch_size` or `steps` is too small; or the dataset has ragged or sparse
+            elements, or is infinite (which only eager code can find).
     """
     for field, value in {"batch_size": batch_size, "steps": 1 if steps is None else steps}.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise ConfigError(field, value, "a whole number, at least 1")
     if steps is not None:
         dataset = dataset.take(steps * batch_size)
-    # While a graph is being built, TensorFlow cannot tell.
+    # Known in eager code only.
     if tf.get_static_value(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
-        raise ConfigError("dataset", dataset, "infinite, so it has no end to pad; give the steps")
+        raise ConfigError("dataset", dataset, "infinite, so its end cannot be padded; pass steps")
     for spec in tf.nest.flatten(dataset.element_spec):
         if not isinstance(spec, tf.TensorSpec) or spec.shape.rank is None:
             raise ConfigError("dataset", spec, "only dense tensors of known rank can be padded")
@@ -53,20 +54,17 @@ def endless_batches(
     end = tf.data.Dataset.from_tensors(tf.nest.map_structure(_nothing, dataset.element_spec))
     batches = filled(dataset.batch(batch_size), batch_size)
     batches = batches.concatenate(filled(end, batch_size).repeat())
-    # With TensorFlow 2.21 an iterator that is started again may wait until the thread that tunes
-    # the one before looks up, which it does less and less often: after 60 s in the end. Whoever
-    # cancels it wakes it first (`Model::OptimizeLoop` in core/framework/model.cc) and says so
-    # afterwards (`CancellationManager::StartCancelWithStatus`), so that it may sleep again.
+    # In TensorFlow 2.21 an iterator that is initialized again waits for the tuning thread of its
+    # predecessor, which checks for cancellation ever more rarely, in the end every 60 s. Cancelling
+    # wakes the thread (`Model::OptimizeLoop` in core/framework/model.cc) before it sets the flag
+    # (`CancellationManager::StartCancelWithStatus`), so the thread may go back to sleep.
     options = tf.data.Options()
     options.autotune.enabled = False
     return batches.with_options(options)
 
 
 def filled(batches: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
-    """Pads each batch of a batched dataset to `batch_size`, as `endless_batches` does.
-
-    It has no end of empty ones: as many batches come out as go in.
-    """
+    """Pads each batch to `batch_size` as `endless_batches` does, and adds no empty batches."""
     # `map` spreads an element that is a plain tuple over the arguments of its function.
     is_spread = type(batches.element_spec) is tuple
 
@@ -82,21 +80,21 @@ def filled(batches: tf.data.Dataset, batch_size: int) -> tf.data.Dataset:
 
 
 def any_replica_has_value(has_value: Any) -> Any:
-    """Whether any replica has something in this step, as a bool scalar; the same for all of them.
+    """True on all replicas if any replica has an example in this step; a bool scalar.
 
-    An all-reduce, for collective training (`MultiWorkerMirroredStrategy`): call it in each step
-    within `strategy.run`, and stop when it says no. So all replicas take the same number of steps,
-    and none waits in an all-reduce for one that has left.
+    For collective training (`MultiWorkerMirroredStrategy`): call it in each step within
+    `strategy.run`, and stop when it is False. All replicas then take the same number of steps, and
+    none waits in an all-reduce for a replica that has left. It is an all-reduce itself.
 
     Args:
-        has_value: of this replica's batch, as `endless_batches` gives it.
+        has_value: of this replica's batch, from `endless_batches`.
 
     Raises:
-        ConfigError: it was called outside of `strategy.run`.
+        ConfigError: called outside of `strategy.run`.
     """
     replica = tf.distribute.get_replica_context()
     if replica is None:
-        raise ConfigError("has_value", has_value, "call it in a function that strategy.run runs")
+        raise ConfigError("has_value", has_value, "call it within strategy.run")
     count = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(has_value, tf.int32))
     return count > 0
 

@@ -1,4 +1,4 @@
-"""A range of records as a `tf.data.Dataset`, with the range as tensors: a graph can be fed it."""
+"""A range of records as a `tf.data.Dataset`. The range may be tensors, so a graph can be fed it."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from typing import Any
 import tensorflow as tf
 
 from tfdist.data.contents import GZIP_ERRORS, record_ends
-from tfdist.data.entry import FileEntry
-from tfdist.data.opened import opened
+from tfdist.data.entry import FileEntry, open_prefix
 from tfdist.errors import ConfigError, DataError
 
-_BLOCK = 1 << 18  # bytes of text that are split into records at once
+_BLOCK = 1 << 18  # bytes that are split into records at a time
 
 
 def first_records(files: Sequence[FileEntry]) -> list[int]:
-    """The number of each file's first record, and the number of all records behind them."""
+    """The number of the first record of each file, followed by the number of all records."""
     return [0, *accumulate(entry.records for entry in files)]
 
 
 def range_rule(records: int) -> str:
-    """What a range of so many records has to be."""
+    """The rule that a range of these records has to follow, for error messages."""
     return f"a range of records needs 0 <= start <= stop <= {records}"
 
 
 def tfrecords(
     files: Sequence[FileEntry], compression: str | None, start: Any, stop: Any, *, remote: bool
 ) -> Any:
-    """Records of TFRecord files. TensorFlow's own reader, which checks each record's checksum.
+    """Records of TFRecord files, read by TensorFlow's own reader, which verifies checksums.
 
-    For TensorFlow 2.21 a file that was cut off between two records is a shorter file, and its error
-    for one that was cut off inside of a record names no file. Hence the two looks at the file, of
-    which a process that has not built the dataset can take neither.
+    TensorFlow 2.21 takes a file that was cut between two records for a shorter file, and its error
+    for a file that was cut within a record does not name the file. Therefore the file is checked
+    before and after it is read, by Python. With `remote`, another process iterates the dataset and
+    cannot call this Python; ops then do what they can.
     """
-    files = [entry for entry in files if entry.records]  # so that no two have the same first record
+    files = [entry for entry in files if entry.records]  # so all first records differ
     firsts = first_records(files)
     marks = [
         (first + record, offset)
@@ -52,28 +52,28 @@ def tfrecords(
 
     def ended(file: Any) -> str:
         path, records = unchanged(file), files[int(file)].records
-        raise DataError(path, None, f"it has fewer than the {records:,} records that it had")
+        raise DataError(path, None, f"it has fewer than its {records:,} records at the scan")
 
-    def of_python(look: Callable[[Any], str], file: Any) -> Any:
-        return tf.ensure_shape(tf.numpy_function(look, [file], tf.string), [])
+    def in_python(check: Callable[[Any], str], file: Any) -> Any:
+        return tf.ensure_shape(tf.numpy_function(check, [file], tf.string), [])
 
     def named(file: Any) -> Any:
         return tf.constant([entry.path for entry in files], tf.string)[file]
 
-    def ended_there(file: Any) -> Any:
+    def ended_in_graph(file: Any) -> Any:
         records = tf.constant([entry.records for entry in files], tf.int64)[file]
-        what = [named(file), "it has fewer records than it had:", records]
+        what = [named(file), "has fewer records than at the scan:", records]
         with tf.control_dependencies([tf.debugging.Assert(False, what)]):
             return tf.constant("")
 
-    begin = named if remote else partial(of_python, unchanged)
-    fail = ended_there if remote else partial(of_python, ended)
+    begin = named if remote else partial(in_python, unchanged)
+    fail = ended_in_graph if remote else partial(in_python, ended)
 
     def of_range(start: Any, stop: Any) -> Any:
         first = tf.constant(firsts, tf.int64)
-        held = (start >= 0) & (start <= stop) & (stop <= firsts[-1])
+        is_valid = (start >= 0) & (start <= stop) & (stop <= firsts[-1])
         with tf.control_dependencies(
-            [tf.debugging.Assert(held, [range_rule(firsts[-1]), start, stop])]
+            [tf.debugging.Assert(is_valid, [range_rule(firsts[-1]), start, stop])]
         ):
             begins = tf.searchsorted(first, [start], side="right")[0] - 1
             ends = tf.searchsorted(first, [stop], side="left")[0]
@@ -85,8 +85,8 @@ def tfrecords(
         records, offsets = tf.unstack(tf.constant(marks, tf.int64, [len(marks), 2]), axis=1)
         start, stop = tf.maximum(start, first[file]), tf.minimum(stop, first[file + 1])
         mark = tf.searchsorted(records, [start], side="right")[0] - 1
-        # TensorFlow 2.21 drops byte_offsets when it writes this dataset into a graph, which it does
-        # with the outermost ones alone: it has to stay inside of a function, as it is here.
+        # TensorFlow 2.21 drops byte_offsets when it serializes this dataset into a graph. It
+        # serializes only the outermost datasets, so this one has to stay within a function.
         found = tf.data.experimental.from_variant(
             tf.raw_ops.TFRecordDatasetV2(
                 filenames=begin(file),
@@ -96,7 +96,7 @@ def tfrecords(
             ),
             tf.TensorSpec([], tf.string),
         )
-        # Not ignore_errors: for a file that cannot be opened it tries again for ever.
+        # Not ignore_errors, which retries for ever if a file cannot be opened.
         end = tf.data.Dataset.from_tensors(file).map(fail)
         whole = found.concatenate(end)
         return whole.skip(start - records[mark]).take(stop - start)
@@ -107,7 +107,7 @@ def tfrecords(
 def text_records(
     files: Sequence[FileEntry], compression: str | None, quoted: bool, start: Any, stop: Any
 ) -> Any:
-    """Records of text files, read by Python in the process that builds the dataset."""
+    """Records of text files, read by Python in the process that built the dataset."""
     blocks = partial(_blocks, files, compression, quoted)
     signature = tf.TensorSpec([None], tf.string)
     make: Callable[..., Any] = tf.data.Dataset.from_generator
@@ -131,7 +131,7 @@ def _file_blocks(
 ) -> Iterator[list[bytes]]:
     entry.check()
     record, offset = next(mark for mark in reversed(entry.marks) if mark[0] <= start)
-    with opened(entry.path, entry.size, compression) as stream:
+    with open_prefix(entry.path, entry.size, compression) as stream:
         try:
             stream.seek(offset)
             for block in _text_blocks(stream, quoted):
@@ -144,11 +144,11 @@ def _file_blocks(
         except GZIP_ERRORS as error:
             what = f"the compressed data are damaged: {error}"
             raise DataError(entry.path, None, what) from error
-    raise DataError(entry.path, None, f"it ends before record {stop - 1} of it, which it had")
+    raise DataError(entry.path, None, f"it ends before record {stop - 1} of its scan")
 
 
 def _text_blocks(stream: io.BufferedIOBase, quoted: bool) -> Iterator[list[bytes]]:
-    pieces: list[bytes] = []  # of the record whose end is not yet there
+    pieces: list[bytes] = []  # the beginning of a record whose end has not been read
     inside = False
     while chunk := stream.read1(_BLOCK):
         ends, inside = record_ends(chunk, quoted, inside)

@@ -1,4 +1,4 @@
-"""The batches of all splits that a trainer claims, from one iterator that never ends."""
+"""Batches of the splits that a trainer claims, from one iterator that never ends."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from tfdist.data.file_set import FileSet
 from tfdist.data.padding import filled
 from tfdist.errors import ConfigError
 from tfdist.splits.queue import Split, SplitQueue
-from tfdist.task import Task
 
 
 class SplitBatches:
@@ -19,40 +18,39 @@ class SplitBatches:
 
     ::
 
-        batches = tfdist.splits.SplitBatches(task, queue, files, parse)   # in the training graph
+        batches = tfdist.splits.SplitBatches(queue, files, parse)  # in the training graph
         update = optimizer.apply_gradients(gradients(batches.batch, batches.weight))
         commit = queue.commit_after([update])
         with graph.session(task, target) as session:
             for split in batches.splits(session):
                 while not split.finished:
-                    split.committed(session.run(commit, split.feed))
+                    split.run(session, commit)
 
-    To start an iterator costs as much as some steps, so there is one for all splits. It is started
-    anew only where it has read ahead in vain: when another trainer has taken the tail of a split,
-    or after an error.
+    Starting an iterator costs as much as some steps, so all splits share one. It is restarted only
+    when it has read ahead in vain: after another trainer has taken the tail of a split, or after an
+    error.
 
-    Each run that fetches a batch needs `Split.feed`, and fails with InvalidArgumentError unless the
-    batch is the one that is reserved.
+    Each run that fetches a batch has to be fed `Split.feed`, as `Split.run` does. It fails with
+    InvalidArgumentError unless the batch is the reserved one, so no batch is skipped or trained
+    twice unnoticed.
 
     Args:
-        task: of this trainer.
-        queue: whose splits are read, in batches of its `batch_size`.
-        files: whose records they are.
-        transform: from ``(int64 [batch_size], string [batch_size])``, the numbers of the records
-            and the records, to what `batch` is; of padding they are 0 and an empty string.
-        prefetch: how many batches are read and transformed ahead, at least 1.
+        queue: hands out the splits.
+        files: has their records.
+        transform: maps a batch of record numbers, int64 ``[batch_size]``, and records, string
+            ``[batch_size]``, to `batch`. Padding is 0 and empty strings.
+        prefetch: number of batches to read and transform ahead, at least 1.
 
     Attributes:
-        batch: what `transform` gives, or ``(number, record)``.
+        batch: the result of `transform`, or ``(number, record)``.
         weight: float32 ``[batch_size]``, 1 for a record and 0 for padding.
 
     Raises:
-        ConfigError: `prefetch` is wrong.
+        ConfigError: `prefetch` is below 1.
     """
 
     def __init__(
         self,
-        task: Task,
         queue: SplitQueue,
         files: FileSet,
         transform: Callable[[Any, Any], Any] | None = None,
@@ -62,12 +60,14 @@ class SplitBatches:
         if prefetch < 1:
             raise ConfigError("prefetch", prefetch, "at least 1")
         size = queue.batch_size
-        with tf.device(task.device):
-            # What is read now. The iterator looks at it only while a batch is fetched, when it has
-            # read the range before. It never waits for the next one, as it would for one from a
-            # queue: TensorFlow 2.21 crashes when a session is closed in which one waits.
+        with tf.device(queue.task.device):
+            # The range to read. The iterator reads this variable when a batch is fetched and the
+            # range before is used up. A queue of ranges would make the iterator wait for the next
+            # range, and TensorFlow 2.21 crashes if a session is closed during such a wait.
             handle = tf.raw_ops.VarHandleOp(
-                dtype=tf.int64, shape=[2], shared_name=f"tfdist/batches/{queue.name}/{task.rank}"
+                dtype=tf.int64,
+                shape=[2],
+                shared_name=f"tfdist/batches/{queue.name}/{queue.task.rank}",
             )
 
             def present() -> Any:
@@ -93,7 +93,7 @@ class SplitBatches:
             end, batch, weight = self._iterator.get_next()
             is_reserved = tf.raw_ops.Assert(
                 condition=tf.equal(end, queue.lease[1]),
-                data=["the batch is not the one that is reserved; it ends at", end],
+                data=["the batch is not the reserved one; it ends at", end],
             )
             with tf.control_dependencies([is_reserved]):
                 self.batch = tf.nest.map_structure(tf.identity, batch)
@@ -101,25 +101,21 @@ class SplitBatches:
             self._range = tf.compat.v1.placeholder(tf.int64, [2], f"{queue.name}_range")
             self._read = tf.raw_ops.AssignVariableOp(resource=handle, value=self._range)
         self._queue = queue
-        self._session: tf.compat.v1.Session | None = None  # in which the iterator may go on
+        self._session: tf.compat.v1.Session | None = None  # if set, the iterator may continue in it
 
     def splits(self, session: tf.compat.v1.Session, epoch: int | None = None) -> Iterator[Split]:
-        """The splits of one epoch, as they are claimed; their batches come one after the other.
+        """Claims the splits of an epoch; `batch` has the batches of the last one that was claimed.
 
         Args:
-            session: in which the batches are fetched.
-            epoch: its number; None takes the next one. See `SplitQueue.of_epoch`.
-
-        Raises:
-            SplitLostError, EpochError, ConfigError: as `SplitQueue.of_epoch`.
+            session: a session of the training graph.
+            epoch: as of `SplitQueue.splits`, which also has the errors.
         """
-        claimed = iter(self._queue) if epoch is None else self._queue.of_epoch(epoch)
-        for split in claimed:
+        for split in self._queue.splits(epoch):
             stop = split.stop
             session.run(self._read, {self._range: (split.offset, stop)})
             if self._session is not session:
                 session.run(self._iterator.initializer)
             self._session = None
             yield split
-            if split.finished and split.stop == stop:  # all that was read ahead is used
+            if split.finished and split.stop == stop:  # nothing was read ahead in vain
                 self._session = session

@@ -12,29 +12,29 @@ import tensorflow as tf
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError, reason_of
 from tfdist.ps.session import PS_DEVICE, DirectSession
-from tfdist.splits.table import REFUSED, Answer, TableOps
+from tfdist.splits.table import BUSY, Answer, TableOps
 
-# A call that comes after the ps has gone waits for so long (`set_fail_fast(false)` in
+# A call to a lost ps waits for this long (`set_fail_fast(false)` in
 # core/distributed_runtime/rpc/grpc_remote_master.cc).
 _ANSWER_SECS = 10.0
-_REFUSED_SECS = 0.001
+_BUSY_SECS = 0.001
 _LOST = "ps:0, where the splits are kept, was lost: "
 
 
 class Connection:
-    """Asks the ps, each time in one run; blocks for 10 s at most.
+    """Runs the ops of a trainer, each call in one run; blocks for 10 s at most.
 
-    A ps that was lost is told as UnavailableError, or AbortedError where it was started again, from
-    which a session recovers; one that does not answer as DeadlineExceededError. All name it.
+    A lost ps raises UnavailableError, and a restarted one AbortedError, from which a session
+    recovers; a ps that does not answer raises DeadlineExceededError. The messages name the ps.
 
     Args:
         address: of the ps.
         ops: of the trainer.
-        incarnation: the number by which the ps knows this process.
-        ahead: records that are reserved at a time.
+        incarnation: of this process.
+        batch_size: records to reserve at a time.
     """
 
-    def __init__(self, address: str, ops: TableOps, incarnation: int, ahead: int) -> None:
+    def __init__(self, address: str, ops: TableOps, incarnation: int, batch_size: int) -> None:
         self._address, self._incarnation, graph = address, incarnation, tf.Graph()
         with graph.as_default(), tf.compat.v1.device(PS_DEVICE):
             number = [tf.compat.v1.placeholder(tf.int64, []) for _ in range(3)]
@@ -42,7 +42,7 @@ class Connection:
             self._fed_attempt = self._fed_epoch
             self._starts = tf.compat.v1.placeholder(tf.int64, [None])
             self._stops = tf.compat.v1.placeholder(tf.int64, [None])
-            size = np.int64(ahead)
+            size = np.int64(batch_size)
             self._enter = ops.enter(self._fed_incarnation)
             self._leave = ops.leave(self._fed_incarnation)
             self._freeze = ops.freeze(self._fed_incarnation)
@@ -58,32 +58,32 @@ class Connection:
         self._session = DirectSession(address, graph, timeout=_ANSWER_SECS)
 
     def enter(self) -> Answer:
-        """This process speaks for the trainer."""
+        """Lets this process act for the trainer."""
         return self._ask(self._enter, {self._fed_incarnation: self._incarnation})
 
     def leave(self) -> Answer:
-        """Nobody does, unless another process does by now."""
+        """Ends this incarnation, unless another process has replaced it."""
         return self._ask(self._leave, {self._fed_incarnation: self._incarnation})
 
     def freeze(self) -> Answer:
-        """Nothing changes from now on."""
+        """Freezes the table."""
         return self._ask(self._freeze, {self._fed_incarnation: self._incarnation})
 
     def unfreeze(self) -> Answer:
-        """It goes on."""
+        """Unfreezes the table."""
         return self._ask(self._unfreeze, {self._fed_incarnation: self._incarnation})
 
     def recover(self) -> None:
-        """Every lease is lost, and nobody has entered."""
+        """Ends every lease and every incarnation, after a restore."""
         self._ask(self._recover)
 
     def claim(self, epoch: int) -> Answer:
-        """A split of that epoch."""
+        """Claims a split of the epoch."""
         fed = {self._fed_incarnation: self._incarnation, self._fed_epoch: epoch}
         return self._ask(self._claim, fed)
 
     def commit(self, attempt: int, offset: int) -> Answer:
-        """All before `offset` is read."""
+        """Commits all records before `offset`."""
         fed = {
             self._fed_incarnation: self._incarnation,
             self._fed_attempt: attempt,
@@ -92,18 +92,18 @@ class Connection:
         return self._ask(self._commit, fed)
 
     def release(self, attempt: int) -> Answer:
-        """The lease is lost."""
+        """Ends the lease."""
         fed = {self._fed_incarnation: self._incarnation, self._fed_attempt: attempt}
         return self._ask(self._release, fed)
 
     def begin_epoch(self, epoch: int, splits: list[tuple[int, int]]) -> Answer:
-        """All splits once more, in that order, if the epoch before is over."""
+        """Makes the splits free in this order, if the epoch before is over."""
         starts, stops = np.array(splits, np.int64).reshape(-1, 2).T
         fed = {self._fed_epoch: epoch, self._starts: starts, self._stops: stops}
         return self._ask(self._begin, fed)
 
     def snapshot(self) -> dict[str, Any]:
-        """All variables by name."""
+        """All variables of the table by name."""
         found: dict[str, Any] = self._until(
             lambda values: len(values["counts"]) > 0, self._snapshot, None
         )
@@ -114,7 +114,7 @@ class Connection:
         self._session.close()
 
     def _ask(self, fetches: Any, feed: Mapping[Any, Any] | None = None) -> Answer:
-        found = self._until(lambda values: values[0] != REFUSED, fetches, feed)
+        found = self._until(lambda values: values[0] != BUSY, fetches, feed)
         return Answer(*map(int, found))
 
     def _until(
@@ -124,10 +124,10 @@ class Connection:
         while not is_done(found := self._run(fetches, feed)):
             if deadline.expired:
                 raise ClusterError(
-                    f"the table of splits was in use for {deadline.elapsed:.0f} s: whoever changed "
-                    "it has not ended. Start the job again from its last checkpoint"
+                    f"the table of splits was in use for {deadline.elapsed:.0f} s: a run that "
+                    "changed it did not end. Restart the job from its last checkpoint"
                 )
-            time.sleep(_REFUSED_SECS)
+            time.sleep(_BUSY_SECS)
         return found
 
     def _run(self, fetches: Any, feed: Mapping[Any, Any] | None) -> Any:

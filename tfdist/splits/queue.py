@@ -1,11 +1,12 @@
-"""A queue of splits that all trainers share: who is faster reads more, and nothing is lost."""
+"""A queue of splits that all trainers share: fast trainers read more, and no record is lost."""
 
 from __future__ import annotations
 
+import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,140 +22,173 @@ from tfdist.ps.session import PS_DEVICE
 from tfdist.splits import table
 from tfdist.splits.connection import Connection
 from tfdist.splits.plan import Plan, epoch_order
-from tfdist.splits.rules import DONE, LEASED, NOT_HELD, Loss
+from tfdist.splits.rules import DONE, UNFROZEN, Loss
+from tfdist.splits.section import Counts, Rank
 from tfdist.splits.table import Answer, TableOps
 from tfdist.task import Task
 
 _POLL_SECS, _LONGEST_POLL_SECS = 0.005, 0.2
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 _REASONS = {
-    table.REPLACED: "another process speaks for it, or the ps has come back from a checkpoint",
-    table.LOST: "nothing was committed for longer than lease_secs, and another trainer has wanted "
-    "a split. Was this process stopped, or does a batch take longer?",
+    table.REPLACED: "another process acts for this trainer, or the ps was restored from a "
+    "checkpoint",
+    table.LOST: "no commit for longer than lease_secs, and another trainer wanted a split. Was "
+    "this process stopped, or does a batch take longer?",
     table.NOT_RESERVED: "more was committed than was reserved",
 }
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SplitReport:
-    """How the splits of an epoch stand.
+    """Progress of an epoch of splits.
 
     Attributes:
-        epoch: the first is 1.
-        read: ranges of records that are committed.
-        read_again: ranges that may have been read twice: the batch of each lost lease.
-        given_up: ranges that nobody reads, since their leases were lost too often.
-        over: whether all splits are done or given up.
+        epoch: its number; the first is 1.
+        committed: ranges of records that were read and committed.
+        possible_duplicates: ranges of records that may have been read twice: one batch for each
+            lost lease.
+        dead_letters: ranges of records that are not read, since their leases were lost too often.
+        done: True if every record is committed or a dead letter.
     """
 
     epoch: int
-    read: tuple[Range, ...]
-    read_again: tuple[Range, ...]
-    given_up: tuple[Range, ...]
-    over: bool
+    committed: tuple[Range, ...]
+    possible_duplicates: tuple[Range, ...]
+    dead_letters: tuple[Range, ...]
+    done: bool
 
 
 class Split:
-    """A range of records that is leased to this trainer; a SplitQueue yields it.
+    """A range of records that is leased to this trainer; made by a SplitQueue.
 
-    The records `offset` to `reserved` - 1 are the batch to be read next; then it is committed.
+    Read the records of `next_batch`, then commit them; `run` does both where SplitBatches reads.
     """
 
     def __init__(self, queue: SplitQueue, answer: Answer) -> None:
         self._queue, self._answer = queue, answer
 
     @property
+    def next_batch(self) -> range:
+        """The record numbers of the next batch, from `offset` to before `reserved`."""
+        return range(self.offset, self.reserved)
+
+    @property
     def offset(self) -> int:
-        """Up to where it is committed."""
+        """The record up to which the split is committed."""
         return self._answer.offset
 
     @property
     def reserved(self) -> int:
-        """Up to where the next batch goes."""
+        """The record up to which this trainer may read before it commits."""
         return self._answer.reserved
 
     @property
     def stop(self) -> int:
-        """Its end as of the last answer: of a split that is far from it others may take a part."""
+        """The end as of the last commit. It may move down, when an idle trainer takes a part."""
         return self._answer.stop
 
     @property
     def finished(self) -> bool:
-        """Whether all of it is committed."""
+        """True if the whole split is committed."""
         return self.offset >= self.stop
+
+    def run(
+        self,
+        session: tf.compat.v1.Session,
+        commit: Any,
+        fetches: Any = (),
+        feed_dict: Mapping[Any, Any] | None = None,
+    ) -> Any:
+        """Trains on the next batch and commits it, in one `session.run`; returns `fetches`.
+
+        Blocks while another trainer has frozen the splits.
+
+        Args:
+            session: a session of the training graph.
+            commit: from `SplitQueue.commit_after`.
+            fetches: what to fetch besides, as for `session.run`.
+            feed_dict: what to feed besides.
+
+        Raises:
+            SplitLostError: the lease was lost; the records since the last commit are read again.
+            EpochError: the splits stayed frozen for the queue's `timeout`.
+            tf.errors.OpError: the run failed. Its update may have been applied; release the split,
+                or end.
+        """
+        answer, fetched = session.run((commit, fetches), {**(feed_dict or {}), **self.feed})
+        self.committed(answer)
+        return fetched
 
     @property
     def feed(self) -> dict[Any, Any]:
-        """For the run in which the next batch is read and `SplitQueue.commit_after` fetched."""
+        """Feed of the run that fetches the next batch and `SplitQueue.commit_after`; see `run`."""
         return {self._queue.lease: (self._answer.attempt, self.reserved)}
 
     def committed(self, answer: Any) -> None:
-        """Takes what `commit_after` has fetched; blocks as long as another trainer saves.
-
-        Raises:
-            SplitLostError: the lease was lost; what was read since the last commit is read again.
-            EpochError: it was saved for longer than the `timeout` of the queue.
-        """
+        """Takes the fetched value of `SplitQueue.commit_after`; `run` does this itself."""
         taken = Answer(*map(int, answer))
-        if taken.code in (table.SAVING, table.REFUSED):
+        if taken.code in (table.FROZEN, table.BUSY):
             self.commit()
         else:
             self._answer = self._queue.checked(taken)
 
     def commit(self) -> None:
-        """Says in a run of its own that the batch was read; raises what `committed` does."""
+        """Commits the batch in a run of its own. Blocks and raises as `run`."""
         self._commit(self.reserved)
 
     def renew(self) -> None:
-        """Makes the lease last from now, without a commit; raises what `committed` does."""
+        """Renews the lease without a commit. Blocks and raises as `run`."""
         self._commit(self.offset)
 
     def release(self) -> None:
-        """It cannot be read here: another trainer tries, or this one when it claims again.
+        """Gives up the lease, for example because the records cannot be read here.
 
-        After `max_retries` it is given up, and the report has its rest. The batch that was begun
-        is in `read_again`.
+        This trainer or another one claims the split again. After `max_retries` it becomes a dead
+        letter. The batch that was begun is a possible duplicate.
 
         Raises:
-            SplitLostError: another process speaks for this trainer.
+            SplitLostError: another process acts for this trainer.
         """
         ask = partial(self._queue.connection.release, self._answer.attempt)
-        self._queue.checked(self._queue.after_saving(ask))
+        self._queue.checked(self._queue.wait_while((table.FROZEN,), ask))
 
     def _commit(self, offset: int) -> None:
         ask = partial(self._queue.connection.commit, self._answer.attempt, offset)
-        self._answer = self._queue.checked(self._queue.after_saving(ask))
+        self._answer = self._queue.checked(self._queue.wait_while((table.FROZEN,), ask))
 
 
 class SplitQueue:
-    """Splits of records that go to whoever is ready for one; the table of them is on ps 0.
+    """Hands splits of records to trainers that are ready for one; its table is on ps 0.
 
     Make it on each trainer in the training graph, before the session: its variables are
-    initialised, saved and restored with those of the model. Iterating over it claims one split
-    after another until all of the epoch are done, and waits for those that others hold. The split
-    of a trainer that dies goes to another one at its committed offset.
+    initialized, saved and restored with the model. Iterating over it claims one split after another
+    until all splits of the epoch are done, and waits for those of other trainers. A trainer that
+    dies loses its split, and another trainer continues it at the committed offset.
 
-    A ps that is lost while it is asked is told as `tf.errors.UnavailableError` or `AbortedError`,
-    from which a session recovers; one that is silent for 10 s as `DeadlineExceededError`.
+    A call to a lost ps raises `tf.errors.UnavailableError` or `AbortedError`, from which a session
+    recovers; a ps that does not answer for 10 s, `DeadlineExceededError`.
 
     Args:
         task: a chief or a worker.
         name: the same on every trainer: letters, digits and ``_``.
-        splits: half-open ranges of record numbers, the same on every trainer.
-        batch_size: records that are read between two commits.
-        seed: of the order of the splits, which is another one in each epoch.
-        lease_secs: how long a trainer may take from one commit to the next before others may have
-            its split.
-        max_retries: a split whose lease is lost once more than that without a commit in between is
-            given up, and reported.
-        timeout: in seconds, of each wait for the splits of others; None waits without end.
+        splits: half-open ranges of record numbers, the same on every trainer; see
+            `FileSet.splits`.
+        batch_size: records between two commits.
+        seed: determines the order of the splits, which differs from epoch to epoch.
+        lease_secs: longest time between two commits after which another trainer may take the split.
+        max_retries: a split that is lost more often without a commit in between becomes a dead
+            letter.
+        timeout: seconds of each wait for other trainers; None waits without limit.
 
     Attributes:
+        task: as given.
         name: as given.
         batch_size: as given.
 
     Raises:
-        ConfigError: a parameter is wrong.
+        ConfigError: an argument is wrong.
     """
 
     def __init__(
@@ -179,34 +213,33 @@ class SplitQueue:
             raise ConfigError("batch_size", batch_size, "at least 1")
         if not 1e-6 <= lease_secs <= 1e9:
             raise ConfigError("lease_secs", lease_secs, "from 1e-6 to 1e9")
-        self._task, self.name, self._timeout = task, name, timeout
+        self.task, self.name, self._timeout = task, name, timeout
         self.batch_size = batch_size
         ranges = tuple((int(start), int(stop)) for start, stop in splits)
         self._plan = Plan(ranges, seed, int(1e6 * lease_secs), max_retries)
+        self._starts = frozenset(start for start, _ in ranges)
         parties = len(task.trainers)
         self._ops = TableOps(name, self._plan, parties, task.rank)
-        # Not of `random`: a script seeds that, and its next incarnation would speak for the last
-        # one.
+        # Not from `random`: a script may seed it, and a restarted one would repeat the number.
         self._incarnation = 1 + secrets.randbelow(2**62)
-        # Not a `cached_property`: before Python 3.12 those of all queues have one lock.
+        # Not a `cached_property`: before Python 3.12 all queues would share its lock.
         self._has_entered = False
-        self._epoch = 0
+        self._epoch = self._num_losses = 0
         table.make_variables(name, self._plan, parties)
-        # The attempt, and up to where the batch goes. One vector, since each value that one task
-        # sends another takes a message.
+        # The attempt, and the end of the batch. One vector, since each value that one task sends to
+        # another is a message.
         self.lease = tf.compat.v1.placeholder(tf.int64, [2], f"{name}_lease")
 
     @property
     def first_epoch(self) -> int:
-        """With which this job begins: 1, or where it goes on after `recover`. Asks the ps."""
-        return int(self.connection.snapshot()["counts"][1]) + 1
+        """The epoch with which this job begins: 1, or a later one after `recover`. Asks the ps."""
+        return int(_counts(self.connection.snapshot()).first_epoch) + 1
 
     def commit_after(self, operations: Sequence[Any]) -> Any:
-        """A tensor of the training graph: commits a batch once `operations` are done.
+        """A tensor of the training graph that commits a batch once `operations` are done.
 
-        Fetch it in the run that applies the update, feed it `Split.feed`, and give what it fetched
-        to `Split.committed`. A run that fails may have applied the update or not: after it give the
-        split back, or end.
+        Pass it to `Split.run`, or fetch it in a run that applies the update and is fed
+        `Split.feed`, and pass the result to `Split.committed`.
         """
         with tf.compat.v1.device(PS_DEVICE):
             attempt, offset = tf.unstack(self.lease)
@@ -215,82 +248,101 @@ class SplitQueue:
             return self._ops.commit(incarnation, attempt, offset, size)
 
     def __iter__(self) -> Iterator[Split]:
-        """The splits of one epoch; the next iteration is the next one. See `of_epoch`."""
-        self._enter()
-        yield from self.of_epoch(self._epoch + 1)
+        """The splits of the next epoch. See `splits`."""
+        return self.splits()
 
-    def of_epoch(self, number: int) -> Iterator[Split]:
-        """Claims until epoch `number` is over, and begins it if the one before is.
+    def splits(self, epoch: int | None = None) -> Iterator[Split]:
+        """Claims splits until the epoch is over; begins the epoch if the one before is over.
+
+        Args:
+            epoch: its number, such as `Epoch.number`; None is the next one of this process.
 
         Raises:
-            SplitLostError: another process speaks for this trainer.
-            EpochError: others have not ended their splits within the `timeout`.
-            ConfigError: the epoch before has not begun, or is not over; or there is no such epoch.
+            SplitLostError: another process acts for this trainer.
+            EpochError: other trainers have not finished their splits within `timeout`.
+            ConfigError: the epoch before is not over, or there is no such epoch.
         """
-        if number < 1:
-            raise ConfigError("number", number, "at least 1")
+        if epoch is not None and epoch < 1:
+            raise ConfigError("epoch", epoch, "at least 1")
         self._enter()
-        self._epoch = number - 1
+        if epoch is not None:
+            self._epoch = epoch - 1
         order = epoch_order(len(self._plan.splits), self._plan.seed, self._epoch)
         splits = [self._plan.splits[index] for index in order]
-        self.after_saving(partial(self.connection.begin_epoch, self._epoch, splits))
-        while (answer := self._claimed()) is not None:
-            yield Split(self, answer)
+        begin = partial(self.connection.begin_epoch, self._epoch, splits)
+        self.wait_while((table.FROZEN,), begin)
+        claim = partial(self.connection.claim, self._epoch)
+        while True:
+            answer = self.wait_while((table.WAIT, table.FROZEN), claim)
+            self._log_losses(answer.num_losses)
+            if answer.code == table.OVER:
+                break
+            split = Split(self, self.checked(answer))
+            self._log_claim(split)
+            yield split
         self._epoch += 1
 
     def report(self) -> SplitReport:
-        """How the splits of the present epoch stand; of the last one until another begins."""
+        """Progress of the present epoch, or of the last one until the next begins."""
         found = self.connection.snapshot()
-        epoch = int(found["counts"][0])
-        lost = [Loss(*loss) for loss in found["lost"].tolist() if loss[0] == epoch]
+        epoch = _counts(found).epoch
+        lost = [loss for loss in _losses(found) if loss.epoch == epoch]
         rows = zip(found["starts"].tolist(), found["offsets"].tolist(), strict=True)
         return SplitReport(
             epoch=epoch + 1,
-            read=Ledger((start, offset) for start, offset in rows if start < offset).ranges(),
-            read_again=tuple((loss.offset, loss.reserved) for loss in lost if not loss.dead),
-            given_up=tuple((loss.offset, loss.stop) for loss in lost if loss.dead),
-            over=bool(np.all(found["states"] >= DONE)),
+            committed=Ledger((start, offset) for start, offset in rows if start < offset).ranges(),
+            possible_duplicates=tuple(
+                (loss.offset, loss.reserved) for loss in lost if not loss.dead
+            ),
+            dead_letters=tuple((loss.offset, loss.stop) for loss in lost if loss.dead),
+            done=bool(np.all(found["states"] >= DONE)),
         )
 
     def recover(self) -> None:
-        """On the chief, after a checkpoint was restored and before anybody claims.
+        """Frees all leased splits after a restore; the saved epoch continues.
 
-        Whatever was leased when it was saved is free again, and its epoch goes on.
+        Call it on the chief, before any trainer claims.
         """
         self.connection.recover()
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Saves in the middle of an epoch: within it nobody claims or commits.
+        """Freezes the splits, to save a checkpoint in the middle of an epoch.
 
         ::
 
             with queue.frozen():
                 saver.save(session, path)
 
-        The others go on until their next commit, and wait there. A batch whose update is in the
-        checkpoint, and whose commit is not, is in `read_again` after `recover`: one of each
-        trainer at most. Not for a trainer in the middle of a batch of its own. Should it die, they
-        wait until it is started again and claims, or for their `timeout`.
+        Within the block no trainer claims or commits; the others run until their next commit and
+        wait there. If the checkpoint has the update of a waiting commit, that batch is a possible
+        duplicate after `recover`: one batch per trainer at most.
+
+        Do not use it in the middle of a batch of this trainer. If this trainer dies in the block,
+        the others wait until it is restarted and claims, or for their `timeout`.
 
         Raises:
-            SplitLostError: another process speaks for this trainer; at the end, it has released the
-                splits meanwhile, so do not restore what was saved.
-            EpochError: another trainer saves for longer than the `timeout`.
+            SplitLostError: another process acts for this trainer. If raised at the end, that
+                process has unfrozen the splits, so do not restore the checkpoint.
+            EpochError: another trainer has frozen the splits for longer than `timeout`.
         """
         self._enter()
-        self.checked(self.after_saving(self.connection.freeze))
+        self.checked(self.wait_while((table.FROZEN,), self.connection.freeze))
+        began = time.monotonic()
+        _log.info("%s: frozen for a checkpoint", self._where)
         try:
             yield
         finally:
             released = self.connection.unfreeze()
-        if released.code != table.GIVEN:
-            raise SplitLostError(self._task.rank, NOT_HELD)
+            _log.info("%s: unfrozen after %.1f s", self._where, time.monotonic() - began)
+        if released.code != table.GRANTED:
+            raise SplitLostError(self.task.rank, UNFROZEN)
 
     def close(self) -> None:
-        """Gives up what this trainer holds, and the connection to the ps.
+        """Releases the lease of this trainer and closes the connection to the ps.
 
-        While another trainer saves, and where the ps does not answer, the lease ends by itself.
+        The lease is not released but expires if another trainer has frozen the splits, or if the ps
+        does not answer.
         """
         connection: Connection | None = self.__dict__.pop("connection", None)
         if connection is not None:
@@ -300,64 +352,100 @@ class SplitQueue:
 
     @cached_property
     def connection(self) -> Connection:
-        """To the ps, from the first use on: the variables have to have their values by then."""
-        address = self._task.cluster_spec["ps"][0]
+        """The connection to the ps, made at first use, when the variables are initialized."""
+        address = self.task.cluster_spec["ps"][0]
         return Connection(address, self._ops, self._incarnation, self.batch_size)
 
+    def checked(self, answer: Answer) -> Answer:
+        """Returns an answer that grants a lease, and raises any other."""
+        if answer.code == table.NOT_BEGUN:
+            raise ConfigError("epoch", self._epoch + 1, "the epoch before is not over")
+        if answer.code != table.GRANTED:
+            raise SplitLostError(self.task.rank, _REASONS[answer.code])
+        return answer
+
+    def wait_while(self, codes: tuple[int, ...], ask: Callable[[], Answer]) -> Answer:
+        """Repeats a call while it answers one of `codes`; logs a wait of more than 30 s."""
+        deadline, pause = Deadline(self._timeout), _POLL_SECS
+        while (answer := ask()).code in codes:
+            if deadline.expired or deadline.notice_due():
+                cause, rests = self._cause_of_wait()
+                waited = f"{self._where}: waited {deadline.elapsed:.1f} s for {cause}"
+                if deadline.expired:
+                    raise EpochError(waited, missing=rests, duplicates=())
+                _log.warning("%s", waited)
+            time.sleep(min(pause, deadline.remaining))
+            pause = min(2 * pause, _LONGEST_POLL_SECS)
+        return answer
+
     def _enter(self) -> None:
-        """Speaks for the trainer from the first call on; blocks as long as another one saves."""
+        """Lets this process act for the trainer; blocks while another trainer has frozen it."""
         if self._has_entered:
             return
-        self.after_saving(self.connection.enter)
-        # A process that comes later goes on in the epoch of the others.
-        self._epoch = int(self.connection.snapshot()["counts"][0])
+        self.wait_while((table.FROZEN,), self.connection.enter)
+        found = self.connection.snapshot()
+        # A process that is started later continues in the epoch of the others.
+        self._epoch, self._num_losses = _counts(found).epoch, len(found["lost"])
         self._has_entered = True
 
-    def _claimed(self) -> Answer | None:
-        """The next split; None when the epoch is over."""
-        deadline, pause = Deadline(self._timeout), _POLL_SECS
-        while True:
-            answer = self.connection.claim(self._epoch)
-            if answer.code == table.OVER:
-                return None
-            if answer.code not in (table.WAIT, table.SAVING):
-                return self.checked(answer)
-            if deadline.expired:
-                raise self._timeout_error(deadline)
-            time.sleep(min(pause, deadline.remaining))
-            pause = min(2 * pause, _LONGEST_POLL_SECS)
+    def _log_losses(self, num_losses: int) -> None:
+        if num_losses > self._num_losses:
+            losses = _losses(self.connection.snapshot())
+            for loss in losses[self._num_losses :]:
+                self._log_loss(loss)
+            self._num_losses = len(losses)
 
-    def after_saving(self, ask: Callable[[], Answer]) -> Answer:
-        """Asks until nobody saves."""
-        deadline, pause = Deadline(self._timeout), _POLL_SECS
-        while (answer := ask()).code == table.SAVING:
-            if deadline.expired:
-                raise self._timeout_error(deadline)
-            time.sleep(min(pause, deadline.remaining))
-            pause = min(2 * pause, _LONGEST_POLL_SECS)
-        return answer
+    def _log_claim(self, split: Split) -> None:
+        records = f"records [{split.offset}, {split.stop})"
+        if split.offset in self._starts:
+            _log.debug("%s: claimed %s", self._where, records)
+        else:
+            _log.info("%s: claimed %s, the rest of a split begun before", self._where, records)
 
-    def checked(self, answer: Answer) -> Answer:
-        """The answer, if it is a lease."""
-        if answer.code == table.NOT_BEGUN:
-            raise ConfigError("number", self._epoch + 1, "the epoch before has to be over first")
-        if answer.code != table.GIVEN:
-            raise SplitLostError(self._task.rank, _REASONS[answer.code])
-        return answer
+    def _log_loss(self, loss: Loss) -> None:
+        names = self.task.trainers
+        name = names[loss.rank] if loss.rank < len(names) else f"the trainer of rank {loss.rank}"
+        where = f"epoch {loss.epoch + 1} of splits {self.name!r}"
+        if loss.dead:
+            _log.warning(
+                "%s: records [%d, %d) are a dead letter and will not be read: their lease was "
+                "lost %d times without a commit, the last time by %s",
+                *(where, loss.offset, loss.stop, self._plan.max_retries + 1, name),
+            )
+        else:
+            _log.info(
+                "%s: %s lost its lease of records [%d, %d); it may have read up to %d",
+                *(where, name, loss.offset, loss.stop, loss.reserved),
+            )
 
-    def _timeout_error(self, deadline: Deadline) -> EpochError:
-        found = self.connection.snapshot()
-        holders = {int(held): rank for rank, held in enumerate(found["ranks"][:, 1]) if held >= 0}
-        rests = [
-            (int(found["offsets"][row]), int(found["stops"][row]))
-            for row in np.flatnonzero(found["states"] == LEASED)
-        ]
-        names = ", ".join(self._task.trainers[rank] for rank in sorted(holders.values()))
-        saver = int(found["counts"][3])
-        who = f"{names} still reads" if saver < 0 else f"{self._task.trainers[saver]} still saves"
-        where = f"epoch {self._epoch + 1} of splits {self.name!r}"
-        return EpochError(
-            f"{where}: after {deadline.elapsed:.1f} s {who}",
-            missing=rests,
-            duplicates=(),
-        )
+    @property
+    def _where(self) -> str:
+        return f"epoch {self._epoch + 1} of splits {self.name!r}"
+
+    def _cause_of_wait(self) -> tuple[str, list[Range]]:
+        """The trainers for which this one waits, and the records that they hold."""
+        found, names = self.connection.snapshot(), self.task.trainers
+        held = {
+            names[rank]: (int(found["offsets"][row]), int(found["stops"][row]))
+            for rank, row in enumerate(Rank(*found["ranks"].T).held)
+            if row >= 0
+        }
+        rests = list(held.values())
+        if (frozen_by := _counts(found).frozen_by) >= 0:
+            return (
+                f"{names[frozen_by]}, which has frozen the splits to save a checkpoint. If it "
+                "died meanwhile, restart it"
+            ), rests
+        holders = ", ".join(f"{name} (records [{a}, {b}))" for name, (a, b) in held.items())
+        return (
+            f"the splits of {holders or 'no trainer'}. A dead trainer loses its split after "
+            f"lease_secs ({self._plan.lease_us / 1e6:g} s); one that holds it longer is slow"
+        ), rests
+
+
+def _counts(found: Mapping[str, Any]) -> Counts:
+    return Counts(*found["counts"].tolist())
+
+
+def _losses(found: Mapping[str, Any]) -> list[Loss]:
+    return [Loss(*loss) for loss in found["lost"].tolist()]

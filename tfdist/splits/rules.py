@@ -1,44 +1,43 @@
-"""The rules of dynamic sharding, without a network: who reads which records, and how far it came.
+"""The rules of dynamic sharding, without a network: which trainer reads which records.
 
-The records, numbered from 0, are cut into splits: half-open ranges. A trainer claims a split,
-commits as it goes, and claims the next one; so a fast trainer reads more of them. The table of
-splits is kept on a ps, as vectors of numbers that are changed under a lock. What matters is decided
-here, so that it can be tested under every interleaving. Times are whole microseconds by the clock
-of the ps, which is handed in.
+Records are numbered from 0 and cut into splits, half-open ranges. A trainer claims a split, commits
+after each batch, and claims the next one, so a fast trainer reads more. The table of splits is kept
+on a ps, and `tfdist.splits.table` has its twin in graph ops. Everything that must be right under
+every interleaving is here, and pure. Times are microseconds of the clock of the ps, passed in.
 
-**Reads**: a record is read by the update that it is a part of. A trainer reads nothing but
-what is reserved for it: the records from `offset`, up to which it has committed, to `reserved`.
-That is one batch; each commit reserves the next one. An update comes before its commit, in the
-same run: if the trainer dies in between, the batch is read again, and no batch is left out.
+**Batches.** A trainer may read only its reserved records, from `offset`, up to which it has
+committed, to `reserved`. They are one batch, and each commit reserves the next. The update runs
+before its commit, in the same session run. If the trainer dies in between, the batch is read again;
+no batch is ever left out.
 
-**Attempts**: each lease has a number of its own, and a trainer speaks of its lease by it. Who has
-lost a lease can do nothing in its name, however long it was stopped.
+**Attempts.** Each lease has an attempt, a number of its own, and every message about a lease
+carries it. A trainer whose lease was lost is fenced: its messages change nothing, however late.
 
-**Lives**: a message that was given up on, or a process that was replaced, may yet be heard. So each
-trainer has one incarnation that may speak for it. A trainer that had no answer to a call does not
-know what has become of it, and goes on with a new incarnation. That takes the lease away, and the
-claim that follows tells how far it was committed. Lives also keep apart what was leased before a ps
-went back to a checkpoint, for the numbers of the attempts go back with it.
+**Incarnations.** A message may arrive after its sender gave up on it or was replaced. So one
+incarnation at a time may act for a trainer. After a call without an answer a trainer continues as a
+new incarnation; this loses its lease, and its next claim returns the committed offset. Incarnations
+also separate leases from those before a ps was restored, since a restore resets attempts.
 
-**Losses**: a lease is lost when it has ended and somebody else wants a split, when its trainer
-gives it back or goes on with a new incarnation, and when the ps comes back from a checkpoint. Each
-loss is noted, with the batch that may have been read. The split is free again at its offset. If it
-is lost too often in one place, it is given up: its rest is a dead letter, noted as well.
+**Losses.** A lease is lost when it has expired and another trainer wants a split, when its trainer
+releases it or continues as a new incarnation, and when the ps is restored. Each loss is recorded
+with the batch that may have been read. The split becomes free at its committed offset. A split that
+is lost more than `max_retries` times without a commit in between is given up: the rest of it
+becomes a dead letter, which is recorded too.
 
-**Order**: the rows stand in the order in which an epoch hands them out, and the first free one is
-taken. So a split that was lost comes before all that nobody has had yet.
+**Order.** Rows are in the order in which an epoch hands them out, and a claim takes the first free
+one. A lost split therefore comes before all splits that no trainer has had.
 
-**Stealing**: if nothing is free, half of the largest rest that is not reserved becomes a row of its
-own. It was not reserved, so nobody was to read it; its former holder learns where its split stops
-now from the answer to its next commit, which it waits for before it goes on.
+**Stealing.** If no row is free, half of the largest unreserved rest becomes a row of its own. No
+trainer may have read it, since it was not reserved. The holder learns its new `stop` from the
+answer to its next commit, which it awaits before it reads on.
 
-**Saving**: a checkpoint has the table and the model, and is written while the others train. So
-whoever saves holds the table: until it is released nothing of it changes. An update whose commit is
-kept waiting may be in the checkpoint or not. It is one batch of each trainer at most, and the
-restored table knows it, for each lease is lost then.
+**Freezing.** A checkpoint contains the table and the model, and is saved while other trainers run.
+The trainer that saves freezes the table, so nothing in it changes until it unfreezes it. The update
+of a waiting commit may be in the checkpoint or not. This concerns at most one batch per trainer,
+and the restored table records it, since a restore loses every lease.
 
-A trainer has one lease at a time, so all that changes with each batch is kept by rank, in short
-vectors; the long ones, by split, change in one place.
+A trainer has at most one lease, so all that changes with each batch is stored by rank, in short
+vectors. A commit changes the long vectors, stored by row, in one place.
 """
 
 from __future__ import annotations
@@ -50,18 +49,17 @@ from tfdist.data.ledger import Ledger, Range
 from tfdist.errors import ConfigError, SplitLostError
 from tfdist.splits.plan import Plan, epoch_order
 
-# What may be in `SplitTable.states`.
-TODO, LEASED, DONE, DEAD = range(4)
+TODO, LEASED, DONE, DEAD = range(4)  # SplitTable.states
 
-NOTHING = -1  # in the place of a row, or of a rank
-NOBODY = 0  # in the place of a incarnation
-REVOKED = 0  # in the place of an attempt: the lease was lost
+NOTHING = -1  # no row, or no rank
+NO_INCARNATION = 0
+REVOKED = 0  # the attempt of a trainer whose lease was lost
 
 
 class Lease(NamedTuple):
-    """What a trainer knows of the split that it holds, from the last answer it has had.
+    """What a trainer knows of its split from the last answer.
 
-    It may read the records `offset` to `reserved` - 1; then it commits.
+    It may read the records `offset` to `reserved` - 1, and then commits them.
     """
 
     rank: int
@@ -73,34 +71,33 @@ class Lease(NamedTuple):
 
     @property
     def finished(self) -> bool:
-        """Whether all of it is committed, and the trainer holds nothing any more."""
+        """True if the whole split is committed; the trainer then has no lease."""
         return self.offset == self.stop
 
 
 class Wait(NamedTuple):
-    """The answer to a claim: there is nothing now. At `until` a lease ends if it is not renewed."""
+    """Answer to a claim: no split is free; the first lease to expire does so at `until`."""
 
     until: int
 
 
-class Saving(NamedTuple):
-    """The answer to a call that would change the table, which somebody holds: once more, later."""
+class Frozen(NamedTuple):
+    """Answer to a call that would change a frozen table: repeat it later."""
 
-    rank: int
+    by_rank: int
 
 
 class Over(NamedTuple):
-    """The answer to a claim: all splits of the epoch are done or given up."""
+    """Answer to a claim: all splits of the epoch are done or given up."""
 
     epoch: int
 
 
 class Loss(NamedTuple):
-    """A lease that its trainer has lost.
+    """A lost lease.
 
-    The records `offset` to `reserved` - 1 may have been read, and are read again by whoever
-    has the split next. If it is dead, nobody has: the records `offset` to `stop` - 1 are the
-    dead letter.
+    The records `offset` to `reserved` - 1 may have been read, and are read again. If `dead`, no
+    trainer reads the split again, and the records `offset` to `stop` - 1 are the dead letter.
     """
 
     epoch: int
@@ -113,27 +110,25 @@ class Loss(NamedTuple):
 
 @dataclass(frozen=True)
 class SplitTable:
-    """Everything that is known of an epoch and its splits; all of it is numbers, but for the plan.
+    """The state of an epoch and its splits; all numbers, except for the plan.
 
     Attributes:
-        plan: what does not change.
-        starts: by row, the first record; the rows stand in the order of the epoch, stolen ones at
-            the end.
-        stops: by row, the one after the last.
-        offsets: by row, up to where it is committed.
+        plan: what never changes.
+        starts: by row, the first record. Rows are in the order of the epoch, stolen ones last.
+        stops: by row, one after the last record.
+        offsets: by row, the record up to which it is committed.
         states: by row, TODO, LEASED, DONE or DEAD.
-        retries: by row, how often it was lost since the last commit.
-        incarnations: by rank, the incarnation that may speak for the trainer; NOBODY before the
-            first.
-        held: by rank, the row that it has leased, or NOTHING.
-        attempts: by rank, the number of its last lease, or REVOKED if it has lost that.
-        reserved: by rank, up to where it may read the row that it has leased.
-        lease_ends: by rank, when its lease ends.
-        epoch: counts from 0.
-        first: the epoch with which the trainers have begun, since the ps is there.
-        saver: the rank of who holds the table, or NOTHING.
-        leases: how many there were so far, in all epochs.
-        lost: those that were lost, in all epochs.
+        retries: by row, number of losses since the last commit.
+        incarnations: by rank, the incarnation that may act for the trainer, or NO_INCARNATION.
+        held: by rank, the leased row, or NOTHING.
+        attempts: by rank, the number of the last lease, or REVOKED if it was lost.
+        reserved: by rank, the record up to which the trainer may read its row.
+        lease_ends: by rank, the time at which its lease expires.
+        epoch: the present one, counted from 0.
+        first_epoch: the epoch at which training began on this ps.
+        leases: number of leases granted so far, in all epochs.
+        frozen_by: rank of the trainer that has frozen the table, or NOTHING.
+        lost: all lost leases, of all epochs.
     """
 
     plan: Plan
@@ -148,14 +143,14 @@ class SplitTable:
     reserved: tuple[int, ...]
     lease_ends: tuple[int, ...]
     epoch: int = 0
-    first: int = 0
+    first_epoch: int = 0
     leases: int = 0
-    saver: int = NOTHING
+    frozen_by: int = NOTHING
     lost: tuple[Loss, ...] = ()
 
     @classmethod
     def start(cls, plan: Plan, parties: int, epoch: int = 0) -> SplitTable:
-        """The table at the beginning of an epoch, before anybody came."""
+        """The table at the beginning of an epoch, without any trainer."""
         if parties < 1:
             raise ConfigError("parties", parties, "at least 1")
         splits = [plan.splits[i] for i in epoch_order(len(plan.splits), plan.seed, epoch)]
@@ -167,7 +162,7 @@ class SplitTable:
             offsets=starts,
             states=(TODO,) * len(splits),
             retries=(0,) * len(splits),
-            incarnations=(NOBODY,) * parties,
+            incarnations=(NO_INCARNATION,) * parties,
             held=(NOTHING,) * parties,
             attempts=(REVOKED,) * parties,
             reserved=(0,) * parties,
@@ -177,19 +172,19 @@ class SplitTable:
 
     @property
     def over(self) -> bool:
-        """Whether all splits of the epoch are done or given up; that lasts until the next one."""
+        """True if all splits of the epoch are done or given up, until the next epoch begins."""
         return TODO not in self.states and max(self.held) == NOTHING
 
     @property
     def dead_letters(self) -> tuple[Loss, ...]:
-        """What was given up, in all epochs."""
+        """The losses by which a split was given up, of all epochs."""
         return tuple(loss for loss in self.lost if loss.dead)
 
     @property
-    def read(self) -> tuple[Range, ...]:
-        """What is committed in this epoch, as few ranges.
+    def committed(self) -> tuple[Range, ...]:
+        """The committed records of the epoch, as the fewest ranges.
 
-        Each record of them was read once, and once more at most for each loss of its batch.
+        Each was read once, and possibly once more for each loss of its batch.
         """
         rows = zip(self.starts, self.offsets, strict=True)
         return Ledger((start, offset) for start, offset in rows if start < offset).ranges()
@@ -198,59 +193,48 @@ class SplitTable:
 def enter(
     table: SplitTable, rank: int, incarnation: int, previous: int | None = None
 ) -> SplitTable:
-    """A new incarnation speaks for trainer `rank`, and what an earlier one held is lost.
+    """Lets a new incarnation act for a trainer; its predecessor loses its lease.
 
-    Again, and nothing changes: whoever has no answer sends it again as it was. Nor does it as long
-    as another trainer holds the table; that this one holds it itself is over.
+    Idempotent, so a trainer without an answer repeats the call. If another trainer has frozen the
+    table, nothing changes; if this one has, the table is unfrozen.
 
-    Args:
-        table: as it is.
-        rank: of the trainer.
-        incarnation: a number that no other incarnation has had; NOBODY for a trainer that leaves.
-        previous: the incarnation that the same process has had: if another process has taken its
-            place
-            since, nothing changes. None for a process that begins.
+    `incarnation` is a number that was never used before, or NO_INCARNATION to leave. If `previous`
+    is given, nothing changes unless that incarnation acts for the trainer, so a process that was
+    replaced does not remove its successor.
     """
     present = table.incarnations[rank]
     if present == incarnation or (previous is not None and present != previous):
         return table
-    if table.saver not in (NOTHING, rank):
+    if table.frozen_by not in (NOTHING, rank):
         return table
-    table = replace(table, incarnations=_with(table.incarnations, rank, incarnation), saver=NOTHING)
-    if table.held[rank] == NOTHING:
-        return table
-    return _lose(table, rank)
+    incarnations = _with(table.incarnations, rank, incarnation)
+    table = replace(table, incarnations=incarnations, frozen_by=NOTHING)
+    return table if table.held[rank] == NOTHING else _lose(table, rank)
 
 
 def claim(
-    table: SplitTable, rank: int, incarnation: int, *, epoch: int, now: int, ahead: int
-) -> tuple[SplitTable, Lease | Wait | Saving | Over]:
-    """Gives trainer `rank` the first free split, or a part of one that is leased.
+    table: SplitTable, rank: int, incarnation: int, *, epoch: int, now: int, batch_size: int
+) -> tuple[SplitTable, Lease | Wait | Frozen | Over]:
+    """Leases the first free split to a trainer, or a part of a split that another one holds.
 
-    Again, and it has the same lease, which is renewed.
-
-    Args:
-        table: as it is.
-        rank: of the trainer.
-        incarnation: of the trainer.
-        epoch: for which it wants a split; another trainer may have begun the next one.
-        now: by the clock of the ps.
-        ahead: how many records it reads before it commits; no less is taken from another.
+    A trainer that has a lease gets the same lease, renewed. Another trainer may already have begun
+    the epoch after `epoch`. `batch_size` is the number of records to reserve, and the least that is
+    taken from another trainer.
 
     Raises:
-        SplitLostError: another incarnation speaks for the trainer.
-        ConfigError: the epoch has not begun, or `ahead` is no number of records.
+        SplitLostError: another incarnation acts for the trainer.
+        ConfigError: the epoch has not begun, or `batch_size` is below 1.
     """
-    if ahead < 1:
-        raise ConfigError("ahead", ahead, "at least 1 record")
+    if batch_size < 1:
+        raise ConfigError("batch_size", batch_size, "at least 1 record")
     if epoch > table.epoch:
         raise ConfigError("epoch", epoch, f"epoch {table.epoch} is the last that has begun")
     if table.incarnations[rank] != incarnation:
         raise SplitLostError(rank, _REPLACED)
     if epoch < table.epoch:
         return table, Over(epoch)
-    if table.saver != NOTHING:
-        return table, Saving(table.saver)
+    if table.frozen_by != NOTHING:
+        return table, Frozen(table.frozen_by)
     if table.held[rank] != NOTHING:
         table = _renewed(table, rank, now)
         return table, _lease(table, rank)
@@ -258,10 +242,10 @@ def claim(
         if row != NOTHING and table.lease_ends[other] <= now:
             table = _lose(table, other)
     if TODO not in table.states:
-        table = _divide(table, ahead)
+        table = _divide(table, batch_size)
     if TODO in table.states:
         row = table.states.index(TODO)
-        reserved = min(table.stops[row], table.offsets[row] + ahead)
+        reserved = min(table.stops[row], table.offsets[row] + batch_size)
         table = replace(
             table,
             states=_with(table.states, row, LEASED),
@@ -277,42 +261,35 @@ def claim(
 
 
 def commit(
-    table: SplitTable, lease: Lease, offset: int, *, now: int, ahead: int
-) -> tuple[SplitTable, Lease | Saving]:
-    """All records before `offset` were read. Renews the lease and reserves the next records.
+    table: SplitTable, lease: Lease, offset: int, *, now: int, batch_size: int
+) -> tuple[SplitTable, Lease | Frozen]:
+    """Records that all records before `offset` were read, renews the lease, reserves a batch.
 
-    What is answered tells where the split stops now. At that offset it is done, and the trainer
-    holds nothing any more. An offset up to which it is committed already only renews.
-
-    Args:
-        table: as it is.
-        lease: of the trainer.
-        offset: up to where it has read.
-        now: by the clock of the ps.
-        ahead: how many records it reads before it commits again.
+    The answer has the present end of the split. At that offset the split is done, and the trainer
+    has no lease. An offset that is already committed only renews the lease.
 
     Raises:
-        SplitLostError: the lease was lost; what it has read since its last commit is read again.
-        ConfigError: records were read that were not reserved; or `ahead` is no number of them.
+        SplitLostError: the lease was lost; the records since the last commit are read again.
+        ConfigError: the offset is beyond the reserved records, or `batch_size` is below 1.
     """
     _check(table, lease)
     rank = lease.rank
     row = table.held[rank]
-    if row == NOTHING:  # it was the last commit that is repeated
+    if row == NOTHING:  # a repeated last commit
         return table, lease._replace(offset=offset, reserved=offset, stop=offset)
-    if ahead < 1:
-        raise ConfigError("ahead", ahead, "at least 1 record")
+    if batch_size < 1:
+        raise ConfigError("batch_size", batch_size, "at least 1 record")
     if offset > table.reserved[rank]:
-        raise ConfigError("offset", offset, f"reserved are those before {table.reserved[rank]}")
-    if table.saver != NOTHING:
-        return table, Saving(table.saver)
+        raise ConfigError("offset", offset, f"at most {table.reserved[rank]}, the end of the batch")
+    if table.frozen_by != NOTHING:
+        return table, Frozen(table.frozen_by)
     stop = table.stops[row]
     if offset > table.offsets[row]:
         table = replace(
             table,
             offsets=_with(table.offsets, row, offset),
             retries=_with(table.retries, row, 0),
-            reserved=_with(table.reserved, rank, min(stop, offset + ahead)),
+            reserved=_with(table.reserved, rank, min(stop, offset + batch_size)),
         )
     if offset < stop:
         table = _renewed(table, rank, now)
@@ -322,120 +299,111 @@ def commit(
     return replace(table, states=states, held=held), answer
 
 
-def release(table: SplitTable, lease: Lease) -> tuple[SplitTable, Lease | Saving]:
-    """The trainer cannot read it, and loses it: the next one tries, until it is given up.
-
-    Again, and nothing changes.
+def release(table: SplitTable, lease: Lease) -> tuple[SplitTable, Lease | Frozen]:
+    """Ends a lease whose split the trainer cannot read; it counts as lost. Idempotent.
 
     Raises:
-        SplitLostError: another incarnation speaks for the trainer.
+        SplitLostError: another incarnation acts for the trainer.
     """
     if table.incarnations[lease.rank] != lease.incarnation:
         raise SplitLostError(lease.rank, _REPLACED)
-    if table.saver != NOTHING:
-        return table, Saving(table.saver)
+    if table.frozen_by != NOTHING:
+        return table, Frozen(table.frozen_by)
     if table.attempts[lease.rank] == lease.attempt and table.held[lease.rank] != NOTHING:
         table = _lose(table, lease.rank)
     return table, lease
 
 
 def begin_epoch(table: SplitTable, epoch: int) -> SplitTable:
-    """All splits are to be done once more, in another order.
+    """Makes all splits free again, in the order of `epoch`.
 
-    Unless the epoch before is over and `epoch` is the next one, nothing changes: so each trainer
-    may begin it that was told that the one before is over. Nor does it while somebody saves.
+    Every trainer may call it: nothing changes unless the epoch before is over, `epoch` is the next
+    one, and the table is not frozen.
     """
-    if epoch != table.epoch + 1 or not table.over or table.saver != NOTHING:
+    if epoch != table.epoch + 1 or not table.over or table.frozen_by != NOTHING:
         return table
     return replace(
         SplitTable.start(table.plan, len(table.incarnations), epoch),
         incarnations=table.incarnations,
         attempts=table.attempts,
-        first=table.first,
+        first_epoch=table.first_epoch,
         leases=table.leases,
         lost=table.lost,
     )
 
 
-def freeze(table: SplitTable, rank: int, incarnation: int) -> tuple[SplitTable, Saving]:
-    """Freezes the table until trainer `rank` unfreezes it or has another incarnation.
+def freeze(table: SplitTable, rank: int, incarnation: int) -> tuple[SplitTable, Frozen]:
+    """Freezes the table until the trainer unfreezes it or continues as another incarnation.
 
-    If somebody else holds it, that one is in the answer.
+    The answer has the rank that has frozen the table: this one, or an earlier one.
 
     Raises:
-        SplitLostError: another incarnation speaks for the trainer.
+        SplitLostError: another incarnation acts for the trainer.
     """
     if table.incarnations[rank] != incarnation:
         raise SplitLostError(rank, _REPLACED)
-    if table.saver == NOTHING:
-        table = replace(table, saver=rank)
-    return table, Saving(table.saver)
+    if table.frozen_by == NOTHING:
+        table = replace(table, frozen_by=rank)
+    return table, Frozen(table.frozen_by)
 
 
 def unfreeze(table: SplitTable, rank: int, incarnation: int, *, now: int) -> SplitTable:
-    """Goes on; all leases last from now on, since nobody could renew them.
+    """Unfreezes the table and renews all leases, since no trainer could renew its own.
 
     Raises:
-        SplitLostError: it was not held any more, so what was saved may not fit together.
+        SplitLostError: the table was unfrozen before, so the checkpoint may be inconsistent.
     """
-    if table.incarnations[rank] != incarnation or table.saver != rank:
-        raise SplitLostError(rank, NOT_HELD)
-    table = replace(table, saver=NOTHING)
+    if table.incarnations[rank] != incarnation or table.frozen_by != rank:
+        raise SplitLostError(rank, UNFROZEN)
+    table = replace(table, frozen_by=NOTHING)
     for other, row in enumerate(table.held):
         if row != NOTHING:
             table = _renewed(table, other, now)
     return table
 
 
-def restored(table: SplitTable, parties: int) -> SplitTable:
-    """What comes back from a checkpoint: every lease is lost, by no fault of its split.
+def recover(table: SplitTable, parties: int) -> SplitTable:
+    """The table after a restore: every lease is lost, which counts as no retry.
 
-    If the epoch is over, the next one is the first. Where the table was held, it was saved in the
-    epoch, and that is the first: the trainers have not been at its end yet.
+    Training continues in the saved epoch, or in the next one if the saved one is over. A table that
+    was saved while frozen was saved during its epoch, which the trainers have yet to end.
     """
-    begins_next = table.over and table.saver == NOTHING
+    begins_next = table.over and table.frozen_by == NOTHING
     for rank, row in enumerate(table.held):
         if row != NOTHING:
             table = _lose(table, rank, retries=0)
-    nobody = SplitTable.start(table.plan, parties)
+    fresh = SplitTable.start(table.plan, parties)
     return replace(
         table,
-        incarnations=nobody.incarnations,
-        held=nobody.held,
-        attempts=nobody.attempts,
-        reserved=nobody.reserved,
-        lease_ends=nobody.lease_ends,
-        first=table.epoch + begins_next,
-        saver=NOTHING,
+        incarnations=fresh.incarnations,
+        held=fresh.held,
+        attempts=fresh.attempts,
+        reserved=fresh.reserved,
+        lease_ends=fresh.lease_ends,
+        first_epoch=table.epoch + begins_next,
+        frozen_by=NOTHING,
     )
 
 
 _REPLACED = (
-    "another incarnation speaks for it. Two processes may run as one task, or the ps has come "
-    "back from "
-    "a checkpoint"
+    "another process acts for this trainer. Either two processes run as the same task, or the ps "
+    "was restored from a checkpoint"
 )
-NOT_HELD = (
-    "another incarnation speaks for it, and has released the splits. What was saved meanwhile may "
-    "not fit "
-    "together: do not restore it"
+UNFROZEN = (
+    "another process acts for this trainer and has unfrozen the splits. The checkpoint that was "
+    "saved meanwhile may be inconsistent; do not restore it"
 )
 
 
 def _check(table: SplitTable, lease: Lease) -> None:
     if table.incarnations[lease.rank] != lease.incarnation:
-        raise SplitLostError(lease.rank, f"{_describe(lease)}: {_REPLACED}")
+        raise SplitLostError(lease.rank, _REPLACED)
     if table.attempts[lease.rank] != lease.attempt:
-        seconds = table.plan.lease_us / 1e6
         raise SplitLostError(
             lease.rank,
-            f"{_describe(lease)}: nothing was committed or renewed for {seconds:g} s, and another "
-            "trainer has wanted a split. Was this process stopped, or does a batch take longer?",
+            f"attempt {lease.attempt} at records [{lease.offset}, {lease.stop}) had no commit for "
+            f"{table.plan.lease_us / 1e6:g} s, and another trainer wanted a split",
         )
-
-
-def _describe(lease: Lease) -> str:
-    return f"records [{lease.offset}, {lease.stop}), attempt {lease.attempt}"
 
 
 def _lease(table: SplitTable, rank: int) -> Lease:
@@ -476,21 +444,21 @@ def _lose(table: SplitTable, rank: int, *, retries: int = 1) -> SplitTable:
     )
 
 
-def _divide(table: SplitTable, ahead: int) -> SplitTable:
-    """Makes a free row of half of the largest rest, if that has `ahead` records or more.
+def _divide(table: SplitTable, batch_size: int) -> SplitTable:
+    """Makes half of the largest unreserved rest a row of its own, if it has a batch or more.
 
-    The holder keeps whole batches, and no more of them than it gives.
+    The holder keeps whole batches, at most half of them.
     """
     rests = [
         0 if row == NOTHING else table.stops[row] - table.reserved[rank]
         for rank, row in enumerate(table.held)
     ]
     rest = max(rests)
-    if rest < ahead:
+    if rest < batch_size:
         return table
     victim = rests.index(rest)
     row = table.held[victim]
-    middle = table.reserved[victim] + rest // ahead // 2 * ahead
+    middle = table.reserved[victim] + rest // batch_size // 2 * batch_size
     return replace(
         table,
         starts=(*table.starts, middle),

@@ -1,16 +1,17 @@
-"""Splits for a `ClusterCoordinator`: one scheduled function reads one split to its end.
+"""Splits for a `ClusterCoordinator`: each scheduled function reads one split to its end.
 
-A finite iterator in `schedule` ends with OutOfRange, which cancels all that is queued. So a
-function gets no iterator: it is told a split, makes a dataset of what is left of it, and reads
-that batch by batch. After each update it commits, on ps 0, how far it has come. The coordinator
-runs a function again whose worker has gone: then it goes on where the split is committed.
+A finite iterator passed to `schedule` ends with OutOfRange, which cancels all queued functions. So
+a function gets a split instead, builds a dataset of its uncommitted rest, and reads it batch by
+batch. After each update it commits its offset on ps 0. If its worker is lost, the coordinator runs
+the function again, which continues at the committed offset.
 
-Nobody can tell whether a worker that is said to be gone is. So each run of a function makes itself
-the owner of its split, and ends after the batch in which it finds another owner.
+A worker that the coordinator believes lost may still be running. So each run of a function becomes
+the owner of its split, and a run ends after the batch in which it finds another owner.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,33 +27,33 @@ from tfdist.splits import SplitReport
 from tfdist.splits.plan import check_splits, epoch_order
 
 _PS_DEVICE = "/job:ps/replica:0/task:0/device:CPU:0"
-_AHEAD = 256  # functions that are scheduled: `schedule` blocks at as many per worker
+_AHEAD = 256  # scheduled functions; `schedule` blocks at this number per worker
 _POLL_SECS, _LONGEST_POLL_SECS = 0.01, 0.5
+
+_log = logging.getLogger(__name__)
 
 
 class SplitScheduler(tf.Module):
-    """Trains on splits of records through a coordinator; where they stand is kept on ps 0.
+    """Trains on splits of records through a coordinator; their offsets are kept on ps 0.
 
-    Make it outside of ``strategy.scope()``. It can be part of a `tf.train.Checkpoint`: save
-    between two calls of `run_epoch`, and the checkpoint fits the model. After a restore
-    `run_epoch` goes on in the epoch that was saved.
+    Make it outside of ``strategy.scope()``. It can be part of a `tf.train.Checkpoint`. Save between
+    two calls of `run_epoch`; the checkpoint then fits the model, and after a restore `run_epoch`
+    continues the saved epoch.
 
     Args:
         coordinator: a `tf.distribute.coordinator.ClusterCoordinator`.
         splits: half-open ranges of record numbers.
-        read: ``read(start, stop)`` is the dataset of these records, in order, each once. It is
-            built in a graph and iterated by a worker, so it may not call Python; see the argument
-            `remote` of `FileSet.read`.
-        step: ``step(batch, weight)`` trains on a batch, padded as by `endless_batches`; it runs on
-            a worker,
-            within ``strategy.run``.
-        batch_size: records in a batch; after each it commits.
-        seed: of the order of the splits, which is another one in each epoch.
-        max_retries: a split that is begun once more than that anew, without a commit in between, is
-            given up, and reported. It does not count that another one's error has cancelled it.
+        read: ``read(start, stop)`` returns a dataset of these records, in order. A worker iterates
+            it, so it may not call Python; see `remote` of `FileSet.read`.
+        step: ``step(batch, weight)`` trains on a batch, padded as by `endless_batches`. It runs on
+            a worker, within ``strategy.run``.
+        batch_size: records per batch; each batch is committed.
+        seed: determines the order of the splits, which differs from epoch to epoch.
+        max_retries: a split that is restarted more often without a commit in between becomes a dead
+            letter. A restart after the error of another split does not count.
 
     Raises:
-        ConfigError: a parameter is wrong, or this is within ``strategy.scope()``.
+        ConfigError: an argument is wrong, or this is within ``strategy.scope()``.
     """
 
     def __init__(
@@ -74,28 +75,28 @@ class SplitScheduler(tf.Module):
                 raise ConfigError(field, value, f"a whole number, at least {least}")
         ranges = [(int(start), int(stop)) for start, stop in splits]
         check_splits(ranges)
-        self._coordinator, self._read = coordinator, read
+        self._coordinator, self._make_dataset = coordinator, read
         self._seed, self._batch_size = seed, batch_size
         self._max_retries = max_retries
         self._starts, self._stops = np.array(ranges, np.int64).reshape(-1, 2).T
         batches = -(-(self._stops - self._starts) // batch_size)
         self._first_batch = np.cumsum(batches) - batches  # by split
-        # More than all record numbers: so much is added to an offset for each epoch. Then what a
-        # worker commits that has slept since an earlier one is less, and changes nothing.
+        # Larger than all record numbers, and added to all offsets for each epoch. A late commit
+        # from an earlier epoch is therefore smaller than the present offset, and changes nothing.
         self._span = int(max(self._stops, default=0)) + 1
         with tf.device(_PS_DEVICE):
             self._epoch = tf.Variable(np.int64(0), name="epoch")
             self._committed = tf.Variable(self._starts, name="committed")
             self._owners = tf.Variable(tf.zeros_like(self._starts), name="owners")
-            # By split, how often it was begun since its last commit, and once for that.
+            # By split, the starts since its last commit, plus 1 if it has a commit.
             self._tries = tf.Variable(tf.zeros_like(self._starts), name="tries")
-            self._given_up = tf.Variable(tf.zeros_like(self._starts), name="given_up")
-            # By batch of all splits, how often a function has begun with it in this epoch.
+            self._dead = tf.Variable(tf.zeros_like(self._starts), name="dead")
+            # By batch of all splits, the functions that have started with it in this epoch.
             self._begins = tf.Variable(tf.zeros([batches.sum()], tf.int64), name="begins")
         self._look = tf.function(self._look_at_all)
-        self._scheduled_read = tf.function(self._read_split, [tf.TensorSpec([5], tf.int64)])
+        self._function = tf.function(self._read_split, [tf.TensorSpec([5], tf.int64)])
 
-        @tf.function  # a call of it is done when all is done that is in the step
+        @tf.function  # its call returns when all ops of the step are done
         def update(batch: Any, weight: Any) -> Any:
             coordinator.strategy.run(step, args=(batch, weight))
             return tf.constant(0)
@@ -103,52 +104,59 @@ class SplitScheduler(tf.Module):
         self._update = update
 
     def run_epoch(self, timeout: float | None = None) -> SplitReport:
-        """Reads all that is left of the present epoch, or all of the next one if nothing is.
+        """Reads the rest of the present epoch, or the next epoch if the present one is done.
 
-        Blocks until the last split is done or given up.
+        Blocks until each split is committed or a dead letter.
 
         Args:
-            timeout: in seconds, for which nobody commits anything; None waits without end.
+            timeout: seconds without any commit before EpochError; None waits without limit.
 
         Raises:
-            EpochError: nothing was committed for so long; its `missing` is what is left. What was
-                scheduled goes on all the same.
-            tf.errors.OpError: of the input or of the step, which has cancelled what else was
-                scheduled. The next call goes on with the rest.
+            EpochError: no worker committed within `timeout`; `missing` has the unread records. The
+                scheduled functions keep running.
+            tf.errors.OpError: from the input or the step; it has cancelled the other scheduled
+                functions. The next call continues with the rest.
         """
-        if self.report().over:
-            for variable in (self._tries, self._given_up, self._begins):
+        if self.report().done:
+            for variable in (self._tries, self._dead, self._begins):
                 variable.assign(tf.zeros_like(variable))
             self._epoch.assign_add(1)
         scheduled: dict[int, Any] = {}
         try:
             self._run(int(self._epoch.numpy()), scheduled, timeout)
         except tf.errors.OpError:
-            self._forgive(scheduled)
+            self._reset_cancelled(scheduled)
             raise
-        return self.report()
+        report = self.report()
+        for start, stop in report.dead_letters:
+            _log.warning(
+                "epoch %d: records [%d, %d) are a dead letter and were not read: their split was "
+                "restarted more than %d times without a commit",
+                *(report.epoch, start, stop, self._max_retries),
+            )
+        return report
 
     def report(self) -> SplitReport:
-        """How the splits of the present epoch stand."""
+        """Progress of the present epoch."""
         offsets, is_open, _ = (tensor.numpy() for tensor in self._look())
         begins = self._begins.numpy()
-        begins[self._first_batch] -= 1  # that was not anew
+        begins[self._first_batch] -= 1  # the first start of a split is no retry
         rows = zip(self._starts.tolist(), offsets.tolist(), strict=True)
-        given_up = np.flatnonzero(self._given_up.numpy())
+        dead = np.flatnonzero(self._dead.numpy())
         return SplitReport(
             epoch=int(self._epoch.numpy()) + 1,
-            read=Ledger((start, offset) for start, offset in rows if start < offset).ranges(),
-            read_again=tuple(
+            committed=Ledger((start, offset) for start, offset in rows if start < offset).ranges(),
+            possible_duplicates=tuple(
                 self._batch(index)
                 for index in np.flatnonzero(begins > 0).tolist()
                 for _ in range(begins[index])
             ),
-            given_up=self._rests(offsets, given_up),
-            over=not is_open.any(),
+            dead_letters=self._rests(offsets, dead),
+            done=not is_open.any(),
         )
 
     def _run(self, epoch: int, scheduled: dict[int, Any], timeout: float | None) -> None:
-        """Schedules what is open, and waits until nothing is."""
+        """Schedules the open splits and waits until none is open; logs 30 s without a commit."""
         offsets, is_open, progress = self._look()
         order = epoch_order(len(self._starts), self._seed, epoch)
         waiting = [row for row in reversed(order) if is_open[row]]
@@ -160,32 +168,40 @@ class SplitScheduler(tf.Module):
                 row = waiting.pop()
                 columns = self._starts, self._stops, self._first_batch
                 split = tf.constant([epoch, row, *(column[row] for column in columns)], tf.int64)
-                scheduled[row] = self._coordinator.schedule(self._scheduled_read, args=(split,))
+                scheduled[row] = self._coordinator.schedule(self._function, args=(split,))
             self._coordinator.done()  # raises the error of a function
             time.sleep(min(pause, deadline.remaining))
             pause = min(2 * pause, _LONGEST_POLL_SECS)
             before, (offsets, is_open, progress) = progress, self._look()
             if progress != before:
                 deadline = Deadline(timeout)
-            elif deadline.expired:
-                raise self._timeout_error(deadline, self._rests(offsets.numpy(), is_open.numpy()))
+            elif deadline.expired or deadline.notice_due():
+                rests = self._rests(offsets.numpy(), is_open.numpy())
+                stall = (
+                    f"epoch {epoch + 1}: no commit for {deadline.elapsed:.1f} s; "
+                    f"{sum(stop - start for start, stop in rests)} records are left. Is a worker "
+                    "stopped, or does a batch take longer?"
+                )
+                if deadline.expired:
+                    raise EpochError(stall, missing=rests, duplicates=())
+                _log.warning("%s", stall)
 
-    def _forgive(self, scheduled: dict[int, Any]) -> None:
-        """That those have not ended which another one's error has cancelled."""
+    def _reset_cancelled(self, scheduled: dict[int, Any]) -> None:
+        """Resets the retry count of splits that another split's error cancelled."""
         for row, result in scheduled.items():
             try:
                 result.get()
             except tf.errors.CancelledError:
                 _put(self._tries, row, np.int64(0))
             except tf.errors.OpError:
-                pass  # its own; the first of them is raised
+                pass  # the error of this split; the caller raises the first of these
 
     def _look_at_all(self) -> tuple[Any, Any, Any]:
-        """By split the offset and whether it is open; a number that grows when anything is done."""
+        """Offset and openness by split, and a number that grows with any progress."""
         with tf.device(_PS_DEVICE):
             offsets = self._offset(self._committed, self._epoch, self._starts)
-            is_open = (offsets < self._stops) & tf.equal(self._given_up, 0)
-            noted = [self._committed, self._begins, self._given_up]
+            is_open = (offsets < self._stops) & tf.equal(self._dead, 0)
+            noted = [self._committed, self._begins, self._dead]
             return offsets, is_open, tf.add_n([tf.reduce_sum(each) for each in noted])
 
     def _offset(self, committed: Any, epoch: Any, start: Any) -> Any:
@@ -201,7 +217,7 @@ class SplitScheduler(tf.Module):
         return start, min(start + self._batch_size, int(self._stops[row]))
 
     def _read_split(self, split: Any) -> None:
-        """On a worker: reads what is left of a split."""
+        """Reads the rest of a split, on a worker."""
         epoch, row, start, stop, first_batch = tf.unstack(split)
         mine = new_owner()
         with tf.control_dependencies([_put(self._owners, row, mine)]):
@@ -217,9 +233,9 @@ class SplitScheduler(tf.Module):
             return tf.no_op()
 
         def give_up() -> Any:
-            return _put(self._given_up, row, np.int64(1)).op
+            return _put(self._dead, row, np.int64(1)).op
 
-        # The coordinator runs a function again also if it had ended, and its answer was lost.
+        # The split may be done: the coordinator also repeats a function whose answer was lost.
         tf.cond(
             is_open,
             lambda: tf.cond(tries <= self._max_retries, begin, give_up),
@@ -228,24 +244,26 @@ class SplitScheduler(tf.Module):
 
     def _read_batches(self, split: Any, offset: Any, mine: Any) -> None:
         epoch, row, _, stop, _ = tf.unstack(split)
-        # TensorFlow 2.21 optimizes the graph of a dataset whenever it is iterated: 30 ms a split.
+        # TensorFlow 2.21 optimizes the graph of a dataset at each iteration: 30 ms per split.
         options = tf.data.Options()
         options.experimental_optimization.apply_default_optimizations = False
-        dataset = endless_batches(self._read(offset, stop), self._batch_size).with_options(options)
-        batches = iter(dataset)
+        dataset = endless_batches(self._make_dataset(offset, stop), self._batch_size)
+        batches = iter(dataset.with_options(options))
 
         def is_mine(offset: Any, owner: Any) -> Any:
             return (offset < stop) & tf.equal(owner, mine)
 
         def read(offset: Any, owner: Any) -> Any:
             batch, weight, has_value = next(batches)
-            lacks = tf.debugging.Assert(has_value, ["read() has no record", offset, "of", stop])
+            lacks = tf.debugging.Assert(
+                has_value, ["read() yields no record at", offset, "before", stop]
+            )
             with tf.control_dependencies([lacks]):
                 done = self._update(batch, weight)
             offset = tf.minimum(offset + self._batch_size, stop)
             with tf.control_dependencies([done.op]):
-                # Also of one that is not the owner any more, for it has read the batch. Of two
-                # offsets the larger one is true.
+                # A former owner commits too, since it has read the batch. The larger of two offsets
+                # is right.
                 committed = tf.raw_ops.ResourceScatterMax(
                     resource=self._committed.handle,
                     indices=row,
@@ -257,16 +275,6 @@ class SplitScheduler(tf.Module):
 
         tf.while_loop(is_mine, read, [offset, mine], parallel_iterations=1)
 
-    def _timeout_error(self, deadline: Deadline, rests: tuple[Range, ...]) -> EpochError:
-        records = sum(stop - start for start, stop in rests)
-        return EpochError(
-            f"epoch {int(self._epoch.numpy()) + 1}: nothing was committed for "
-            f"{deadline.elapsed:.1f} s; {records} records are left. Is a worker stopped, or does "
-            "a batch take longer?",
-            missing=rests,
-            duplicates=(),
-        )
-
 
 def _put(variable: tf.Variable, row: Any, value: Any) -> Any:
     return variable.scatter_update(tf.IndexedSlices(value, row))
@@ -277,6 +285,6 @@ def _add(variable: tf.Variable, row: Any) -> Any:
 
 
 def new_owner() -> Any:
-    """A number that no earlier owner has had, in a process that was started again either."""
-    # The time, in steps of 0.2 us: random numbers repeat where a script seeds them.
+    """A number that no earlier owner had, even in a restarted process."""
+    # The time in steps of 0.2 us. Random numbers would repeat if a script seeds them.
     return tf.bitcast(tf.timestamp(), tf.int64)

@@ -1,4 +1,4 @@
-"""What an operation on the table of splits reads and stores, one after the other, on ps 0."""
+"""Reads and writes of the table of splits within one op, in order, on ps 0."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tfdist.splits.rules import DEAD, NOTHING, REVOKED, TODO
 
 
 class Rank(NamedTuple):
-    """The row of a trainer."""
+    """The row of one trainer, or the columns of all."""
 
     incarnation: Any
     held: Any
@@ -23,22 +23,22 @@ class Rank(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """The single numbers. No row before `cursor` is free: it spares a claim to look for one."""
+    """Single numbers. No row before `cursor` is free, which spares a claim the search."""
 
     epoch: Any
-    first: Any
+    first_epoch: Any
     leases: Any
-    saver: Any
+    frozen_by: Any
     cursor: Any
 
     @property
     def is_frozen(self) -> Any:
-        """Whether somebody saves."""
-        return self.saver >= 0
+        """True while a trainer saves a checkpoint."""
+        return self.frozen_by >= 0
 
 
 class Names(NamedTuple):
-    """Of the variables: those by split, by rank, single numbers, and what was lost."""
+    """Variables: five by row, one by rank, the single numbers, and the losses."""
 
     starts: str
     stops: str
@@ -51,17 +51,17 @@ class Names(NamedTuple):
 
 
 def exclusive(name: str) -> BranchingSection:
-    """Keeps the operations on the table of this name apart; built in the default graph."""
+    """The section that lets one op at a time use the table; built in the default graph."""
     return BranchingSection(f"tfdist/splits/rules/{name}")
 
 
 def variable_names(name: str) -> Names:
-    """Those of the queue of this name."""
+    """The names of the variables of a queue."""
     return Names(*(f"tfdist_splits_{name}_{field}" for field in Names._fields))
 
 
 class Section:
-    """What is read, and stored, one after the other."""
+    """Reads and writes the variables; each sees all writes before it."""
 
     def __init__(self, name: str, plan: Plan) -> None:
         self._plan = plan
@@ -73,19 +73,25 @@ class Section:
         self.now = tf.cast(1e6 * tf.timestamp(), tf.int64)
 
     def read(self, name: str) -> Any:
-        """A whole variable, with what was stored before."""
+        """A whole variable."""
         with tf.control_dependencies(self.stored):
             return tf.raw_ops.ReadVariableOp(resource=self._handles[name], dtype=tf.int64)
 
+    def size(self, name: str) -> Any:
+        """The length of a variable."""
+        with tf.control_dependencies(self.stored):
+            shape = tf.raw_ops.VariableShape(input=self._handles[name], out_type=tf.int64)
+            return shape[0]
+
     def at(self, name: str, places: Any) -> Any:
-        """A variable in one place, or in several."""
+        """A variable in one place or several."""
         with tf.control_dependencies(self.stored):
             return tf.raw_ops.ResourceGather(
                 resource=self._handles[name], indices=places, dtype=tf.int64
             )
 
     def put(self, name: str, places: Any, values: Any) -> None:
-        """Stores in one place, or in several."""
+        """Writes a variable in one place or several."""
         with tf.control_dependencies(self.stored):
             self.stored.append(
                 tf.raw_ops.ResourceScatterUpdate(
@@ -94,16 +100,16 @@ class Section:
             )
 
     def store(self, name: str, value: Any) -> None:
-        """Stores a whole variable."""
+        """Writes a whole variable."""
         with tf.control_dependencies(self.stored):
             self.stored.append(self.assign(name, value))
 
     def assign(self, name: str, value: Any) -> Any:
-        """The operation that does."""
+        """An op that writes a whole variable, outside of the order."""
         return tf.raw_ops.AssignVariableOp(resource=self._handles[name], value=value)
 
     def ranks(self) -> Rank:
-        """By column."""
+        """The columns of all trainers."""
         return Rank(*tf.unstack(tf.ensure_shape(self.read("ranks"), [None, 5]), axis=1))
 
     def counts(self) -> Counts:
@@ -111,25 +117,25 @@ class Section:
         return Counts(*tf.unstack(tf.ensure_shape(self.read("counts"), [5])))
 
     def is_over(self, ranks: Rank) -> Any:
-        """Whether nothing is free, and nobody holds anything."""
+        """True if no row is free or leased."""
         is_free = tf.reduce_any(tf.equal(self.read("states"), TODO))
         return tf.reduce_all(ranks.held < 0) & tf.logical_not(is_free)
 
     def lose(self, ranks: Rank, counts: Counts, mask: Any, *, retries: int) -> tuple[Rank, Counts]:
-        """Those of the mask lose what they hold; what is returned is not stored."""
+        """Ends the leases of the masked ranks; returns rows and counts that are not yet written."""
         loses = mask & (ranks.held >= 0)
 
         def note() -> Any:
-            who = tf.reshape(tf.where(loses), [-1])
-            rows = tf.gather(ranks.held, who)
+            losers = tf.reshape(tf.where(loses), [-1])
+            rows = tf.gather(ranks.held, losers)
             often = self.at("retries", rows) + retries
             dead = often > self._plan.max_retries
             lost = tf.stack(
                 [
-                    tf.fill(tf.shape(who), counts.epoch),
-                    who,
+                    tf.fill(tf.shape(losers), counts.epoch),
+                    losers,
                     self.at("offsets", rows),
-                    tf.gather(ranks.reserved, who),
+                    tf.gather(ranks.reserved, losers),
                     self.at("stops", rows),
                     tf.cast(dead, tf.int64),
                 ],
@@ -152,14 +158,12 @@ class Section:
         )
         return after, counts._replace(cursor=tf.minimum(first, counts.cursor))
 
-    def free_row(self, ranks: Rank, cursor: Any, ahead: Any) -> Any:
-        """The first free row, or one that is half of the largest rest; NOTHING if there is none.
+    def free_row(self, ranks: Rank, cursor: Any, batch_size: Any) -> Any:
+        """The first free row, else a new row of half of the largest rest, else NOTHING.
 
-        And the cursor when it is taken.
+        The second value is the cursor after this row is leased.
         """
-        handle = self._handles["states"]
-        with tf.control_dependencies(self.stored):
-            size = tf.raw_ops.VariableShape(input=handle, out_type=tf.int64)[0]
+        size = self.size("states")
         is_at_cursor = tf.cond(
             cursor < size,
             lambda: tf.equal(self.at("states", cursor), TODO),
@@ -171,7 +175,7 @@ class Section:
             is_free = tf.equal(states, TODO)
             return tf.where(tf.reduce_any(is_free), tf.argmax(is_free), size)
 
-        # Where a split was lost, the rows behind it are taken already.
+        # The row at the cursor is leased if an earlier split was lost: the free ones are behind.
         is_hidden = (cursor < size) & tf.logical_not(is_at_cursor)
         first = tf.cond(is_hidden, look, lambda: tf.identity(cursor))
         rows = tf.maximum(ranks.held, 0)
@@ -180,7 +184,7 @@ class Section:
         rest, victim = tf.reduce_max(rests), tf.argmax(rests)
 
         def divide() -> Any:
-            middle = ranks.reserved[victim] + rest // ahead // 2 * ahead
+            middle = ranks.reserved[victim] + rest // batch_size // 2 * batch_size
             new = {
                 "starts": middle,
                 "stops": stops[victim],
@@ -205,7 +209,7 @@ class Section:
         return tf.cond(
             first < size,
             lambda: (tf.identity(first), first + 1),
-            lambda: tf.cond(rest >= ahead, divide, nothing),
+            lambda: tf.cond(rest >= batch_size, divide, nothing),
         )
 
     def _scatter(self, name: str, places: Any, values: Any) -> Any:

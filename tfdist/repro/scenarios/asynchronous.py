@@ -155,9 +155,8 @@ def shared_iterator_fixed(actor: Actor) -> None:
     with worker_server(task) as target, graph.session(task, target) as session:
         for split in queue:
             while not split.finished:
-                read = range(split.offset, split.reserved)
-                feed = {first: (read.start, read.stop), **split.feed}
-                split.committed(session.run(commit, feed))
+                read = split.next_batch
+                split.run(session, commit, feed_dict={first: (read.start, read.stop)})
                 actor.step(read)
 
 
