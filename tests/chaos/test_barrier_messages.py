@@ -189,7 +189,7 @@ def test_a_ps_that_forgot_while_the_connection_stayed_is_told_from_the_old_one(m
     other.close()
     new = make(1)  # makes the state anew
     one._participant.connection.enter(Deadline(TIMEOUT), may_start=False)
-    with pytest.raises(BrokenBarrierError, match="forgotten who arrived"):
+    with pytest.raises(BrokenBarrierError, match="has lost the barrier"):
         one.wait(SOON)
     one.reset()
     meet(one, new)

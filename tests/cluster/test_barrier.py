@@ -428,7 +428,7 @@ def test_the_class_cannot_be_subclassed():
 
 def test_all_have_to_agree_on_the_parties(make, kind, trainers):
     make(kind, ranks=[1], name=f"agree/{kind}")
-    with pytest.raises(ConfigError, match="others made barrier"):
+    with pytest.raises(ConfigError, match="other trainers made barrier"):
         Barrier(trainers[0], f"agree/{kind}", kind=kind, parties=2)
 
 

@@ -83,4 +83,4 @@ def test_one_that_nobody_has_made_is_not_made_by_looking(cluster):
 def test_a_note_of_other_parties_is_told(cluster):
     tfdist.Barrier(cluster.trainers[0], "end")
     report = read(cluster, "end", parties=2)
-    assert "others made barrier 'end' with 3" in report.problem
+    assert "other trainers made barrier 'end' with 3" in report.problem
