@@ -26,8 +26,8 @@ def tasks():
         yield cluster.trainers
 
 
-# By name of an incarnation: its rank, whether it is a chief with an action, and the incarnation that
-# it replaces. Earlier incarnations continue to send.
+# By name of an incarnation: its rank, whether it is a chief with an action, and the incarnation
+# that it replaces. Earlier incarnations continue to send.
 INCARNATIONS = {
     "chief with an action": (0, True, None),
     "chief": (0, False, None),
