@@ -1,3 +1,4 @@
+from . import barrier as barrier
 from . import data as data
 from . import splits as splits
 from . import testing as testing

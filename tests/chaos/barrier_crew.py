@@ -1,4 +1,4 @@
-"""A cluster's trainers and ps as a test sees them: given orders, killed, stopped, diagnosed."""
+"""A cluster's trainers and ps: a test sends them orders, kills, stops and restarts them."""
 
 import functools
 import multiprocessing
@@ -13,12 +13,12 @@ from tfdist.deadline import Deadline
 from tfdist.testing import poll_until
 
 START = 60.0
-LONG = 30.0  # of what is expected to end; far more than it takes
+LONG = 30.0  # for what is expected to end; far more than it takes
 LATE = 2.0  # how long after its timeout a wait may end on a busy machine
 
 
 class Crew(threading.Thread):
-    """The trainers of a cluster, at their desks: one desk for each kind of barrier."""
+    """The trainers of a cluster, each with one `Desk` for each kind of barrier."""
 
     def __init__(self, cluster, folder, options):
         super().__init__(name="crew")
@@ -45,8 +45,8 @@ class Crew(threading.Thread):
         except tfdist.TfdistError as error:
             self.caught = error
 
-    def wait_for_lives(self, number, names=None):
-        """Until that many processes of each trainer have made their barriers."""
+    def wait_for_incarnations(self, number, names=None):
+        """Blocks until that many processes of each trainer have made their barriers."""
         for name in names or self.names:
             poll_until(
                 lambda name=name: self.caught or min(self._incarnations(name)) >= number,
@@ -57,12 +57,12 @@ class Crew(threading.Thread):
             raise self.caught
 
     def order(self, name, what, **options):
-        """Orders something for each kind; `answers` of what this returns has the results."""
+        """Sends an order for each kind of barrier."""
         desks = self._desks[name]
         return Order(name, [(desk, desk.order(what, **options)) for desk in desks])
 
     def ask(self, name, what, **options):
-        """The answer, which has to be the same for each kind."""
+        """Sends an order, and returns the answer, which has to be the same for each kind."""
         answers = self.order(name, what, **options).answers()
         assert answers[0] == answers[1], f"{name} {what}: {dict(zip(KINDS, answers, strict=True))}"
         return answers[0]
@@ -80,7 +80,7 @@ class Crew(threading.Thread):
             assert order.answers() == [None, None]
 
     def see(self, name, n_waiting):
-        """Lets a trainer look until that many wait."""
+        """Blocks until that trainer sees that many waiting."""
         assert self.ask(name, "see", n_waiting=n_waiting, timeout=LONG) is None
 
     def kill(self, name):
@@ -92,10 +92,10 @@ class Crew(threading.Thread):
             return
         incarnations = max(self._incarnations(name))
         self.cluster.restart(name)
-        self.wait_for_lives(incarnations + 1, [name])
+        self.wait_for_incarnations(incarnations + 1, [name])
 
     def stop(self, name):
-        """Returns once it stands still."""
+        """Sends SIGSTOP; returns once the process is stopped."""
         process = psutil.Process(self.cluster._running[name].pid)
         self.cluster.pause(name)
         poll_until(lambda: process.status() == psutil.STATUS_STOPPED, f"{name} is stopped")
@@ -104,14 +104,14 @@ class Crew(threading.Thread):
         self.cluster.resume(name)
 
     def stop_for_a_while(self, name, seconds):
-        """Lets it work for as long, and then stand still."""
+        """Lets it run for that long, and then stops it for that long."""
         for change in (self.stop, self.wake):
-            stands = Deadline(seconds)
-            poll_until(lambda stands=stands: stands.expired, "the time is over", timeout=LONG)
+            phase = Deadline(seconds)
+            poll_until(lambda phase=phase: phase.expired, "the time is over", timeout=LONG)
             change(name)
 
     def start_second(self, name):
-        """A second process of a trainer, at desks of its own; the name of those."""
+        """Starts a second process of a trainer; returns the name of its desks."""
         desk = f"{name} again"
         self._add_desks(desk)
         task = self.cluster.trainers[self.names.index(name)]
@@ -122,7 +122,7 @@ class Crew(threading.Thread):
             daemon=True,
         )
         self._second[desk].start()
-        self.wait_for_lives(1, [desk])
+        self.wait_for_incarnations(1, [desk])
         return desk
 
     def close(self):
@@ -144,14 +144,14 @@ class Crew(threading.Thread):
 
 
 class Order:
-    """An order that was given to a trainer, for each kind."""
+    """An order to a trainer, for each kind of barrier."""
 
     def __init__(self, name, given):
         self._rank, self._name, self._given = int(name.split()[0].partition(":")[2]), name, given
 
     @property
     def pending(self):
-        """Whether neither kind has an answer."""
+        """Whether there is no answer for either kind."""
         return not any(desk.has_answer(number) for desk, number in self._given)
 
     def answers(self, timeout=LONG + LATE):

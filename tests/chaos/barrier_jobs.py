@@ -1,6 +1,6 @@
-"""Trainers that do what a test orders, step by step, so that a fault can come at any of them.
+"""Trainers that follow a test's orders step by step, so that a fault can hit any step.
 
-Orders, answers and the evidence of who has arrived are files: they outlive a killed process.
+Orders, answers and the record of arrivals are files, which survive a killed process.
 """
 
 import ctypes
@@ -22,24 +22,22 @@ import pytest
 import tensorflow as tf
 
 import tfdist
-from tests.ps_session import ps_session
 from tfdist.barrier.state import StateOnPs
 from tfdist.deadline import Deadline
-from tfdist.ps.retry import retry_duplicate_request
-from tfdist.ps.session import PS_DEVICE
+from tfdist.ps.session import PS_DEVICE, DirectSession
 from tfdist.testing import poll_until
 from tfdist.train.checkpoint import Checkpointer
 
 KINDS = ("queue", "counter")
-PAIRS = 4  # of barriers that race at the same time
-ORDER_SECS = 60.0  # an order comes within these, or the test that gives them has failed
-HALF_A_FILE = 2**22  # bytes; a checkpoint is twice as long
+PAIRS = 4  # barriers that race at the same time
+ORDER_SECS = 60.0  # within these an order arrives, or the test that sends it has failed
+HALF_A_FILE = 2**22  # bytes, half a checkpoint
 
 
 class Desk:
-    """Where a trainer finds its orders and leaves its answers, by number.
+    """The numbered orders to a trainer and its answers, as files in a folder.
 
-    A restarted trainer takes up the order that its killed process has not answered.
+    A restarted trainer continues with the order that its killed process has not answered.
     """
 
     def __init__(self, folder, name):
@@ -76,7 +74,7 @@ class Desk:
 
     @property
     def incarnations(self):
-        """How many processes have come so far."""
+        """How many processes of the trainer have started so far."""
         return len(list(self._folder.glob("incarnation-*")))
 
     def _write(self, name, value):
@@ -88,13 +86,13 @@ class Desk:
 def evidence(folder, parties):
     """The last round that each trainer has begun, written before each wait.
 
-    A row by rank for the barrier, and one for each that races; the file has to be there.
+    It has a row by rank for the barrier, and one for each racing barrier. The file has to exist.
     """
     return np.memmap(pathlib.Path(folder, "rounds"), np.int64, "r+", shape=(1 + PAIRS, parties))
 
 
 class Model:
-    """A global step, and weights that are equal to it in every checkpoint that is whole."""
+    """A global step, and weights that equal it in every complete checkpoint."""
 
     def __init__(self, folder):
         self._graph = tf.Graph()
@@ -109,7 +107,7 @@ class Model:
             self._saver.restore(self._session)
 
     def train_and_save(self, folder):
-        """An action: takes until the file `go` is there, then saves one step more."""
+        """An action: waits for the file `go`, then saves one more step."""
         self._session.run(self._train)
         pathlib.Path(folder, "acting").touch()
         poll_until(pathlib.Path(folder, "go").exists, "the test says go", timeout=ORDER_SECS)
@@ -146,14 +144,14 @@ def _obey(task, folder, desk, saves, kind, options):
 
 
 class Trainer:
-    """What can be ordered."""
+    """Each public method is an order."""
 
     def __init__(self, task, folder, barrier, model, options):
         self._task, self._barrier, self._model, self._options = task, barrier, model, options
         self._rank, self._rounds = task.rank, evidence(folder, len(task.trainers))
 
     def wait(self, round, timeout):
-        """Waits once; tells the result, and whether it came early, or the error."""
+        """Waits once; returns the result and whether it came early, or the error."""
         self._rounds[0, self._rank] = round
         begin = time.monotonic()
         try:
@@ -165,14 +163,14 @@ class Trainer:
         return {**answer, "late": time.monotonic() - begin - timeout}
 
     def run(self, first, last, timeout):
-        """Waits round after round; returns what was not as it should be."""
+        """Waits round after round; returns the wrong answers."""
         answers = [self.wait(round, timeout) for round in range(first, last + 1)]
         return [
             answer for answer in answers if answer.get("result") != self._rank or answer["early"]
         ]
 
     def see(self, n_waiting, timeout):
-        """Polls until that many wait."""
+        """Polls until that many trainers wait."""
         condition = lambda: self._barrier.n_waiting == n_waiting  # noqa: E731
         poll_until(condition, f"{n_waiting} wait", timeout=timeout)
 
@@ -189,14 +187,17 @@ class Trainer:
         return self._model.state()
 
     def hang_in_the_next_save(self):
-        """Whoever writes more than half of a checkpoint into a file stays in that call."""
+        """Makes this process hang in the call that writes the second half of a checkpoint."""
         libc = ctypes.CDLL(None)
         libc.signal(signal.SIGXFSZ, ctypes.cast(libc.pause, ctypes.c_void_p))
         _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
         resource.setrlimit(resource.RLIMIT_FSIZE, (HALF_A_FILE, most))
 
     def race(self, phases, seed):
-        """At PAIRS barriers at once; in turn one comes later; both wait with random timeouts."""
+        """Races at PAIRS barriers at a time.
+
+        The trainers arrive late in turn, and wait with random timeouts.
+        """
         race = functools.partial(self._race, phases, seed)
         with ThreadPoolExecutor(PAIRS) as pool:
             return list(pool.map(race, range(1, PAIRS + 1)))
@@ -220,9 +221,9 @@ class Trainer:
             return {"timed_out": timed_out, "early": early, "generation": barrier.generation}
 
     def race_to_break(self, rounds, timeouts, delays, seed):
-        """Waits at a barrier that a timeout breaks; by round whether it passed, and it is broken.
+        """Waits at a barrier that a timeout breaks; returns (passed, broken) by round.
 
-        Between the rounds all meet at another barrier, and the chief mends this one.
+        Between the rounds all trainers meet at another barrier, and the chief mends this one.
         """
         chance = random.Random(f"{seed} {self._rank}")
         answers = []
@@ -249,7 +250,7 @@ class Trainer:
 
 
 def _passes(barrier, timeout):
-    """Whether it passes; None if the ps was silent, which leaves that open."""
+    """Whether the wait passes; None if the ps did not answer."""
     try:
         barrier.wait(timeout)
     except tfdist.BarrierTimeout as error:
@@ -260,16 +261,16 @@ def _passes(barrier, timeout):
 
 
 def _be_late(barrier, seconds):
-    """Asks the ps again and again for so long, as a trainer in its steps would."""
+    """Keeps asking the ps for that long, as a trainer in its steps would."""
     late = Deadline(seconds)
     while not late.expired:
         barrier.missing()
 
 
 class SecondPs:
-    """Asked as often as a barrier asks the first, for next to nothing.
+    """A ps that gets as many trivial runs as a barrier sends to the first ps.
 
-    It grows by what TensorFlow keeps of each run. For two trainers.
+    It grows by what TensorFlow keeps for each run. It is for two trainers.
     """
 
     def __init__(self, task):
@@ -280,25 +281,26 @@ class SecondPs:
             self._meet = tf.group(theirs.enqueue(0), ours.dequeue())
             self._nothing = tf.no_op()
             self._never = tf.queue.FIFOQueue(1, [tf.int64]).dequeue().op
-        self._session = ps_session(task.cluster_spec["ps"][1], self._graph, index=1)
+        self._session = DirectSession(
+            task.cluster_spec["ps"][1], self._graph, timeout=0, task_device="/job:ps/task:1"
+        )
 
     def ask(self, times):
-        """In the first run each waits for the other, as at a barrier."""
-        retry_duplicate_request(self._session.run, self._meet)
+        """Runs that often; in the first run the trainers wait for each other, as at a barrier."""
+        self._session.run(self._meet)
         for _ in range(times - 1):
-            retry_duplicate_request(self._session.run, self._nothing)
+            self._session.run(self._nothing)
 
     def time_out(self, seconds):
-        options = tf.compat.v1.RunOptions(timeout_in_ms=int(1000 * seconds))
         try:
-            retry_duplicate_request(self._session.run, self._never, options=options)
+            self._session.run(self._never, timeout=seconds)
         except tf.errors.DeadlineExceededError:
             return
-        raise AssertionError("there was something in an empty queue")
+        raise AssertionError("an empty queue had an element")
 
 
 def many_generations(task, kind, generations, warm_up, ps):
-    """Passes so often; by how many bytes it and both ps grew, and what tokens are left."""
+    """Passes that often; returns the growth of it and both ps in bytes, and the tokens left."""
     second = SecondPs(task)
     with tfdist.Barrier(task, "many", kind=kind, timeout=ORDER_SECS) as barrier:
         runs = _count_runs(barrier)
@@ -313,14 +315,14 @@ def many_generations(task, kind, generations, warm_up, ps):
         before = _sizes(ps)
         cross(generations - warm_up)
         growth = _growth(before, ps)
-        barrier.wait()  # nobody leaves while another measures
+        barrier.wait()  # no trainer leaves while another measures
         with tfdist.Barrier(task, "counted", timeout=ORDER_SECS) as counted:
-            counted.wait()  # all have taken theirs
+            counted.wait()  # all have taken their tokens
         return [*growth, _tokens(task, "many")]
 
 
 def many_timeouts(task, kind, rounds, timeout, ps):
-    """The chief times out so often at each of some barriers; by how many bytes the three grew."""
+    """The chief times out that often at several barriers; returns the growth of it and both ps."""
     with ExitStack() as stack:
         most = ORDER_SECS + 3 * rounds * timeout
         end = stack.enter_context(tfdist.Barrier(task, "end", timeout=most))
@@ -350,24 +352,25 @@ def _time_out_at_many(stack, task, kind, rounds, timeout, ps):
 
 
 def _count_runs(barrier):
-    """A list that gets an entry for each run by which the barrier asks its ps."""
-    runs, ask = [], barrier._participant.connection._ask
+    """A list that gets an entry for each run that the barrier sends to its ps."""
+    session = barrier._participant.connection._session
+    runs, ask = [], session._ask
 
     def counted(*args, **options):
         runs.append(args)
         return ask(*args, **options)
 
-    barrier._participant.connection._ask = counted
+    session._ask = counted
     return runs
 
 
 def _tokens(task, barrier):
-    """How many wake-ups lie in the barrier's queues on the ps."""
+    """How many tokens are in the barrier's queues on the ps."""
     state = StateOnPs(f"tfdist/barrier/{barrier}", task.trainers, task.rank, has_action=False)
     with state.graph.as_default(), tf.compat.v1.device(PS_DEVICE):
         queues = [*state._queues, *state._full_queues]
         sizes = [tf.raw_ops.QueueSizeV2(handle=queue) for queue in queues]
-    with ps_session(task.cluster_spec["ps"][0], state.graph) as ps:
+    with DirectSession(task.cluster_spec["ps"][0], state.graph, timeout=0) as ps:
         return int(sum(ps.run(sizes)))
 
 

@@ -1,4 +1,4 @@
-"""Random runs of a state machine at a barrier on a real ps."""
+"""Runs Hypothesis state machines against a barrier on a real ps."""
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -8,10 +8,10 @@ from tfdist.barrier.connection import Connection
 
 
 def run(machine, *, examples, steps, shrink_secs):
-    """What fails is printed as Python, after it was made shorter for a while."""
+    """Runs the machine; prints a failing run as Python, after shrinking it for `shrink_secs`."""
     phases = [Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink]
     with pytest.MonkeyPatch.context() as patch:
-        # By default 300 s, after which the deadline of the test is over and nothing is printed.
+        # The default of 300 s exceeds the deadline of the test, so nothing would be printed.
         patch.setattr("hypothesis.internal.conjecture.engine.MAX_SHRINKING_SECONDS", shrink_secs)
         run_state_machine_as_test(
             machine,
@@ -28,7 +28,7 @@ def run(machine, *, examples, steps, shrink_secs):
 
 
 def connect(tasks, name, rank, *, has_action=False, previous_incarnation=None):
-    """To barrier `name` of a cluster, as its trainer of that rank."""
+    """A connection to barrier `name`, as the trainer of that rank."""
     address, names = tasks[0].cluster_spec["ps"][0], tasks[0].trainers
     return Connection(
         address, name, names, rank, has_action=has_action, previous_incarnation=previous_incarnation

@@ -1,9 +1,8 @@
-"""Barriers whose trainers or ps are killed, stopped, woken and restarted at the worst moments.
+"""Barriers whose trainers or ps are killed, stopped, resumed and restarted at the worst moments.
 
-The trainers are processes that follow orders (barrier_jobs), which a crew gives (barrier_crew).
-Each keeps a barrier of either kind, so that every fault hits both at once. Before each wait a
-trainer writes down its round where all others can read it: so whether somebody passed early is
-known without the barrier.
+The trainers are processes that follow orders (barrier_jobs), which a crew sends (barrier_crew).
+Each has a barrier of both kinds, so that every fault hits both. Before each wait a trainer records
+its round in a file that all trainers read, which shows early passes without the barrier.
 """
 
 import functools
@@ -19,20 +18,20 @@ from tfdist.testing import poll_until
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 N = 3
-SHORT = 0.5  # of what is expected to time out
-SOON = 0.5  # how long after its timeout a wait may end where the ps is silent
+SHORT = 0.5  # for what is expected to time out
+SOON = 0.5  # how long after its timeout a wait may end while the ps is silent
 GENERATIONS = 3000
 CHIEF, ONE, TWO = NAMES = [f"worker:{rank}" for rank in range(N)]
 
 
 @pytest.fixture
 def start(make_cluster, tmp_path):
-    """Starts a crew, which ends with the test."""
+    """Starts a crew, which is closed at the end of the test."""
     crews = []
 
     def start_crew(num=N, **options):
         crews.append(Crew(make_cluster(1, num, backend="processes"), tmp_path, options))
-        crews[-1].wait_for_lives(1)
+        crews[-1].wait_for_incarnations(1)
         return crews[-1]
 
     yield start_crew
@@ -61,12 +60,12 @@ def test_a_trainer_killed_while_it_waits_counts_once(start):
     lost = crew.order_wait(ONE, 2)
     crew.see(CHIEF, n_waiting=1)
     crew.kill(ONE)
-    crew.restart(ONE)  # and waits again
+    crew.restart(ONE)  # it waits again
     crew.order_wait(CHIEF, 2, SHORT).times_out(TWO)
     assert lost.pending
     crew.all_pass(round=2, names=[CHIEF, TWO])
     lost.passes()
-    # What it sent counts also for those that come while it is dead.
+    # Its arrival also counts for trainers that arrive while it is dead.
     lost = crew.order_wait(ONE, 3)
     crew.see(CHIEF, n_waiting=1)
     crew.kill(ONE)
@@ -83,7 +82,7 @@ def test_a_trainer_killed_while_it_waits_counts_once(start):
 def test_a_chief_stopped_in_its_action_and_one_killed_in_it(start):
     crew = start(saves=True)
     folders = [crew.folder / kind for kind in KINDS]
-    # Stopped: the timeouts of the others go on running, and nobody is broken.
+    # Stopped: the others time out, and the barriers are not broken.
     waits = [crew.order_wait(CHIEF, 1), *(crew.order_wait(n, 1, 2 * SHORT) for n in (ONE, TWO))]
     for folder in folders:
         poll_until((folder / "acting").exists, "the chief acts", timeout=LONG)
@@ -97,7 +96,7 @@ def test_a_chief_stopped_in_its_action_and_one_killed_in_it(start):
     for wait in waits:
         wait.passes()
     assert crew.ask(CHIEF, "state") == [1, 1.0, 1.0]
-    # Killed in the middle of its second save: all are told, and believe the first one.
+    # Killed in the middle of its second save: all get an error, and the first save is restored.
     crew.ask(CHIEF, "hang_in_the_next_save")
     waits = [crew.order_wait(name, 2) for name in NAMES]
     for folder in folders:
@@ -119,7 +118,7 @@ def half_saved(folder):
     return any(path.stat().st_size == HALF_A_FILE for path in (folder / "model").iterdir())
 
 
-def test_a_trainer_stopped_before_it_arrives_or_while_it_waits_and_woken(start):
+def test_a_trainer_stopped_before_it_arrives_or_while_it_waits_and_resumed(start):
     crew = start()
     crew.all_pass(round=1)
     crew.stop(ONE)
@@ -129,7 +128,7 @@ def test_a_trainer_stopped_before_it_arrives_or_while_it_waits_and_woken(start):
     crew.wake(ONE)
     crew.all_pass(round=2, names=[CHIEF, TWO])
     stopped.passes()
-    # While it waits: the others need no more of it in this round, but in the next one.
+    # While it waits: the others pass this round without it, but not the next.
     stopped = crew.order_wait(ONE, 3)
     crew.see(CHIEF, n_waiting=1)
     crew.stop(ONE)
@@ -144,7 +143,7 @@ def test_a_trainer_stopped_before_it_arrives_or_while_it_waits_and_woken(start):
     assert crew.ask(ONE, "generation") == 5
 
 
-def test_a_process_beside_its_successor_counts_nowhere(start):
+def test_a_replaced_process_that_is_still_alive_counts_nowhere(start):
     crew = start()
     crew.all_pass(round=1)
     zombie = crew.order_wait(ONE, 2)
@@ -152,7 +151,7 @@ def test_a_process_beside_its_successor_counts_nowhere(start):
     crew.stop(ONE)
     again = crew.start_second(ONE)
     wait = crew.order_wait(again, 2)
-    crew.order_wait(CHIEF, 2, SHORT).times_out(TWO)  # two have come, one of them twice
+    crew.order_wait(CHIEF, 2, SHORT).times_out(TWO)  # two trainers have arrived, one of them twice
     assert wait.pending
     crew.all_pass(round=2, names=[CHIEF, TWO])
     wait.passes()
@@ -165,7 +164,7 @@ def test_a_process_beside_its_successor_counts_nowhere(start):
         crew.all_pass(round, names=[CHIEF, again, TWO])
 
 
-def test_a_ps_stopped_while_they_wait_and_woken(start):
+def test_a_ps_stopped_while_trainers_wait_and_resumed(start):
     crew = start()
     crew.all_pass(round=1)
     long = crew.order_wait(CHIEF, 2)
@@ -175,7 +174,7 @@ def test_a_ps_stopped_while_they_wait_and_woken(start):
     crew.stop("ps:0")
     short.times_out("ps:0", late=SOON)
     for timeout in (0, SHORT, 3.0):
-        # One that goes on waiting, and one whose arrival has got no answer.
+        # One trainer continues its wait; the arrival of the other has got no answer.
         for wait in [crew.order_wait(name, 2, timeout) for name in (ONE, TWO)]:
             wait.times_out("ps:0", late=SOON)
     waits = [long, *(crew.order_wait(name, 2) for name in (ONE, TWO))]
@@ -187,7 +186,7 @@ def test_a_ps_stopped_while_they_wait_and_woken(start):
     assert crew.ask(ONE, "generation") == 4
 
 
-def test_a_ps_stopped_and_woken_while_rounds_go_by(start):
+def test_a_ps_stopped_and_resumed_while_rounds_pass(start):
     crew = start()
     runs = [crew.order(name, "run", first=1, last=600, timeout=LONG) for name in NAMES]
     for seconds in (0.5, 2.5):  # the second for longer than one call blocks
@@ -195,7 +194,7 @@ def test_a_ps_stopped_and_woken_while_rounds_go_by(start):
         for rounds, goal in zip(crew.rounds, goals, strict=True):
             poll_until(
                 lambda rounds=rounds, goal=goal: rounds[0].min() > goal,
-                "rounds go by",
+                "rounds pass",
                 timeout=LONG,
             )
         crew.stop("ps:0")
@@ -207,7 +206,7 @@ def test_a_ps_stopped_and_woken_while_rounds_go_by(start):
     assert crew.ask(ONE, "generation") == 601
 
 
-def test_a_ps_killed_and_restarted_has_forgotten_and_releases_nobody(start):
+def test_a_restarted_ps_has_lost_the_barrier_and_releases_no_trainer(start):
     crew = start()
     crew.all_pass(round=1)
     waits = [crew.order_wait(name, 2) for name in (CHIEF, ONE)]
@@ -220,7 +219,7 @@ def test_a_ps_killed_and_restarted_has_forgotten_and_releases_nobody(start):
     crew.all_reset(NAMES)
     assert crew.ask(ONE, "generation") == 1
     crew.all_pass(round=3)
-    # Restarted before one of those that wait can notice; the others are on the new one by then.
+    # Restarted before one waiting trainer can notice; the others have joined the new ps by then.
     waits = [crew.order_wait(name, 4) for name in (CHIEF, ONE)]
     crew.see(TWO, n_waiting=2)
     crew.stop(CHIEF)
@@ -242,8 +241,8 @@ def test_a_ps_killed_and_restarted_has_forgotten_and_releases_nobody(start):
 def test_timeouts_that_race_with_the_release(start, times):
     crew = start(num=2)
     phases = [
-        (80 * times, (0.0, 0.008), (0.0, 0.004)),  # where either kind polls
-        (30 * times, (0.1, 0.11), (0.03, 0.13)),  # where the queue kind is cut off while it blocks
+        (80 * times, (0.0, 0.008), (0.0, 0.004)),  # both kinds poll
+        (30 * times, (0.1, 0.11), (0.03, 0.13)),  # the queue kind times out while it blocks
     ]
     races = [crew.order(name, "race", phases=phases, seed=1) for name in crew.names]
     for pairs in [pairs for race in races for pairs in race.answers(2 * times * LONG)]:
@@ -255,13 +254,13 @@ def test_timeouts_that_race_with_the_release(start, times):
 
 @pytest.mark.parametrize("stops", [0, 3])
 def test_timeouts_that_break_it_race_with_the_release(start, stops, times):
-    """In each round all pass, or nobody does and it is broken; also where the ps is silent."""
+    """In each round all pass, or none does and the barrier is broken; also with a silent ps."""
     crew = start(num=2)
     rounds = 80 * times
     options = {"rounds": rounds, "timeouts": (0.0, 0.02), "delays": (0.0, 0.02), "seed": 1}
     races = [crew.order(name, "race_to_break", **options) for name in crew.names]
     for _ in range(stops):
-        crew.stop_for_a_while("ps:0", 2 * SOON)  # longer than a wait does without an answer
+        crew.stop_for_a_while("ps:0", 2 * SOON)  # longer than a wait lasts without an answer
     one, other = (race.answers(times * LONG) for race in races)
     assert one == other
     for ends in one:
@@ -269,15 +268,15 @@ def test_timeouts_that_break_it_race_with_the_release(start, stops, times):
         assert 0 < sum(passed for passed, _ in ends) < rounds  # else it was no race
 
 
-# TensorFlow keeps something of each run, and more of it the longer a ps runs (see the limits in
-# docs/barrier.md); so the ps with the barrier is held against one that has as many other runs.
+# TensorFlow keeps something of each run, and more the longer a ps runs (see the limits in
+# docs/barrier.md). So the ps with the barrier is compared with one that gets as many other runs.
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_many_generations_grow_no_trainer_and_the_ps_no_more_than_other_runs(
     make_cluster, kind, times
 ):
-    # As many calls to the ps for both: the one that polls makes some three times as many.
+    # Polling takes some three times as many calls, so both kinds make equally many.
     generations = times * (GENERATIONS if kind == "queue" else GENERATIONS * 3 // 10)
     job = barrier_jobs.many_generations
     grown = grow(make_cluster, job, kind, times, generations=generations, warm_up=1000)

@@ -1,7 +1,7 @@
-"""One body of test for `threading.Barrier` and for both kinds of ours, with `break_on_timeout`.
+"""The same tests for `threading.Barrier` and for both kinds of `tfdist.Barrier`.
 
-The cases are those that a thread barrier has to pass. Where ours differs, as docs/barrier.md says,
-the test has a branch with `ours`, and its comment says what the difference is.
+Ours is made with `break_on_timeout`. Where it differs, as docs/barrier.md says, the test has a
+branch with `ours` and a comment on the difference.
 """
 
 import threading
@@ -15,9 +15,9 @@ from tfdist import Barrier, BrokenBarrierError, local_cluster
 from tfdist.testing import poll_until
 
 N = 3
-TIMEOUT = 20.0  # of what is expected to end; far more than it takes
-AT_ONCE = 5.0  # for what must not wait for anything
-SOON = 0.2  # of what is expected to time out
+TIMEOUT = 20.0  # for what is expected to end; far more than it takes
+PROMPT = 5.0  # for what must not wait for anything
+SOON = 0.2  # for what is expected to time out
 
 # BarrierTimeout and BrokenBarrierError are subclasses of it.
 Broken = threading.BrokenBarrierError
@@ -41,7 +41,7 @@ def trainers():
 
 @pytest.fixture(scope="module")
 def make(library, request):
-    """A barrier as each of its parties sees it. Of one `name` there is one, mended by a reset."""
+    """The objects of a barrier by rank; a barrier is made once for each `name`, then reset."""
     made = {}
 
     def make_all(name, *, parties=N, action=None, timeout=None):
@@ -78,7 +78,7 @@ def barriers(make):
 
 
 class Hook:
-    """An action that can be changed, so that the tests share a barrier that has one."""
+    """An action that can be changed, so that the tests share one barrier."""
 
     def __init__(self):
         self.do = lambda: None
@@ -94,13 +94,13 @@ def hook(library):
 
 @pytest.fixture
 def acting(make, hook):
-    """Barriers with an action, which is what `hook.do` is at that time."""
+    """Barriers whose action is the present `hook.do`."""
     hook.do = lambda: None
     return make("acting", action=hook)
 
 
 def call(function):
-    """The result, or the error that was raised."""
+    """The result, or the error that it raised."""
     try:
         return function()
     except Exception as error:
@@ -122,7 +122,7 @@ def all_pass(barriers):
 
 
 class Waiting:
-    """Some that wait in the background, from when all of them have arrived."""
+    """Waits in the background; made when all of them have arrived."""
 
     def __init__(self, barriers, seen_from, in_all=None, timeout=TIMEOUT):
         self._pool = ThreadPoolExecutor(len(barriers))
@@ -135,23 +135,23 @@ class Waiting:
         futures.wait(self._waits, timeout)
 
     def ends(self):
-        """Their results or errors, which have to come now."""
+        """Their results or errors, which have to come promptly."""
         with self._pool:
-            return [call(lambda wait=wait: wait.result(AT_ONCE)) for wait in self._waits]
+            return [call(lambda wait=wait: wait.result(PROMPT)) for wait in self._waits]
 
 
 def assert_broken(barriers):
-    """`broken` says so, and every wait raises at once."""
+    """Checks that `broken` is true, and that every wait raises immediately."""
     assert [barrier.broken for barrier in barriers] == [True] * len(barriers)
     start = time.monotonic()
     for _ in range(2):
         for barrier in barriers:
             with pytest.raises(Broken):
                 barrier.wait(TIMEOUT)
-    assert time.monotonic() - start < AT_ONCE
+    assert time.monotonic() - start < PROMPT
 
 
-def test_nobody_passes_early_in_many_generations(barriers):
+def test_no_trainer_passes_early_in_many_generations(barriers):
     rounds = [0] * N
     early = []
 
@@ -196,24 +196,24 @@ def test_parties_n_waiting_and_broken(barriers):
 
 
 @pytest.mark.parametrize("name", ["parties", "n_waiting", "broken"])
-def test_nobody_sets_what_can_be_read(barriers, name):
+def test_the_properties_are_read_only(barriers, name):
     with pytest.raises(AttributeError):
         setattr(barriers[0], name, 1)
 
 
-def test_repr_needs_no_barrier_that_works(barriers, ours):
+def test_repr_works_on_a_broken_barrier(barriers, ours):
     def texts():
         return [repr(barrier) for barrier in barriers]
 
     for text in texts():
         assert "Barrier" in text
-        if ours:  # without n_waiting, which threading shows: a repr should not ask the network
+        if ours:  # without n_waiting, unlike threading: a repr should not ask the network
             assert f"{N} parties" in text
     barriers[0].abort()
     assert all("Barrier" in text for text in texts())
 
 
-def test_the_action_runs_once_a_generation_before_anybody_goes_on(acting, hook, ours):
+def test_the_action_runs_once_a_generation_before_any_trainer_passes(acting, hook, ours):
     runs, passed = [], []
 
     def act():
@@ -230,7 +230,7 @@ def test_the_action_runs_once_a_generation_before_anybody_goes_on(acting, hook, 
 
     assert together(run, acting) == [None] * N
     assert [seen for _, seen in runs] == [0, N, 2 * N]
-    if ours:  # the chief runs it; in threading whoever comes last
+    if ours:  # the chief runs it; in threading any thread
         assert {thread for thread, _ in runs} == {threads[0]}
     else:
         assert {thread for thread, _ in runs} <= set(threads.values())
@@ -257,30 +257,30 @@ def test_a_failing_action_breaks_it_for_all_until_a_reset(acting, hook, ours):
     assert all_pass(acting)
 
 
-def test_a_timeout_of_another_while_the_action_runs(acting, hook, ours):
-    # In this order, so that in threading too the last one, which runs the action, is the first.
+def test_a_timeout_of_another_trainer_while_the_action_runs(acting, hook, ours):
+    # In this order rank 0 arrives last, so that it runs the action in threading too.
     long = Waiting(acting[1:2], seen_from=acting[0])
     short = Waiting(acting[2:], seen_from=acting[0], in_all=2, timeout=5 * SOON)
-    # In threading a timeout only shows when the action is over, so that cannot be awaited.
+    # In threading a timeout shows only after the action, so the action cannot wait for it.
     hook.do = (lambda: short.ended(TIMEOUT)) if ours else (lambda: short.ended(6 * SOON))
     results = [call(lambda: acting[0].wait(TIMEOUT)), *long.ends(), *short.ends()]
-    if ours:  # the timeouts of the others go on running meanwhile
+    if ours:  # the action does not extend the timeouts of the others
         assert all(isinstance(error, Broken) for error in results)
         assert_broken(acting)
-    else:  # whoever times out while the action runs passes
+    else:  # a thread that times out while the action runs passes
         assert sorted(results) == list(range(N))
 
 
-def test_abort_frees_those_that_wait_and_refuses_later_ones(barriers):
+def test_abort_raises_in_present_and_later_waits(barriers):
     waiting = Waiting(barriers[:-1], seen_from=barriers[-1])
     barriers[-1].abort()
     assert all(isinstance(error, Broken) for error in waiting.ends())
     assert_broken(barriers)
-    barriers[0].abort()  # again, and nothing changes
+    barriers[0].abort()  # a second one changes nothing
     assert_broken(barriers)
 
 
-def test_abort_by_one_that_then_waits_itself(barriers):
+def test_abort_by_a_trainer_that_then_waits_itself(barriers):
     def run(rank, barrier):
         if rank == 1:
             barrier.abort()
@@ -290,15 +290,14 @@ def test_abort_by_one_that_then_waits_itself(barriers):
     assert_broken(barriers)
 
 
-def test_nobody_waits_at_a_broken_barrier(barriers):
-    """`n_waiting` tells those that wait, and of a broken barrier that is nobody."""
+def test_n_waiting_of_a_broken_barrier_is_0(barriers):
     waiting = Waiting(barriers[:-1], seen_from=barriers[-1])
     barriers[-1].abort()
     waiting.ends()
     assert [barrier.n_waiting for barrier in barriers] == [0] * N
 
 
-def test_reset_frees_those_that_wait_and_leaves_it_usable(barriers):
+def test_reset_raises_in_present_waits_and_leaves_the_barrier_usable(barriers):
     waiting = Waiting(barriers[:-1], seen_from=barriers[-1])
     barriers[-1].reset()
     assert all(isinstance(error, Broken) for error in waiting.ends())
@@ -308,7 +307,7 @@ def test_reset_frees_those_that_wait_and_leaves_it_usable(barriers):
         assert all_pass(barriers)
 
 
-def test_reset_of_one_where_nobody_waits_changes_nothing(barriers):
+def test_reset_without_waiting_trainers_changes_nothing(barriers):
     for barrier in barriers:
         barrier.reset()
         assert (barrier.n_waiting, barrier.broken) == (0, False)
@@ -316,7 +315,7 @@ def test_reset_of_one_where_nobody_waits_changes_nothing(barriers):
 
 
 @pytest.mark.parametrize("by", range(N))
-def test_abort_and_reset_by_anybody_make_it_as_new(barriers, by):
+def test_abort_and_a_reset_by_any_trainer_leave_it_usable(barriers, by):
     waiting = Waiting(barriers[:-1], seen_from=barriers[-1])
     barriers[-1].abort()
     assert all(isinstance(error, Broken) for error in waiting.ends())
@@ -326,7 +325,7 @@ def test_abort_and_reset_by_anybody_make_it_as_new(barriers, by):
         assert all_pass(barriers)
 
 
-def test_abort_and_reset_of_one_with_an_action(acting, hook):
+def test_abort_and_reset_do_not_run_the_action(acting, hook):
     runs = []
     hook.do = lambda: runs.append(1)
     acting[0].abort()
@@ -337,29 +336,29 @@ def test_abort_and_reset_of_one_with_an_action(acting, hook):
     assert runs == [1]
 
 
-def test_a_wait_that_times_out_breaks_those_of_the_others(barriers):
+def test_a_wait_that_times_out_breaks_the_waits_of_the_others(barriers):
     waiting = Waiting(barriers[:1], seen_from=barriers[1])
     start = time.monotonic()
     with pytest.raises(Broken):
         barriers[1].wait(SOON)
-    assert SOON <= time.monotonic() - start < SOON + AT_ONCE
+    assert SOON <= time.monotonic() - start < SOON + PROMPT
     (error,) = waiting.ends()
     assert isinstance(error, Broken)
-    assert_broken(barriers)  # also for the one that comes only now
+    assert_broken(barriers)  # also for the trainer that arrives only now
     barriers[0].reset()
     for _ in range(2):
         assert all_pass(barriers)
 
 
-def test_a_timeout_of_0_breaks_it_at_once(barriers):
+def test_a_timeout_of_0_breaks_it_immediately(barriers):
     start = time.monotonic()
     with pytest.raises(Broken):
         barriers[0].wait(0)
-    assert time.monotonic() - start < AT_ONCE
+    assert time.monotonic() - start < PROMPT
     assert_broken(barriers)
 
 
-def test_the_last_one_passes_whatever_its_timeout_is(barriers):
+def test_the_last_to_arrive_passes_with_any_timeout(barriers):
     waiting = Waiting(barriers[:-1], seen_from=barriers[-1])
     numbers = [barriers[-1].wait(0), *waiting.ends()]
     assert sorted(numbers) == list(range(N))
@@ -372,10 +371,10 @@ def test_the_timeout_of_the_barrier_is_the_default_of_its_waits(make):
         start = time.monotonic()
         with pytest.raises(Broken):
             barriers[0].wait(*arguments)
-        assert SOON <= time.monotonic() - start < SOON + AT_ONCE
+        assert SOON <= time.monotonic() - start < SOON + PROMPT
         assert_broken(barriers)
         barriers[0].reset()
-    assert all_pass(barriers)  # a wait's own comes first
+    assert all_pass(barriers)  # these waits have timeouts of their own
     waiting = Waiting(barriers[:1], seen_from=barriers[1])
     errors = together(lambda rank, barrier: barrier.wait(), barriers[1:2])
     errors += waiting.ends()

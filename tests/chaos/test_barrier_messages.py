@@ -1,14 +1,13 @@
-"""Messages that are lost, late, or sent by a process that has been replaced, over a real ps."""
+"""Messages to a real ps that are lost, late, or sent by a process that has been replaced."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import tensorflow as tf
 
-from tests.ps_session import ps_session
 from tfdist import Barrier, BarrierTimeout, BrokenBarrierError, local_cluster
 from tfdist.deadline import Deadline
-from tfdist.ps.session import PS_DEVICE
+from tfdist.ps.session import PS_DEVICE, DirectSession
 
 pytestmark = pytest.mark.rotates(1)  # one kind of barrier a day; tests/cluster has both
 
@@ -24,7 +23,7 @@ def trainers():
 
 @pytest.fixture(params=["queue", "counter"])
 def make(trainers, request):
-    """Makes the barrier of this test for one trainer; again, and it is a new incarnation of it."""
+    """Makes the barrier of this test for one trainer; each further call is a new incarnation."""
     made = []
 
     def make_one(rank, **options):
@@ -37,14 +36,11 @@ def make(trainers, request):
 
 
 class Post:
-    """Holds back the next arrival of a barrier, as a slow network would; `deliver` sends it."""
+    """Holds back the next arrival of a barrier, as a slow network would, until `deliver`."""
 
     def __init__(self, barrier, monkeypatch):
-        self._monkeypatch, self._held, self._connection = (
-            monkeypatch,
-            [],
-            barrier._participant.connection,
-        )
+        self._monkeypatch, self._held = monkeypatch, []
+        self._connection = barrier._participant.connection
         graph = self._connection.graph
         self._arrivals = dict(zip([*graph.arrive, *graph.cross], [*graph.arrive] * 2, strict=True))
         for method in ("run", "block"):
@@ -63,9 +59,10 @@ class Post:
         return run
 
     def deliver(self):
-        # By a session of its own, for the sender may have closed that one meanwhile.
+        # It uses another session, because the sender may have closed its own meanwhile.
         connection = self._connection
-        with ps_session(connection._session.address, connection.graph.graph) as session:
+        address = connection._session.address
+        with DirectSession(address, connection.graph.graph, timeout=0) as session:
             session.run(self._held.pop())
 
 
@@ -76,8 +73,8 @@ def meet(one, other):
 
 
 @pytest.fixture
-def mistaken(monkeypatch):
-    """Each run is refused once before it is taken, as a few are; see tfdist.ps.retry."""
+def refused_once(monkeypatch):
+    """Refuses each run once as a duplicate, as a server does with a few; see tfdist.ps.retry."""
     refused = []
 
     def refuse_once(run):
@@ -98,7 +95,7 @@ def mistaken(monkeypatch):
     return refused
 
 
-def test_a_run_that_is_mistaken_for_another_is_no_lost_ps(make, mistaken):
+def test_a_run_refused_as_a_duplicate_is_not_taken_for_a_lost_ps(make, refused_once):
     one = make(0, action=list)
     other = make(1)
     with pytest.raises(BarrierTimeout):
@@ -113,7 +110,7 @@ def test_a_run_that_is_mistaken_for_another_is_no_lost_ps(make, mistaken):
         assert one.wait(TIMEOUT) == 0
         assert waiting.result() == 1
     other.resign()
-    assert len(mistaken) > 20
+    assert len(refused_once) > 20
 
 
 def test_a_lost_arrival_is_sent_again(make, monkeypatch):
@@ -123,7 +120,7 @@ def test_a_lost_arrival_is_sent_again(make, monkeypatch):
     meet(one, other)
 
 
-def test_a_late_arrival_counts_nowhere_once_it_was_sent_again(make, monkeypatch):
+def test_a_late_arrival_counts_nowhere_after_it_was_sent_again(make, monkeypatch):
     one = make(0)
     other = make(1)
     post = Post(one, monkeypatch)
@@ -147,7 +144,7 @@ def test_a_late_arrival_from_before_a_reset_counts_nowhere(make, monkeypatch):
     meet(one, other)
 
 
-def test_a_reset_right_after_a_waiting_trainer_has_looked_is_an_error_for_it(make, monkeypatch):
+def test_a_reset_right_after_a_waiting_trainer_has_looked_raises_in_its_wait(make, monkeypatch):
     one = make(0)
     other = make(1)
     look = one._participant.connection.look
@@ -164,7 +161,7 @@ def test_a_reset_right_after_a_waiting_trainer_has_looked_is_an_error_for_it(mak
 
 
 @pytest.mark.parametrize("make", ["queue"], indirect=True)
-def test_a_wait_that_goes_on_after_a_timeout_is_not_carried_over_a_reset(make):
+def test_a_wait_continued_after_a_timeout_ends_at_a_reset(make):
     one = make(0)
     other = make(1)
     with pytest.raises(BarrierTimeout) as caught:
@@ -176,7 +173,7 @@ def test_a_wait_that_goes_on_after_a_timeout_is_not_carried_over_a_reset(make):
     meet(one, other)
 
 
-def test_a_ps_that_forgot_while_the_connection_stayed_is_told_from_the_old_one(make):
+def test_a_ps_that_lost_the_barrier_is_detected_although_the_connection_stayed(make):
     one = make(0)
     other = make(1)
     with pytest.raises(BarrierTimeout):
@@ -184,18 +181,18 @@ def test_a_ps_that_forgot_while_the_connection_stayed_is_told_from_the_old_one(m
     graph = one._participant.connection.graph
     with graph.graph.as_default(), tf.compat.v1.device(PS_DEVICE):
         forget = tf.raw_ops.DestroyResourceOp(resource=graph._vector)
-    with ps_session(one._participant._address, graph.graph) as session:
+    with DirectSession(one._participant._address, graph.graph, timeout=0) as session:
         session.run(forget)
     other.close()
-    new = make(1)  # makes the state anew
+    new = make(1)  # makes the state again
     one._participant.connection.enter(Deadline(TIMEOUT), may_start=False)
-    with pytest.raises(BrokenBarrierError, match="forgotten who arrived"):
+    with pytest.raises(BrokenBarrierError, match="has lost the barrier"):
         one.wait(SOON)
     one.reset()
     meet(one, new)
 
 
-def test_a_replaced_process_is_told_and_its_successor_passes(make):
+def test_a_replaced_process_gets_an_error_and_its_successor_passes(make):
     old = make(0)
     other = make(1)
     new = make(0)
@@ -222,7 +219,7 @@ def test_a_replaced_chief_neither_acts_nor_releases(make):
 
 
 def arrived_chief(make):
-    """A chief with an action, where all have arrived and nobody has gone on; and the other."""
+    """A chief with an action, and the other trainer; both have arrived, neither has passed."""
     other = make(1)
     chief = make(0, action=lambda: None)
     chief._participant.connection.run(chief._participant.connection.graph.arrive[1])
@@ -234,16 +231,15 @@ def arrived_chief(make):
 @pytest.mark.parametrize("make", ["queue"], indirect=True)
 def test_a_chief_that_dies_in_its_action_leaves_a_broken_barrier(make):
     old, other = arrived_chief(make)
-    old._participant.connection.run(
-        old._participant.connection.graph.begin_action
-    )  # and there it died
+    connection = old._participant.connection
+    connection.run(connection.graph.begin_action)  # then it died
     make(0, action=lambda: None)
     with pytest.raises(BrokenBarrierError, match="worker:0 was restarted while its action ran"):
         other.wait(TIMEOUT)
 
 
 @pytest.mark.parametrize("make", ["queue"], indirect=True)
-def test_a_chief_that_comes_back_without_its_action_holds_nobody(make):
+def test_a_chief_that_restarts_without_its_action_releases_the_others(make):
     _, other = arrived_chief(make)
     make(0)
     assert other.wait(TIMEOUT) == 1

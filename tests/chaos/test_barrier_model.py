@@ -1,6 +1,6 @@
-"""Random runs of whole barriers on a real ps, whose every step `tfdist.barrier.rules` foretells.
+"""Random runs of whole barriers on a real ps; `tfdist.barrier.rules` predicts every step.
 
-Waits run in threads. The model tells who still waits, who has passed, and who got which error.
+Waits run in threads. The model predicts which trainers wait, pass, or get which error.
 """
 
 import itertools
@@ -22,9 +22,9 @@ from tfdist.barrier.rules import RESIGNED, Arrivals, Decision
 from tfdist.testing import poll_until
 
 N = 3
-TIMEOUT = 20.0  # of what is expected to end; far more than it takes
-WOKEN = 4.0  # whoever is woken goes on within this time,
-RECHECK = 2 * WOKEN  # and whoever is not takes longer
+TIMEOUT = 20.0  # for what is expected to end; far more than it takes
+WOKEN = 4.0  # a trainer that is woken continues within this time
+RECHECK = 2 * WOKEN  # a trainer that is not woken takes longer
 
 ranks = st.integers(0, N - 1)
 kinds = st.sampled_from(["queue", "counter"])
@@ -41,20 +41,20 @@ def tasks():
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch):
     monkeypatch.setattr(connection, "RECHECK_SECS", RECHECK)
-    # The rules say nothing of a ps that is silent, as one on a busy machine can seem to be.
+    # The model does not cover a silent ps, and a ps on a busy machine may seem silent.
     monkeypatch.setattr(connection, "_LAST_ANSWER_SECS", WOKEN)
 
 
 @dataclass
 class Trainer:
-    """A barrier object, and what its trainer knows."""
+    """A barrier object, and the state of its trainer."""
 
     barrier: object
     incarnation: int  # as the model numbers them
     parity: int
     breaks: bool  # a timeout breaks the barrier
-    arrived: bool = False  # it was told so, by a timeout
-    waits: Future | None = None  # for its result or error, and the time then
+    arrived: bool = False  # known from a timeout
+    waits: Future | None = None  # with its result or error, and the time of that
 
 
 def outcome_of(barrier, timeouts):
@@ -71,7 +71,7 @@ def outcome_of(barrier, timeouts):
 
 
 class Meeting(RuleBasedStateMachine):
-    """Each rule ends when all is as foretold; until then only those race that it has started."""
+    """Each rule ends when all is as predicted; until then only the waits that it started race."""
 
     tasks: tuple
     names = (f"meeting/{number}" for number in itertools.count())
@@ -85,7 +85,7 @@ class Meeting(RuleBasedStateMachine):
     def start(self, kinds, has_action, breaks, lossy):
         self.name, self.model, self.reason = next(self.names), Arrivals.start(N), ""
         self.fails, self.num_runs, self.runs = False, 0, []
-        # Whether some stop blocking while a token may be on its way, so that it may be lost.
+        # Whether some waits stop blocking while a token may be on its way, which can lose it.
         self.lossy = lossy
         self.pool, self.made = ThreadPoolExecutor(2 * N), []
         self.observer = connect(self.tasks, self.name, 1, has_action=False)
@@ -125,7 +125,7 @@ class Meeting(RuleBasedStateMachine):
 
     @rule(ranks=st.sets(ranks, min_size=1), restless=st.sets(ranks), fails=seldom)
     def wait(self, ranks, restless, fails):
-        """At once; the restless ones time out again and again and go on waiting."""
+        """All begin together; the restless ones time out repeatedly and continue."""
         start, self.fails = time.monotonic(), fails
         for rank in ranks:
             if not self.trainers[rank].waits:
@@ -151,20 +151,20 @@ class Meeting(RuleBasedStateMachine):
     def wait_shortly(self, rank, blocks):
         trainer, start = self.trainers[rank], time.monotonic()
         chief_waits = self.model.has_action and self.trainers[0].waits
-        if trainer.waits or chief_waits:  # whether it acts before the timeout, nobody can tell
+        if trainer.waits or chief_waits:  # it may act before or after the timeout
             return
         self.fails = False
         self.start_wait(rank, [0.15 if blocks and self.lossy else 0.01])
         self.settle(start, ends=rank)
 
-    # Not so early that all else happens among few.
+    # Late enough that most of a run has all its trainers.
     @precondition(lambda self: self.model.generation > 5 * (1 + self.model.arrived.count(RESIGNED)))
     @rule(rank=ranks, last=st.booleans())
     def resign(self, rank, last):
         trainer = self.trainers[rank]
         if trainer.waits:
             return
-        if last:  # which releases the others
+        if last:  # its resignation releases the others
             self.wait({*range(N)} - {rank}, set(), fails=False)
         start = time.monotonic()
         if rank == 0 and self.model.has_action:
@@ -192,10 +192,10 @@ class Meeting(RuleBasedStateMachine):
             self.model = arrivals.reset(self.model)
             self.settle(start)
 
-    @precondition(lambda self: len(self.made) < 2 * N)  # to make one takes longer than all else
+    @precondition(lambda self: len(self.made) < 2 * N)  # making one is the slowest step
     @rule(rank=ranks, kind=kinds, has_action=st.booleans(), breaks=seldom)
     def restart(self, rank, kind, has_action, breaks):
-        """One that waits is killed, any other goes on as a ghost."""
+        """A waiting trainer is killed; the process of any other lives on as a ghost."""
         start, old = time.monotonic(), self.trainers[rank]
         if old.waits:
             old.barrier.close()
@@ -212,20 +212,20 @@ class Meeting(RuleBasedStateMachine):
         start, barrier = time.monotonic(), self.ghosts.pop()
         with pytest.raises(BrokenBarrierError, match="another process has taken the place"):
             barrier.wait(TIMEOUT)
-        with suppress(BarrierError):  # a chief with an action may not
+        with suppress(BarrierError):  # a chief with an action may not resign
             barrier.resign()
         self.settle(start)
 
-    # What the model foretells.
+    # The predictions of the model.
 
     def broken_by(self, reason):
         if not self.model.broken:
             self.model, self.reason = arrivals.abort(self.model), reason
 
     def settle(self, start, ends=None):
-        """What the model says of those that wait comes true, not before `start`; no more does."""
-        while any(self.should_continue(rank, start) for rank in range(N)):
-            pass  # one that goes on may release those before it
+        """Checks that exactly the predicted waits end, and not before `start`."""
+        while any(self.ends_as_predicted(rank, start) for rank in range(N)):
+            pass  # a trainer that passes may release those before it
         if ends is not None and (trainer := self.trainers[ends]).waits:
             missing = tuple(self.tasks[rank].name for rank in self.model.missing)
             generation = self.model.generation
@@ -244,15 +244,15 @@ class Meeting(RuleBasedStateMachine):
         state = self.observer.look().arrivals
         return replace(state, incarnations=self.model.incarnations) == self.model
 
-    def should_continue(self, rank, start):
-        """Whether the wait of this trainer ends now, as it should."""
+    def ends_as_predicted(self, rank, start):
+        """Whether the wait of this trainer ends now; checks that it ends as predicted."""
         trainer = self.trainers[rank]
         if not trainer.waits:
             return False
         if self.model.arrived[rank] == RESIGNED:
             assert "has resigned" in str(self.ended(trainer, start))
             return True
-        # Since no arrival is lost here, it need not know of the resets.
+        # No arrival is lost here, so the number of resets does not matter.
         decision = arrivals.decide(self.model, rank, trainer.incarnation, trainer.parity, resets=-1)
         if decision is Decision.ACT:
             self.num_runs += 1
@@ -275,14 +275,14 @@ class Meeting(RuleBasedStateMachine):
         return True
 
     def ended(self, trainer, start):
-        """The outcome of its wait, which has to come in time."""
+        """The outcome of its wait, which has to end in time."""
         outcome, ended = trainer.waits.result(TIMEOUT if self.lossy else WOKEN)
         trainer.waits = None
         assert ended >= start, f"too early: {outcome}"
         return outcome
 
     @invariant()
-    def everybody_can_read_that(self):
+    def the_properties_agree(self):
         barrier = next(t.barrier for t in self.trainers if not t.waits)
         model = self.model
         assert barrier.n_waiting == (0 if model.broken else len(model.waiting))

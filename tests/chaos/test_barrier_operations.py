@@ -1,4 +1,4 @@
-"""Random operations on the barrier's state on a real ps, foretold by the rules in arrivals.py."""
+"""Random operations on the barrier's state on a real ps; `tfdist.barrier.rules` predicts them."""
 
 import pytest
 import tensorflow as tf
@@ -14,7 +14,7 @@ from tfdist.barrier.vector import unpack
 from tfdist.deadline import Deadline
 
 N = 3
-TIMEOUT = 30.0  # of what is expected to end; far more than it takes
+TIMEOUT = 30.0  # for what is expected to end; far more than it takes
 
 ranks = st.integers(0, N - 1)
 parities = st.integers(0, 1)
@@ -26,9 +26,8 @@ def tasks():
         yield cluster.trainers
 
 
-# By name of the incarnation: its rank, whether it is a chief with an action, and the incarnation
-# that it renews.
-# A incarnation that is over goes on sending.
+# By name of an incarnation: its rank, whether it is a chief with an action, and the incarnation
+# that it replaces. Earlier incarnations continue to send.
 INCARNATIONS = {
     "chief with an action": (0, True, None),
     "chief": (0, False, None),
@@ -45,7 +44,7 @@ chiefs = st.sampled_from(
 
 
 class Operations(RuleBasedStateMachine):
-    connections: dict[str, Connection]  # kept over all runs, since to build one takes longer
+    connections: dict[str, Connection]  # kept over all runs, since building one takes long
     forget: tf.Operation
 
     @initialize(chief=st.sampled_from(["chief", "chief with an action"]))
@@ -77,17 +76,17 @@ class Operations(RuleBasedStateMachine):
             next_parity = (model.arrived[rank] + 1) % 2
             assert state.keys[rank] == (model.incarnations[rank] + next_parity if may_arrive else 0)
 
-    def speaks(self, incarnation):
+    def is_current(self, incarnation):
         return (
             self.model.incarnations[INCARNATIONS[incarnation][0]]
             == self.connections[incarnation].incarnation
         )
 
-    def speaker(self, rank):
+    def current(self, rank):
         return next(
             incarnation
             for incarnation in INCARNATIONS
-            if INCARNATIONS[incarnation][0] == rank and self.speaks(incarnation)
+            if INCARNATIONS[incarnation][0] == rank and self.is_current(incarnation)
         )
 
     def send(self, incarnation, operation, reason=None, *, parity=None):
@@ -109,27 +108,27 @@ class Operations(RuleBasedStateMachine):
             self.reason = "worker:0 was restarted while its action ran"
         self.connections[incarnation].enter(Deadline(TIMEOUT), may_start=False)
 
-    # Left to chance, trainers seldom come together.
+    # By chance alone, all trainers would seldom arrive.
 
     @rule(but=st.sampled_from([None, *range(N)]))
     def all_arrive(self, but):
         for rank in range(N):
             if rank != but:
-                self.arrive(self.speaker(rank), arrivals.next_parity(self.model))
+                self.arrive(self.current(rank), arrivals.next_parity(self.model))
 
     @rule(dies=st.booleans(), restarted=chiefs)
     def all_arrive_and_the_chief_acts(self, dies, restarted):
         self.all_arrive(but=None)
-        self.begin_action(self.speaker(0))
+        self.begin_action(self.current(0))
         if dies:
             self.enter(restarted)
         else:
-            self.release(self.speaker(0))
+            self.release(self.current(0))
 
     @rule(last=ranks)
     def all_arrive_and_the_last_resigns(self, last):
         self.all_arrive(but=last)
-        self.resign(self.speaker(last))
+        self.resign(self.current(last))
 
     # Any incarnation at any time.
 
@@ -141,7 +140,7 @@ class Operations(RuleBasedStateMachine):
 
     @rule(incarnation=incarnations, parity=parities)
     def cross(self, incarnation, parity):
-        """Where it cannot block: it is refused, or is the last to come."""
+        """Runs only if it cannot block: it is refused, or the last to arrive."""
         (rank, has_action, _), number = (
             INCARNATIONS[incarnation],
             self.connections[incarnation].incarnation,
@@ -155,7 +154,7 @@ class Operations(RuleBasedStateMachine):
                 self.connections[incarnation].block(operation, TIMEOUT)
                 assert not refused
             except tf.errors.InvalidArgumentError:
-                pass  # also the last may take an older token, which nobody has taken before
+                pass  # the last trainer may have taken an older token that was left
 
     @rule(incarnation=incarnations)
     def begin_to_block(self, incarnation):
@@ -163,7 +162,7 @@ class Operations(RuleBasedStateMachine):
 
     @rule(incarnation=chiefs)
     def begin_action(self, incarnation):
-        if self.model.arrived[0] == RESIGNED:  # then it does not wait
+        if self.model.arrived[0] == RESIGNED:  # it does not wait
             return
         self.model = arrivals.begin_action(self.model, self.connections[incarnation].incarnation)
         self.send(incarnation, "begin_action")
@@ -175,7 +174,7 @@ class Operations(RuleBasedStateMachine):
 
     @rule(incarnation=incarnations)
     def resign(self, incarnation):
-        if INCARNATIONS[incarnation][1]:  # nobody else could run its action
+        if INCARNATIONS[incarnation][1]:  # no other trainer could run its action
             return
         self.model = arrivals.resign(
             self.model, INCARNATIONS[incarnation][0], self.connections[incarnation].incarnation
@@ -190,7 +189,7 @@ class Operations(RuleBasedStateMachine):
     @rule(incarnation=incarnations)
     def abort_if_waiting(self, incarnation):
         rank = INCARNATIONS[incarnation][0]
-        if self.speaks(incarnation) and self.model.arrived[rank] != RESIGNED:
+        if self.is_current(incarnation) and self.model.arrived[rank] != RESIGNED:
             if rank in self.model.waiting:
                 self.breaks(f"{incarnation} timed out")
             self.send(incarnation, "abort_if_waiting", f"{incarnation} timed out")
@@ -206,7 +205,7 @@ class Operations(RuleBasedStateMachine):
 
 
 def forgetting(graph):
-    """An operation after which the ps has nothing of the barrier, as if nobody had ever come."""
+    """An operation that removes everything of the barrier from the ps."""
     done = []
     with graph.as_default():
         for made in graph.get_operations():

@@ -14,11 +14,11 @@ from tfdist.cluster.ports import is_listening
 from tfdist.testing import poll_until
 
 TIMEOUT = 60.0
-SOON = 0.5  # how long after its timeout a wait may end, whatever the ps does
+SOON = 0.5  # how long after its timeout a wait may end
 
 
 class Link(threading.Thread):
-    """A network between trainers and a ps that can be cut: nothing comes then, nor is closed."""
+    """A network between trainers and a ps. A cut stops all data and closes no connection."""
 
     def __init__(self, address):
         super().__init__(name="link", daemon=True)
@@ -58,7 +58,7 @@ class Link(threading.Thread):
 
     def _forward(self, ready, side):
         if side not in self._other:
-            return  # closed by what came just before
+            return  # closed by the event just before
         data = side.recv(65536)
         if data:
             self._other[side].sendall(data)
@@ -81,7 +81,7 @@ def kind(request):
     return request.param
 
 
-def test_those_that_wait_are_told_long_before_their_timeout_that_the_ps_was_killed(
+def test_waiting_trainers_learn_long_before_their_timeout_that_the_ps_was_killed(
     make_cluster, no_leaks, kind
 ):
     cluster = make_cluster(1, 2, backend="processes")
@@ -94,7 +94,7 @@ def test_those_that_wait_are_told_long_before_their_timeout_that_the_ps_was_kill
         with pytest.raises(BrokenBarrierError, match="ps:0 was lost"):
             waiting.result()
         assert time.monotonic() - start < TIMEOUT / 10
-        # Whatever else is asked of it has the same answer.
+        # Every other call that asks the ps raises the same.
         with pytest.raises(BrokenBarrierError, match="ps:0 was lost"):
             other.missing()
         for timeout in (0, 0.5, 3.0):
@@ -115,7 +115,7 @@ def cut_off(make_cluster, kind):
     cluster = make_cluster(1, 2, backend="processes")
     address = cluster.trainers[0].cluster_spec["ps"][0]
     host, _, port = address.rpartition(":")
-    # Else the link's own call is refused, which is not what is to be seen here.
+    # Without this the link's own connection could be refused.
     poll_until(lambda: is_listening(host, int(port)), "the ps serves", timeout=60)
     link = Link(address)
     tasks = [
@@ -130,14 +130,14 @@ def cut_off(make_cluster, kind):
     link.close()
 
 
-def test_who_is_cut_off_from_the_ps_has_its_timeout_and_goes_on_afterwards(cut_off):
+def test_a_trainer_cut_off_from_the_ps_times_out_and_continues_afterwards(cut_off):
     one, other, link = cut_off
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(ends_late, one, 2.0, BarrierTimeout)
         poll_until(lambda: other.n_waiting == 1, "worker:0 waits")
         link.cut()
         assert waiting.result(TIMEOUT) < SOON
-        # One that goes on waiting, and one whose arrival gets no answer.
+        # One trainer continues its wait; the arrival of the other gets no answer.
         for timeout in (0, 0.5, 3.0):
             late = pool.submit(ends_late, one, timeout, BarrierTimeout)
             assert ends_late(other, timeout, BarrierTimeout) < SOON

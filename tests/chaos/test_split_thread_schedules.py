@@ -29,8 +29,8 @@ from tests.chaos.split_schedule import (
     Schedule,
     check,
 )
-from tests.ps_session import ps_session
 from tfdist.errors import SplitLostError
+from tfdist.ps.session import DirectSession
 from tfdist.splits.rules import Loss
 from tfdist.testing import poll_until
 
@@ -71,7 +71,7 @@ class Process:
             self.initialize = tf.compat.v1.global_variables_initializer()
             rest = [v for v in tf.compat.v1.global_variables() if v is not self.reads]
             self.savers = [tf.compat.v1.train.Saver(part) for part in (rest, [self.reads])]
-            self.session = ps_session(task.cluster_spec["ps"][0], graph)
+            self.session = DirectSession(task.cluster_spec["ps"][0], graph, timeout=0).session
 
     def forget(self):
         """Makes the queue act like one of a new process."""

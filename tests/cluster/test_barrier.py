@@ -1,4 +1,4 @@
-"""What every kind of barrier promises, over a real ps."""
+"""The promises of both kinds of barrier, on a real ps."""
 
 import itertools
 import random
@@ -26,8 +26,8 @@ from tfdist.task import PROGRESS_VARIABLE
 from tfdist.testing import poll_until
 
 NUM_TRAINERS = 3
-TIMEOUT = 20.0  # of what is expected to end; far more than it takes
-SOON = 0.2  # of what is expected to time out
+TIMEOUT = 20.0  # for what is expected to end; far more than it takes
+SOON = 0.2  # for what is expected to time out
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +41,13 @@ def trainers():
 
 @pytest.fixture(autouse=True)
 def _no_second_looks(monkeypatch):
-    """Whoever is not woken fails the test, instead of finding out at the next recheck."""
+    """A trainer that is not woken fails the test, instead of passing at the next recheck."""
     monkeypatch.setattr(connection, "RECHECK_SECS", 4 * TIMEOUT)
 
 
 @pytest.fixture
 def make(trainers, request, _no_second_looks):
-    """Makes one barrier for each trainer, closed at the end; each call a new name."""
+    """Makes one barrier for each trainer, closed at the end; each call uses a new name."""
     made = []
     names = itertools.count()
 
@@ -68,7 +68,7 @@ def kind(request):
 
 
 def together(function, barriers):
-    """Calls `function(barrier)` for all at once and returns results, or the errors raised."""
+    """Calls `function(barrier)` in a thread for each; returns results, or the errors raised."""
 
     def call(barrier):
         try:
@@ -81,7 +81,7 @@ def together(function, barriers):
 
 
 def wait(barrier):
-    """Waits for those that come at the same time; who is not woken finds out at the deadline."""
+    """Waits for trainers that arrive at the same time; fails unless it was woken."""
     deadline = Deadline(TIMEOUT / 2)
     rank = barrier.wait(TIMEOUT)
     assert not deadline.expired, "it was not woken"
@@ -94,7 +94,7 @@ def in_background(function):
     return thread
 
 
-def test_a_pass_is_marked_for_the_launcher_and_an_arrival_is_not(make, kind, tmp_path, monkeypatch):
+def test_a_pass_is_marked_for_the_launcher_but_an_arrival_is_not(make, kind, tmp_path, monkeypatch):
     monkeypatch.setenv(PROGRESS_VARIABLE, str(tmp_path / "progress.json"))
     late, other = make(kind, parties=2, ranks=range(2))
     with pytest.raises(BarrierTimeout):
@@ -108,7 +108,7 @@ def test_each_trainer_gets_a_different_number(make, kind):
     assert sorted(together(wait, make(kind))) == [0, 1, 2]
 
 
-def test_nobody_passes_before_all_have_arrived(make, kind):
+def test_no_trainer_passes_before_all_have_arrived(make, kind):
     barriers = make(kind)
     arrivals = [0] * NUM_TRAINERS
     early = []
@@ -126,7 +126,7 @@ def test_nobody_passes_before_all_have_arrived(make, kind):
     assert barriers[0].generation == 51
 
 
-def test_n_waiting_and_missing_tell_who_is_there(make, kind):
+def test_n_waiting_and_missing_show_which_trainers_have_arrived(make, kind):
     barriers = make(kind)
     assert barriers[0].n_waiting == 0
     waiting = in_background(lambda: wait(barriers[1]))
@@ -137,7 +137,7 @@ def test_n_waiting_and_missing_tell_who_is_there(make, kind):
     assert barriers[0].n_waiting == 0
 
 
-def test_a_timeout_names_those_that_are_missing(make, kind):
+def test_a_timeout_names_the_missing_trainers(make, kind):
     barriers = make(kind)
     together(wait, barriers)
     errors = together(lambda barrier: barrier.wait(SOON), barriers[:2])
@@ -163,7 +163,7 @@ def test_a_long_wait_names_the_missing_trainers_on_the_log(make, kind, caplog, m
     waits.join()
     for record in caplog.records:
         assert (record.name, record.levelname) == ("tfdist.barrier.participant", "WARNING")
-    # One of them may log before the other has arrived.
+    # Before the other has arrived, one of them may log 1 of 3.
     assert re.fullmatch(
         rf"barrier 'long/{kind}' generation 1: still waiting, 2 of 3 trainers after "
         r"\d\.\d s; missing worker:2, never seen",
@@ -193,7 +193,7 @@ def test_a_long_wait_for_a_silent_ps_names_it_on_the_log(trainers, caplog, monke
     )
 
 
-def test_after_a_timeout_the_late_one_still_completes_the_generation(make, kind):
+def test_after_a_timeout_a_late_trainer_completes_the_generation(make, kind):
     barriers = make(kind)
     with pytest.raises(BarrierTimeout, match="never seen"):
         barriers[0].wait(SOON)
@@ -202,7 +202,7 @@ def test_after_a_timeout_the_late_one_still_completes_the_generation(make, kind)
     assert barriers[0].generation == 2
 
 
-def test_one_that_timed_out_passes_though_the_others_went_on(make, kind):
+def test_a_trainer_that_timed_out_passes_after_the_others_have(make, kind):
     barriers = make(kind)
     with pytest.raises(BarrierTimeout):
         barriers[0].wait(SOON)
@@ -212,7 +212,7 @@ def test_one_that_timed_out_passes_though_the_others_went_on(make, kind):
     assert barriers[0].generation == 3
 
 
-def test_one_that_first_waited_shortly_and_then_long_takes_nobodys_token(make, kind):
+def test_a_short_wait_and_then_a_long_one_take_no_other_trainers_token(make, kind):
     barriers = make(kind, ranks=[0, 1], parties=2)
     with pytest.raises(BarrierTimeout):
         barriers[0].wait(0.02)
@@ -222,7 +222,7 @@ def test_one_that_first_waited_shortly_and_then_long_takes_nobodys_token(make, k
     assert together(wait, barriers) == [0, 1]
 
 
-def test_with_break_on_timeout_a_timeout_breaks_it_for_all(make, kind):
+def test_with_break_on_timeout_a_timeout_breaks_the_barrier_for_all(make, kind):
     barriers = make(kind, break_on_timeout=True)
     errors = together(lambda b: b.wait(SOON if b is barriers[0] else TIMEOUT), barriers[:2])
     assert isinstance(errors[0], BarrierTimeout)
@@ -237,7 +237,7 @@ def test_the_barriers_own_timeout_is_the_default(make, kind):
         make(kind, ranks=[0], timeout=SOON)[0].wait()
 
 
-def test_the_action_runs_once_a_generation_before_anybody_goes_on(make, kind):
+def test_the_action_runs_once_a_generation_before_any_trainer_passes(make, kind):
     runs, passed = [], []
     barriers = make(kind, action=lambda: runs.append(len(passed)))
 
@@ -247,11 +247,11 @@ def test_the_action_runs_once_a_generation_before_anybody_goes_on(make, kind):
             passed.append(barrier)
 
     together(run, barriers)
-    # All of the generations before had been passed by all when it ran, and none of its own.
+    # When it ran, all had passed the generations before, and none had passed its own.
     assert runs == [0, 3, 6, 9, 12]
 
 
-def test_a_chief_with_an_action_that_comes_last_runs_it_at_once(make, kind):
+def test_a_chief_that_arrives_last_runs_its_action(make, kind):
     barriers = make(kind, action=list)
     others = in_background(lambda: together(wait, barriers[1:]))
     poll_until(lambda: barriers[0].n_waiting == 2, "two wait")
@@ -259,7 +259,7 @@ def test_a_chief_with_an_action_that_comes_last_runs_it_at_once(make, kind):
     others.join()
 
 
-def test_in_the_action_the_statistics_tell_the_straggler(make, kind):
+def test_in_the_action_the_straggler_has_waited_least(make, kind):
     seen = []
     barriers = make(kind, action=lambda: seen.append(barriers[0].statistics().last_wait))
     others = in_background(lambda: together(wait, barriers[:2]))
@@ -271,9 +271,9 @@ def test_in_the_action_the_statistics_tell_the_straggler(make, kind):
     assert barriers[0].statistics().total_wait == pytest.approx(seen[0])
 
 
-# As TensorFlow has it, and as others do.
+# A message of one line, and one as TensorFlow writes it.
 @pytest.mark.parametrize("text", ["disk full", "Graph execution error:\n\ndisk full"])
-def test_a_failing_action_breaks_it_for_all_with_its_text(make, kind, text):
+def test_a_failing_action_raises_its_text_in_all_waits(make, kind, text):
     def fail():
         raise ValueError(text)
 
@@ -282,7 +282,7 @@ def test_a_failing_action_breaks_it_for_all_with_its_text(make, kind, text):
         assert "worker:0 raised ValueError: disk full" in str(error)
 
 
-def test_abort_frees_those_that_wait_and_refuses_later_ones(make, kind):
+def test_abort_raises_in_present_and_later_waits(make, kind):
     barriers = make(kind)
     errors = []
     waiting = in_background(lambda: errors.extend(together(wait, barriers[:2])))
@@ -296,7 +296,7 @@ def test_abort_frees_those_that_wait_and_refuses_later_ones(make, kind):
     assert barriers[0].broken
 
 
-def test_reset_frees_those_that_wait_and_mends_it(make, kind):
+def test_reset_raises_in_present_waits_and_mends_the_barrier(make, kind):
     barriers = make(kind)
     errors = []
     waiting = in_background(lambda: errors.extend(together(wait, barriers[:2])))
@@ -308,7 +308,7 @@ def test_reset_frees_those_that_wait_and_mends_it(make, kind):
     assert sorted(together(wait, barriers)) == [0, 1, 2]
 
 
-def test_abort_and_reset_make_it_as_new(make, kind):
+def test_after_an_abort_and_a_reset_all_pass_again(make, kind):
     barriers = make(kind)
     barriers[0].abort()
     barriers[0].reset()
@@ -316,7 +316,7 @@ def test_abort_and_reset_make_it_as_new(make, kind):
         assert sorted(together(wait, barriers)) == [0, 1, 2]
 
 
-def test_nobody_waits_for_one_that_has_resigned(make, kind):
+def test_no_trainer_waits_for_a_resigned_one(make, kind):
     barriers = make(kind)
     errors = []
     waiting = in_background(lambda: errors.extend(together(wait, barriers[:2])))
@@ -328,7 +328,7 @@ def test_nobody_waits_for_one_that_has_resigned(make, kind):
         assert together(wait, barriers[:2]) == [0, 1]
 
 
-def test_one_that_has_resigned_cannot_wait(make, kind):
+def test_a_resigned_trainer_cannot_wait(make, kind):
     (barrier,) = make(kind, ranks=[1])
     barrier.resign()
     with pytest.raises(BarrierError, match="worker:1 has resigned"):
@@ -340,7 +340,7 @@ def test_the_chief_with_an_action_cannot_resign(make, kind):
         make(kind, ranks=[0], action=list)[0].resign()
 
 
-def test_a_restarted_trainer_resumes_its_generation_and_counts_once(make, kind):
+def test_a_restarted_trainer_continues_in_its_generation_and_counts_once(make, kind):
     barriers = make(kind, name=f"restart/{kind}")
     for _ in range(3):
         together(wait, barriers)
@@ -352,18 +352,16 @@ def test_a_restarted_trainer_resumes_its_generation_and_counts_once(make, kind):
     assert again.generation == 5
 
 
-def test_a_restarted_trainer_passes_at_once_if_its_generation_was_released_meanwhile(make, kind):
+def test_a_restarted_trainer_passes_if_its_generation_was_released_meanwhile(make, kind):
     barriers = make(kind, ranks=[0, 1], parties=2, name=f"meanwhile/{kind}")
     with pytest.raises(BarrierTimeout):
         barriers[0].wait(0)
     (again,) = make(kind, ranks=[0], parties=2, name=f"meanwhile/{kind}")
-    assert (
-        wait(barriers[1]) == 1
-    )  # completes the generation in which the old incarnation has arrived
+    assert wait(barriers[1]) == 1  # completes the generation of the old incarnation's arrival
     assert wait(again) == 0
 
 
-def test_an_arrival_after_the_resignation_changes_nothing(make, kind):
+def test_an_arrival_after_resigning_changes_nothing(make, kind):
     (barrier,) = make(kind, ranks=[1])
     barrier.resign()
     before = barrier._participant.connection.look().arrivals
@@ -378,7 +376,7 @@ def test_fewer_parties_than_trainers(make, kind):
     assert together(wait, barriers) == [0, 1]
 
 
-def test_who_comes_again_after_having_arrived_is_woken(make, kind):
+def test_a_trainer_restarted_after_its_arrival_is_woken(make, kind):
     first, old, last = make(kind, name=f"again/{kind}")
     with pytest.raises(BarrierTimeout):
         old.wait(SOON)
@@ -396,7 +394,7 @@ def test_a_single_party_never_waits(make, kind):
         assert barrier.wait(TIMEOUT) == 0
 
 
-def test_repr_tells_who_it_is_and_where_it_stands(make, kind):
+def test_repr_shows_the_trainer_and_whether_it_has_arrived(make, kind):
     (barrier,) = make(kind, ranks=[1], name=f"shown/{kind}")
     assert repr(barrier) == (f"<Barrier 'shown/{kind}' of 3 parties: worker:1 has not arrived>")
     with pytest.raises(BarrierTimeout):
@@ -426,19 +424,19 @@ def test_the_class_cannot_be_subclassed():
         type("Mine", (Barrier,), {})
 
 
-def test_all_have_to_agree_on_the_parties(make, kind, trainers):
+def test_trainers_have_to_agree_on_the_parties(make, kind, trainers):
     make(kind, ranks=[1], name=f"agree/{kind}")
-    with pytest.raises(ConfigError, match="others made barrier"):
+    with pytest.raises(ConfigError, match="other trainers made barrier"):
         Barrier(trainers[0], f"agree/{kind}", kind=kind, parties=2)
 
 
-def test_a_ps_has_no_place_at_a_barrier(trainers):
+def test_a_ps_cannot_make_a_barrier(trainers):
     ps = Task("ps", 0, trainers[0].cluster_spec)
     with pytest.raises(ConfigError, match="only a chief or a worker"):
         Barrier(ps, "wrong")
 
 
-def test_a_seeded_script_that_is_started_again_is_another_one():
+def test_a_restarted_script_with_the_same_seed_is_another_incarnation():
     incarnations, tables = [], []
     for _ in range(2):
         random.seed(1)

@@ -1,4 +1,4 @@
-"""The barrier as an operation of a training graph."""
+"""`Barrier.op`, the barrier as an operation of a training graph."""
 
 import pytest
 import tensorflow as tf
@@ -12,14 +12,14 @@ STEPS = 5
 
 
 def train_in_step(task):
-    """Adds one and reads what all have added, STEPS times; all of a step is one `session.run`."""
+    """Adds one and reads the sum of all, STEPS times; a step is one `session.run`."""
     with tfdist.worker_server(task) as target, tf.Graph().as_default():
         barriers = [tfdist.Barrier(task, name, timeout=20) for name in ("added", "read")]
         with tf.compat.v1.device(tfdist.train.graph.device_setter(task)):
             counter = tf.compat.v1.get_variable(
                 "counter", [], tf.int64, initializer=tf.compat.v1.zeros_initializer()
             )
-        # Inside a scope of another machine, as parts of a model are.
+        # In the scope of another machine, as parts of a model are.
         with tf.compat.v1.device("/job:ps/task:0"):
             with tf.control_dependencies([barriers[0].op(after=[counter.assign_add(1)])]):
                 total = counter.read_value()
@@ -33,19 +33,19 @@ def train_in_step(task):
             return [int(session.run([total, step])[0]) for _ in range(STEPS)]
 
 
-def test_nobody_reads_before_all_have_added(make_cluster):
-    # Threads need one of TensorFlow's each, and the process's first cluster may have fewer.
+def test_no_trainer_reads_before_all_have_added(make_cluster):
+    # As threads, each trainer needs an inter-op thread, and an earlier cluster may have set fewer.
     cluster = make_cluster(1, 3, backend="processes")
     results = cluster.run(train_in_step, timeout=60)
     assert results == [[3 * step for step in range(1, STEPS + 1)]] * 3
 
 
 def run_late(task):
-    """The first runs its operation before the other arrives, and again after that."""
+    """Rank 0 runs its operation before rank 1 arrives, and again after that."""
     with tfdist.Barrier(task, "late", timeout=20) as barrier:
-        tell = tfdist.Barrier(task, "tell", timeout=20)
+        timed_out = tfdist.Barrier(task, "timed out", timeout=20)
         if task.rank == 1:
-            tell.wait()  # until it has timed out
+            timed_out.wait()
             return barrier.wait()
         with tfdist.worker_server(task) as target, tf.Graph().as_default():
             ran = tf.Variable(0)
@@ -56,12 +56,12 @@ def run_late(task):
                 session.run(ran.initializer)
                 with pytest.raises(tf.errors.UnknownError, match="missing worker:1, never seen"):
                     session.run(soon)
-                tell.wait()
+                timed_out.wait()
                 session.run(barrier_op)
                 return int(session.run(ran)), barrier.generation
 
 
-def test_a_timeout_is_told_by_the_run_and_the_next_run_waits_on(make_cluster):
+def test_a_run_raises_the_timeout_and_the_next_run_continues_the_wait(make_cluster):
     results = make_cluster(1, 2).run(run_late, timeout=60)
     assert results == [(1, 2), 1]
 

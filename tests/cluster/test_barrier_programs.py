@@ -1,4 +1,4 @@
-"""The barrier from other programs than a plain graph loop."""
+"""The barrier in Keras, MonitoredTrainingSession and tf.function."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from tfdist.train.hooks import WaitAtEnd, WaitEverySteps
 
 
 def train_keras(task):
-    """An eager loop over a Keras model; the barrier keeps a private graph of its own."""
+    """An eager loop over a Keras model; the barrier has a private graph."""
     model = tf.keras.Sequential([tf.keras.layers.Input([2]), tf.keras.layers.Dense(1)])
     optimizer = tf.keras.optimizers.SGD(0.1)
     features, target = np.ones([4, 2], np.float32), np.ones([4, 1], np.float32)
@@ -54,24 +54,24 @@ def train_monitored(task, ends, steps):
                 initialized.wait()
             for _ in range(ends[task.rank]):
                 session.run(count)
-            # Without the hooks a fast trainer would leave here long before a slow one.
+            # Without the hooks a fast trainer would leave long before a slow one.
         return int(end.generation), together.generation
 
 
 def test_monitored_sessions_stay_together_and_leave_together(make_cluster):
     cluster = make_cluster(1, 2, backend="threads")
     results = cluster.run(lambda task: train_monitored(task, ends=(4, 6), steps=2), timeout=80)
-    # Both passed the end once; the steps' barrier went on for the one that had more.
+    # Both passed the end once; only the trainer with more steps passed the steps' barrier again.
     assert [end for end, _ in results] == [2, 2]
     assert max(generation for _, generation in results) == 4
 
 
-def test_every_zero_steps_is_refused():
+def test_a_wait_every_0_steps_is_refused():
     with pytest.raises(tfdist.ConfigError, match="at least 1"):
         WaitEverySteps(None, 0)
 
 
-def test_a_wait_inside_a_function_is_refused_and_says_why(make_cluster):
+def test_a_wait_inside_a_function_is_refused_with_the_reason(make_cluster):
     cluster = make_cluster(1, 1, backend="threads")
     with tfdist.Barrier(cluster.trainers[0], "inside") as barrier:
 

@@ -1,4 +1,4 @@
-"""Reading a barrier from outside, which leaves it unchanged."""
+"""A process that is not a trainer reads a barrier without changing it."""
 
 import threading
 
@@ -28,7 +28,7 @@ def places(report):
     return {place.trainer: place.state for place in report.places}
 
 
-def test_who_has_arrived_and_who_is_missing(cluster):
+def test_it_shows_arrived_missing_and_resigned_trainers(cluster):
     barriers = [tfdist.Barrier(task, "end", timeout=SECONDS) for task in cluster.trainers]
     before = read(cluster, "end")
     never = tuple(Place(f"worker:{rank}", "missing", None) for rank in range(3))
@@ -38,7 +38,7 @@ def test_who_has_arrived_and_who_is_missing(cluster):
     poll_until(lambda: barriers[0].n_waiting == 1, "worker:1 waits")
     barriers[2].resign()
     report = read(cluster, "end")
-    assert read(cluster, "end").generation == report.generation == 1  # it reads, and no more
+    assert read(cluster, "end").generation == report.generation == 1  # reading changed nothing
     assert places(report) == {"worker:0": "missing", "worker:1": "arrived", "worker:2": "resigned"}
     assert 0 <= report.places[1].seconds < SECONDS
     assert (report.acts, report.broken, report.problem) == (False, None, None)
@@ -46,10 +46,10 @@ def test_who_has_arrived_and_who_is_missing(cluster):
     waiting.join()
     after = read(cluster, "end")
     assert (after.generation, places(after)["worker:1"]) == (2, "missing")
-    assert after.places[1].seconds is not None  # it was there in the generation before
+    assert after.places[1].seconds is not None  # it arrived in the generation before
 
 
-def test_a_broken_one_says_why_and_an_action_that_it_runs(cluster):
+def test_it_shows_a_running_action_and_why_a_barrier_is_broken(cluster):
     begun, go = threading.Event(), threading.Event()
 
     def action():
@@ -74,13 +74,13 @@ def test_a_broken_one_says_why_and_an_action_that_it_runs(cluster):
     assert (report.acts, report.broken) == (False, "worker:1 called abort()")
 
 
-def test_one_that_nobody_has_made_is_not_made_by_looking(cluster):
+def test_reading_does_not_make_a_barrier(cluster):
     for _ in range(2):
         report = read(cluster, "none")
         assert (report.generation, report.places, report.problem) == (None, (), None)
 
 
-def test_a_note_of_other_parties_is_told(cluster):
+def test_a_note_with_other_parties_is_a_problem(cluster):
     tfdist.Barrier(cluster.trainers[0], "end")
     report = read(cluster, "end", parties=2)
-    assert "others made barrier 'end' with 3" in report.problem
+    assert "other trainers made barrier 'end' with 3" in report.problem

@@ -1,4 +1,4 @@
-"""Epochs: the same steps for all, one account of the examples, one end."""
+"""Epochs: the same number of steps for all, one account of the examples, one end."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +14,7 @@ from tfdist.deadline import Deadline
 from tfdist.train import EpochStatus
 from tfdist.train.epoch import ANSWER_SECS, RECHECK_SECS, EpochState
 
-TIMEOUT = 20.0  # of what is expected to end
+TIMEOUT = 20.0  # for what is expected to end
 
 
 @pytest.fixture(scope="module")
@@ -41,19 +41,19 @@ def make(trainers, request):
 
 
 def of_first(task, number):
-    """The same trainer in a cluster that has so many."""
+    """The same trainer in a cluster of `number` trainers."""
     spec = {**task.cluster_spec, "worker": task.cluster_spec["worker"][:number]}
     return replace(task, cluster_spec=spec)
 
 
 def together(function, epochs):
-    """Calls `function(epoch, rank)` for all at once."""
+    """Calls `function(epoch, rank)` in a thread for each epoch."""
     with ThreadPoolExecutor(len(epochs)) as pool:
         return list(pool.map(function, epochs, range(len(epochs))))
 
 
 def steps(epoch, examples):
-    """Reads one example in a step; how many steps there were, with those of the others."""
+    """Reads one example in each step; returns the number of steps, with those of the others."""
     count, has_value = 0, True
     while epoch.should_continue(has_value):
         has_value = count < len(examples)
@@ -62,8 +62,8 @@ def steps(epoch, examples):
     return count
 
 
-def test_all_do_as_many_steps_as_the_one_that_has_most(make):
-    """3, 8 and 1 batches: 8 steps, and one in which nobody has anything."""
+def test_all_take_as_many_steps_as_the_trainer_with_the_most_data(make):
+    """3, 8 and 1 batches: 8 steps, and one in which no trainer has a value."""
     shares = [range(0, 3), range(3, 11), range(11, 12)]
 
     def train(epoch, rank):
@@ -84,8 +84,8 @@ def test_an_epoch_without_any_example_ends_after_one_step(make):
     assert together(lambda epoch, _: steps(epoch, ()), make()) == [1, 1, 1]
 
 
-def test_a_slow_one_looks_at_its_own_step(make, monkeypatch):
-    """Trainer 1 has ended; as it looks whether all have, trainer 0 has ended a step later."""
+def test_a_slow_trainer_decides_by_its_own_step(make, monkeypatch):
+    """Trainer 1 has ended. When it reads whether all have, trainer 0 has ended one step later."""
     later = threading.Event()
     all_ended, put_end = EpochState.all_ended, EpochState.put_end
 
@@ -105,8 +105,8 @@ def test_a_slow_one_looks_at_its_own_step(make, monkeypatch):
     assert together(lambda epoch, rank: steps(epoch, range(3 - rank)), epochs) == [4, 4]
 
 
-def test_a_slow_one_reads_the_reports_of_its_own_epoch(make, monkeypatch):
-    """Trainer 1 looks at the reports of epoch 1 when trainer 0 has put that of epoch 2."""
+def test_a_slow_trainer_reads_the_reports_of_its_own_epoch(make, monkeypatch):
+    """Trainer 1 reads the reports of epoch 1 after trainer 0 has stored that of epoch 2."""
     later = threading.Event()
     reports, put_report = EpochState.reports, EpochState.put_report
 
@@ -138,7 +138,7 @@ def test_a_slow_one_reads_the_reports_of_its_own_epoch(make, monkeypatch):
     ]
 
 
-def test_who_does_not_come_is_named_and_may_come_later(make):
+def test_a_missing_trainer_is_named_and_may_finish_later(make):
     saved = []
     first, second, third = make(expected=4, action=saved.append)
     first.read([0, 1])
@@ -155,7 +155,7 @@ def test_who_does_not_come_is_named_and_may_come_later(make):
     assert [epoch.number for epoch in (first, second, third)] == [2, 2, 2]
 
 
-def test_the_result_has_what_is_missing_and_what_came_twice(make):
+def test_the_result_has_missing_and_duplicate_examples(make):
     reads = [[0, 1, 2], [2, 3], [6]]
 
     def train(epoch, rank):
@@ -168,7 +168,7 @@ def test_the_result_has_what_is_missing_and_what_came_twice(make):
     assert result.duplicates == ((2, 3),)
 
 
-def test_an_action_that_fails_is_told_to_all(make):
+def test_a_failing_action_raises_on_all_trainers(make):
     def fail(result):
         raise ValueError(f"no disk in epoch {result.number}")
 
@@ -179,17 +179,17 @@ def test_an_action_that_fails_is_told_to_all(make):
     together(finish, make(action=fail))
 
 
-def test_after_a_timeout_it_goes_on_waiting_for_the_same_step(make):
+def test_after_a_timeout_the_next_call_waits_for_the_same_step(make):
     epochs = make(2)
     with pytest.raises(tfdist.BarrierTimeout):
         epochs[0].should_continue(True, timeout=0.2)
     assert together(lambda epoch, rank: steps(epoch, range(2 - rank)), epochs) == [3, 3]
 
 
-def test_who_was_restarted_goes_on_in_its_epoch(make, trainers):
-    """Its earlier life had ended, so it counts as ended; nobody waits for what it does not have."""
+def test_a_restarted_trainer_continues_in_its_epoch(make, trainers):
+    """Its earlier incarnation had ended, so it counts as ended; no trainer waits for its data."""
 
-    def first_life(epoch, rank):
+    def first_incarnation(epoch, rank):
         if rank == 1:
             epoch.should_continue(True)
             epoch.should_continue(False)
@@ -198,8 +198,8 @@ def test_who_was_restarted_goes_on_in_its_epoch(make, trainers):
 
     first, second = make(2)
     with ThreadPoolExecutor(2) as pool:
-        rest = pool.submit(first_life, first, 0)
-        pool.submit(first_life, second, 1).result()
+        rest = pool.submit(first_incarnation, first, 0)
+        pool.submit(first_incarnation, second, 1).result()
         again = make(2)[1]
         assert again.number == second.number
         assert again.should_continue(True)
@@ -207,7 +207,7 @@ def test_who_was_restarted_goes_on_in_its_epoch(make, trainers):
     assert together(lambda epoch, _: epoch.should_continue(False), [first, again]) == [False, False]
 
 
-def test_what_a_lost_ps_was_to_tell_is_broken_before_its_time_is_over(make_cluster):
+def test_a_lost_ps_raises_before_the_timeout(make_cluster):
     cluster = make_cluster(1, 1, backend="processes")
     with closing(EpochState(cluster.trainers[0], "lost")) as state:
         assert state.reports(1) == []
@@ -220,7 +220,7 @@ def test_what_a_lost_ps_was_to_tell_is_broken_before_its_time_is_over(make_clust
         assert not lost.expired
 
 
-def test_a_silent_ps_may_wake_in_time_and_is_named_where_it_does_not(make_cluster, monkeypatch):
+def test_a_silent_ps_is_named_unless_it_answers_in_time(make_cluster, monkeypatch):
     cluster = make_cluster(1, 1, backend="processes")
     with closing(EpochState(cluster.trainers[0], "silent")) as state:
         assert state.reports(1) == []
@@ -238,11 +238,11 @@ def test_a_silent_ps_may_wake_in_time_and_is_named_where_it_does_not(make_cluste
         cluster.resume("ps:0")
 
 
-def test_a_ps_that_is_silent_at_the_end_is_no_trainer_that_is_absent(make_cluster, monkeypatch):
+def test_a_silent_ps_at_the_end_is_not_reported_as_a_missing_trainer(make_cluster, monkeypatch):
     cluster = make_cluster(1, 1, backend="processes")
     with tfdist.train.Epoch(cluster.trainers[0], "silent") as epoch:
         with monkeypatch.context() as patch:
-            # It falls silent after that.
+            # The ps stops answering from then on.
             patch.setattr(epoch._state, "put_report", lambda report: cluster.pause("ps:0"))
             with pytest.raises(BarrierTimeout) as caught:
                 epoch.finish(0.5)
@@ -251,7 +251,7 @@ def test_a_ps_that_is_silent_at_the_end_is_no_trainer_that_is_absent(make_cluste
         assert epoch.finish(TIMEOUT).status is EpochStatus.ALL_ENDED
 
 
-def test_it_is_over_once_it_has_said_so(make):
+def test_should_continue_raises_after_it_has_returned_false(make):
     epochs = make()
     together(steps_of_nothing, epochs)
     with pytest.raises(TfdistError, match=r"epoch 1 of .* is over; call finish"):
@@ -262,13 +262,13 @@ def steps_of_nothing(epoch, _):
     return steps(epoch, ())
 
 
-def test_mirrored_replicas_take_as_many_steps_as_the_one_that_has_most(make_cluster):
+def test_mirrored_replicas_take_as_many_steps_as_the_one_with_the_most_data(make_cluster):
     cluster = make_cluster(0, 3, backend="processes")
     assert cluster.run(count_mirrored, timeout=100) == [(8, 12.0)] * 3
 
 
 def count_mirrored(task):
-    """3, 8 and 1 batches; the steps in which anybody had one, and the sum of all examples."""
+    """3, 8 and 1 batches; returns the steps with a value and the sum of all examples."""
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
     number = (3, 8, 1)[task.rank]
     batches = tfdist.data.endless_batches(tf.data.Dataset.from_tensors(1.0).repeat(number), 1)

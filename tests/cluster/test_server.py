@@ -52,7 +52,7 @@ def test_a_ps_of_another_cluster_is_told_by_its_id(make_cluster, monkeypatch):
     check_identity(ps_of(worker), Deadline(10))
     monkeypatch.setenv("TFDIST_CLUSTER_ID", "run-2")
     with (
-        pytest.raises(tfdist.ClusterError, match="cluster 'run-1', and not of 'run-2'"),
+        pytest.raises(tfdist.ClusterError, match="belongs to cluster 'run-1', not to 'run-2'"),
         tfdist.worker_server(worker),
     ):
         pass

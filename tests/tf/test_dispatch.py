@@ -1,4 +1,4 @@
-"""Threads that build graphs at the same time do not take one another's arguments."""
+"""Threads that build graphs at the same time do not mix up their arguments."""
 
 import subprocess
 import sys

@@ -14,10 +14,10 @@ def session_with(address):
     return DirectSession(address, graph, timeout=0.3), seven
 
 
-def test_a_ps_that_is_gone_is_unavailable_though_tensorflow_goes_on_trying():
-    with socket.socket() as held:  # bound, but nothing listens
-        held.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{held.getsockname()[1]}"
+def test_a_lost_ps_raises_unavailable_although_tensorflow_keeps_trying():
+    with socket.socket() as bound:  # nothing listens on it
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
         session, seven = session_with(address)
         with session, pytest.raises(tf.errors.UnavailableError, match=f"listens at {address}"):
             session.run(seven)

@@ -1,4 +1,4 @@
-"""What a trainer notes of its barriers is what `tfdist status` and the launcher read."""
+"""A trainer notes its barriers in files, which `tfdist status` and the launcher read."""
 
 import os
 
@@ -10,7 +10,7 @@ def launched(folder):
     return {PROGRESS_VARIABLE: str(folder / "progress.json")}
 
 
-def test_each_barrier_is_noted_once_in_its_order(tmp_path):
+def test_each_barrier_is_noted_once_in_the_order_of_creation(tmp_path):
     notes = [BarrierNote("epoch/end", 3), BarrierNote("a 'b'\n", 2), BarrierNote("epoch/end", 2)]
     for note in [*notes, *notes]:
         note_barrier(note, launched(tmp_path))
@@ -39,7 +39,7 @@ def test_a_pass_is_marked_but_not_too_often(tmp_path):
         assert (passed_at(tmp_path) != 7) == is_marked
 
 
-def test_a_line_that_is_being_written_is_left_for_later(tmp_path):
+def test_an_incomplete_last_line_is_ignored(tmp_path):
     note_barrier(BarrierNote("end", 2), launched(tmp_path))
     [file] = tmp_path.iterdir()
     file.write_text(file.read_text() + file.read_text()[:-1])

@@ -8,7 +8,7 @@ from tfdist.deadline import Deadline
 
 
 class Clock:
-    """Stands still until a test moves it."""
+    """A clock that moves only when a test sets it."""
 
     def __init__(self, now: float = 0.0) -> None:
         self.now = now
@@ -45,7 +45,7 @@ def test_what_remains_is_never_negative_but_elapsed_goes_on(clock):
     assert (deadline.elapsed, deadline.remaining, deadline.expired) == (60.0, 0.0, True)
 
 
-def test_a_timeout_of_0_has_expired_at_once(clock):
+def test_a_timeout_of_0_has_expired_immediately(clock):
     assert Deadline(0.0, clock).expired
 
 
@@ -79,7 +79,7 @@ def test_notices_are_due_after_30_60_and_120_seconds_once_each(clock):
     assert [second for second, is_due in enumerate(due) if is_due] == [30, 60, 120]
 
 
-def test_a_loop_that_looks_late_gets_one_notice_for_those_it_missed(clock):
+def test_a_late_check_gets_one_notice_for_all_that_it_missed(clock):
     deadline = Deadline(300.0, clock)
     clock.now += 130.0
     assert [deadline.notice_due() for _ in range(2)] == [True, False]

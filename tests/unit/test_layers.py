@@ -50,7 +50,7 @@ APART = {("train", "cluster")}
 # Within the floor of the foundations these may import one another.
 FOUNDATIONS = 1
 # Packages with public names, besides tfdist itself.
-PUBLIC_PACKAGES = {"data", "splits", "testing", "train"}
+PUBLIC_PACKAGES = {"barrier", "data", "splits", "testing", "train"}
 # Decisions: no TensorFlow, no input or output; numpy is the only library.
 PURE = {"deadline", "data.ledger"}
 PURE_NAME = "rules"

@@ -1,4 +1,4 @@
-"""One incarnation of a trainer at a barrier: the graph, and a session straight to the ps."""
+"""One incarnation of a trainer at a barrier: its graph, and a session straight to the ps."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ from tfdist.ps.session import DirectSession
 
 _log = logging.getLogger(__name__)
 
-# A run that blocks is looked after this often: a lost token or a Ctrl-C waits no longer.
+# Longest time that one run may block before the state is read again. It bounds what a lost token
+# costs, and the delay of a Ctrl-C.
 RECHECK_SECS = 2.0
-# What never blocks is answered within milliseconds, unless the ps is stopped or cut off.
+# The ps answers a run that does not block within milliseconds, unless it is stopped or cut off.
 ANSWER_SECS = 10.0
 _LAST_ANSWER_SECS = 0.4
 _RETRY_SECS = 0.05
@@ -31,7 +32,7 @@ _IN_USE_SECS = 0.001
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What was read from the ps in one run; times are by its clock."""
+    """The state as one run read it; times are by the clock of the ps."""
 
     arrivals: Arrivals
     ps_incarnation: int
@@ -48,15 +49,16 @@ class Snapshot:
 
 
 class Connection:
-    """A session on a graph whose incarnation may speak for the trainer, once `enter` has returned.
+    """A session for one incarnation, which acts for the trainer once `enter` has returned.
 
     Args:
-        address: of the ps.
-        name: of the barrier.
-        names: of the parties by rank.
-        rank: of the trainer.
+        address: the ps.
+        name: the barrier's name.
+        names: the parties by rank.
+        rank: the trainer.
         has_action: whether it is a chief with an action.
-        previous_incarnation: that it renews; None for a trainer that enters.
+        previous_incarnation: the incarnation that this one replaces; None for a trainer that
+            enters.
     """
 
     def __init__(
@@ -81,27 +83,26 @@ class Connection:
 
     @property
     def incarnation(self) -> int:
-        """The number by which the ps knows it."""
+        """The number by which the ps knows this incarnation."""
         return self.graph.incarnation
 
     def enter(self, deadline: Deadline, *, may_start: bool) -> None:
-        """Takes the trainer's place on the ps; again, and nothing changes.
+        """Takes the trainer's place on the ps; calling it again changes nothing.
 
         Args:
-            deadline: until which it is tried, once at least.
-            may_start: whether the ps may be about to start, so that one that is not there is
-                tried again.
+            deadline: for all attempts; there is at least one.
+            may_start: whether the ps may be about to start, so that a missing ps is tried again.
 
         Raises:
             ConfigError: the barrier was made for another number of parties.
-            tf.errors.UnavailableError: the ps is not there.
-            tf.errors.DeadlineExceededError: it does not answer.
+            tf.errors.UnavailableError: the ps is gone.
+            tf.errors.DeadlineExceededError: the ps does not answer.
         """
         while True:
             try:
                 if not self._fetch(self.graph.exists, deadline):
                     self.run(self.graph.make, deadline=deadline)
-                self.look(deadline)  # made for as many parties?
+                self.look(deadline)  # checks the number of parties
                 self.run(self.graph.enter, deadline=deadline)
                 return
             except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
@@ -114,7 +115,7 @@ class Connection:
     def run(
         self, operation: Any, reason: str | None = None, *, deadline: Deadline | None = None
     ) -> None:
-        """Runs an operation that does not block, with a `reason` where it takes one."""
+        """Runs an operation that does not block; `reason` is for those that break the barrier."""
         feed = {} if reason is None else {self.graph.reason_text: reason}
         answer = Deadline(_soon(deadline))
         while True:
@@ -124,17 +125,17 @@ class Connection:
                 return
             except IN_USE as error:
                 if answer.expired:
-                    message = f"others change the state all the time: {error}"
+                    message = f"other trainers change the state all the time: {error}"
                     raise tf.errors.DeadlineExceededError(None, None, message) from error
                 time.sleep(_IN_USE_SECS)
 
     def block(self, operation: Any, seconds: float) -> None:
-        """Runs an operation that blocks, for `seconds` or RECHECK_SECS at most.
+        """Runs an operation that blocks, for at most `seconds` or RECHECK_SECS.
 
         Raises:
-            tf.errors.DeadlineExceededError: it still blocked.
-            tf.errors.InvalidArgumentError: it was woken in vain.
-            tf.errors.OutOfRangeError: it was refused, and has done nothing.
+            tf.errors.DeadlineExceededError: the time is over.
+            tf.errors.InvalidArgumentError: it was refused, or woken without a release.
+            IN_USE: another run was in the section; nothing has changed.
         """
         if seconds < RECHECK_SECS:
             self._session.run(operation, timeout=seconds)
@@ -142,7 +143,7 @@ class Connection:
             self._session.call(operation)
 
     def look(self, deadline: Deadline | None = None) -> Snapshot:
-        """Reads everything; asks again every RECHECK_SECS, until the deadline or ANSWER_SECS.
+        """Reads the state; asks again every RECHECK_SECS until the deadline (default ANSWER_SECS).
 
         Raises:
             ConfigError: the barrier was made for another number of parties.
@@ -150,7 +151,7 @@ class Connection:
         deadline = deadline or Deadline(ANSWER_SECS)
         vector, reason, now = self._fetch(self.graph.snapshot, deadline)
         if num_parties(vector) != self._parties:
-            made_for = f"others made barrier {self._name!r} with {num_parties(vector)}"
+            made_for = f"other trainers made barrier {self._name!r} with {num_parties(vector)}"
             raise ConfigError("parties", self._parties, made_for)
         state = unpack(vector)
         rules = as_arrivals(state)
@@ -164,7 +165,7 @@ class Connection:
         )
 
     def look_if_made(self, deadline: Deadline) -> Snapshot | None:
-        """The same, for somebody who has not entered; None if nobody has made the barrier."""
+        """Reads the state without having entered; None if no trainer has made the barrier."""
         return self.look(deadline) if self._fetch(self.graph.exists, deadline) else None
 
     def _fetch(self, fetches: Any, deadline: Deadline) -> Any:
@@ -185,21 +186,21 @@ class Connection:
             )
 
     def close(self) -> None:
-        """Closes the session; blocks for RECHECK_SECS at most."""
+        """Closes the session; blocks for at most RECHECK_SECS."""
         self._session.close()
 
 
 def _total_waits(state: State, rules: Arrivals) -> list[int]:
-    """How long each rank has waited in released generations."""
+    """How long each rank has waited in released generations, in us."""
     waits = list(state.waited)
     for rank in rules.waiting:
         waits[rank] += state.arrived_at[rank]
-    # The clock is read before the lock is taken, so the last to arrive may be early by some us.
+    # The clock is read before the lock is taken, so a wait may come out negative by some us.
     return [max(wait, 0) for wait in waits]
 
 
 def _soon(deadline: Deadline | None) -> float:
-    """Seconds within which an answer is due, not long after the deadline."""
+    """Seconds that one answer may take, ending at most _LAST_ANSWER_SECS after the deadline."""
     if deadline is None:
         return ANSWER_SECS
     return min(max(deadline.remaining, _LAST_ANSWER_SECS), ANSWER_SECS)

@@ -83,7 +83,7 @@ class Barrier:
         if task.rank >= parties:
             raise ConfigError("task", task.name, f"the parties are {', '.join(trainers[:parties])}")
         if task.num_ps == 0:
-            raise ConfigError("task.cluster.ps", [], "the barrier lies on a ps; start one")
+            raise ConfigError("task.cluster.ps", [], "a ps keeps the barrier; start one")
         self.name, self._parties, self._names = name, parties, trainers[:parties]
         self._task, self._rank = task, task.rank
         self._action = action if self._rank == 0 else None
@@ -140,10 +140,9 @@ class Barrier:
         if tf.inside_function():
             raise BarrierError(
                 f"barrier {self.name!r}: wait() was called while a tf.function was being traced, "
-                "so it would block once, here, and never again where the function runs. Within "
-                "functions scheduled by a ClusterCoordinator a barrier deadlocks too, since it "
-                "runs only as many at a time as it has workers; use coordinator.join() there. "
-                "In other functions use op()"
+                "so it would block once, during tracing, and never when the function runs; use "
+                "op(). In functions scheduled by a ClusterCoordinator neither works: it runs only "
+                "as many at a time as it has workers, so they deadlock; use coordinator.join()"
             )
         deadline = Deadline(self._timeout if timeout is None else timeout)
         with self._ps_errors(deadline):
@@ -322,7 +321,7 @@ class Barrier:
             reason = f"another process has taken the place of {self._task.name}"
             _log.info("barrier %r: %s", self.name, reason)
         elif snapshot.ps_incarnation != self._participant.ps_incarnation:
-            reason = "ps:0 was restarted and has forgotten who arrived"
+            reason = "ps:0 was restarted and has lost the barrier"
         elif snapshot.arrivals.broken:
             reason = snapshot.reason
         else:

@@ -98,7 +98,7 @@ class Participant:
             self.connection.enter(deadline, may_start=True)
             snapshot = self.connection.look()
         except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
-            hint = f"Barrier {self._name!r} lies there, at {self._address}; is it up?"
+            hint = f"Barrier {self._name!r} is kept there, at {self._address}; is it running?"
             raise StartTimeout(["ps:0"], deadline.elapsed, hint) from error
         self.ps_incarnation = snapshot.ps_incarnation
         self.resigned = snapshot.arrivals.arrived[self._rank] == RESIGNED

@@ -1,24 +1,24 @@
-"""The rules of the barrier, without a network: who arrived in which generation, who may go on.
+"""The rules of the barrier, without a network: which trainers have arrived, and which may continue.
 
-`tfdist.barrier` keeps this state on a ps, as one vector of whole numbers, and runs the same
-transitions there under a lock. What matters is decided here, so that it can be tested under
-every interleaving.
+`tfdist.barrier.state` keeps this state on a ps, as one vector of integers, and runs the same
+transitions there under a lock. The decisions are made here, so that tests can explore every
+interleaving.
 
-The state is the truth, messages are only wake-ups: a trainer that was woken in vain, or not
-woken at all, reads the state and `decide`s anew. So a lost message costs time, never correctness.
+The state is the truth; messages are only wake-ups. A trainer that was woken without a release, or
+not woken at all, reads the state and `decide`s again. A lost message costs time, never correctness.
 
-**Generations** count up from 1; generation 0 counts as released from the start. A trainer does
-not send the number of the generation it arrives in but its parity, so that nothing has to be fed
-(a feed costs as much again as the whole call). Parity is enough, since a trainer is at most one
-generation ahead of the released one.
+**Generations** count up from 1; generation 0 counts as released from the start. A trainer sends
+the parity of the generation in which it arrives, not its number, so nothing has to be fed (a feed
+doubles the cost of the call). Parity is enough, because a trainer is at most one generation ahead
+of the released one.
 
-**Lives**: with parity alone, a message that was sent by a process since killed, or given up on
-since, could count in a later generation. So each message carries the number of the sender's
-incarnation, and the state knows the one incarnation of each trainer that may speak.
+**Incarnations**: with parity alone, a late message of a killed process could count in a later
+generation. So each message carries its sender's incarnation, and the state holds the current
+incarnation of each trainer.
 
-**Reset** jumps ahead by two generations: the parity of those that do not wait stays right, and a
-waiting trainer finds its arrival replaced by one of the other parity, which is how it learns that
-its generation will never be released.
+**Reset** skips two generations. Trainers that do not wait keep the right parity. A trainer that
+waits finds an arrival of the other parity in place of its own, and so learns that its generation
+will never be released.
 """
 
 from __future__ import annotations
@@ -27,38 +27,38 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 
-# Ahead of every generation, so that nobody waits for a trainer that has resigned.
+# Greater than every generation, so that no trainer waits for one that has resigned.
 RESIGNED = 2**62
 
 
 class Decision(Enum):
-    """What a trainer that waits does next."""
+    """What a waiting trainer does next."""
 
     WAIT = auto()
     PASS = auto()
     BROKEN = auto()
     ACT = auto()
-    """All are there, and it is the chief's turn to run the action and to release them."""
+    """All have arrived; the chief runs the action and releases them."""
     ARRIVE = auto()
-    """It has not arrived yet. If it had sent its arrival it renews its incarnation first, lest the
-    old
-    message come yet, and decides anew."""
+    """The ps has no arrival of this trainer. If one may still be on its way, the trainer first
+    takes a new incarnation, so that the old message has no effect, and decides again."""
     REPLACED = auto()
-    """Another process has taken its place."""
+    """Another process has taken the trainer's place."""
 
 
 @dataclass(frozen=True)
 class Arrivals:
-    """Everything the barrier knows.
+    """The state of a barrier.
 
     Attributes:
         arrived: by rank, the last generation in which the trainer arrived, or RESIGNED.
-        incarnations: by rank, the incarnation that may speak for the trainer; 0 before the first.
+        incarnations: by rank, the trainer's current incarnation; 0 before the first.
         released: the last generation that was released.
-        has_action: whether the chief has an action: then it releases, not the last to arrive.
+        has_action: whether the chief has an action. If so, the chief releases the others, not the
+            last trainer to arrive.
         acting: whether the chief has begun the action of the present generation.
         broken: whether the barrier is broken.
-        resets: how often it was reset.
+        resets: number of resets.
     """
 
     arrived: tuple[int, ...]
@@ -71,17 +71,17 @@ class Arrivals:
 
     @classmethod
     def start(cls, parties: int) -> Arrivals:
-        """The state before anybody came."""
+        """The state before any trainer has entered."""
         return cls(arrived=(0,) * parties, incarnations=(0,) * parties)
 
     @property
     def generation(self) -> int:
-        """The generation that is being waited for."""
+        """The present generation, for which trainers wait."""
         return self.released + 1
 
     @property
     def full(self) -> bool:
-        """Whether everybody who is still expected has arrived in the present generation."""
+        """Whether all expected trainers have arrived in the present generation."""
         return self.generation <= min(self.arrived) < RESIGNED
 
     @property
@@ -95,7 +95,7 @@ class Arrivals:
 
     @property
     def missing(self) -> tuple[int, ...]:
-        """Ranks that have not, and have not resigned."""
+        """Ranks that have neither arrived in the present generation nor resigned."""
         return tuple(
             rank for rank, generation in enumerate(self.arrived) if generation < self.generation
         )
@@ -104,8 +104,8 @@ class Arrivals:
 def enter(state: Arrivals, rank: int, incarnation: int, *, has_action: bool = False) -> Arrivals:
     """A new incarnation of trainer `rank` takes over; messages of earlier ones have no effect.
 
-    A chief says whether it has an action. If it died within one, nobody can know how far that
-    came, so the barrier breaks.
+    A chief states whether it has an action. If the earlier one died in its action, the barrier
+    breaks, because it is unknown how much of the action was done.
     """
     state = replace(state, incarnations=_with(state.incarnations, rank, incarnation))
     if rank != 0:
@@ -114,9 +114,9 @@ def enter(state: Arrivals, rank: int, incarnation: int, *, has_action: bool = Fa
 
 
 def renew(state: Arrivals, rank: int, incarnation: int, previous: int) -> Arrivals:
-    """The same trainer goes on with a new incarnation, unless another process has taken its place.
+    """Trainer `rank` takes a new incarnation, unless another process has taken its place.
 
-    For a trainer that does not know what has become of a message that it has sent.
+    A trainer does this if it does not know whether a message of its own will still arrive.
     """
     if state.incarnations[rank] != previous:
         return state
@@ -124,10 +124,10 @@ def renew(state: Arrivals, rank: int, incarnation: int, previous: int) -> Arriva
 
 
 def arrive(state: Arrivals, rank: int, incarnation: int, parity: int) -> Arrivals:
-    """Trainer `rank` arrives in the present generation, if it has that parity.
+    """Trainer `rank` arrives in the present generation, if that has the given parity.
 
-    Again, and nothing changes. The last one releases all, unless the chief holds them for its
-    action.
+    A repeated arrival changes nothing. The last trainer releases all, unless the chief has an
+    action to run first.
     """
     is_expected = state.arrived[rank] < state.generation and not state.broken
     if (
@@ -140,7 +140,7 @@ def arrive(state: Arrivals, rank: int, incarnation: int, parity: int) -> Arrival
 
 
 def begin_action(state: Arrivals, incarnation: int) -> Arrivals:
-    """The chief begins its action, if all are there."""
+    """The chief begins its action, if all have arrived."""
     if state.broken or not state.full or state.incarnations[0] != incarnation:
         return state
     return replace(state, acting=True)
@@ -154,19 +154,19 @@ def release(state: Arrivals, incarnation: int) -> Arrivals:
 
 
 def resign(state: Arrivals, rank: int, incarnation: int) -> Arrivals:
-    """Nobody waits for trainer `rank` any more."""
+    """Trainer `rank` leaves for good; the others no longer wait for it."""
     if state.incarnations[rank] != incarnation:
         return state
     return _settled(replace(state, arrived=_with(state.arrived, rank, RESIGNED)))
 
 
 def abort(state: Arrivals) -> Arrivals:
-    """Everybody who waits, or comes, gets an error until the barrier is reset."""
+    """Every trainer that waits or arrives gets an error, until the barrier is reset."""
     return replace(state, broken=True)
 
 
 def reset(state: Arrivals) -> Arrivals:
-    """Empties the barrier: those that wait get an error, later ones wait for a new generation."""
+    """Empties the barrier: waiting trainers get an error, later ones wait for a new generation."""
     released = state.released + 2
     return replace(
         state,
@@ -181,14 +181,14 @@ def reset(state: Arrivals) -> Arrivals:
 
 
 def decide(state: Arrivals, rank: int, incarnation: int, parity: int, resets: int) -> Decision:
-    """What trainer `rank` does next, having sent its arrival with that incarnation and parity.
+    """What trainer `rank` does next, after it has sent its arrival.
 
     Args:
-        state: what it has read.
-        rank: of the trainer.
-        incarnation: of the trainer.
-        parity: of the generation that it waits for.
-        resets: how many it knew of before it arrived.
+        state: the state that it has read.
+        rank: the trainer.
+        incarnation: the incarnation with which it sent its arrival.
+        parity: the parity with which it sent its arrival.
+        resets: the number of resets that it knew of before.
     """
     if state.incarnations[rank] != incarnation:
         return Decision.REPLACED
@@ -206,9 +206,9 @@ def decide(state: Arrivals, rank: int, incarnation: int, parity: int, resets: in
 
 
 def next_parity(state: Arrivals) -> int:
-    """The parity with which a new incarnation goes on: that of the present generation.
+    """The parity with which a new incarnation arrives first: that of the present generation.
 
-    If the trainer has arrived in it already, it arrives again and counts once.
+    If the trainer has arrived in it before, it arrives again and counts once.
     """
     return state.generation & 1
 
@@ -222,7 +222,7 @@ def describe(
     """For a message: 2 of 3 trainers after 30.0 s; missing worker:2, last seen in generation 6, ...
 
     Args:
-        state: what was read.
+        state: the state that was read.
         names: the trainers by rank.
         ages: seconds since each last arrived, by rank; None for a trainer that never has.
         seconds: how long the trainer that reports this has waited.

@@ -1,11 +1,12 @@
 """The barrier's state on the ps, and the transitions of `tfdist.barrier.rules` as graph operations.
 
-The state is one vector of whole numbers that is replaced whole under a lock, so that whoever
-reads it without the lock still sees a consistent snapshot. Each transition is one operation
-without a fetch, to be run in one `session.run`.
+The state is one vector of integers that is replaced as a whole under a lock, so a reader without
+the lock still sees a consistent snapshot. Each transition is one operation without a fetch, which
+one `session.run` executes.
 
-Release tokens go through a queue for each parity of the generation: with a single queue a fast
-trainer takes the token of a slow one. A token carries its generation; a stale one is told by it.
+Release tokens go through two queues, one for each parity of the generation: with a single queue a
+fast trainer would take the token of a slow one. A token carries its generation, which identifies a
+stale token.
 """
 
 from __future__ import annotations
@@ -29,21 +30,21 @@ _WAKE_UP = -1  # a token of no generation: look at the state
 # TensorFlow takes a plain number in `tf.where` for an int32.
 _ZERO, _ONE, _RESIGNED = np.int64(0), np.int64(1), np.int64(RESIGNED)
 
-# One for the process: TensorFlow reads freed memory where two threads build graphs at the same
-# time (`PythonAPIDispatcher::Dispatch` in python/framework/python_api_dispatcher.cc keeps the
-# arguments of a call where the next one puts its own).
+# One lock for the process: TensorFlow reads freed memory if two threads build graphs at the same
+# time (`PythonAPIDispatcher::Dispatch` in python/framework/python_api_dispatcher.cc stores the
+# arguments of a call where the next call overwrites them).
 _graph_lock = threading.RLock()
 
 
-# A queue, a token, and how many of it.
+# A queue, a token, and how many copies of it to enqueue.
 _WakeUp = tuple[Any, Any, Any]
 
 
 class _Section:
-    """What a change of the state does, in this order: it stores, it leaves, it wakes others.
+    """What a change of the state does, in this order: it stores, leaves the section, wakes others.
 
-    A wake-up is a message and no part of the state, and only a queue can be cancelled, so it comes
-    when nobody is kept out any more. Whoever is woken looks at a state that is there.
+    Enqueuing a wake-up can be cancelled, so it happens outside the section. A trainer that is
+    woken reads the new state, which is stored by then.
     """
 
     def __init__(self) -> None:
@@ -54,18 +55,18 @@ class _Section:
         self.done: Any = None
 
     def store(self, handle: Any, value: Any) -> None:
-        """After what was stored before: whoever sees that it is broken sees why."""
+        """Stores after all earlier stores: a reader of a broken state also finds the reason."""
         with tf.control_dependencies(self.stored):
             self.stored.append(_assign(handle, value))
 
     def wake(self, wake_ups: list[_WakeUp]) -> list[Any]:
-        """Operations that send them, once it was left."""
+        """Operations that send the wake-ups after the section was left."""
         with tf.control_dependencies([self.left]):
             return [_enqueue(*wake_up) for wake_up in wake_ups]
 
 
 def _operation(build: Callable[[StateOnPs], Any]) -> cached_property[Any]:
-    """An operation that is put into the graph when it is first asked for.
+    """An operation that is added to the graph on first use.
 
     Building all of them takes a quarter of a second; most barriers are never aborted or reset.
     """
@@ -79,17 +80,15 @@ def _operation(build: Callable[[StateOnPs], Any]) -> cached_property[Any]:
 
 
 class StateOnPs:
-    """The barrier's variables and transitions as a private graph, all of it on ps 0.
-
-    Each operation is built when it is first asked for.
+    """The barrier's variables and transitions as a private graph, placed on ps 0 as a whole.
 
     Args:
-        name: of the barrier, on the ps.
-        names: of the parties by rank.
-        rank: of the trainer that uses it.
-        has_action: whether that is a chief with an action.
-        previous_incarnation: renews this one, if it still may speak; None for a trainer that
-            enters.
+        name: prefix of the barrier's resources on the ps.
+        names: the parties by rank.
+        rank: the trainer that uses this graph.
+        has_action: whether that trainer is a chief with an action.
+        previous_incarnation: the incarnation that this one replaces, if it is still the current
+            one; None for a trainer that enters.
     """
 
     def __init__(
@@ -116,25 +115,25 @@ class StateOnPs:
             self._exclusive = FailingSection(name)
             self._vector = _variable(f"{name}/state", tf.int64)
             self._reason = _variable(f"{name}/reason", tf.string)
-            # Where the others wait for the release, and where a chief with an action waits for
-            # the others.
+            # In the first the trainers wait for the release, in the second a chief with an
+            # action waits for the other trainers.
             self._queues = [_queue(f"{name}/release{parity}") for parity in (0, 1)]
             self._full_queues = [_queue(f"{name}/full{parity}") for parity in (0, 1)]
             self.reason_text = tf.compat.v1.placeholder(tf.string, [])
 
     @_operation
     def exists(self) -> Any:
-        """Fetches whether somebody has made the state."""
+        """Fetches whether the state exists."""
         return tf.raw_ops.VarIsInitializedOp(resource=self._vector)
 
     @_operation
     def make(self) -> Any:
-        """Makes the state, unless somebody else was quicker."""
+        """Creates the state, unless another trainer has."""
         start = vector.start(self._parties)
 
         def make() -> Any:
             others = [_assign(self._reason, tf.constant("")), self._exclusive.open()]
-            with tf.control_dependencies(others):  # whoever sees the vector sees them too
+            with tf.control_dependencies(others):  # a reader of the vector needs them
                 return tf.group(_assign(self._vector, tf.constant(start)))
 
         lock = self._exclusive.lock()  # the guard is not open yet
@@ -145,7 +144,7 @@ class StateOnPs:
 
     @_operation
     def enter(self) -> Any:
-        """Makes this graph's incarnation the one that may speak for the trainer."""
+        """Makes this graph's incarnation the trainer's current one."""
         with self._section() as section:
             state = self._load()
             may: Any = True
@@ -164,15 +163,15 @@ class StateOnPs:
 
     @_operation
     def arrive(self) -> list[Any]:
-        """By parity: arrives, and releases if this trainer is the last; it will poll."""
+        """By parity: arrives as a trainer that polls, and releases all if it is the last."""
         return [tf.group(*self._arrive(parity, blocks=False)) for parity in (0, 1)]
 
     @_operation
     def cross(self) -> list[Any]:
         """By parity: arrives, and blocks until it is woken.
 
-        Fails at once if it was refused. Else it fails unless what woke it was the release of its
-        generation; for a chief with an action, unless all are there.
+        Fails immediately if the arrival was refused. Fails on waking unless its generation was
+        released, or, for a chief with an action, unless all have arrived.
         """
         crossings = []
         for parity in (0, 1):
@@ -181,7 +180,7 @@ class StateOnPs:
                 token = _dequeue(self._own_queues[parity])
             with tf.control_dependencies([token]):
                 [key] = self._pick(self._read(self._vector, tf.int64), "keys")
-            # Else another process has taken its place while it blocked.
+            # False if another process has taken its place while it blocked.
             is_mine = tf.equal(key, vector.next_key(self.incarnation, parity))
             crossings.append(_check(tf.equal(token, generation) & is_mine))
         return crossings
@@ -200,7 +199,7 @@ class StateOnPs:
 
     @_operation
     def begin_to_block(self) -> Any:
-        """For a trainer that has arrived as one that polls, and will `block` after all."""
+        """Lets a trainer that has arrived as one that polls `block` after all."""
         with self._section() as section:
             state = self._load()
             mine = self._me & self._speaks(state)
@@ -220,7 +219,7 @@ class StateOnPs:
 
     @_operation
     def release(self) -> Any:
-        """The chief has run its action."""
+        """Releases all after the chief's action."""
         with self._section() as section:
             state = self._load()
             acted = (state.acting > 0) & self._speaks(state)
@@ -229,7 +228,7 @@ class StateOnPs:
 
     @_operation
     def resign(self) -> Any:
-        """Nobody waits for this trainer any more."""
+        """Leaves for good; the others no longer wait for this trainer."""
         with self._section() as section:
             state = self._load()
             speaks = self._speaks(state)
@@ -251,7 +250,7 @@ class StateOnPs:
 
     @_operation
     def abort_if_waiting(self) -> Any:
-        """The same, unless this trainer's generation has been released."""
+        """Breaks the barrier, unless this trainer's generation has been released."""
         with self._section() as section:
             state = self._load()
             waits = state.arrived[self._rank] > state.released
@@ -261,7 +260,7 @@ class StateOnPs:
 
     @_operation
     def reset(self) -> Any:
-        """Empties and mends the barrier, and wakes those that wait."""
+        """Empties and mends the barrier, and wakes the trainers that wait."""
         with self._section() as section:
             state = self._load()
             section.store(self._vector, vector.pack(vector.emptied(state)))
@@ -282,14 +281,14 @@ class StateOnPs:
 
     @contextmanager
     def _section(self) -> Iterator[_Section]:
-        """What is read and stored inside it is one atomic step; then it sends the wake-ups.
+        """Reads and stores as one atomic step, then sends the wake-ups.
 
-        A run that finds another one inside fails with `IN_USE`, and has changed nothing.
+        A run that finds another run inside fails with `IN_USE` and changes nothing.
         """
         section = _Section()
         lock = self._exclusive.lock()
-        # Only what reads waits for the lock. All else depends on that, or is constant, and what is
-        # constant is then ready before the lock is taken.
+        # Only reads wait for the lock. Everything else depends on a read or is constant, and the
+        # constants are then ready before the lock is taken.
         self._gate = [self._exclusive.take(lock)]
         yield section
         self._gate = []
@@ -314,8 +313,8 @@ class StateOnPs:
     def _arrive(self, parity: int, *, blocks: bool) -> tuple[Any, Any]:
         """Arrives; whether that was accepted, and in which generation.
 
-        This is what each wait costs, so it is written for few operations: the vector is not taken
-        apart, and the places of it are changed by what is added to the whole.
+        Every wait pays for this, so it uses few operations: it does not take the vector apart, but
+        changes elements by adding other vectors to it.
         """
         one = {name: vector.one_at(name, self._rank, self._parties) for name in State._fields}
         other_parity = 1 - 2 * parity  # added to `parity`
@@ -332,8 +331,8 @@ class StateOnPs:
             )
             accepted = tf.equal(key + present, vector.arrival_key(self.incarnation, parity))
             after = tf.raw_ops.Select(condition=accepted, x=before * kept + arrival, y=before)
-            # Not tf.cond, which would make a function of each case. What depends on the second
-            # is dead unless this trainer is the last, and what depends on the first if it is.
+            # tf.cond would make a function of each case. With Switch, operations on `all_there`
+            # are dead unless this trainer is the last, and operations on `others_miss` if it is.
             is_last = accepted & tf.equal(missing, 1)
             others_miss, all_there = tf.raw_ops.Switch(data=after, pred=is_last)
             generation = arrived + 1
@@ -349,7 +348,7 @@ class StateOnPs:
     def _settle_last(
         self, all_there: Any, parity: int, now: Any, generation: Any
     ) -> tuple[Any, list[_WakeUp]]:
-        """What `_settle` does, by what is added to the whole vector."""
+        """Does what `_settle` does, by adding vectors to the whole."""
         one = {name: vector.one_at(name, 0, self._parties) for name in State._fields}
         waited = sum(vector.one_at("waited", rank, self._parties) for rank in range(self._parties))
         next_one = now * waited + (one["released"] + (1 - 2 * parity) * one["parity"])
@@ -380,13 +379,13 @@ class StateOnPs:
     def _settle(
         self, section: _Section, state: State, changed: Any, *, acted: bool = False
     ) -> None:
-        """Stores the state; if it `changed` and all are there now, releases or wakes the chief.
+        """Stores the state; if it `changed` and all have arrived, releases them or wakes the chief.
 
         Args:
-            section: that it belongs to.
-            state: the new one.
-            changed: whether anything but a repetition or a refusal has happened.
-            acted: whether the chief's action has run, so that it does not hold them any more.
+            section: the current section.
+            state: the new state.
+            changed: false if the request was refused or repeats an earlier one.
+            acted: whether the chief's action has run, so that the release no longer waits for it.
         """
         complete = vector.is_full(state) & changed
         release = complete if acted else complete & tf.equal(state.has_action, 0)
@@ -395,7 +394,7 @@ class StateOnPs:
         self._wake(section, state, token, release=release, to_chief=complete & ~release)
 
     def _broken_if(self, section: _Section, condition: Any, state: State, reason: Any) -> State:
-        """The state, broken if `condition`; unless it was before, those that wait are told."""
+        """The state, broken if `condition`; wakes the waiting trainers if it was not before."""
         breaks = condition & tf.equal(state.broken, 0)
         section.store(self._reason, tf.where(breaks, reason, self._read(self._reason, tf.string)))
         self._wake(section, state, _WAKE_UP, release=breaks, to_chief=breaks)
@@ -404,7 +403,7 @@ class StateOnPs:
     def _wake(
         self, section: _Section, state: State, token: Any, *, release: Any, to_chief: Any
     ) -> None:
-        """Puts a token for each that blocks into the queues of the present generation."""
+        """Enqueues a token for each blocked trainer of the present generation."""
         odd = (state.released + 1) % 2
         others = vector.blocked_others(state) * tf.cast(release, tf.int64)
         chief = vector.blocked_chief(state) * tf.cast(to_chief, tf.int64)
@@ -433,13 +432,13 @@ def _assign(handle: Any, value: Any) -> Any:
 
 
 def _after(operations: list[Any], value: Any) -> Any:
-    """The value, once these are done; dead if one of them is."""
+    """The value, after these operations; dead if one of them is dead."""
     with tf.control_dependencies(operations):
         return tf.identity(value)
 
 
 def _either(values: list[Any]) -> Any:
-    """The one that is not dead."""
+    """The value that is not dead."""
     return tf.raw_ops.Merge(inputs=values)[0]
 
 
@@ -448,11 +447,11 @@ def _dequeue(queue: Any) -> Any:
 
 
 def _check(condition: Any) -> Any:
-    """Fails with InvalidArgumentError unless the condition holds: an answer without a fetch."""
+    """Fails with InvalidArgumentError unless the condition holds: a result without a fetch."""
     return tf.raw_ops.Assert(condition=condition, data=[condition], summarize=1)
 
 
 def _enqueue(queue: Any, token: Any, count: Any) -> Any:
-    """Puts `count` equal tokens in; 0 is fine and returns at once, so no condition is needed."""
+    """Enqueues `count` copies of a token; with 0 it does nothing, so it needs no condition."""
     tokens = tf.fill(tf.expand_dims(count, 0), tf.cast(token, tf.int64))
     return tf.raw_ops.QueueEnqueueManyV2(handle=queue, components=[tokens])

@@ -1,4 +1,4 @@
-"""The barrier's state as one vector of whole numbers, which is replaced whole on the ps."""
+"""The barrier's state as one vector of integers, which is replaced as a whole on the ps."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import tensorflow as tf
 
 from tfdist.barrier.rules import RESIGNED, Arrivals
 
-# In the place of a incarnation: the trainer never came.
-_NOBODY = 1
+# Stands in for the incarnation of a trainer that never entered.
+_NEVER_ENTERED = 1
 
 
 class State(NamedTuple):
-    """The vector, taken apart: rows with a place for each rank, then single numbers.
+    """The parts of the vector: rows with one element per rank, then single numbers.
 
-    Times are in us, by the clock of the ps. What is marked with * follows from the rest, see
-    `pack`; it is there so that an arrival needs few operations.
+    Times are in us, by the clock of the ps. Fields marked * follow from the others (see `pack`);
+    they are stored so that an arrival needs few operations.
     """
 
     arrived: Any
     incarnations: Any
-    blocks: Any  # whether it blocks in a queue, or polls and needs no token
-    arrived_at: Any  # when it last arrived; 0 for never
-    waited: Any  # over all released generations; while it waits, less `arrived_at`
-    keys: Any  # * its incarnation, plus the parity of the generation in which it arrives next; or 0
+    blocks: Any  # 1 if it blocks in a queue; 0 if it polls and needs no token
+    arrived_at: Any  # time of its last arrival; 0 for never
+    waited: Any  # sum over all released generations; while it waits, minus `arrived_at`
+    keys: Any  # * incarnation + parity of the next generation in which it arrives; or 0
     released: Any
     has_action: Any
     acting: Any
     broken: Any
     resets: Any
-    ps_incarnation: Any  # of the ps: another one has forgotten everything
+    ps_incarnation: Any  # changes when the ps is restarted and has lost the state
     parity: Any  # * of the present generation
-    expected: Any  # * how many have not resigned
-    missing: Any  # * how many of them have not arrived
-    blocked: Any  # * how many block in the queue for the release
+    expected: Any  # * number of trainers that have not resigned
+    missing: Any  # * number of those that have not arrived
+    blocked: Any  # * number of trainers that block in the queue for the release
 
 
 _NUM_ROWS = State._fields.index("released")
@@ -44,26 +44,25 @@ _NUM_SINGLES = len(State._fields) - _NUM_ROWS
 
 
 def new_incarnation() -> int:
-    """A number for a incarnation: even with two parities added to it, another one differs."""
-    # Not of `random`: a script seeds that, and its next incarnation would be taken for the last
-    # one.
+    """A random multiple of 4, so that adding up to two parities gives no other incarnation's."""
+    # `random` may be seeded by the script, and would then repeat the number after a restart.
     return 4 * (1 + secrets.randbelow(2**60 - 1))
 
 
 def arrival_key(incarnation: int, parity: int) -> int:
-    """What `keys` and `parity` sum up to if that incarnation may arrive with that parity."""
+    """The sum of `keys` and `parity` if that incarnation may arrive with that parity."""
     return incarnation + 2 * parity
 
 
 def next_key(incarnation: int, parity: int) -> int:
-    """What `keys` has for that incarnation once it has arrived with that parity."""
+    """The value in `keys` after that incarnation has arrived with that parity."""
     return incarnation + 1 - parity
 
 
 def start(parties: int) -> np.ndarray:
-    """The vector before anybody came."""
+    """The vector before any trainer has entered."""
     state = State(*[0] * len(State._fields))._replace(
-        keys=_NOBODY + 1,
+        keys=_NEVER_ENTERED + 1,
         ps_incarnation=secrets.randbits(62),
         parity=1,
         expected=parties,
@@ -73,9 +72,9 @@ def start(parties: int) -> np.ndarray:
 
 
 def pack(state: State) -> Any:
-    """The vector of a state, as a tensor; what follows from the rest of it is made to."""
+    """The vector of a state, as a tensor; computes the fields that follow from the others."""
     expected = state.arrived < RESIGNED
-    keys = tf.maximum(state.incarnations, _NOBODY) + (state.arrived + 1) % 2
+    keys = tf.maximum(state.incarnations, _NEVER_ENTERED) + (state.arrived + 1) % 2
     may_arrive = expected & tf.equal(state.broken, 0)
     state = state._replace(
         keys=tf.where(may_arrive, keys, tf.zeros_like(keys)),
@@ -94,18 +93,18 @@ def take_apart(vector: Any, parties: int) -> State:
 
 
 def num_parties(vector: np.ndarray) -> int:
-    """For how many parties a fetched vector was made."""
+    """The number of parties of a fetched vector."""
     return (len(vector) - _NUM_SINGLES) // _NUM_ROWS
 
 
 def unpack(vector: np.ndarray) -> State:
-    """A fetched vector, taken apart into lists and numbers."""
+    """The state of a fetched vector, as lists and numbers."""
     rows = vector[:-_NUM_SINGLES].reshape(_NUM_ROWS, -1).tolist()
     return State(*rows, *vector[-_NUM_SINGLES:].tolist())
 
 
 def as_arrivals(state: State) -> Arrivals:
-    """What the rules know of it."""
+    """The part of a fetched state that the rules use."""
     return Arrivals(
         arrived=tuple(state.arrived),
         incarnations=tuple(state.incarnations),
@@ -118,35 +117,35 @@ def as_arrivals(state: State) -> Arrivals:
 
 
 def place(field: str, rank: int, parties: int) -> int:
-    """Where in the vector a number is: of that rank, if the field is a row."""
+    """The index in the vector of a field; of that rank's element, if the field is a row."""
     index = State._fields.index(field)
     return index * parties + rank if index < _NUM_ROWS else _NUM_ROWS * (parties - 1) + index
 
 
 def one_at(field: str, rank: int, parties: int) -> Any:
-    """A vector of zeros, with a one in that place."""
+    """A vector of zeros with a one at `place(field, rank, parties)`."""
     size = _NUM_ROWS * parties + _NUM_SINGLES
     return (np.arange(size) == place(field, rank, parties)).astype(np.int64)
 
 
 def is_waiting(state: State) -> Any:
-    """By rank, whether it has arrived in the present generation, as a tensor."""
+    """By rank, whether the trainer has arrived in the present generation, as a tensor."""
     return (state.arrived > state.released) & (state.arrived < RESIGNED)
 
 
 def is_full(state: State) -> Any:
-    """Whether everybody who is still expected has arrived in the present generation."""
+    """Whether all expected trainers have arrived in the present generation."""
     first = tf.reduce_min(state.arrived, 0)
     return (first > state.released) & (first < RESIGNED) & tf.equal(state.broken, 0)
 
 
 def blocked_others(state: State) -> Any:
-    """How many block in the queue for the release."""
+    """Number of trainers that block in the queue for the release."""
     return _count(is_waiting(state) & (state.blocks > 0)) - blocked_chief(state)
 
 
 def blocked_chief(state: State) -> Any:
-    """How many block in the queue for the chief: a chief that has an action, or nobody."""
+    """1 if a chief with an action blocks in its queue, else 0."""
     chief = state.blocks[0] * tf.cast(is_waiting(state)[0], tf.int64)
     return chief * tf.cast(state.has_action, tf.int64)
 

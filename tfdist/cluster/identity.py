@@ -1,6 +1,7 @@
-"""Which cluster a server is of: a stale one at the same address looks the same otherwise.
+"""The id of the cluster that a server belongs to.
 
-A ps keeps the id of its cluster in a variable. A trainer reads it before it trusts that ps.
+A server that an earlier run left behind at the same address looks like the right one. So each ps
+keeps its cluster's id in a variable, and a trainer reads it before it uses that ps.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from tfdist.task import Task
 
 _log = logging.getLogger(__name__)
 
-# Any text that no other run has, the same for all tasks. `tfdist run` sets it; elsewhere you do.
+# A text that no other run has, the same for all tasks. `tfdist run` sets it; elsewhere you do.
 ID_VARIABLE = "TFDIST_CLUSTER_ID"
 
 _ANSWER_SECS = 5.0
@@ -26,7 +27,7 @@ _POLL_SECS = 0.05
 
 
 def show_identity(own: Task, target: str) -> None:
-    """Keeps the id where `read_identity` finds it; nothing without one."""
+    """Stores the id where `read_identity` finds it; does nothing if the id is not set."""
     if identity := os.environ.get(ID_VARIABLE):
         import tensorflow as tf
 
@@ -37,11 +38,11 @@ def show_identity(own: Task, target: str) -> None:
 
 
 def read_identity(of: Task, timeout: float = _ANSWER_SECS) -> str | None:
-    """The id that a server shows; None if it shows none. Blocks for `timeout` seconds at most.
+    """The id that a server shows, or None; blocks for at most `timeout` seconds.
 
     Raises:
-        tf.errors.UnavailableError: nobody serves there.
-        tf.errors.DeadlineExceededError: it does not answer; or no TensorFlow server is there.
+        tf.errors.UnavailableError: no process listens there.
+        tf.errors.DeadlineExceededError: no answer; perhaps it is no TensorFlow server.
     """
     import tensorflow as tf
 
@@ -57,15 +58,15 @@ def read_identity(of: Task, timeout: float = _ANSWER_SECS) -> str | None:
 
 
 def check_identity(of: Task, deadline: Deadline) -> None:
-    """Returns once the server shows our id; at once where we have none.
+    """Returns once the server shows our id; immediately if our id is not set.
 
     Raises:
-        ClusterError: it shows another one, or none until the deadline; or it is another task.
+        ClusterError: it shows another id, or none until the deadline, or it is another task.
     """
     identity = os.environ.get(ID_VARIABLE)
     if not identity:
         return
-    # One that has just started listens a moment before it shows its id.
+    # A server that has just started listens a moment before it shows its id.
     while (shown := _shown(of, deadline)) is None and not deadline.expired:
         if deadline.notice_due():
             _log.warning(
@@ -75,7 +76,7 @@ def check_identity(of: Task, deadline: Deadline) -> None:
     if shown != identity:
         what = "no cluster that tfdist knows" if shown is None else f"cluster {shown!r}"
         raise ClusterError(
-            f"{of.name} at {of.address} is of {what}, and not of {identity!r} ({ID_VARIABLE}): "
+            f"{of.name} at {of.address} belongs to {what}, not to {identity!r} ({ID_VARIABLE}): "
             "probably a server that an earlier run left behind; end it, or take another port"
         )
 
@@ -86,8 +87,8 @@ def _shown(of: Task, deadline: Deadline) -> str | None:
     try:
         return read_identity(of, min(max(deadline.remaining, _LAST_ANSWER_SECS), _ANSWER_SECS))
     except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
-        return None  # it has gone, or whatever it is
-    except tf.errors.InvalidArgumentError as error:  # it has no such device
+        return None
+    except tf.errors.InvalidArgumentError as error:  # the server has no such device
         what = f"{of.name} at {of.address} serves as another task"
         raise ClusterError(f"{what}; end it, or take another port") from error
 

@@ -1,4 +1,4 @@
-"""The mailbox of a task that serves: a queue on it, by which others say that they are done."""
+"""The mailbox of a serving task: a queue on it to which trainers report that they are done."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DONE, KNOWS, DISMISS = range(3)
 
 
 def send(to: Task, message: int, rank: int, *, timeout: float) -> None:
-    """Puts a message of the trainer `rank` into the mailbox; blocks for `timeout` seconds at most.
+    """Puts a message from trainer `rank` into the mailbox; blocks for at most `timeout` seconds.
 
     Raises:
         tf.errors.UnavailableError: the task is gone.
@@ -29,7 +29,7 @@ def send(to: Task, message: int, rank: int, *, timeout: float) -> None:
 
 
 def receive(target: str, own: Task, received: queue.SimpleQueue[tuple[int, int]]) -> None:
-    """Passes on what comes, until it is dismissed or all trainers know that they may leave."""
+    """Passes messages on, until the task is dismissed or all trainers know that they may leave."""
     import tensorflow as tf
 
     with tf.Graph().as_default() as graph:
@@ -48,7 +48,7 @@ def receive(target: str, own: Task, received: queue.SimpleQueue[tuple[int, int]]
 def session_with(
     task: Task, graph: Any, *, timeout: float, target: str | None = None
 ) -> DirectSession:
-    """A session with `task` alone, by way of `target` if given; `timeout=0` means no limit."""
+    """A session with `task` alone, through `target` if given; `timeout=0` means no limit."""
     from tfdist.ps.session import DirectSession
 
     return DirectSession(

@@ -1,10 +1,10 @@
 """A section of operations on a ps that one run executes at a time.
 
-A lock alone does not keep runs apart: TensorFlow releases it when *another* run that waits for it
-is cancelled (`AcquireAsync` in core/kernels/mutex_ops.cc). So a section has a guard too, which a
-run takes after the lock and opens before it unlocks. A run that finds the guard taken does not
-wait: it has done nothing, and is to be sent again. Only the run that took the guard opens it, and
-always does, since nothing within a section may block or be cancelled.
+A lock alone does not exclude other runs: TensorFlow releases it when *another* run that waits for
+it is cancelled (`AcquireAsync` in core/kernels/mutex_ops.cc). So a section also has a guard, which
+a run takes after the lock and opens before it unlocks. A run that finds the guard taken does not
+wait: it changes nothing, and its sender sends it again. Only the run that took the guard opens it,
+and it always does, because nothing within a section may block or be cancelled.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ class _Section:
         )
 
     def open(self) -> Any:
-        """Opens the guard; before the first run, and at the end of each section."""
+        """Opens the guard: once before the first run, then at the end of each section."""
         return tf.raw_ops.AssignVariableOp(resource=self._guard, value=self._open_guard)
 
     def lock(self) -> Any:
-        """Waits for the lock alone."""
+        """Waits for the lock, and leaves the guard alone."""
         return tf.raw_ops.MutexLock(mutex=self._mutex)
 
     def unlock(self, lock: Any, after: Sequence[Any]) -> Any:
@@ -50,14 +50,14 @@ class FailingSection(_Section):
     """A run that finds the section in use fails with IN_USE: one operation, and no branch.
 
     Args:
-        name: of the lock and the guard on the ps. All operations are built in the default graph,
-            on the device in scope.
+        name: names the lock and the guard on the ps. All operations are built in the default
+            graph, on the device in scope.
     """
 
     _open_guard = np.zeros((), np.int64)
 
     def take(self, lock: Any) -> Any:
-        """Takes the guard once `lock` is there; what reads the state has to depend on it."""
+        """Takes the guard after `lock`; operations that read the state have to depend on it."""
         with tf.control_dependencies([lock]):
             return tf.raw_ops.ResourceCountUpTo(resource=self._guard, limit=1, T=tf.int64)
 
@@ -65,14 +65,14 @@ class FailingSection(_Section):
 class BranchingSection(_Section):
     """A run that finds the section in use takes another branch.
 
-    For an operation that is part of a training step, which must not fail. Args: as of
+    This is for an operation within a training step, which must not fail. The argument is that of
     FailingSection.
     """
 
     _open_guard = np.zeros(3, np.int64)
 
     def run(self, inside: Callable[[], Fetches], in_use: Callable[[], Fetches]) -> Fetches:
-        """What `inside` builds, executed within the section; what `in_use` builds if it is in use.
+        """Executes what `inside` builds within the section, or what `in_use` builds if it is taken.
 
         Both build tensors of the same structure.
         """
@@ -94,10 +94,10 @@ class BranchingSection(_Section):
         return done
 
     def take(self) -> Any:
-        """Takes the guard; whether it was free.
+        """Takes the guard; true if it was free.
 
-        The counter of a random number generator is TensorFlow's one variable that an operation
-        adds to and returns the earlier value of, atomically.
+        The guard is the counter of a random number generator: no other operation of TensorFlow
+        atomically adds to a variable and returns its earlier value.
         """
         before = tf.raw_ops.RngReadAndSkip(
             resource=self._guard, alg=np.int32(_PHILOX), delta=np.uint64(1)

@@ -26,17 +26,17 @@ _PROBE_SECS = 0.2
 
 
 class DirectSession:
-    """A session straight to one task, which is nearer than by way of the trainer's own server.
+    """A session straight to one task: faster than one through the trainer's own server.
 
     Every method that asks the task raises tf.errors.UnavailableError if the task is gone, and
     tf.errors.DeadlineExceededError if it does not answer in time.
 
     Args:
         address: host:port of the task.
-        graph: the graph to run; all of it on that task.
+        graph: the graph to run, placed on that task as a whole.
         timeout: seconds that one run may take; 0 means no limit.
         task_device: the task as a device, by default ps 0.
-        target: the session's target, by default `address` by way of gRPC.
+        target: the session's target; by default `address` over gRPC.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class DirectSession:
         target: str | None = None,
     ) -> None:
         config = tf.compat.v1.ConfigProto(
-            # Without the filter the session would wait for every task of the cluster.
+            # Without this filter the session would wait for every task of the cluster.
             device_filters=[task_device],
             operation_timeout_in_ms=int(timeout * 1000),
         )
-        # A few dozen small operations: rewriting them takes longer than it saves.
+        # For a few dozen small operations, rewriting the graph takes longer than it saves.
         config.graph_options.rewrite_options.disable_meta_optimizer = True
         self.address = address
         self.session = tf.compat.v1.Session(
@@ -75,15 +75,15 @@ class DirectSession:
         return self._ask(self.session.run, fetches, feed, options=options)
 
     def call(self, operation: Any) -> None:
-        """Runs an operation without feed or fetch, in half of the time that `run` takes."""
+        """Runs an operation without feed or fetch, in half the time of `run`."""
         if operation not in self._callables:
             self._callables[operation] = self.session.make_callable(operation)
         self._ask(self._callables[operation])
 
     def close(self) -> None:
-        """Closes the session, also if the task is gone; blocks for the session's timeout at most.
+        """Closes the session, also if the task is gone; blocks for at most the session's timeout.
 
-        A task that is gone or silent keeps nothing that has to be released.
+        A task that is gone or silent holds nothing that has to be released.
         """
         with suppress(*PS_LOST, tf.errors.DeadlineExceededError):
             self._check_task()
@@ -108,11 +108,11 @@ class DirectSession:
 
 
 def is_refused(address: str) -> bool:
-    """Whether no process listens at `address`; blocks for 0.2 s at most.
+    """Whether no process listens at `address`; blocks for at most 0.2 s.
 
-    TensorFlow repeats a call to a process that is gone until the time of the run is over. The
-    kernel of that machine refuses a connection at once. A machine that is slow or cut off does not,
-    so the answer for it is False.
+    If the process is gone, TensorFlow repeats a call until the run times out, but the kernel of
+    that machine refuses a connection immediately. A machine that is slow or cut off refuses
+    nothing, so the answer for it is False.
     """
     try:
         socket.create_connection(parse_address(address), _PROBE_SECS).close()

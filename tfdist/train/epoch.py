@@ -1,4 +1,4 @@
-"""An epoch that ends for all trainers at once, and accounts for every example."""
+"""An epoch that ends for all trainers together, and accounts for every example."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from tfdist.runs.progress import Progress
 from tfdist.task import Task
 
 ANSWER_SECS = 30.0
-RECHECK_SECS = 2.0  # TensorFlow waits for a ps that is gone; the connection is probed this often
+RECHECK_SECS = 2.0  # TensorFlow keeps waiting for a lost ps, so it is probed this often
 
 
 class EpochStatus(Enum):
-    """How an epoch stands when `finish` returns."""
+    """Whether an epoch has ended when `finish` returns."""
 
     ALL_ENDED = "all ended"
     PARTIAL = "partial"
@@ -36,12 +36,12 @@ class EpochReport:
 
     Attributes:
         trainer: its name.
-        epoch: the number of it.
-        steps: in which it read examples.
-        examples: that it read.
-        seconds: from the end of the epoch before to its arrival at the end of this one.
+        epoch: the epoch's number.
+        steps: number of steps in which it read examples.
+        examples: number of examples that it read.
+        seconds: from the end of the previous epoch to its arrival at the end of this one.
         reads: the examples, as ranges.
-        left: when it left the epoch before, in seconds by the clock of ps 0; None in its first.
+        left: when it left the previous epoch, in seconds by the clock of ps 0; None in its first.
     """
 
     trainer: str
@@ -55,14 +55,14 @@ class EpochReport:
 
 @dataclass(frozen=True)
 class EpochResult:
-    """What is known of an epoch; the same on every trainer if all have ended.
+    """The outcome of an epoch; the same on every trainer if all have ended.
 
     Attributes:
-        number: of the epoch.
-        status: ALL_ENDED, or PARTIAL if somebody had not come in time.
-        reports: of those who have come, by rank.
-        absent: names of the trainers that have not.
-        audit: the reads of all reports against `expected`; None if that is not known.
+        number: the epoch's number.
+        status: ALL_ENDED, or PARTIAL if a trainer did not end in time.
+        reports: one for each trainer that has ended, by rank.
+        absent: names of the trainers that have not ended.
+        audit: the reads of all reports compared with `expected`; None if that is not known.
     """
 
     number: int
@@ -73,29 +73,29 @@ class EpochResult:
 
     @property
     def steps(self) -> int:
-        """Of all reports together: as many updates, where each step is one."""
+        """The sum over all reports. If each step is one update, this is the number of updates."""
         return sum(report.steps for report in self.reports)
 
     @property
     def examples(self) -> int:
-        """That were read, one that was read twice counted twice."""
+        """The sum over all reports; an example that was read twice counts twice."""
         return sum(report.examples for report in self.reports)
 
     @property
     def missing(self) -> tuple[Range, ...]:
-        """Ranges of examples that nobody read; empty if it is not known how many there are."""
+        """Ranges of examples that no trainer read; empty if `expected` is not known."""
         return self.audit.missing if self.audit else ()
 
     @property
     def duplicates(self) -> tuple[Range, ...]:
-        """Ranges of examples that were read more than once; as of `missing`."""
+        """Ranges of examples that were read more than once; empty if `expected` is not known."""
         return self.audit.duplicates if self.audit else ()
 
     def check(self) -> None:
-        """Raises EpochError unless all have ended, and every example was read once."""
+        """Raises EpochError unless all trainers have ended and every example was read once."""
         if self.absent:
             raise EpochError(
-                f"epoch {self.number}: not ended: {', '.join(self.absent)}",
+                f"epoch {self.number}: not ended by {', '.join(self.absent)}",
                 missing=self.missing,
                 duplicates=self.duplicates,
             )
@@ -104,7 +104,7 @@ class EpochResult:
 
 
 class Epoch:
-    """One epoch after another, for one trainer; each trainer makes its own, of the same name.
+    """A sequence of epochs for one trainer; each trainer makes its own, with the same name.
 
     ::
 
@@ -116,12 +116,11 @@ class Epoch:
                 epoch.read(number[weight > 0])
             result = epoch.finish()
 
-    With `should_continue` the trainers keep step, and each does as many as the one that has most.
-    Where
-    each trains at its own pace, ``while has_value`` does instead.
+    With `should_continue` all trainers take the same number of steps: as many as the trainer with
+    the most data. If each trains at its own pace, write ``while has_value`` instead.
 
-    A trainer that was restarted goes on in the epoch in which it was; what its earlier life has
-    read is not in its report.
+    A restarted trainer continues in the epoch in which it was. Its report lacks the examples that
+    its earlier incarnation read.
 
     Args:
         task: a chief or a worker.
@@ -131,9 +130,9 @@ class Epoch:
             default an equal share.
         first: the number of the first epoch of this job, the same on every trainer; after a restore
             `SplitQueue.first_epoch`.
-        action: called with the result on the chief, when all have ended and before anybody goes
-            on: "save now". If it raises, all get BrokenBarrierError with its text.
-        timeout: in seconds, of each wait for the others; None waits without end.
+        action: called with the result on the chief, after all have ended and before any trainer
+            continues: "save now". If it raises, all get BrokenBarrierError with its text.
+        timeout: in seconds, for each wait for the others; None for no limit.
 
     Raises:
         ConfigError: a parameter is wrong.
@@ -161,26 +160,26 @@ class Epoch:
         self._state = EpochState(task, name)
         self.number = first - 1 + self._end.generation
         self._step_barrier: Barrier | None = None  # made when it is first needed
-        self._step = 0  # by the generations of that barrier, over all epochs
+        self._step = 0  # counted over all epochs, as that barrier's generations are
         self._has_ended = self._state.has_ended(self.number)
         self._is_over = False
         self._left: float | None = None
         self._begin()
 
     def should_continue(self, has_value: bool, timeout: float | None = None) -> bool:
-        """Whether anybody has an example left; the same answer for all in the same step.
+        """Whether any trainer had a value in the last step; the same answer on all trainers.
 
-        Blocks until all have come there, so each trainer has to call it before its first step and
-        after each one, until it says no. Then nobody has had anything in the last step.
+        Blocks until all trainers have called it. Each calls it before its first step and after
+        every step, until it returns False.
 
         Args:
-            has_value: whether this trainer has had something in the step before.
+            has_value: whether this trainer had a value in the last step; True before the first.
             timeout: in seconds; None takes that of the epoch.
 
         Raises:
-            BarrierTimeout: somebody did not come; the next call goes on waiting for the same step.
-            BrokenBarrierError: the ps was lost, or is silent for 30 s.
-            TfdistError: it has said no already.
+            BarrierTimeout: a trainer is missing; the next call continues in the same step.
+            BrokenBarrierError: the ps was lost, or has not answered for 30 s.
+            TfdistError: it has returned False for this epoch already.
         """
         if self._is_over:
             raise TfdistError(f"epoch {self.number} of {self._name!r} is over; call finish()")
@@ -188,14 +187,14 @@ class Epoch:
             self._step_barrier = Barrier(self._task, f"{self._name}/step", timeout=self._timeout)
             self._step = self._step_barrier.generation
         if not has_value and not self._has_ended:
-            # Before it arrives, so that whoever has passed the step sees it. The step and not a
-            # count of those that have ended: a fast trainer may have ended in the next step
-            # already when a slow one looks, and both have to see the same.
+            # It is written before this trainer arrives, so every trainer that has passed the step
+            # reads it. It is a step and not a count of ended trainers: when a slow trainer reads,
+            # a fast one may have ended in the next step already, and both need the same answer.
             self._state.put_end(self.number, self._step)
             self._has_ended = True
         self._step_barrier.wait(timeout)
         step, self._step = self._step, self._step + 1
-        # Who has not ended knows the answer.
+        # A trainer that has not ended knows the answer without asking.
         self._is_over = self._has_ended and self._state.all_ended(self.number, step)
         return not self._is_over
 
@@ -210,19 +209,19 @@ class Epoch:
         self._note(f"epoch {self.number}")
 
     def finish(self, timeout: float | None = None) -> EpochResult:
-        """Tells the others what this trainer did, and blocks until all have ended.
+        """Reports what this trainer did, and blocks until all trainers have ended the epoch.
 
         Args:
             timeout: in seconds; None takes that of the epoch.
 
         Returns:
-            With status PARTIAL if somebody did not come in time. Then the action has not run, the
-            epoch is not over, and `finish` may be called again. Another trainer that looked at
-            its own watch a moment later may have seen all.
+            The result. Its status is PARTIAL if a trainer did not end in time. Then the action has
+            not run, the epoch is not over, and `finish` may be called again. Another trainer whose
+            timeout ended a moment later may have got ALL_ENDED.
 
         Raises:
             BarrierTimeout: ps 0 does not answer; `finish` may be called again.
-            BrokenBarrierError: the action failed, or the ps was lost, or is silent for 30 s.
+            BrokenBarrierError: the action failed, or the ps was lost or did not answer for 30 s.
         """
         self._note(f"epoch {self.number} ended, waits for the others")
         self._state.put_report(
@@ -250,11 +249,11 @@ class Epoch:
         return result
 
     def last_wait(self) -> dict[str, float]:
-        """In the action: seconds by trainer that it has waited for the last one to end."""
+        """In the action: seconds by trainer that it has waited for the last one."""
         return self._end.statistics().last_wait
 
     def close(self) -> None:
-        """Gives the connections to the ps back."""
+        """Closes the connections to the ps."""
         self._end.close()
         self._state.close()
         if self._step_barrier is not None:
@@ -274,7 +273,7 @@ class Epoch:
         self._progress.update(state, self._examples, max(self._share, self._examples))
 
     def _act(self) -> None:
-        assert self._action is not None  # else there is no action
+        assert self._action is not None  # only then is this the barrier's action
         self._action(self._result())
 
     def _result(self, absent: tuple[str, ...] = ()) -> EpochResult:
@@ -283,7 +282,7 @@ class Epoch:
         if silent:
             raise TfdistError(
                 f"epoch {self.number} of {self._name!r}: no report of {', '.join(sorted(silent))}, "
-                "which has come to its end; each trainer has to end it with finish()"
+                "which has passed its end; each trainer has to end the epoch with finish()"
             )
         ledger = Ledger()
         for report in reports:
@@ -298,14 +297,14 @@ class Epoch:
 
 
 class EpochState:
-    """What trainers report to one another about an epoch, on ps 0; blocks for 30 s at most.
+    """The reports that trainers exchange about an epoch on ps 0; a call blocks for at most 30 s.
 
-    Each trainer writes only to its own variables, so no lock is needed. For reports it has two, for
-    odd and even epochs: a trainer that is already in the next epoch leaves alone what a slow one
-    has still to read of this one. It cannot be two ahead, since it waits for all at each end.
+    Each trainer writes only to its own variables, so no lock is needed. It has two for reports, for
+    odd and even epochs: a trainer in the next epoch does not overwrite what a slow trainer still
+    has to read. It cannot be two epochs ahead, because it waits for all at the end of each.
 
-    A trainer that gets no answer has passed a barrier that others have passed too, and cannot stay
-    in step with them. So all methods raise BrokenBarrierError if the ps is lost or stays silent.
+    A trainer asks after it has passed a barrier together with others. Without an answer it cannot
+    stay in step with them, so all methods raise BrokenBarrierError if the ps is lost or silent.
 
     Args:
         task: a chief or a worker.
@@ -330,24 +329,24 @@ class EpochState:
         self._session = DirectSession(task.cluster_spec["ps"][0], graph, timeout=RECHECK_SECS)
 
     def put_end(self, epoch: int, step: int) -> None:
-        """This trainer has nothing left from `step` on."""
+        """Records that this trainer has no value from `step` on."""
         self._run(self._put_end, json.dumps([epoch, step]))
 
     def has_ended(self, epoch: int) -> bool:
-        """Whether this trainer has said so, in an earlier life perhaps."""
+        """Whether this trainer, or an earlier incarnation of it, has ended that epoch."""
         return _end(self._run(self._own_end), epoch) is not None
 
     def all_ended(self, epoch: int, step: int) -> bool:
-        """Whether nobody had anything left at `step`; all have to have come to its end."""
+        """Whether no trainer had a value at `step`; call it after all have passed that step."""
         ends = [_end(text, epoch) for text in self._run(self._ends)]
         return all(end is not None and end <= step for end in ends)
 
     def put_report(self, report: EpochReport) -> None:
-        """Puts this trainer's report where all find it."""
+        """Stores this trainer's report for the others."""
         self._run(self._put_report[report.epoch % 2], json.dumps(asdict(report)))
 
     def reports(self, epoch: int) -> list[EpochReport]:
-        """Of those trainers that have put one, by rank."""
+        """The reports that trainers have stored for that epoch, by rank."""
         texts = self._run(self._reports[epoch % 2])
         found = [_parse(json.loads(text)) for text in texts if text]
         return [report for report in found if report.epoch == epoch]
@@ -370,7 +369,7 @@ class EpochState:
                 reason = f"ps:0 was lost or restarted: {error}"
                 raise BrokenBarrierError(self._name, reason) from error
             except tf.errors.DeadlineExceededError as error:
-                # To put the same again changes nothing.
+                # Repeating the run is safe: storing the same text again changes nothing.
                 if answer.expired:
                     reason = f"ps:0 has not answered for {answer.elapsed:.0f} s"
                     raise BrokenBarrierError(self._name, reason) from error
@@ -385,7 +384,7 @@ def _assign(place: Any, value: Any) -> Any:
 
 
 def _read(place: Any) -> Any:
-    """What is there; an empty string if nobody has put anything."""
+    """The stored text; an empty string if there is none."""
     return tf.cond(
         tf.raw_ops.VarIsInitializedOp(resource=place),
         lambda: tf.raw_ops.ReadVariableOp(resource=place, dtype=tf.string),
@@ -394,7 +393,7 @@ def _read(place: Any) -> Any:
 
 
 def _end(text: bytes, epoch: int) -> int | None:
-    """The step of an end, if it is one of that epoch and not of an earlier one."""
+    """The step at which a trainer ended, if the text is about that epoch."""
     number, step = json.loads(text) if text else (None, None)
     return step if number == epoch else None
 
