@@ -1,5 +1,6 @@
 from . import barrier as barrier
 from . import data as data
+from . import doctor as doctor
 from . import splits as splits
 from . import testing as testing
 from . import train as train

@@ -6,7 +6,7 @@ import socket
 import pytest
 
 from tfdist.cluster.identity import ID_VARIABLE
-from tfdist.doctor.examine import examine
+from tfdist.doctor.examination import examine
 from tfdist.doctor.identities import Identity, read
 
 pytestmark = pytest.mark.usefixtures("no_leaks")

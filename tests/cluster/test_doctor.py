@@ -1,6 +1,6 @@
 """The doctor recognizes a real TensorFlow server."""
 
-from tfdist.doctor.examine import examine
+from tfdist.doctor.examination import examine
 
 
 def test_a_tensorflow_server_is_recognized(make_cluster):

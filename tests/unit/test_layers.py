@@ -12,6 +12,7 @@ import importlib
 import re
 import statistics
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,7 +51,7 @@ APART = {("train", "cluster")}
 # Within the floor of the foundations these may import one another.
 FOUNDATIONS = 1
 # Packages with public names, besides tfdist itself.
-PUBLIC_PACKAGES = {"barrier", "data", "splits", "testing", "train"}
+PUBLIC_PACKAGES = {"barrier", "data", "doctor", "splits", "testing", "train"}
 # Decisions: no TensorFlow, no input or output; numpy is the only library.
 PURE = {"deadline", "data.ledger"}
 PURE_NAME = "rules"
@@ -224,12 +225,21 @@ def public_part(name: str) -> str:
     return ".".join(parts[: 2 if parts[0] in PUBLIC_PACKAGES else 1])
 
 
-def example_problems(root: Path, public: set[str]) -> list[str]:
-    """Each use of tfdist in root/examples beyond the public names: a user may not copy it."""
+def shown_code(root: Path) -> Iterator[tuple[Path, str]]:
+    """The code that a user may copy: the examples, and the python blocks of the pages."""
+    for path in sorted((root / "examples").rglob("*.py")):
+        yield path, path.read_text("utf-8")
+    for page in [*root.glob("README.md"), *sorted((root / "docs").rglob("*.md"))]:
+        for code in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL):
+            yield page, textwrap.dedent(code)
+
+
+def private_uses(root: Path, public: set[str]) -> list[str]:
+    """Each use of tfdist in shown code beyond the public names."""
     return [
-        f"{path.relative_to(root)}:{node.lineno}: tfdist.{name} is not public"
-        for path in sorted((root / "examples").rglob("*.py"))
-        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        f"{path.relative_to(root)}: tfdist.{name} is not public"
+        for path, code in shown_code(root)
+        for node in ast.walk(ast.parse(code))
         for name in names_used(node)
         if public_part(name) not in public
     ]
@@ -265,8 +275,8 @@ def test_the_package_itself_is_lazy():
     assert eager_imports(ROOT) == []
 
 
-def test_examples_use_public_names_only():
-    assert example_problems(ROOT, public_names()) == []
+def test_examples_and_pages_use_public_names_only():
+    assert private_uses(ROOT, public_names()) == []
 
 
 def plant(root: Path, name: str, code: str) -> Path:
@@ -355,4 +365,4 @@ def test_an_eager_import_is_found(tmp_path, code, found):
 )
 def test_a_private_name_in_an_example_is_found(tmp_path, code, found):
     root = plant(tmp_path, "examples/x.py", code)
-    assert len(example_problems(root, {"Barrier", "train", "train.session"})) == found
+    assert len(private_uses(root, {"Barrier", "train", "train.session"})) == found

@@ -13,7 +13,7 @@ from rich.text import Text
 from tfdist.cli.arguments import add_json
 from tfdist.cli.exit_codes import HELD, NOT_HELD
 from tfdist.cli.output import PipeConsole
-from tfdist.doctor.examine import examine, task_name
+from tfdist.doctor.examination import examine, task_name
 from tfdist.doctor.finding import SEVERITIES, Finding
 from tfdist.errors import ConfigError
 

@@ -1,1 +1,8 @@
-"""`tfdist doctor`: finds what would keep a job from starting, before it starts."""
+"""`tfdist doctor`: finds what would keep a job from starting, before it starts.
+
+`__init__.pyi` lists the public names.
+"""
+
+from tfdist.lazy import public_names
+
+__getattr__, __dir__, __all__ = public_names(__name__, __file__)

@@ -11,7 +11,7 @@ import pytest
 
 from tfdist import ConfigError, Task
 from tfdist.cli import main
-from tfdist.doctor.examine import examine
+from tfdist.doctor.examination import examine
 from tfdist.doctor.finding import Finding
 from tfdist.doctor.machine import Machine, gpus, installed, own_addresses, resolve
 from tfdist.doctor.network import is_loopback

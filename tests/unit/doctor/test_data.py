@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfdist.doctor.examine import check_data
+from tfdist.doctor.examination import check_data
 
 
 @pytest.fixture
