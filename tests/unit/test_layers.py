@@ -56,9 +56,21 @@ PUBLIC_PACKAGES = {"barrier", "data", "doctor", "splits", "testing", "train"}
 PURE = {"deadline", "data.ledger"}
 PURE_NAME = "rules"
 
-MOST_MODULES = 183
-MOST_LINES = 510
-MEDIAN_LINES = (95, 200)
+# Small modules with one importer, each of which is a concept of its own.
+SMALL_LINES = 60
+CONCEPTS = {
+    "__main__": "python -m tfdist",
+    "cluster.preload": "the fork server imports it by its name",
+    "cluster.script": "a user's script as the function of a task",
+    "data.index_file": "the index of a file set on disk",
+    "diagnosis.signs_of_progress": "what counts as progress of a job",
+    "ps.retry": "a run that the ps takes for a duplicate request",
+    "testing.compose.nodes": "which back end runs the services of compose files",
+}
+
+MOST_MODULES = 156
+MOST_LINES = 506
+MEDIAN_LINES = (100, 200)
 
 
 def room(module: str) -> str:
@@ -84,7 +96,7 @@ def sources(root: Path) -> dict[str, Path]:
 def imports(path: Path, module: str, known: set[str]) -> Iterator[tuple[int, str]]:
     """(line, absolute name) of each import in a file, wherever in the file it stands."""
     parts = ["tfdist", *filter(None, module.split("."))]
-    package = parts if path.name == "__init__.py" else parts[:-1]
+    package = parts if path.stem == "__init__" else parts[:-1]
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -250,6 +262,25 @@ def sizes(root: Path) -> dict[str, int]:
     return {name: len(path.read_text("utf-8").splitlines()) for name, path in sources(root).items()}
 
 
+def small_with_one_importer(root: Path) -> set[str]:
+    """Small modules that at most one other module, or the stub of a package, imports."""
+    modules = sources(root)
+    files = list(modules.items())
+    files += [(name, path.with_suffix(".pyi")) for name, path in files if path.stem == "__init__"]
+    importers: dict[str, set[Path]] = {module: set() for module in modules}
+    for module, path in files:
+        for _, name in imports(path, module, set(modules)) if path.exists() else ():
+            target = name.removeprefix("tfdist").removeprefix(".")
+            if target in importers and target != module:
+                importers[target].add(path)
+    lines = sizes(root)
+    return {
+        module
+        for module, path in modules.items()
+        if path.stem != "__init__" and lines[module] < SMALL_LINES and len(importers[module]) < 2
+    }
+
+
 def test_every_import_goes_down():
     assert sources(ROOT), "no package to walk"
     assert layer_problems(ROOT) == []
@@ -269,6 +300,20 @@ def test_modules_are_few_and_neither_tiny_nor_huge():
     assert [name for name, count in lines.items() if count > MOST_LINES] == []
     low, high = MEDIAN_LINES
     assert low <= statistics.median(lines.values()) <= high
+
+
+def test_a_small_module_with_one_importer_is_a_concept_of_its_own():
+    assert small_with_one_importer(ROOT) - set(CONCEPTS) == set()
+
+
+def test_a_small_module_with_one_importer_is_found(tmp_path):
+    plant(
+        tmp_path, "cluster/a.py", "from tfdist.cluster import server\nfrom tfdist.errors import E"
+    )
+    plant(tmp_path, "cluster/b.py", "from tfdist.cluster.a import f\nfrom tfdist.errors import E")
+    plant(tmp_path, "cluster/__init__.pyi", "from .b import g as g")
+    plant(tmp_path, "cluster/c.py", "from tfdist.cluster.b import g\nfrom .a import f")
+    assert small_with_one_importer(tmp_path) == {"barrier.rules", "cluster.c", "cluster.server"}
 
 
 def test_the_package_itself_is_lazy():
