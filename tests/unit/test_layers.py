@@ -307,9 +307,8 @@ def test_a_small_module_with_one_importer_is_a_concept_of_its_own():
 
 
 def test_a_small_module_with_one_importer_is_found(tmp_path):
-    plant(
-        tmp_path, "cluster/a.py", "from tfdist.cluster import server\nfrom tfdist.errors import E"
-    )
+    plant(tmp_path, "cluster/__init__.py", "")
+    plant(tmp_path, "cluster/a.py", "from . import server\nfrom tfdist.errors import E")
     plant(tmp_path, "cluster/b.py", "from tfdist.cluster.a import f\nfrom tfdist.errors import E")
     plant(tmp_path, "cluster/__init__.pyi", "from .b import g as g")
     plant(tmp_path, "cluster/c.py", "from tfdist.cluster.b import g\nfrom .a import f")
