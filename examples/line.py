@@ -11,6 +11,8 @@ MODEL_DIR/export/line/STEP, for a prediction server.
 import argparse
 import os
 import shutil
+import signal
+import sys
 import tempfile
 import time
 
@@ -84,6 +86,7 @@ def main() -> None:
         help="sleep this long after each step, to leave time to disturb the job (default: 0)",
     )
     args = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so the folder goes after Ctrl-C too
     with tempfile.TemporaryDirectory(prefix="line-") as scratch:
         tfdist.run_task(train, args.epochs, args.model_dir or scratch, args.step_secs)
 

@@ -9,6 +9,7 @@ trainers wait at a barrier for the slowest. In its action the chief saves and ev
 
 import argparse
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -28,6 +29,7 @@ def train(task: tfdist.Task, target: str, args: argparse.Namespace) -> None:
         args.data = DATA
         prepare = tfdist.Barrier(task, "prepare", action=lambda: movielens_data.prepare(DATA))
         prepare.wait(timeout=movielens_train.WAIT_SECS)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so the folder goes after Ctrl-C too
     with tempfile.TemporaryDirectory(prefix="movielens-") as scratch:
         args.model_dir = args.model_dir or scratch
         broken_promises = movielens_train.train(task, target, args)
