@@ -1,22 +1,22 @@
-"""What can go wrong, as one tree.
+"""The errors that tfdist raises on purpose, as one tree.
 
 ::
 
     TfdistError
-    |- ConfigError       (ValueError)       bad input: field, value, rule
+    |- ConfigError       (ValueError)       wrong input: field, value, rule
     |- ClusterError
-    |  |- StartTimeout   (TimeoutError)     tasks that did not get ready
-    |  |- RunTimeout     (TimeoutError)     tasks that did not end
-    |  |- StallError                        nobody got on any more
-    |  `- TaskFailed                        the earliest task that failed
+    |  |- StartTimeout   (TimeoutError)     some tasks did not become ready
+    |  |- RunTimeout     (TimeoutError)     some tasks did not end
+    |  |- StallError                        no task makes progress
+    |  `- TaskFailed                        the earliest failure of a task
     |- BarrierError
     |  |- BarrierTimeout (TimeoutError, threading.BrokenBarrierError)
     |  `- BrokenBarrierError  (threading.BrokenBarrierError)
     |- EpochError                           missing and duplicate examples
-    |- SplitLostError                            a split that was taken from its trainer
-    `- DataError                            a file of the input: path, offset, what is wrong
+    |- SplitLostError                       a trainer no longer owns its split
+    `- DataError                            a damaged input file: path, offset, what is wrong
 
-Errors of TensorFlow pass through unchanged, or are chained as the cause of one of these.
+TensorFlow's errors pass through unchanged, or are the `__cause__` of one of these.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import signal
 import threading
 from collections.abc import Mapping, Sequence
 
-# What comes before the reason in an error of TensorFlow 2.21.
+# The lines that precede the reason in an error's text (TensorFlow 2.21).
 _HEADING = re.compile(
     r"$|Graph execution error:$|Detected at node |File \"|Node: '|From /job:|<stack traces unav"
 )
@@ -36,8 +36,8 @@ class TfdistError(Exception):
     """Base of every error that tfdist raises on purpose."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Errors travel from a task's process to the one that waits for it. The default way
-        # calls __init__ with the message alone, which fails for the subclasses below.
+        # A task's process sends its error to the launcher. The default __reduce__ calls
+        # __init__ with the message alone, which fails for the subclasses below.
         return _rebuild, (type(self), self.args, self.__dict__)
 
 
@@ -51,23 +51,24 @@ def _rebuild(
 
 
 class ConfigError(TfdistError, ValueError):
-    """Bad input, found before anything was started or changed.
+    """Wrong input, found before anything was started or changed.
 
     Attributes:
-        field: what was wrong, as the user spells it (a flag, a key, a parameter).
-        value: what it was.
-        rule: what it should have been.
+        field: the wrong flag, key or parameter, as the user spells it.
+        value: its value; None if it is missing.
+        rule: what the value must be.
     """
 
     def __init__(self, field: str, value: object, rule: str) -> None:
-        super().__init__(f"{field}: got {value!r}; {rule}")
+        got = "missing" if value is None else f"got {value!r}"
+        super().__init__(f"{field}: {got}; {rule}")
         self.field = field
         self.value = value
         self.rule = rule
 
 
 class ClusterError(TfdistError):
-    """Something about the cluster's tasks."""
+    """A cluster or one of its tasks cannot do what was asked."""
 
 
 class StartTimeout(ClusterError, TimeoutError):
@@ -75,7 +76,7 @@ class StartTimeout(ClusterError, TimeoutError):
 
     Attributes:
         missing: names of the tasks that were not ready, such as ``"ps:1"``.
-        timeout: seconds waited.
+        timeout: how long the caller waited, in seconds.
     """
 
     def __init__(self, missing: Sequence[str], timeout: float, hint: str) -> None:
@@ -85,11 +86,11 @@ class StartTimeout(ClusterError, TimeoutError):
 
 
 class RunTimeout(ClusterError, TimeoutError):
-    """Some tasks had not ended in time.
+    """Some tasks did not end in time.
 
     Attributes:
-        running: names of the tasks that were still running.
-        timeout: seconds waited.
+        running: names of the tasks that still ran.
+        timeout: how long the caller waited, in seconds.
     """
 
     def __init__(self, running: Sequence[str], timeout: float) -> None:
@@ -105,8 +106,8 @@ class StallError(ClusterError):
         seconds: since the last progress.
         last: the last progress, such as ``"worker:1 passed a barrier"``.
         places: the progress of each trainer, by name.
-        report: path of the report, if it is kept.
-        verdict: a `tfdist.diagnosis.verdict.Verdict`, or None if none was made.
+        report: path of the report; None if it is not kept.
+        verdict: a `tfdist.diagnosis.verdict.Verdict`, or None.
     """
 
     def __init__(
@@ -133,13 +134,13 @@ class StallError(ClusterError):
 
 
 class TaskFailed(ClusterError):
-    """A task of the cluster failed; this is the earliest one, so most likely the cause.
+    """A task failed. Of several it is the earliest one, and so most likely the cause.
 
     Attributes:
         task_name: such as ``"worker:1"``.
         exit_code: its exit code, or minus the number of the signal that killed it; None for
-            a task that is a thread.
-        details: its traceback, or the little that is known.
+            a thread.
+        details: its traceback, or what else is known.
     """
 
     def __init__(self, task_name: str, exit_code: int | None, details: str) -> None:
@@ -157,7 +158,7 @@ def _how_it_ended(exit_code: int) -> str:
 
 
 def signal_name(number: int) -> str:
-    """Such as "SIGKILL", or "SIGRTMIN+6" for one that has no name of its own."""
+    """The name of a signal: "SIGKILL"; "SIGRTMIN+6" for a real-time signal."""
     try:
         return signal.Signals(number).name
     except ValueError:
@@ -165,17 +166,17 @@ def signal_name(number: int) -> str:
 
 
 class BarrierError(TfdistError):
-    """Base of what a barrier raises."""
+    """Base of the errors that a barrier raises."""
 
 
 class BarrierTimeout(BarrierError, TimeoutError, threading.BrokenBarrierError):
-    """Not everybody arrived in time.
+    """Some trainers did not arrive at the barrier in time.
 
     Attributes:
         name: the barrier's name.
-        generation: the generation that was waited for.
+        generation: the generation that the trainer waited for.
         arrived: names of the trainers that have arrived in it.
-        missing: names of those that have not.
+        missing: names of the trainers that have not.
     """
 
     def __init__(
@@ -195,11 +196,11 @@ class BarrierTimeout(BarrierError, TimeoutError, threading.BrokenBarrierError):
 
 
 class BrokenBarrierError(BarrierError, threading.BrokenBarrierError):
-    """The barrier is of no use until it is reset.
+    """The barrier is broken: every wait at it fails until `reset`.
 
     Attributes:
         name: the barrier's name.
-        reason: who broke it and why.
+        reason: which trainer broke it, and why.
     """
 
     def __init__(self, name: str, reason: str) -> None:
@@ -209,10 +210,10 @@ class BrokenBarrierError(BarrierError, threading.BrokenBarrierError):
 
 
 class EpochError(TfdistError):
-    """An epoch in which some examples were not read, or read more than once.
+    """In an epoch some examples were not read, or were read more than once.
 
     Attributes:
-        missing: half-open ranges ``(start, stop)`` of examples that nobody read.
+        missing: half-open ranges ``(start, stop)`` of examples that no trainer read.
         duplicates: ranges of examples that were read more than once.
     """
 
@@ -229,29 +230,29 @@ class EpochError(TfdistError):
 
 
 class SplitLostError(TfdistError):
-    """A trainer that must not go on with its split: it may be another's by now.
+    """A trainer must not continue its split: another trainer may own it now.
 
     Attributes:
-        rank: of the trainer.
+        rank: the rank of the trainer.
         reason: what it has lost, and why.
     """
 
     def __init__(self, rank: int, reason: str) -> None:
         super().__init__(
-            f"the trainer of rank {rank} has lost what it held: {reason}. What it has read and "
-            "not committed may be read twice; claim another split"
+            f"the trainer of rank {rank} has lost its split: {reason}. Examples that it has read "
+            "and not committed may be read twice; claim the next split"
         )
         self.rank = rank
         self.reason = reason
 
 
 class DataError(TfdistError):
-    """A file of the input that cannot be read, is damaged, or has changed since it was scanned.
+    """An input file cannot be read, is damaged, or has changed since it was scanned.
 
     Attributes:
         path: the file.
-        offset: the byte where the damage begins, in a compressed file the byte of its
-            uncompressed contents; None if it is about the whole file.
+        offset: the byte where the damage begins (in a compressed file: of its uncompressed
+            contents); None if the error concerns the whole file.
         what: what is wrong.
     """
 
@@ -263,6 +264,6 @@ class DataError(TfdistError):
 
 
 def reason_of(text: str) -> str:
-    """The line of an error's text that says why; TensorFlow's headings and stacks do not."""
+    """The first line of an error's text that gives the reason: no heading, no stack trace."""
     lines = (line.strip() for line in text.splitlines())
     return next((line for line in lines if not _HEADING.match(line)), "")

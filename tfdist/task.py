@@ -103,12 +103,12 @@ class Task:
         """The task that `TF_CONFIG` names.
 
         Raises:
-            ConfigError: it is not set, is no JSON, or names no possible task.
+            ConfigError: it is missing, is no JSON, or names no task of its cluster.
         """
         text = (os.environ if environ is None else environ).get("TF_CONFIG", "")
         if not text.strip():
             raise ConfigError(
-                "TF_CONFIG", text, "not set; start the script with `tfdist run`, which sets it"
+                "TF_CONFIG", None, "start the script with `tfdist run`, which sets it"
             )
         try:
             config = json.loads(text)

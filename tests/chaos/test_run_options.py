@@ -62,7 +62,7 @@ def test_a_job_that_takes_too_long_is_ended(script, tmp_path):
     ended = run("--timeout", 2, script(STUCK), tmp_path)
     assert ended.returncode == 70
     assert "tfdist: still running after 2." in ended.stderr
-    assert "ended by tfdist" in ended.stderr
+    assert "terminated by tfdist" in ended.stderr
 
 
 def lines(ended):

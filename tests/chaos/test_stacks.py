@@ -201,7 +201,7 @@ def test_a_job_that_hangs_and_then_ends(launch, tmp_path):
     code, tasks, _ = report("stacks", logs)
     ends = {name: task["state"] for name, task in tasks.items()}
     assert ends.pop("worker:2") == "killed by SIGKILL"
-    assert set(ends.values()) == {"ended by tfdist"}
+    assert set(ends.values()) == {"terminated by tfdist"}
     assert (code, tasks["worker:2"]["stacks"]) == (1, [])
     assert "this job has ended" in tfdist("stacks", logs).stdout
     code, tasks, about = report("status", logs)

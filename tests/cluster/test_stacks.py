@@ -34,7 +34,7 @@ def test_without_a_job_there_is_one_line_and_exit_code_2(command, tmp_path, monk
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     ended = tfdist(command, "--json")
     assert (ended.returncode, ended.stdout) == (2, "")
-    assert f"no job of yours runs, by what is in {tmp_path};" in ended.stderr
+    assert f"no running job of yours found in {tmp_path};" in ended.stderr
     ended = tfdist(command, tmp_path)
     assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (2, "", 1)
 
@@ -65,7 +65,7 @@ def test_several_jobs_are_listed(folder, capsys):
     assert main(["stacks"]) == 2
     errors = capsys.readouterr().err
     assert all(str(run.path) in errors for run in runs)
-    assert "several jobs run" in errors
+    assert "several of your jobs run" in errors
 
 
 def test_a_job_whose_launcher_is_gone_is_not_found(folder, capsys):

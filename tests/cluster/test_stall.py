@@ -110,7 +110,7 @@ class TestACallInAFork:
             call_in_fork(int, "seven", timeout=60)
 
     def test_reports_that_its_process_ended(self):
-        with pytest.raises(ClusterError, match="without a word"):
+        with pytest.raises(ClusterError, match="without an error message"):
             call_in_fork(os._exit, 3, timeout=60)
 
     def test_has_a_deadline(self):

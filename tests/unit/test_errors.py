@@ -1,4 +1,4 @@
-"""The tree of errors: what may be caught as what, and what survives the way between processes."""
+"""The error tree: base classes, messages, and pickling between processes."""
 
 import pickle
 import re
@@ -24,7 +24,7 @@ from tfdist.errors import (
     reason_of,
 )
 
-# One of each. A new class of errors needs a line here.
+# One error of each class.
 SAMPLES = [
     TfdistError("text"),
     ConfigError("task.index", -1, "at least 0"),
@@ -39,7 +39,7 @@ SAMPLES = [
     BarrierTimeout("text", name="end", generation=7, arrived=["worker:0"], missing=["worker:1"]),
     BrokenBarrierError("end", "worker:1 called abort()"),
     EpochError("text", missing=[(0, 2)], duplicates=[(5, 6)]),
-    SplitLostError(1, "another life speaks for it"),
+    SplitLostError(1, "another process runs as this trainer"),
     DataError("part-3", 107, "truncated"),
 ]
 
@@ -108,25 +108,25 @@ def test_a_broken_barrier_is_no_timeout():
     assert not issubclass(BrokenBarrierError, TimeoutError)
 
 
-def test_a_config_error_tells_field_value_and_rule():
+def test_a_config_error_names_field_value_and_rule():
     error = ConfigError("ps_hosts", "a:b", "'host:port'")
     assert (error.field, error.value, error.rule) == ("ps_hosts", "a:b", "'host:port'")
     assert str(error) == "ps_hosts: got 'a:b'; 'host:port'"
 
 
-def test_a_start_timeout_tells_who_is_missing_how_long_it_waited_and_what_to_do():
+def test_a_start_timeout_names_the_missing_tasks_the_timeout_and_what_to_do():
     error = StartTimeout(["ps:0", "worker:1"], 2.5, "is it up?")
     assert (error.missing, error.timeout) == (("ps:0", "worker:1"), 2.5)
     assert str(error) == "not ready after 2.5 s: ps:0, worker:1. is it up?"
 
 
-def test_a_run_timeout_tells_who_still_runs_and_how_long_it_waited():
+def test_a_run_timeout_names_the_running_tasks_and_the_timeout():
     error = RunTimeout(["ps:0", "worker:1"], 60.0)
     assert (error.running, error.timeout) == (("ps:0", "worker:1"), 60.0)
     assert str(error) == "still running after 60.0 s: ps:0, worker:1"
 
 
-def test_a_stall_tells_for_how_long_who_was_the_last_and_how_far_each_is():
+def test_a_stall_error_names_its_length_the_last_progress_and_the_place_of_each_trainer():
     places = {"worker:0": "epoch 1: 3 of 10", "worker:1": "has noted no progress"}
     error = StallError(60.24, ["worker:1 started", "ps:0 started"], places, "/a/stall.txt")
     assert (error.seconds, error.last) == (60.24, ("worker:1 started", "ps:0 started"))
@@ -138,7 +138,7 @@ def test_a_stall_tells_for_how_long_who_was_the_last_and_how_far_each_is():
     )
 
 
-def test_a_stall_of_which_little_is_known_tells_that():
+def test_a_stall_error_without_details_names_its_length():
     assert str(StallError(3.0, [], {})) == "no task has made progress for 3.0 s"
 
 
@@ -152,17 +152,17 @@ def test_a_stall_of_which_little_is_known_tells_that():
         (0, "worker:1 ended with exit code 0\nlast words"),
     ],
 )
-def test_a_failed_task_tells_who_how_and_its_last_words(exit_code, message):
+def test_a_failed_task_is_named_with_its_end_and_its_details(exit_code, message):
     error = TaskFailed("worker:1", exit_code, "last words\n")
     assert str(error) == message
     assert (error.task_name, error.exit_code) == ("worker:1", exit_code)
 
 
-def test_a_failed_task_that_said_nothing_leaves_no_empty_line():
+def test_a_failed_task_without_details_leaves_no_empty_line():
     assert str(TaskFailed("ps:0", 1, "")) == "ps:0 ended with exit code 1"
 
 
-def test_a_barrier_timeout_holds_who_came_and_who_did_not():
+def test_a_barrier_timeout_holds_the_arrived_and_the_missing_trainers():
     error = BarrierTimeout("late", name="end", generation=7, arrived=["a"], missing=["b", "c"])
     assert (error.name, error.generation, error.arrived, error.missing) == (
         "end",
@@ -173,7 +173,7 @@ def test_a_barrier_timeout_holds_who_came_and_who_did_not():
     assert str(error) == "late"
 
 
-def test_a_broken_barrier_tells_its_name_and_the_reason():
+def test_a_broken_barrier_error_names_the_barrier_and_the_reason():
     error = BrokenBarrierError("end", "worker:1 called abort()")
     assert (error.name, error.reason) == ("end", "worker:1 called abort()")
     assert str(error) == "barrier 'end' is broken: worker:1 called abort()"
@@ -192,7 +192,7 @@ def test_an_epoch_error_holds_both_kinds_of_ranges():
         (None, "part-3: truncated"),
     ],
 )
-def test_a_data_error_tells_the_file_the_place_and_what_is_wrong(offset, message):
+def test_a_data_error_names_the_file_the_offset_and_the_damage(offset, message):
     error = DataError("part-3", offset, "truncated")
     assert str(error) == message
     assert (error.path, error.offset, error.what) == ("part-3", offset, "truncated")
@@ -214,7 +214,7 @@ Node: 'save'
         "  File \"job.py\", line 1, in <module>\nNode: 'save'\ndisk full\n\t [[{{node save}}]]",
     ],
 )
-def test_the_reason_of_an_error_is_found_behind_its_heading(text):
+def test_the_reason_of_an_error_is_found_after_its_headings(text):
     assert reason_of(text) == "disk full"
 
 

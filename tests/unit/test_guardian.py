@@ -1,4 +1,4 @@
-"""The guardian ends what it was told to end, when its launcher is gone, and nothing else."""
+"""The guardian kills the noted process groups once its launcher is gone, and nothing else."""
 
 import os
 import signal
@@ -11,7 +11,7 @@ import pytest
 from tfdist.cluster.guardian import Guardian
 from tfdist.testing import poll_until
 
-# Notes the groups that it is given, says who the guardian is, and waits to be killed.
+# Notes two groups, forgets one, prints the guardian's pid, and waits.
 LAUNCHER = """
 import sys
 from tfdist.cluster.guardian import Guardian
@@ -27,7 +27,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def started():
-    """Starts a command in a session of its own."""
+    """Starts commands, each in its own session."""
     processes = []
 
     def start(*command, **options):
@@ -52,7 +52,7 @@ def guardian():
 
 @pytest.fixture
 def group(started):
-    """A process group whose leader has gone; the id of it and of the one process that is left."""
+    """A process group whose leader has ended: its id, and the one process left in it."""
     leader = started("sh", "-c", "sleep 600 & echo $!")
     left = psutil.Process(int(leader.stdout.readline()))
     leader.wait()
@@ -66,10 +66,10 @@ def gone(process):
 
 
 def ended(process):
-    poll_until(lambda: gone(process), f"{process} is ended")
+    poll_until(lambda: gone(process), f"{process} has ended")
 
 
-def test_after_the_launcher_was_killed_the_noted_groups_are_ended_and_no_other(started, group):
+def test_when_the_launcher_is_killed_the_noted_groups_are_killed_and_no_other(started, group):
     number, left = group
     other = started("sleep", "600")
     arguments = [sys.executable, "-c", LAUNCHER, str(number), str(other.pid)]
@@ -81,28 +81,30 @@ def test_after_the_launcher_was_killed_the_noted_groups_are_ended_and_no_other(s
     assert other.poll() is None
 
 
-def test_it_ends_what_is_noted_when_the_launcher_ends_without_a_word(started, group):
+def test_when_the_launcher_ends_without_stopping_it_the_noted_groups_are_killed(started, group):
     number, left = group
     arguments = [sys.executable, "-c", LAUNCHER, str(number), str(started("sleep", "600").pid)]
     assert started(*arguments, stdin=subprocess.DEVNULL).wait(10) == 0
     ended(left)
 
 
-def test_signals_to_it_or_to_the_launchers_group_do_not_end_it(guardian, group):
+def test_the_guardian_ignores_signals_and_is_in_its_own_session(guardian, group):
     number, left = group
     guardian.note_group(number)
     process = psutil.Process(guardian.pid)
     assert os.getsid(guardian.pid) == guardian.pid
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    # All of them: below nohup it ignores SIGHUP from birth.
-    poll_until(lambda: all(ignores(guardian.pid, number) for number in numbers), "it has begun")
+    # All three: under nohup it inherits an ignored SIGHUP.
+    poll_until(
+        lambda: all(ignores(guardian.pid, number) for number in numbers), "it ignores the signals"
+    )
     for signal_number in numbers:
         process.send_signal(signal_number)
     guardian.stop()
-    ended(left)  # so it lived until then
+    ended(left)  # so the guardian had survived the signals
 
 
-def test_one_that_was_killed_is_replaced_and_knows_everything(guardian, group, started):
+def test_a_killed_guardian_is_replaced_by_one_that_knows_all_groups(guardian, group, started):
     number, left = group
     guardian.note_group(number)
     first = psutil.Process(guardian.pid)
@@ -114,19 +116,19 @@ def test_one_that_was_killed_is_replaced_and_knows_everything(guardian, group, s
     ended(left)
 
 
-def test_it_holds_nothing_of_the_launcher(guardian):
+def test_the_guardian_inherits_no_descriptor_of_the_launcher(guardian):
     read_end, write_end = os.pipe()
     os.set_inheritable(write_end, True)
     guardian.note_fork_server(os.getpid())
     os.close(write_end)
-    assert os.read(read_end, 1) == b""  # the end, though the guardian lives
+    assert os.read(read_end, 1) == b""  # end of file, although the guardian runs
     os.close(read_end)
     standard = {os.readlink(f"/proc/{guardian.pid}/fd/{number}") for number in (1, 2)}
     assert standard == {os.devnull}
     assert os.readlink(f"/proc/{guardian.pid}/cwd") == "/"
 
 
-def test_a_fork_of_the_launcher_does_not_keep_it_waiting(guardian, group):
+def test_a_fork_of_the_launcher_does_not_keep_the_guardian_waiting(guardian, group):
     number, left = group
     guardian.note_group(number)
     read_end, write_end = os.pipe()
@@ -147,7 +149,7 @@ def test_a_fork_of_the_launcher_does_not_keep_it_waiting(guardian, group):
 def test_a_later_fork_of_the_launcher_keeps_its_own_descriptors(guardian):
     guardian.note_fork_server(os.getpid())
     guardian.stop()
-    ends = os.pipe()  # of the numbers that the guardian's pipe had
+    ends = os.pipe()  # these get the numbers of the guardian's former pipe
     child = os.fork()
     if child == 0:
         try:
@@ -159,7 +161,7 @@ def test_a_later_fork_of_the_launcher_keeps_its_own_descriptors(guardian):
         os.close(end)
 
 
-def test_a_fork_server_is_ended_and_another_process_of_its_number_is_not(guardian, started):
+def test_a_fork_server_is_killed_but_not_another_process_with_its_pid(guardian, started):
     sleep = "import time; time.sleep(600)  # "
     fork_server = started(sys.executable, "-c", f"{sleep} from multiprocessing.forkserver")
     other = started(sys.executable, "-c", sleep)

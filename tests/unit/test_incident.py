@@ -67,7 +67,7 @@ def test_an_error_of_the_fault_is_raised_after_a_block_that_raised_nothing(refus
 
 
 def test_a_fault_of_a_task_needs_tasks():
-    with pytest.raises(ConfigError, match="tasks: got None"):
+    with pytest.raises(ConfigError, match="tasks: missing"):
         Incident(Kill("ps:0"), 0.0, 0.0).during(NO_NETWORK).__enter__()
 
 

@@ -1,4 +1,4 @@
-"""Which runs go on at this moment: those that the temporary directory has, or has links to."""
+"""Running jobs are found by folders and links in the temporary directory."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tfdist.task import Task
 
 @pytest.fixture
 def logs(tmp_path, monkeypatch):
-    """The folder of a run elsewhere; the temporary directory is beside it."""
+    """The folder of a run outside the temporary directory."""
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     path = tmp_path / "logs" / "20300101-a"
@@ -34,7 +34,7 @@ def links(logs):
     return list((logs.parents[1] / "tmp").iterdir())
 
 
-def test_a_run_elsewhere_is_found_by_its_own_name_while_it_is_linked(logs):
+def test_a_run_outside_the_temporary_directory_is_found_while_it_is_linked(logs):
     assert found() == []
     with linked(str(logs)):
         assert found() == [logs]
@@ -44,14 +44,14 @@ def test_a_run_elsewhere_is_found_by_its_own_name_while_it_is_linked(logs):
     assert (found(), links(logs)) == ([], [])
 
 
-def test_a_relative_folder_is_found_from_everywhere(logs, monkeypatch):
+def test_a_run_with_a_relative_path_is_found_from_any_directory(logs, monkeypatch):
     monkeypatch.chdir(logs.parent)
     with linked(os.path.basename(logs)):
         monkeypatch.chdir("/")
         assert found() == [logs]
 
 
-def test_a_link_that_a_killed_launcher_left_is_not_followed(logs):
+def test_the_link_of_a_killed_launcher_is_ignored(logs):
     about = json.loads((logs / "run.json").read_text())
     about["launcher"]["ticks"] -= 1
     (logs / "run.json").write_text(json.dumps(about))
@@ -59,23 +59,23 @@ def test_a_link_that_a_killed_launcher_left_is_not_followed(logs):
         assert found() == []
         shutil.rmtree(logs)
         assert found() == []
-        with pytest.raises(ConfigError, match="no job of yours runs"):
+        with pytest.raises(ConfigError, match="no running job of yours"):
             chosen_run(None)
 
 
-def test_a_link_that_somebody_has_removed_is_no_error(logs):
+def test_a_link_that_was_removed_meanwhile_is_no_error(logs):
     with linked(str(logs)):
         links(logs)[0].unlink()
 
 
-def test_a_link_of_somebody_else_is_not_followed(logs, monkeypatch):
+def test_the_link_of_another_user_is_ignored(logs, monkeypatch):
     with linked(str(logs)):
-        somebody = SimpleNamespace(st_uid=os.getuid() + 1)
-        monkeypatch.setattr(Path, "lstat", lambda path: somebody)
+        other = SimpleNamespace(st_uid=os.getuid() + 1)
+        monkeypatch.setattr(Path, "lstat", lambda path: other)
         assert found() == []
 
 
-def test_where_there_is_no_place_for_the_link_it_is_said_why(logs):
+def test_a_link_that_cannot_be_made_gives_the_reason(logs):
     with linked(str(logs)) as complaint, linked(str(logs)) as second:
         assert (complaint, "File exists" in second) == (None, True)
         assert found() == [logs]

@@ -15,8 +15,8 @@ ALONE = {"cluster": {"worker": ["worker-0:2222"]}, "task": {"type": "worker", "i
     ("arguments", "tf_config", "line"),
     [
         (["gone.py"], ALONE, "script: got 'gone.py'; no such file"),
-        (["gone.py"], None, "TF_CONFIG: got None; not set"),
-        (["gone.py"], {"cluster": {}}, "TF_CONFIG.task: got None; an object"),
+        (["gone.py"], None, "TF_CONFIG: missing; set it for each task"),
+        (["gone.py"], {"cluster": {}}, "TF_CONFIG.task: missing; an object"),
         (["--coordinator", "gone.py"], ALONE, "TF_CONFIG.cluster"),
         (
             ["--classic-flags", "gone.py"],

@@ -1,4 +1,4 @@
-"""The lines of `tfdist run` where there is no terminal: how many tasks there are, and how far."""
+"""The progress lines of `tfdist run` without a terminal."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from tfdist.testing import poll_until
 
 @pytest.fixture
 def tasks():
-    """A ps at a port where somebody listens, a worker where nobody does, and an evaluator."""
+    """A ps whose port has a listener, a worker whose port has none, and an evaluator."""
     with socket.create_server(("127.0.0.1", 0)) as server, socket.socket() as held:
         held.bind(("127.0.0.1", 0))
         ps, worker = (f"127.0.0.1:{end.getsockname()[1]}" for end in (server, held))
@@ -31,7 +31,7 @@ def run(folder, tasks):
 
 @pytest.fixture
 def view(run, tasks, monkeypatch):
-    """One that prints a line at each turn."""
+    """A view that prints a line at each look."""
     monkeypatch.setattr("tfdist.cli.progress._REFRESH_SECS", 0.01)
     monkeypatch.setattr("tfdist.cli.progress._PLAIN_LINE_SECS", 0.0)
     with ProgressView(run, tasks) as view:
@@ -45,24 +45,24 @@ def begin(run, name):
 
 
 def wait_for(line, capfd):
-    """Until the view prints it."""
+    """Waits until the view prints `line`."""
     poll_until(lambda: line in re.sub(r"tfdist: \d+ s: ", "", capfd.readouterr().err), line)
 
 
-def test_the_plain_line_says_how_many_are_there_run_and_have_ended(run, view, capfd):
-    wait_for("0 of 3 tasks are there\n", capfd)
+def test_the_plain_line_counts_ready_running_and_ended_tasks(run, view, capfd):
+    wait_for("0 of 3 tasks are ready\n", capfd)
     begin(run, "ps:0")
-    wait_for("1 of 3 tasks are there\n", capfd)
+    wait_for("1 of 3 tasks are ready\n", capfd)
     begin(run, "worker:0")
     begin(run, "evaluator:0")
-    wait_for("2 of 3 tasks are there\n", capfd)
+    wait_for("2 of 3 tasks are ready\n", capfd)
     run.ended("evaluator:0", 1, Outcome(exit_code=0))
-    wait_for("1 of 3 tasks are there, 1 has ended\n", capfd)
+    wait_for("1 of 3 tasks are ready, 1 has ended\n", capfd)
     run.ended("worker:0", 1, Outcome(exit_code=0))
     wait_for("1 task runs, 2 have ended\n", capfd)
 
 
-def test_the_plain_line_says_how_far_the_trainers_are_if_they_do(run, view, capfd):
+def test_the_plain_line_shows_the_progress_that_trainers_note(run, view, capfd):
     note = {"state": "epoch 1 of 3", "done": 3, "total": 12}
     folder = begin(run, "worker:0")
     (folder / "draft").write_text(json.dumps(note))
@@ -70,19 +70,19 @@ def test_the_plain_line_says_how_far_the_trainers_are_if_they_do(run, view, capf
     wait_for("worker:0 epoch 1 of 3 25 %\n", capfd)
 
 
-def test_when_all_have_come_they_run_and_are_looked_for_no_more(run, tasks, view, capfd):
+def test_once_all_tasks_are_ready_none_is_probed_again(run, tasks, view, capfd):
     for task in tasks:
         begin(run, task.name)
     run.ended("worker:0", 1, Outcome(exit_code=0))
     wait_for("2 tasks run, 1 has ended\n", capfd)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(StartUp, "look", lambda *_: pytest.fail("it is over"))
-        for _ in range(3):  # the first may be of a turn that had begun before
+        patch.setattr(StartUp, "look", lambda *_: pytest.fail("all tasks are ready"))
+        for _ in range(3):  # the first look may have begun before the patch
             wait_for("2 tasks run, 1 has ended\n", capfd)
         assert view._thread.is_alive()
 
 
-def test_the_files_of_the_tasks_are_read_once_a_turn(run, tasks, monkeypatch):
+def test_the_records_of_the_tasks_are_read_once_per_look(run, tasks, monkeypatch):
     reads, looks = [], []
     latest, look = run.latest, StartUp.look
 
@@ -94,5 +94,5 @@ def test_the_files_of_the_tasks_are_read_once_a_turn(run, tasks, monkeypatch):
     monkeypatch.setattr(StartUp, "look", counted_look)
     monkeypatch.setattr("tfdist.cli.progress._REFRESH_SECS", 0.01)
     with ProgressView(run, tasks):
-        poll_until(lambda: len(looks) > 5, "some turns are over")
+        poll_until(lambda: len(looks) > 5, "the view has looked some times")
     assert len(reads) == len(looks)

@@ -1,4 +1,4 @@
-"""Who is there, and when it is said who is not."""
+"""The table of tasks that are not ready yet, while a job starts."""
 
 import io
 
@@ -19,7 +19,7 @@ TASKS = [
 
 
 class World:
-    """A clock, and who listens; `asked` are the ports at which somebody was looked for."""
+    """A clock, and the listening ports; `asked` lists the ports that were probed."""
 
     def __init__(self, tasks=TASKS):
         self.now, self.listening, self.asked = 100.0, set(), []
@@ -31,7 +31,7 @@ class World:
         return port in self.listening
 
     def look(self, seconds, *records):
-        """At that many seconds after the beginning; the table as lines of words, or None."""
+        """Looks `seconds` after the start; returns the table as lines of words, or None."""
         self.now = 100.0 + seconds
         table = self.start_up.look(records)
         if table is None:
@@ -46,61 +46,61 @@ def world():
     return World()
 
 
-def life(name, ended=None):
+def record_of(name, ended=None):
     return TaskRecord(name, 1, 7, 0.0, ended, None if ended is None else 0)
 
 
-ALL = [life(task.name) for task in TASKS]
+ALL = [record_of(task.name) for task in TASKS]
 
 
-def test_a_table_says_of_each_task_where_it_stands(world):
+def test_a_table_shows_the_state_of_each_task(world):
     world.listening = {11}
-    assert world.look(2.5, life("ps:0")) is None
-    title, header, _, *rows = world.look(10, life("ps:0"), life("worker:0"))
-    assert title == "tfdist: after 10 s not everybody is there"
+    assert world.look(2.5, record_of("ps:0")) is None
+    title, header, _, *rows = world.look(10, record_of("ps:0"), record_of("worker:0"))
+    assert title == "tfdist: after 10 s 3 of 4 tasks are not ready"
     assert header == "task address pid state"
     assert rows == [
-        "ps:0 127.0.0.1:11 7 there after 2.5 s",
-        "worker:0 127.0.0.1:21 7 runs, but its server does not listen",
+        "ps:0 127.0.0.1:11 7 ready after 2.5 s",
+        "worker:0 127.0.0.1:21 7 running; its server does not listen yet",
         "worker:1 127.0.0.1:22 not started",
         "evaluator:0 not started",
     ]
 
 
-def test_tables_come_after_10_s_and_then_at_growing_intervals(world):
+def test_the_first_table_comes_after_10_s_and_the_next_at_growing_intervals(world):
     moments = [moment / 10 for moment in range(1000)]
     assert [m for m in moments if world.look(m, *ALL)] == [10.0, 20.0, 40.0, 80.0]
 
 
-def test_whoever_has_been_there_is_not_looked_for_again(world):
+def test_a_ready_task_is_not_probed_again(world):
     world.listening = {11}
     world.look(1, *ALL)
     world.listening = set()
     world.look(2, *ALL)
     assert world.asked == [11, 21, 22, 21, 22]
-    assert world.start_up.num_there == 2  # the ps and the evaluator
-    assert "ps:0 127.0.0.1:11 7 there after 1.0 s" in world.look(10, *ALL)
+    assert world.start_up.num_ready == 2  # the ps and the evaluator
+    assert "ps:0 127.0.0.1:11 7 ready after 1.0 s" in world.look(10, *ALL)
 
 
-def test_nobody_calls_a_task_that_has_not_begun(world):
+def test_a_task_that_has_not_started_is_not_probed(world):
     world.look(1)
-    assert (world.asked, world.start_up.num_there) == ([], 0)
+    assert (world.asked, world.start_up.num_ready) == ([], 0)
 
 
-def test_a_task_that_has_ended_has_been_there(world):
-    world.look(3, life("worker:0", ended=2.0))
-    assert (world.asked, world.start_up.num_there) == ([], 1)
-    assert "worker:0 127.0.0.1:21 7 there after 3.0 s" in world.look(10, life("worker:0"))
+def test_an_ended_task_counts_as_ready(world):
+    world.look(3, record_of("worker:0", ended=2.0))
+    assert (world.asked, world.start_up.num_ready) == ([], 1)
+    assert "worker:0 127.0.0.1:21 7 ready after 3.0 s" in world.look(10, record_of("worker:0"))
 
 
-def test_an_evaluator_is_there_when_it_runs():
+def test_an_evaluator_is_ready_when_it_runs():
     alone = World([Task("evaluator", 0, CLUSTER)])
     assert not alone.start_up.is_over
-    alone.look(1, life("evaluator:0"))
+    alone.look(1, record_of("evaluator:0"))
     assert (alone.asked, alone.start_up.is_over) == ([], True)
 
 
-def test_it_is_over_when_the_last_one_has_come(world):
+def test_no_table_follows_once_all_tasks_are_ready(world):
     world.listening = {11, 21}
     world.look(1, *ALL)
     assert not world.start_up.is_over

@@ -82,8 +82,8 @@ def command(parsed: argparse.Namespace) -> int:
 
 def _task(parsed: argparse.Namespace) -> Task:
     if not os.environ.get("TF_CONFIG", "").strip():
-        rule = "not set; what starts the tasks has to set it for each, see docs/deploy.md"
-        raise ConfigError("TF_CONFIG", os.environ.get("TF_CONFIG"), rule)
+        rule = "set it for each task; see docs/deploy.md"
+        raise ConfigError("TF_CONFIG", None, rule)
     task = Task.from_env()
     types = {*task.cluster_spec, task.task_type}
     if parsed.coordinator and "chief" not in types:

@@ -1,4 +1,4 @@
-"""How far each trainer is: bars on a terminal, a plain line now and then elsewhere.
+"""The progress of each trainer: bars on a terminal, elsewhere a plain line every ten seconds.
 
 While the tasks start, a table names those that are not ready yet.
 """
@@ -28,11 +28,11 @@ _PROBE_SECS = 0.2
 
 
 class ProgressView:
-    """Shows on standard error what the trainers note in their progress files.
+    """Shows on standard error the progress that the trainers note in their files.
 
     Args:
-        run: where the files are.
-        tasks: all of the cluster.
+        run: the folder that holds the files.
+        tasks: all tasks of the cluster.
     """
 
     def __init__(self, run: RunFolder, tasks: Sequence[Task]) -> None:
@@ -47,7 +47,7 @@ class ProgressView:
             TextColumn("{task.fields[state]}", style="dim"),
             console=console,
             transient=True,
-            # Lines of the tasks go above the bars, but never to another stream than theirs.
+            # Lines of the tasks go above the bars, but stay on their own stream.
             redirect_stdout=sys.stdout.isatty(),
             redirect_stderr=True,
             disable=self._plain,
@@ -97,17 +97,17 @@ class ProgressView:
             )
 
     def _tasks_text(self, records: Sequence[TaskRecord]) -> str:
-        """Of tasks that note no progress: how many there are at this moment."""
+        """How many tasks are ready, running and ended: for a job that notes no progress."""
         ended = sum(record.ended is not None for record in records)
         if self._start_up.is_over:
             running = len(self._tasks) - ended
             text = "1 task runs" if running == 1 else f"{running} tasks run"
         else:
-            text = f"{self._start_up.num_there - ended} of {len(self._tasks)} tasks are there"
+            text = f"{self._start_up.num_ready - ended} of {len(self._tasks)} tasks are ready"
         return text + (f", {ended} {'has' if ended == 1 else 'have'} ended" if ended else "")
 
     def _notes(self, records: Sequence[TaskRecord]) -> dict[str, ProgressNote]:
-        """What each trainer that has begun noted last."""
+        """The latest note of each trainer that has written one."""
         notes = {}
         for record in records:
             file = self._run.folder_of(record.name, record.attempt) / PROGRESS_FILE
@@ -124,13 +124,13 @@ def _notes_text(notes: dict[str, ProgressNote]) -> str:
 
 
 class StartUp:
-    """Looks who is there, and says it at growing intervals until all are.
+    """Looks which tasks are ready, and makes a table of them at growing intervals until all are.
 
     A task with an address is ready when its server listens; an evaluator, when it runs.
 
     Args:
-        tasks: all of the cluster.
-        clock: gives seconds that never go back.
+        tasks: all tasks of the cluster.
+        clock: returns seconds that never decrease.
         listens: whether a process listens at a port of a host.
     """
 
@@ -144,43 +144,46 @@ class StartUp:
         self._tasks, self._clock, self._listens = tasks, clock, listens
         self._began = clock()
         self._next = _FIRST_TABLE_SECS
-        self._there: dict[str, float] = {}
+        self._ready: dict[str, float] = {}  # after how many seconds
 
     @property
-    def num_there(self) -> int:
-        """How many have been there, those that have ended included."""
-        return len(self._there)
+    def num_ready(self) -> int:
+        """The number of tasks that have become ready; some may have ended since."""
+        return len(self._ready)
 
     @property
     def is_over(self) -> bool:
-        """Whether all have been there, so that there is nothing left to look for."""
-        return self.num_there == len(self._tasks)
+        """Whether all tasks have become ready."""
+        return self.num_ready == len(self._tasks)
 
     def look(self, latest: Sequence[TaskRecord]) -> Table | None:
         """Looks once; returns a table if one is due and a task is not ready.
 
         Args:
-            latest: the latest record of each task that has begun.
+            latest: the latest record of each task that has started.
         """
         records = {record.name: record for record in latest}
         seconds = self._clock() - self._began
         for task in self._tasks:
-            if task.name not in self._there and self._is_there(task, records.get(task.name)):
-                self._there[task.name] = seconds
+            if task.name not in self._ready and self._is_ready(task, records.get(task.name)):
+                self._ready[task.name] = seconds
         if self.is_over or seconds < self._next:
             return None
         self._next *= 2
         return self._table(records, seconds)
 
-    def _is_there(self, task: Task, record: TaskRecord | None) -> bool:
-        if record is None or record.ended is not None:
-            return record is not None  # it has been there
+    def _is_ready(self, task: Task, record: TaskRecord | None) -> bool:
+        if record is None:
+            return False
+        if record.ended is not None:
+            return True  # nothing left to wait for
         if task.task_type == "evaluator":
             return True
         return self._listens(*parse_address(task.address), _PROBE_SECS)
 
     def _table(self, records: dict[str, TaskRecord], seconds: float) -> Table:
-        title = f"tfdist: after {seconds:.0f} s not everybody is there"
+        missing = len(self._tasks) - self.num_ready
+        title = f"tfdist: after {seconds:.0f} s {missing} of {len(self._tasks)} tasks are not ready"
         table = Table("task", "address", "pid", "state", title=title, box=SIMPLE)
         table.title_justify = "left"
         for task in self._tasks:
@@ -191,6 +194,6 @@ class StartUp:
         return table
 
     def _state(self, task: Task, record: TaskRecord | None) -> str:
-        if task.name in self._there:
-            return f"there after {self._there[task.name]:.1f} s"
-        return "not started" if record is None else "runs, but its server does not listen"
+        if task.name in self._ready:
+            return f"ready after {self._ready[task.name]:.1f} s"
+        return "not started" if record is None else "running; its server does not listen yet"

@@ -76,7 +76,7 @@ def call_in_fork(function: Callable[..., Any], *args: Any, timeout: float) -> An
                 raise ClusterError(f"the process that asks has not ended after {timeout:g} s")
             result, failure = receiver.recv()
         except EOFError:
-            result, failure = None, "it ended without a word"
+            result, failure = None, "it ended without an error message"
         finally:
             process.kill()
             process.join()

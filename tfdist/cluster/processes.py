@@ -217,7 +217,7 @@ class ProcessTask:
             outcome: Outcome = channel.recv()
             return outcome
         except (EOFError, ConnectionError):
-            return Outcome(details="it ended without a word", usage=usage)
+            return Outcome(details="its process ended without an error message", usage=usage)
 
     def _forward(self, read_end: int, stream: int, observer: Observer) -> None:
         with os.fdopen(read_end, "rb", buffering=0) as pipe:

@@ -1,8 +1,8 @@
-"""What a trainer leaves in its folder about barriers, for readers without TensorFlow.
+"""Notes of a trainer about its barriers, in its folder, for readers without TensorFlow.
 
-The state of a barrier is on a ps, and can be read only with its name and number of parties. So
-each trainer that `tfdist run` started notes these for `tfdist status`, one line of JSON for each.
-It also marks when it last passed a barrier, which the launcher takes as progress.
+The state of a barrier is on a ps, and reading it takes the barrier's name and number of parties.
+So each trainer under `tfdist run` notes both for `tfdist status`, one line of JSON per barrier.
+It also touches a file when it passes a barrier, which counts as progress of the job.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _FILE, _PASSED_FILE = "barriers", "barrier-passed"  # in the folder of the progr
 
 @dataclass(frozen=True)
 class BarrierNote:
-    """What one has to know of a barrier to ask for it."""
+    """The name of a barrier and its number of parties, by which its state is read."""
 
     name: str
     parties: int
@@ -36,9 +36,9 @@ class Place:
     """The place of a trainer at a barrier.
 
     Attributes:
-        trainer: its name.
-        state: ARRIVED or MISSING in the present generation, or RESIGNED.
-        seconds: since it last arrived, in any generation; None if it never did.
+        trainer: name of the trainer.
+        state: ARRIVED or MISSING in the current generation, or RESIGNED.
+        seconds: time since its last arrival, in any generation; None if it never arrived.
     """
 
     trainer: str
@@ -51,12 +51,12 @@ class BarrierReport:
     """The state of a barrier, as its ps reports it.
 
     Attributes:
-        name: of the barrier.
-        generation: the present one; None if the ps does not know the barrier (yet).
-        places: of its parties, by rank.
-        acts: whether its action runs, on the trainer of rank 0.
-        broken: why it is broken; None if it is not.
-        problem: why nothing else is known of it; None if something is.
+        name: name of the barrier.
+        generation: the current generation; None if the ps does not know the barrier (yet).
+        places: the places of its parties, by rank.
+        acts: whether the barrier's action runs now, on the trainer of rank 0.
+        broken: why the barrier is broken, or None.
+        problem: why the ps could not report it, or None.
     """
 
     name: str
@@ -68,20 +68,20 @@ class BarrierReport:
 
     @classmethod
     def parse(cls, values: Mapping[str, Any]) -> BarrierReport:
-        """From what `dataclasses.asdict` made of it."""
+        """The inverse of `dataclasses.asdict`."""
         return cls(**{**values, "places": tuple(Place(**place) for place in values["places"])})
 
     def trainers(self, state: str) -> tuple[str, ...]:
-        """Names of the trainers in this state."""
+        """Names of the trainers in `state`."""
         return tuple(place.trainer for place in self.places if place.state == state)
 
 
 def note_barrier(note: BarrierNote, environ: Mapping[str, str] | None = None) -> None:
-    """Notes it, unless it was noted before; without a launcher it does nothing.
+    """Notes a barrier that this process makes, once; does nothing without a launcher.
 
     Args:
-        note: of a barrier that this process makes.
-        environ: of the task; None for `os.environ` as it is now.
+        note: the barrier.
+        environ: environment of the task; None for `os.environ`.
     """
     progress = (os.environ if environ is None else environ).get(PROGRESS_VARIABLE)
     if progress is None or note in noted_barriers(Path(progress).parent):
@@ -91,23 +91,23 @@ def note_barrier(note: BarrierNote, environ: Mapping[str, str] | None = None) ->
 
 
 def noted_barriers(folder: Path) -> list[BarrierNote]:
-    """Those that were noted in the folder of a task, in the order in which they were made."""
+    """The barriers that a task has noted in its folder, in the order in which it made them."""
     try:
         text = (folder / _FILE).read_text("utf-8")
     except FileNotFoundError:
         return []
-    # What follows the last end of a line is being written.
+    # The text after the last newline is still being written.
     lines = text.split("\n")[:-1]
     return list(dict.fromkeys(BarrierNote(**json.loads(line)) for line in lines))
 
 
 class PassMark:
-    """A file that is touched when this trainer passes a barrier; without a launcher there is none.
+    """The file that a trainer touches when it passes a barrier; none without a launcher.
 
     Args:
-        environ: of the task; None for `os.environ` as it is now.
-        every_secs: how often it is touched at most.
-        clock: gives seconds that never go back.
+        environ: environment of the task; None for `os.environ`.
+        every_secs: shortest time between two touches.
+        clock: returns seconds that never decrease.
     """
 
     def __init__(
@@ -123,7 +123,7 @@ class PassMark:
         self._next = clock()
 
     def touch(self) -> None:
-        """Notes that it has passed."""
+        """Touches the file, unless the last touch was less than `every_secs` ago."""
         if self._path is None or (now := self._clock()) < self._next:
             return
         self._next = now + self._every_secs
@@ -131,7 +131,7 @@ class PassMark:
 
 
 def passed_at(folder: Path) -> int | None:
-    """When the task of that folder last passed a barrier, in ns since 1970; None if it has not."""
+    """When a task last passed a barrier, in ns since 1970, by its folder; None if it has not."""
     try:
         return (folder / _PASSED_FILE).stat().st_mtime_ns
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What the tasks of a case note of themselves: files that are read while TensorFlow hangs."""
+"""Events that the tasks of a lab case note in files, which stay readable while TensorFlow hangs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tfdist.runs.folder import RunFolder
 
 NOTES_FILE = "notes"
 
-# The kinds of notes.
+# Kinds of notes.
 STEP, SAVED, LEFT, ENDED, FAILED, FAULT, ABOUT = (
     "step", "saved", "left", "ended", "failed", "fault", "about",
 )  # fmt: skip
@@ -21,12 +21,12 @@ STEP, SAVED, LEFT, ENDED, FAILED, FAULT, ABOUT = (
 
 @dataclass(frozen=True)
 class Note:
-    """A line of the file.
+    """A line of a notes file.
 
     Attributes:
         kind: what happened.
-        at: when, in seconds of the monotonic clock, which is one for all processes of a machine.
-        values: the rest.
+        at: when, in seconds of the monotonic clock, which all processes of a machine share.
+        values: the rest of the line.
     """
 
     kind: str
@@ -35,19 +35,19 @@ class Note:
 
 
 class NoteFile:
-    """Writes the notes of one task, each at once."""
+    """Writes the notes of one task, unbuffered."""
 
     def __init__(self, path: Path) -> None:
         self._file = open(path, "ab", buffering=0)  # noqa: SIM115  # as long as its task
 
     def write(self, kind: str, **values: Any) -> None:
-        """Appends a note."""
+        """Appends a note, with the current time."""
         line = json.dumps({"kind": kind, "at": time.monotonic(), **values})
         self._file.write(line.encode() + b"\n")
 
 
 def read_notes(path: Path) -> list[Note]:
-    """All notes that are complete; none if there is no file."""
+    """The complete notes in a file; none if the file does not exist."""
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
@@ -64,25 +64,25 @@ def _notes(lines: Iterable[str]) -> Iterator[Note]:
 
 @dataclass
 class Noted:
-    """What a task has noted in its records, the last one last.
+    """The notes of a task.
 
     Attributes:
-        attempts: the notes of each record.
+        attempts: the notes of each attempt, the latest attempt last.
     """
 
     attempts: list[list[Note]] = field(default_factory=list)
 
     def all(self, kind: str) -> list[Note]:
-        """Those of one kind, of all records."""
-        return [note for record in self.attempts for note in record if note.kind == kind]
+        """The notes of one kind, of all attempts."""
+        return [note for notes in self.attempts for note in notes if note.kind == kind]
 
     def last(self, kind: str) -> Note | None:
-        """The last one of a kind, in the last record."""
+        """The last note of one kind in the latest attempt."""
         found = [note for note in self.attempts[-1] if note.kind == kind] if self.attempts else []
         return found[-1] if found else None
 
     def about(self) -> dict[str, Any]:
-        """What the latest attempt has noted about itself."""
+        """The values that the latest attempt has noted about itself."""
         values: dict[str, Any] = {}
         for note in self.attempts[-1] if self.attempts else []:
             if note.kind == ABOUT:
@@ -91,7 +91,7 @@ class Noted:
 
 
 def noted(run: RunFolder) -> dict[str, Noted]:
-    """What the tasks of a run have noted, by name."""
+    """The notes of all tasks of a run, by name."""
     found: dict[str, Noted] = {}
     for record in run.records():
         path = run.folder_of(record.name, record.attempt) / NOTES_FILE

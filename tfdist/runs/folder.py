@@ -1,24 +1,25 @@
-"""The folder of a run: who its tasks are, what they print, and how they end.
+"""The folder of a run: its tasks, their output, and how they ended.
 
 ::
 
-    RUN/run.json                            the run: see RunFolder.create
-    RUN/stall.txt, stall.json               the report of all tasks, if it stalled
+    RUN/run.json                            the run: see RunRecord
+    RUN/stall.txt, stall.html, stall.json   the report of all tasks, if the job stalled
     RUN/attempt-1/worker-1/task.json        an attempt of a task: see TaskRecord
-                           stdout, stderr   what it has written
-                           progress.json    how far it is, by its own word
-                           stacks           where its threads stood when it was last asked
-                           barriers         those that it has made: see tfdist.runs.barrier_notes
-                           barrier-passed   touched when it passes one
-                           error.json       why it failed, if it did
+                           stdout, stderr   its output
+                           progress.json    the latest note of its tfdist.Progress
+                           stacks           the stacks of its threads, once per request
+                           barriers         the barriers that it made: see runs/barrier_notes.py
+                           barrier-passed   touched when it passes a barrier
+                           error.json       why it failed: see FailureRecord
 
-`tfdist run` writes it; `tfdist status` and `tfdist stacks` read it, while it runs and afterwards.
+`tfdist run` writes it; `tfdist status` and `tfdist stacks` read it during the run and afterwards.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import signal
 import threading
 import time
 from collections.abc import Sequence
@@ -40,7 +41,7 @@ STREAMS = {1: "stdout", 2: "stderr"}
 def start_ticks(pid: int) -> int | None:
     """When a process was started, in the kernel's clock ticks since boot; None if it is gone.
 
-    Unlike the same in seconds since 1970, it stays what it is when the clock is set.
+    Unlike a time in seconds since 1970, it does not change when the system clock is set.
     """
     try:
         with open(f"/proc/{pid}/stat", "rb") as file:
@@ -55,15 +56,15 @@ class TaskRecord:
     """An attempt of a task, as `task.json` has it.
 
     Attributes:
-        name: such as "worker:1".
-        attempt: which one it is, from 1.
-        pid: of its process, which leads a process group of the same number.
-        ticks: see start_ticks; a reused pid has others.
-        began: when that process was started, in seconds since 1970.
-        ended: when it was gone; None while it runs.
-        exit_code: minus the signal if one killed it; None while it runs.
-        terminated: whether tfdist ended it on purpose.
-        usage: what it has used; None while it runs, or if that is not known.
+        name: the task, such as "worker:1".
+        attempt: the number of the attempt, from 1.
+        pid: its process, which leads a process group of the same number.
+        ticks: its `start_ticks`, which distinguish it from a later process with the same pid.
+        began: when the process was started, in seconds since 1970.
+        ended: when the process had ended, in seconds since 1970; None while it runs.
+        exit_code: its exit code, or minus the signal that killed it; None while it runs.
+        terminated: whether tfdist sent it SIGTERM or SIGKILL.
+        usage: its CPU time and memory; None while it runs, or if unknown.
     """
 
     name: str
@@ -78,7 +79,7 @@ class TaskRecord:
 
     @property
     def process(self) -> psutil.Process | None:
-        """Its process; None if that is gone."""
+        """The process of the attempt; None if it has ended."""
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(self.pid)
             if self.ended is None and start_ticks(self.pid) == self.ticks:
@@ -87,12 +88,12 @@ class TaskRecord:
 
     @property
     def seconds(self) -> float:
-        """How long it has run."""
+        """How long the attempt has run."""
         return (self.ended or time.time()) - self.began
 
     @classmethod
     def parse(cls, text: str) -> TaskRecord:
-        """Parses what `task.json` holds."""
+        """Parses the text of `task.json`."""
         values = json.loads(text)
         usage = values["usage"]
         return cls(**{**values, "usage": usage and Usage(**usage)})
@@ -103,12 +104,12 @@ class FailureRecord:
     """Why an attempt of a task failed, as `error.json` has it.
 
     Attributes:
-        task: such as "worker:1".
-        attempt: which one it was, from 1.
-        time: when it was gone, in seconds since 1970.
-        exit_code: minus the signal if one killed it.
+        task: the task, such as "worker:1".
+        attempt: the number of the attempt, from 1.
+        time: when its process had ended, in seconds since 1970.
+        exit_code: its exit code, or minus the signal that killed it.
         message: the text of its error.
-        traceback: the whole, or what else is known.
+        traceback: the traceback, or what else is known.
     """
 
     task: str
@@ -121,14 +122,14 @@ class FailureRecord:
 
 @dataclass(frozen=True)
 class Launcher:
-    """The process that started a run; by `ticks` (see start_ticks) a reused pid is recognised."""
+    """The process that started a run; its `start_ticks` distinguish it from a reused pid."""
 
     pid: int
     ticks: int
 
     @property
     def runs(self) -> bool:
-        """Whether the process still exists."""
+        """True if the process still exists."""
         return start_ticks(self.pid) == self.ticks
 
 
@@ -137,14 +138,14 @@ class RunRecord:
     """A run, as `run.json` has it.
 
     Attributes:
-        began: when, in seconds since 1970.
+        began: when the run started, in seconds since 1970.
         monotonic: the same moment on the monotonic clock.
-        launcher: the process that started it.
+        launcher: the process that started the run.
         tasks: names of all tasks.
-        trainers: names of those that train, by rank.
-        cluster: the addresses by type.
-        script: what the trainers run.
-        id: a text that no other run has; "" where servers are not checked by it.
+        trainers: names of the trainers, by rank.
+        cluster: addresses by task type.
+        script: path of the script.
+        id: a text that no other run has, by which trainers recognise their ps; "" if unused.
     """
 
     began: float
@@ -158,10 +159,10 @@ class RunRecord:
 
     @classmethod
     def parse(cls, text: str) -> RunRecord:
-        """Parses what `run.json` holds.
+        """Parses the text of `run.json`.
 
         Raises:
-            ValueError: it is not of this kind.
+            ValueError: the text is not a record of a run.
         """
         values = json.loads(text)
         try:
@@ -173,21 +174,22 @@ class RunRecord:
 
 
 def describe_end(record: TaskRecord) -> str:
-    """In a few words."""
+    """The end of an attempt in a few words, such as "exit code 0" or "killed by SIGSEGV"."""
     if record.exit_code is None:
-        return "still runs"
+        return "still running"
     if record.terminated:
-        return "ended by tfdist"
+        killed = record.exit_code == -signal.SIGKILL
+        return "killed by tfdist" if killed else "terminated by tfdist"
     if record.exit_code < 0:
         return f"killed by {signal_name(-record.exit_code)}"
     return f"exit code {record.exit_code}"
 
 
 class RunFolder:
-    """Reads and writes the folder of a run; several threads may.
+    """Reads and writes the folder of a run; safe to use from several threads.
 
     Attributes:
-        path: of the folder.
+        path: path of the folder.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -196,10 +198,10 @@ class RunFolder:
 
     @classmethod
     def find(cls, path: str) -> RunFolder:
-        """The run in `path`, or the latest in a folder of runs.
+        """The run in the folder `path`, or the latest run in a folder of runs.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: `path` holds no run.
         """
         files = [Path(path, RUN_FILE), *Path(path).glob(f"*/{RUN_FILE}")]
         runs = [file for file in files if file.is_file()]
@@ -210,7 +212,7 @@ class RunFolder:
     def create(
         self, tasks: Sequence[Task], trainers: Sequence[Task], *, script: str = "", id: str = ""
     ) -> None:
-        """Writes `run.json`; this process is the launcher, and the run begins now."""
+        """Writes `run.json`, with this process as the launcher and now as the start."""
         pid = os.getpid()
         record = RunRecord(
             began=time.time(),
@@ -226,16 +228,16 @@ class RunFolder:
 
     @property
     def about(self) -> RunRecord:
-        """What `run.json` holds; ValueError if that is not the record of a run."""
+        """The content of `run.json`; raises ValueError if that is not a record of a run."""
         return RunRecord.parse((self.path / RUN_FILE).read_text("utf-8"))
 
     @property
     def runs(self) -> bool:
-        """Whether its launcher still exists."""
+        """True if its launcher still exists."""
         return self.about.launcher.runs
 
     def failure(self, name: str, attempt: int) -> FailureRecord | None:
-        """Why that attempt of the task failed by itself; None if it did not."""
+        """Why the attempt failed; None if it did not fail, or if tfdist terminated it."""
         try:
             text = (self.folder_of(name, attempt) / ERROR_FILE).read_text("utf-8")
         except FileNotFoundError:
@@ -243,24 +245,24 @@ class RunFolder:
         return FailureRecord(**json.loads(text))
 
     def folder_of(self, name: str, attempt: int) -> Path:
-        """What that attempt of the task leaves."""
+        """The folder of an attempt of a task."""
         return self.path / f"attempt-{attempt}" / name.replace(":", "-")
 
     def records(self) -> list[TaskRecord]:
-        """All records of all tasks, the tasks in their order."""
+        """The records of all attempts, in the order of the tasks."""
         files = self.path.glob(f"attempt-*/*/{TASK_FILE}")
         found = [TaskRecord.parse(file.read_text("utf-8")) for file in files]
         order = self.about.tasks if found else []
         return sorted(found, key=lambda record: (order.index(record.name), record.attempt))
 
     def latest(self) -> list[TaskRecord]:
-        """The latest attempt of each task that has begun, in the order of the tasks."""
+        """The latest attempt of each task that has started, in the order of the tasks."""
         return list({record.name: record for record in self.records()}.values())
 
-    # As the Observer of the tasks.
+    # The methods of an Observer.
 
     def folder(self, name: str, attempt: int) -> str:
-        """Makes the folder of a new record."""
+        """Makes the folder of a new attempt."""
         folder = self.folder_of(name, attempt)
         folder.mkdir(parents=True)
         for stream in STREAMS.values():
@@ -268,18 +270,18 @@ class RunFolder:
         return str(folder)
 
     def started(self, name: str, attempt: int, pid: int) -> None:
-        """Writes its `task.json`."""
-        # A moment after its start; of one that is gone already there is no process to mistake.
+        """Writes `task.json` of the attempt."""
+        # Ticks 0: the process has ended already, so no later one can be mistaken for it.
         record = TaskRecord(name, attempt, pid, start_ticks(pid) or 0, time.time())
         self._write(self.folder_of(name, attempt) / TASK_FILE, record)
 
     def output(self, name: str, attempt: int, stream: int, data: bytes) -> None:
-        """Appends to its file for the stream."""
+        """Appends to the file of the stream."""
         with open(self.folder_of(name, attempt) / STREAMS[stream], "ab") as file:
             file.write(data)
 
     def ended(self, name: str, attempt: int, outcome: Outcome) -> None:
-        """Completes its `task.json`, and writes an `error.json` if it failed by itself."""
+        """Completes `task.json`; writes `error.json` if the task failed and was not terminated."""
         folder = self.folder_of(name, attempt)
         record = TaskRecord.parse((folder / TASK_FILE).read_text("utf-8"))
         record = replace(
@@ -297,7 +299,7 @@ class RunFolder:
         self._write(folder / TASK_FILE, record)
 
     def _write(self, path: Path, record: RunRecord | TaskRecord | FailureRecord) -> None:
-        # Renamed into place, so that no reader sees half of it.
+        # Renamed into place, so that no reader sees a partial file.
         with self._lock:
             draft = path.with_suffix(".new")
             draft.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")

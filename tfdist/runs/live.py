@@ -1,4 +1,4 @@
-"""Which run is meant: the one that is named, or the only one that goes on at this moment."""
+"""Finds the run that a command is about: the named one, or the user's only running job."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from pathlib import Path
 from tfdist.errors import ConfigError
 from tfdist.runs.folder import RUN_FILE, RunFolder
 
-PREFIX = "tfdist-"  # of what `live_runs` finds in the temporary directory
+PREFIX = "tfdist-"  # of the folders and links in the temporary directory
 
 
 @contextmanager
 def temporary_folder() -> Iterator[str]:
-    """A folder for a run, in the temporary directory; it is deleted at the end of the block."""
+    """Makes a folder for a run in the temporary directory; the end of the block deletes it."""
     folder = tempfile.mkdtemp(prefix=PREFIX)
     try:
         yield folder
     finally:
-        # Moved first: a thread that still reads a task which SIGKILL did not end adds nothing.
+        # Renamed first, so that a thread that still reads the output of a task adds no file.
         ended = f"{folder}-ended"
         os.rename(folder, ended)
         shutil.rmtree(ended)
@@ -30,10 +30,10 @@ def temporary_folder() -> Iterator[str]:
 
 @contextmanager
 def linked(folder: str) -> Iterator[str | None]:
-    """Inside it `live_runs` finds a run whose folder lies elsewhere.
+    """Links a run's folder into the temporary directory, where `live_runs` finds it.
 
     Yields:
-        Why it does not after all; None if it does.
+        None, or why the link could not be made.
     """
     folder = os.path.abspath(folder)
     complaint = None
@@ -50,50 +50,50 @@ def linked(folder: str) -> Iterator[str | None]:
 
 
 def live_runs() -> list[RunFolder]:
-    """The runs of this user whose folders, or links to them, are in the temporary directory.
+    """The running jobs of this user, found by folders and links in the temporary directory.
 
-    A launcher that was killed leaves its own there; so only those count whose launchers live.
+    A killed launcher leaves its folder or link behind; a run without its launcher is left out.
     """
     found = []
     for file in sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{RUN_FILE}")):
         try:
-            # The link too: a link of another user may lead to any file of ours.
+            # The owner of the link counts too: another user's link may lead to a file of ours.
             owners = {file.parent.lstat().st_uid, file.stat().st_uid}
             run = RunFolder(file.parent.resolve())
             if owners == {os.getuid()} and run.runs:
                 found.append(run)
         except FileNotFoundError:
-            continue  # it has ended in the meantime, and its folder with it
+            continue  # the run has ended meanwhile, which deleted its folder
     return found
 
 
 @contextmanager
 def while_it_lasts(run: RunFolder) -> Iterator[None]:
-    """For reading a run that may end, and take its folder with it.
+    """Wraps the reading of a run, which may end meanwhile and delete its folder.
 
     Raises:
-        ConfigError: it has.
+        ConfigError: the run has ended and its folder is gone.
     """
     try:
         yield
     except FileNotFoundError:
         if (run.path / RUN_FILE).exists():
             raise
-        rule = "it has ended in the meantime, and its folder is gone"
+        rule = "the run has ended meanwhile, and its folder is deleted"
         raise ConfigError("RUN", str(run.path), rule) from None
 
 
 def chosen_run(path: str | None) -> RunFolder:
-    """The run in `path`; without one the only live run.
+    """The run in the folder `path`; for None the user's only running job.
 
     Raises:
-        ConfigError: there is no run in `path`, or its file is not one of tfdist; or, without a
-            path, there are no live runs or several.
+        ConfigError: `path` holds no run or a damaged one; or, without a path, no job runs or
+            several do.
     """
     if path is not None:
         run = RunFolder.find(path)
         try:
-            run.about  # noqa: B018  # it raises where it cannot be parsed
+            run.about  # noqa: B018  # raises ValueError if it cannot be parsed
         except ValueError as error:
             rule = f"its file {RUN_FILE} is not one that tfdist run wrote"
             raise ConfigError("RUN", path, rule) from error
@@ -103,10 +103,6 @@ def chosen_run(path: str | None) -> RunFolder:
         return runs[0]
     if runs:
         names = ", ".join(str(run.path) for run in runs)
-        raise ConfigError("RUN", None, f"several jobs run; name one: {names}")
-    raise ConfigError(
-        "RUN",
-        None,
-        f"no job of yours runs, by what is in {tempfile.gettempdir()}; one that is over, or has "
-        "another temporary directory, is named by its folder",
-    )
+        raise ConfigError("RUN", None, f"several of your jobs run; name the folder of one: {names}")
+    rule = f"no running job of yours found in {tempfile.gettempdir()}; name the folder of the run"
+    raise ConfigError("RUN", None, rule)

@@ -1,4 +1,4 @@
-"""What tfdist logs about its own work, under the logger `tfdist`: warnings by default."""
+"""Sets up the logger `tfdist`, under which tfdist logs its own work: warnings by default."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import logging
 import os
 from collections.abc import Mapping
 
-# `tfdist run -v` sets it for the tasks.
+# `tfdist run -v` sets this variable for the tasks.
 LEVEL_VARIABLE = "TFDIST_LOG_LEVEL"
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 
 def show_log(verbosity: int) -> None:
-    """Prints the log on standard error: from INFO on for `verbosity` 1, all for 2 and more.
+    """Prints the log on standard error: with `verbosity` 1 from INFO, with 2 from DEBUG.
 
-    The processes that this one starts do the same.
+    Tasks that this process starts do the same.
     """
     level = _LEVELS[min(verbosity, len(_LEVELS) - 1)]
     _print_from(level)
@@ -23,7 +23,7 @@ def show_log(verbosity: int) -> None:
 
 
 def show_log_of_task(environ: Mapping[str, str]) -> None:
-    """Prints the log of this task as its launcher asked for; else Python's defaults apply."""
+    """Prints the log of this task at its launcher's level; without one Python's defaults apply."""
     if level := environ.get(LEVEL_VARIABLE):
         _print_from(level)
 
@@ -34,4 +34,4 @@ def _print_from(level: int | str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("tfdist: %(message)s"))
     log.handlers[:] = [handler]
-    log.propagate = False  # a root logger of the script would print each line again
+    log.propagate = False  # otherwise the script's root logger would print each line again

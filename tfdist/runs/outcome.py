@@ -1,4 +1,4 @@
-"""How a task ended, what it used, and what a cluster reports about its tasks while it runs."""
+"""How a task ended and what it used; the interfaces between a cluster and its tasks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from tfdist.task import Task
 
 @dataclass(frozen=True)
 class Usage:
-    """What a process has used, its ended children included where the kernel counts them.
+    """CPU time and memory of a process.
 
     Attributes:
-        cpu_secs: in user and system mode.
-        peak_bytes: most memory it has had in RAM (resident set) at one time.
+        cpu_secs: CPU time in user and system mode, with that of ended children.
+        peak_bytes: peak size of its resident set.
     """
 
     cpu_secs: float
@@ -28,7 +28,7 @@ class Usage:
 
     @classmethod
     def of_this_process(cls) -> Usage:
-        """Of the caller's process, up to now."""
+        """The usage of this process until now."""
         own = resource.getrusage(resource.RUSAGE_SELF)
         children = resource.getrusage(resource.RUSAGE_CHILDREN)
         cpu_secs = own.ru_utime + own.ru_stime + children.ru_utime + children.ru_stime
@@ -36,14 +36,14 @@ class Usage:
 
     @classmethod
     def of(cls, pid: int) -> Usage | None:
-        """Of another process, up to now; None if it is gone."""
+        """The usage of another process until now; None if that has ended."""
         try:
             times = psutil.Process(pid).cpu_times()
             with open(f"/proc/{pid}/status", encoding="ascii") as file:
                 status = dict(line.split(":", 1) for line in file)
         except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
             return None
-        if "VmHWM" not in status:  # a zombie has no memory any more
+        if "VmHWM" not in status:  # a zombie has no memory
             return None
         cpu_secs = times.user + times.system + times.children_user + times.children_system
         return cls(cpu_secs, int(status["VmHWM"].split()[0]) * 1024)
@@ -56,11 +56,11 @@ class Outcome:
     Attributes:
         result: what its function returned.
         error: what its function raised.
-        exit_code: of its process, minus the signal if one killed it; None for a thread.
+        exit_code: exit code of its process, or minus the signal that killed it; None for a thread.
         details: the traceback as text, or what else is known.
-        usage: what its process has used; None where that is not known.
-        terminated: whether the cluster ended it on purpose.
-        handles_sigterm: whether its program had a SIGTERM handler, which may be what failed.
+        usage: CPU time and memory of its process; None if unknown.
+        terminated: whether the cluster sent it SIGTERM or SIGKILL.
+        handles_sigterm: whether its program had a SIGTERM handler, which may have raised.
     """
 
     result: object = None
@@ -85,11 +85,11 @@ class Outcome:
 
     @property
     def failed(self) -> bool:
-        """Whether it did not end as it should."""
+        """True if the task raised an error or has an exit code other than 0."""
         return self.error is not None or bool(self.exit_code)
 
     def raise_for(self, task: Task) -> None:
-        """Raises TaskFailed if it failed; bad input stays the ConfigError that it is."""
+        """Raises TaskFailed if the task failed; a ConfigError of the task is raised as it is."""
         if isinstance(self.error, ConfigError):
             raise self.error
         if self.failed:
@@ -97,34 +97,34 @@ class Outcome:
 
 
 class RunningTask(Protocol):
-    """A task that was started; its outcome arrives in the cluster's queue."""
+    """A started task; its outcome arrives in the cluster's queue."""
 
     task: Task
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Sends it SIGTERM, SIGSTOP or SIGCONT; returns at once."""
+        """Sends SIGTERM, SIGSTOP or SIGCONT; does not block."""
 
     def wait(self, timeout: float) -> bool:
-        """Whether it has ended; blocks until then, for `timeout` seconds at most."""
+        """True once the task has ended; blocks until then, for `timeout` seconds at most."""
 
     def kill(self) -> None:
-        """Ends it and all that it started; returns when they are gone."""
+        """Kills the task and the processes of its group; returns when they have ended."""
 
 
 class Observer(Protocol):
-    """Receives the events of the tasks, each a process; called from several threads.
+    """Receives the events of the tasks of a cluster of processes, from several threads.
 
-    An attempt is an attempt of a task, from 1: a task that is restarted begins another.
+    `attempt` counts the starts of a task, from 1.
     """
 
     def folder(self, name: str, attempt: int) -> str:
-        """Where the process may leave files; it exists."""
+        """Makes the folder for the files of the attempt, and returns its path."""
 
     def started(self, name: str, attempt: int, pid: int) -> None:
-        """Its process runs."""
+        """The process of the task has started."""
 
     def output(self, name: str, attempt: int, stream: int, data: bytes) -> None:
-        """It has written to its stream 1 or 2."""
+        """The task has written `data` to its stream 1 or 2."""
 
     def ended(self, name: str, attempt: int, outcome: Outcome) -> None:
-        """Its process is gone, and so is what that had started in its process group."""
+        """The process of the task and all processes of its group have ended."""

@@ -1,4 +1,4 @@
-"""How far a trainer is: a file that the launcher reads, also while TensorFlow hangs."""
+"""Progress of a trainer: a file that the launcher can read also while TensorFlow hangs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tfdist.task import PROGRESS_VARIABLE
 
 @dataclass(frozen=True)
 class ProgressNote:
-    """How far a trainer is, as its `progress.json` has it: `done` of `total` in `state`."""
+    """The content of `progress.json`: `done` of `total` in `state`."""
 
     state: str
     done: int
@@ -22,7 +22,7 @@ class ProgressNote:
 
     @classmethod
     def read(cls, path: Path) -> ProgressNote | None:
-        """The latest note; None if there is none."""
+        """The latest note in the file; None if the file does not exist."""
         try:
             return cls(**json.loads(path.read_text("utf-8")))
         except FileNotFoundError:
@@ -30,19 +30,19 @@ class ProgressNote:
 
     def write(self, path: Path) -> None:
         """Replaces the latest note."""
-        # Renamed into place, so that no reader sees half of it.
+        # Renamed into place, so that no reader sees a partial file.
         draft = path.with_name(f"{path.name}.new")
         draft.write_text(json.dumps(asdict(self)), "utf-8")
         draft.replace(path)
 
 
 class Progress:
-    """Reports to the launcher how far this trainer is; without a launcher it does nothing.
+    """Notes the progress of this trainer for its launcher; does nothing without a launcher.
 
     Args:
-        path: the file that the launcher reads; None for no launcher.
-        every_secs: how often it is written at most, unless `state` changes.
-        clock: gives seconds that never go back.
+        path: the file that the launcher reads; None without a launcher.
+        every_secs: shortest time between two writes, unless `state` changes.
+        clock: returns seconds that never decrease.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class Progress:
 
     @classmethod
     def from_env(cls) -> Progress:
-        """For the launcher that started this process, if one did."""
+        """The Progress for the launcher that started this process, if one did."""
         return cls(os.environ.get(PROGRESS_VARIABLE))
 
     def update(self, state: str, done: int, total: int) -> None:
-        """Notes that the trainer is in `state` ("epoch 3 of 10") with `done` of `total` done."""
+        """Notes that `done` of `total` steps of `state`, such as "epoch 3 of 10", are done."""
         if self._path is None or (state == self._state and self._clock() < self._next):
             return
         self._next, self._state = self._clock() + self._every_secs, state
