@@ -1,0 +1,67 @@
+"""No text of the project uses a retired word; docs/glossary.md says what to write instead."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RETIRED = re.compile(
+    r"\b(sighting|strangers?|mistaken|refusal|whoever|cured?|cures|visit(s|ed|ing|ors?)?"
+    r"|judge[sd]?|judging|standstill|stands? still|stood still|standing still|gets? on|got on"
+    r"|getting on|tells?|told|give(s|n)? (it |them |one )?back|gave back|lets? go of|beside"
+    r"|at_once|life|lives|somebody|nobody|everybody|anybody|someone|anyone|everyone)\b",
+    re.IGNORECASE,
+)
+FOLDERS = (
+    "tfdist",
+    "docs",
+    "tests",
+    "scripts",
+    "examples",
+    "benchmarks",
+    "docker",
+    ".ci",
+    ".github",
+)
+SUFFIXES = {"", ".py", ".pyi", ".md", ".sh", ".yaml", ".yml", ".toml", ".txt"}
+# History, the table of the words itself, and this list of them.
+EXEMPT = {"CHANGELOG.md", "docs/glossary.md", "tests/unit/test_words.py", "LICENSE"}
+
+
+def texts(root: Path) -> Iterator[Path]:
+    """Every text of the project: files on top, and all in its folders."""
+    for path in [*root.iterdir(), *(p for name in FOLDERS for p in (root / name).rglob("*"))]:
+        if path.is_file() and path.suffix in SUFFIXES and "__pycache__" not in path.parts:
+            yield path
+
+
+def retired_words(root: Path) -> list[str]:
+    """Each retired word, with its place."""
+    return [
+        f"{path.relative_to(root)}:{number}: {match[0]}"
+        for path in sorted(texts(root))
+        if str(path.relative_to(root)) not in EXEMPT
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), start=1)
+        for match in RETIRED.finditer(line.replace("`nobody`", ""))  # the user of that name
+    ]
+
+
+def test_no_text_has_a_retired_word():
+    assert retired_words(ROOT) == []
+
+
+@pytest.mark.parametrize("text", ["Whoever waits", "the job stands still", "gives it back", "life"])
+def test_a_retired_word_is_found(tmp_path, text):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/page.md").write_text(f"# Title\n{text}\n")
+    (found,) = retired_words(tmp_path)
+    assert found.startswith("docs/page.md:2: ")
+
+
+def test_words_that_contain_one_are_left_alone(tmp_path):
+    (tmp_path / "README.md").write_text("lifetime, secure, besides, visitation\n")
+    assert retired_words(tmp_path) == []
