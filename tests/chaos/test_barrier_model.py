@@ -195,7 +195,7 @@ class Meeting(RuleBasedStateMachine):
     @precondition(lambda self: len(self.made) < 2 * N)  # making one is the slowest step
     @rule(rank=ranks, kind=kinds, has_action=st.booleans(), breaks=seldom)
     def restart(self, rank, kind, has_action, breaks):
-        """A waiting trainer is killed; the process of any other lives on as a ghost."""
+        """A waiting trainer is killed; the process of any other continues as a ghost."""
         start, old = time.monotonic(), self.trainers[rank]
         if old.waits:
             old.barrier.close()

@@ -1,6 +1,6 @@
 """The barrier's rules under every interleaving of trainers and faults.
 
-The search visits all states of a small world. A world has
+The search reaches all states of a small world. A world has
 
 - the barrier under test, `tfdist.barrier.rules`;
 - trainers, which know only what a real one knows: the parity, the number of resets, and their own

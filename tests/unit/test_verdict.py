@@ -255,14 +255,14 @@ def test_the_verdict_on_one_task_alone_does_not_name_the_task_that_it_waits_for(
 @pytest.mark.parametrize(
     ("chief", "culprit", "reason", "confidence"),
     [
-        (at(Place.SERVER, steps=0), "worker:0", "which has to initialise", Confidence.LIKELY),
+        (at(Place.SERVER, steps=0), "worker:0", "which has to initialize", Confidence.LIKELY),
         (at(Place.SERVER, steps=3), "worker:1", "has done 3 steps", Confidence.LIKELY),
         (at(Place.RUN, steps=3), "worker:1", "has done 3 steps", Confidence.LIKELY),
         (at(Place.RUN, steps=0), "worker:1", "is in Session.run", Confidence.GUESS),
         (replace(ENDED, name="worker:0"), "worker:1", "has ended", Confidence.LIKELY),
     ],
 )
-def test_the_chief_explains_why_variables_are_not_initialised(chief, culprit, reason, confidence):
+def test_the_chief_explains_why_variables_are_not_initialized(chief, culprit, reason, confidence):
     verdict = diagnose(job(chief, at(Place.STARTING, "worker:1", quiet_secs=60.0)))
     assert (verdict.name, verdict.culprits) == (Name.NOT_INITIALIZED, (culprit,))
     assert reason in verdict.because[-1]

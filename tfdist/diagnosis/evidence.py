@@ -96,7 +96,7 @@ class Place(str, enum.Enum):
 
     BARRIER = "waits at a tfdist.Barrier"
     JOIN = "waits in ClusterCoordinator for its scheduled functions"
-    STARTING = "waits for the chief to initialise the variables"
+    STARTING = "waits for the chief to initialize the variables"
     CONNECTING = "waits for a ps to listen"
     CLOSING = "is closing its session"
     STOPPING = "waits for its own threads to end, in Coordinator.join"
@@ -197,7 +197,7 @@ class TaskEvidence:
         steps: number of steps that it noted.
         servers: number of servers of the cluster in its process.
         pool: number of operations that may block in its process at the same time.
-        recovery_secs: interval at which it checks whether the chief has initialised.
+        recovery_secs: interval at which it checks whether the chief has initialized.
         grace_secs: how long it may wait for its own threads when it ends.
         close_secs: how long its session may take to close; a minute if its input tunes itself.
     """

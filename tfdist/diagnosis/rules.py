@@ -125,7 +125,7 @@ def _connecting(evidence: Evidence) -> Verdict | None:
 
 
 def _starting(evidence: Evidence) -> Verdict | None:
-    """A trainer checks at intervals whether the chief has initialised the variables."""
+    """A trainer checks at intervals whether the chief has initialized the variables."""
     tasks = [task for task in running(evidence) if task.place is Place.STARTING]
     chief = next((task for task in evidence.tasks if task.trains), None)
     # If the chief hangs in a session, the reason for that is the reason for all.
@@ -138,7 +138,7 @@ def _starting(evidence: Evidence) -> Verdict | None:
     if not overdue:
         checks = (
             f"{task.name} checks only every {task.recovery_secs:g} s whether the chief has "
-            "initialised the variables"
+            "initialized the variables"
             for task in tasks
         )
         return _verdict(Name.SLOW_START, tasks, [*checks])
@@ -147,7 +147,7 @@ def _starting(evidence: Evidence) -> Verdict | None:
         why = f"{chief.name}, which should be the chief, waits for a chief too"
         return _verdict(Name.NOT_INITIALIZED, [chief], [*waits, why])
     if chief.place in _NO_SESSION and not chief.steps:
-        why = f"{chief.name} is the chief, which has to initialise them; {doing(chief)}"
+        why = f"{chief.name} is the chief, which has to initialize them; {doing(chief)}"
         return _verdict(
             Name.NOT_INITIALIZED,
             [chief],
@@ -155,23 +155,23 @@ def _starting(evidence: Evidence) -> Verdict | None:
             Confidence.LIKELY,
             f"read the log of {chief.name}: has it made its session?",
         )
-    if initialised := bool(chief.steps) or not chief.alive:
+    if initialized := bool(chief.steps) or not chief.alive:
         has = f"has done {chief.steps} steps" if chief.steps else chief.state.value
-        why = f"{chief.name}, the chief, {has}, so the variables on the ps are initialised"
+        why = f"{chief.name}, the chief, {has}, so the variables on the ps are initialized"
     else:
         why = doing(chief)
     return _verdict(
         Name.NOT_INITIALIZED,
         overdue,
         [*waits, why],
-        Confidence.LIKELY if initialised else Confidence.GUESS,
+        Confidence.LIKELY if initialized else Confidence.GUESS,
         f"read the log of {overdue[0].name} at level INFO, which names the variables; each has to "
         "be on a ps",
     )
 
 
 def _has_waited(task: TaskEvidence) -> str:
-    return f"{task.name} has waited {task.quiet_secs:.0f} s for the variables to be initialised"
+    return f"{task.name} has waited {task.quiet_secs:.0f} s for the variables to be initialized"
 
 
 def _closing(evidence: Evidence) -> Verdict | None:

@@ -70,7 +70,7 @@ _ADVICE = {
     Name.SLOW: "wait; if the step is meant to take so long, note progress in it or raise the "
     "timeout",
     Name.SLOW_START: "wait; tfdist.train.session checks more often than TensorFlow whether the "
-    "chief has initialised",
+    "chief has initialized",
     Name.SLOW_EXIT: "wait",
     Name.TASK_FAILED: "read the error of the task",
     Name.SILENT_TRUNCATION: "use endless_batches, with which no error means the end of the input",

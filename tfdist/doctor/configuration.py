@@ -47,7 +47,7 @@ _ADVICE = {
         "Remove it from 'cluster'; only its own 'task' names it.",
     ),
     "tf_config.chief": (
-        "Two chiefs would both initialise and save the model.",
+        "Two chiefs would both initialize and save the model.",
         "Keep one, and make the others workers.",
     ),
     "tf_config.master": (

@@ -19,7 +19,7 @@ PS_DEVICE = f"{PS}/device:CPU:0"
 PS_LOST = (
     tf.errors.AbortedError,  # "Session handle is not found": it was restarted
     tf.errors.UnavailableError,  # its process is gone
-    tf.errors.FailedPreconditionError,  # restarted, and nothing is initialised
+    tf.errors.FailedPreconditionError,  # restarted, and nothing is initialized
 )
 
 _PROBE_SECS = 0.2

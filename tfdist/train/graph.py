@@ -79,17 +79,17 @@ def session(
 ) -> Iterator[tf.compat.v1.Session]:
     """A session on the current graph in which all variables have their values.
 
-    The chief initialises them, unless an earlier incarnation of it did; the other trainers wait for
+    The chief initializes them, unless an earlier incarnation of it did; the other trainers wait for
     that. So a trainer may start late or restart. The graph must be complete; it is finalized.
 
     Args:
         task: a chief or a worker.
         target: of this trainer's server.
-        restore: called on the chief after the initialisation, before any trainer trains.
+        restore: called on the chief after the initialization, before any trainer trains.
         timeout: seconds that the other trainers wait for the chief.
 
     Raises:
-        StartTimeout: the chief has not initialised the variables in time.
+        StartTimeout: the chief has not initialized the variables in time.
     """
     ready = _Ready()
     initialize = tf.compat.v1.global_variables_initializer()
@@ -125,7 +125,7 @@ def _close(opened: tf.compat.v1.Session) -> None:
 class _Ready:
     """A mark on ps 0 that says that all variables have their values.
 
-    A variable that is initialised is not enough: the chief may be about to restore it.
+    A variable that is initialized is not enough: the chief may be about to restore it.
     """
 
     def __init__(self) -> None:
@@ -142,6 +142,6 @@ def _wait_until_ready(
     while not opened.run(ready.is_set):
         if deadline.expired:
             raise StartTimeout(
-                [task.trainers[0]], timeout, "It is the chief, and has not initialised the model."
+                [task.trainers[0]], timeout, "It is the chief, and has not initialized the model."
             )
         time.sleep(_POLL_SECS)
