@@ -16,6 +16,7 @@ NUM_EXAMPLES = SHARDS[-1][1]
 STEPS_PER_EPOCH = 5 + 1 + 4
 
 
+@pytest.mark.rotates(1)
 @pytest.mark.parametrize("backend", ["threads", "processes"])
 def test_every_example_counts_once_and_the_checkpoint_holds_all_work(
     make_cluster, tmp_path, backend
