@@ -26,6 +26,17 @@ import signal
 import threading
 from collections.abc import Mapping, Sequence
 
+# Exit codes, the same for every command of tfdist. A script's own exit code passes through
+# `tfdist run` and `tfdist node`. 128 + N means signal N, as in a shell.
+HELD = 0  # the run succeeded, or what was checked holds
+NOT_HELD = 1  # what was checked does not hold
+USAGE = 2  # wrong input: a flag, a file, TF_CONFIG
+TASK_FAILED = 70  # EX_SOFTWARE of sysexits.h
+STALLED = 75  # EX_TEMPFAIL of sysexits.h
+INTERRUPTED = 130  # SIGINT: Ctrl-C
+READER_LEFT = 141  # SIGPIPE: no process reads the output
+TERMINATED = 143  # SIGTERM
+
 # The lines that precede the reason in an error's text (TensorFlow 2.21).
 _HEADING = re.compile(
     r"$|Graph execution error:$|Detected at node |File \"|Node: '|From /job:|<stack traces unav"

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from tfdist.cli import main
-from tfdist.cluster.node import node_environment
+from tfdist.cluster.script import node_environment
 from tfdist.task import Task
 
 ALONE = {"cluster": {"worker": ["worker-0:2222"]}, "task": {"type": "worker", "index": 0}}

@@ -10,9 +10,8 @@ from importlib import metadata
 
 from tfdist import __version__
 from tfdist.cli import compose, doctor, node, repro, run, stacks, status
-from tfdist.cli.exit_codes import INTERRUPTED, USAGE
 from tfdist.cli.output import reader_may_leave
-from tfdist.errors import ConfigError
+from tfdist.errors import INTERRUPTED, USAGE, ConfigError
 
 
 def build_parser() -> argparse.ArgumentParser:

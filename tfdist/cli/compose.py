@@ -7,12 +7,11 @@ import os
 from collections.abc import Callable, Mapping
 
 from tfdist.cli.arguments import add_script, script_of
-from tfdist.cli.exit_codes import HELD
 from tfdist.cluster.shape import Shape
 from tfdist.deploy.deployment import CHECKPOINTS, WORKING_DIR, Deployment
 from tfdist.deploy.docker import compose_file, stack_file
 from tfdist.deploy.kubernetes import kubernetes_manifest, tfjob_manifest
-from tfdist.errors import ConfigError
+from tfdist.errors import HELD, ConfigError
 
 FORMATS: Mapping[str, Callable[[Deployment], str]] = {
     "compose": compose_file,

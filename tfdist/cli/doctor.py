@@ -11,11 +11,10 @@ from dataclasses import asdict
 from rich.text import Text
 
 from tfdist.cli.arguments import add_json
-from tfdist.cli.exit_codes import HELD, NOT_HELD
 from tfdist.cli.output import PipeConsole
 from tfdist.doctor.examination import examine, task_name
 from tfdist.doctor.finding import SEVERITIES, Finding
-from tfdist.errors import ConfigError
+from tfdist.errors import HELD, NOT_HELD, ConfigError
 
 _COLOURS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 _NARROWEST = 20

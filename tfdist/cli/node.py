@@ -11,10 +11,9 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from tfdist.cli.arguments import add_script, script_of
-from tfdist.cli.exit_codes import HELD, INTERRUPTED, READER_LEFT, TASK_FAILED, USAGE
 from tfdist.cli.output import drop_unread
-from tfdist.cluster.node import end_on_signals, import_tensorflow_quietly, node_environment
-from tfdist.errors import ConfigError
+from tfdist.cluster.script import end_on_signals, import_tensorflow_quietly, node_environment
+from tfdist.errors import HELD, INTERRUPTED, READER_LEFT, TASK_FAILED, USAGE, ConfigError
 from tfdist.lazy import require_tensorflow
 from tfdist.runs.log import show_log
 from tfdist.runs.outcome import Outcome

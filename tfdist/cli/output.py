@@ -15,7 +15,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from tfdist.cli.exit_codes import READER_LEFT
+from tfdist.errors import READER_LEFT
 from tfdist.runs.folder import RunFolder, TaskRecord, describe_end
 
 _STANDARD_STREAMS = (1, 2)

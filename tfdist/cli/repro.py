@@ -15,12 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from tfdist.cli.arguments import add_json
-from tfdist.cli.exit_codes import HELD, NOT_HELD
 from tfdist.cli.output import PipeConsole
 from tfdist.cluster.fork_server import start_fork_server, stop_fork_server
 from tfdist.diagnosis.verdict import Name
 from tfdist.doctor.machine import installed
-from tfdist.errors import ConfigError
+from tfdist.errors import HELD, NOT_HELD, ConfigError
 from tfdist.lazy import require_tensorflow
 from tfdist.repro.case import Case
 from tfdist.repro.lab import Lab, Played

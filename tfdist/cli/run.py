@@ -14,15 +14,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from tfdist.cli.arguments import add_script, script_of
-from tfdist.cli.exit_codes import (
-    HELD,
-    INTERRUPTED,
-    READER_LEFT,
-    STALLED,
-    TASK_FAILED,
-    TERMINATED,
-    USAGE,
-)
 from tfdist.cli.output import (
     Output,
     PipeConsole,
@@ -39,7 +30,19 @@ from tfdist.cluster.local import GRACE_SECS, LocalCluster
 from tfdist.cluster.processes import Surroundings
 from tfdist.cluster.shape import Shape
 from tfdist.diagnosis.stall import StallGuard
-from tfdist.errors import ClusterError, ConfigError, StallError, TaskFailed
+from tfdist.errors import (
+    HELD,
+    INTERRUPTED,
+    READER_LEFT,
+    STALLED,
+    TASK_FAILED,
+    TERMINATED,
+    USAGE,
+    ClusterError,
+    ConfigError,
+    StallError,
+    TaskFailed,
+)
 from tfdist.lazy import require_tensorflow
 from tfdist.runs.folder import TaskRecord
 from tfdist.runs.live import linked, temporary_folder

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from tfdist.cli.arguments import add_json, add_run
-from tfdist.cli.exit_codes import HELD, NOT_HELD
 from tfdist.cli.output import PipeConsole
 from tfdist.diagnosis.barriers import ask
 from tfdist.diagnosis.collect import (
@@ -27,7 +26,7 @@ from tfdist.diagnosis.report import (
     report_of,
 )
 from tfdist.diagnosis.rules import diagnose
-from tfdist.errors import ConfigError
+from tfdist.errors import HELD, NOT_HELD, ConfigError
 from tfdist.runs.folder import RunFolder
 from tfdist.runs.live import chosen_run, while_it_lasts
 

@@ -7,12 +7,11 @@ import json
 import os
 
 from tfdist.cli.arguments import add_json, add_run
-from tfdist.cli.exit_codes import HELD, NOT_HELD
 from tfdist.cli.output import PipeConsole
 from tfdist.cluster.ports import is_listening
 from tfdist.diagnosis.barriers import ask
 from tfdist.diagnosis.status import show_barriers, status_of
-from tfdist.errors import ConfigError
+from tfdist.errors import HELD, NOT_HELD, ConfigError
 from tfdist.runs.folder import RunFolder
 from tfdist.runs.live import chosen_run, while_it_lasts
 from tfdist.task import Task, parse_address

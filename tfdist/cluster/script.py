@@ -1,14 +1,23 @@
-"""A user's script as the function of a task."""
+"""Runs a user's script as a task, and prepares the process of `tfdist node` for it."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import runpy
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import ModuleSpec
+from types import FrameType, ModuleType
 
-from tfdist.task import Task
+from tfdist.cluster.server import FAIL_FAST
+from tfdist.task import Task, parse_address
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 @dataclass(frozen=True)
@@ -42,3 +51,114 @@ def _classic_flags(task: Task) -> list[str]:
         f"--job_name={task.task_type}",
         f"--task_index={task.task_index}",
     ]
+
+
+def end_on_signals() -> None:
+    """From now on SIGTERM and SIGINT end this process, with 128 + the signal as its exit code.
+
+    Python runs a signal handler between two steps of the main thread, so never while that thread
+    is inside TensorFlow; and a signal without a handler does not end the first process of a
+    container. So a thread waits for the signals. An ignored signal stays ignored, and a handler
+    that the program installs later is kept. Forked children inherit nothing of this.
+    """
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    for number in _SIGNALS:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _leave)
+    signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    threading.Thread(target=_wait, args=(read_end,), name="signals", daemon=True).start()
+    fork = _Fork()
+    os.register_at_fork(
+        before=fork.hold, after_in_parent=fork.release, after_in_child=fork.release_in_child
+    )
+
+
+def _wait(read_end: int) -> None:
+    while True:
+        for number in os.read(read_end, 1):
+            if signal.getsignal(number) is _leave:
+                _leave(number, None)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(128 + number)
+
+
+class _Fork(threading.local):
+    """Blocks the signals in a forked child until its own handlers are installed.
+
+    Until then a signal would go into the pipe of its parent, and end the parent instead.
+    """
+
+    def hold(self) -> None:
+        self.mask = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+
+    def release(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self.mask)
+
+    def release_in_child(self) -> None:
+        signal.set_wakeup_fd(-1)
+        if signal.getsignal(signal.SIGTERM) is _leave:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        if signal.getsignal(signal.SIGINT) is _leave:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.release()
+
+
+def node_environment(task: Task, environ: Mapping[str, str]) -> dict[str, str]:
+    """Variables to add to `environ` for a task whose cluster is on several machines.
+
+    A proxy, which docker sets in every container if it has one itself, would break calls between
+    tasks. Where gRPC finds `no_grpc_proxy` it does not read `no_proxy`.
+    """
+    addresses = [address for part in task.cluster_spec.values() for address in part]
+    hosts = [parse_address(address).host for address in addresses]
+    others = [host for host in environ.get("no_proxy", "").split(",") if host]
+    wanted = {**FAIL_FAST, "no_grpc_proxy": ",".join(dict.fromkeys([*hosts, *others]))}
+    return {name: value for name, value in wanted.items() if name not in environ}
+
+
+@contextmanager
+def standard_error_aside() -> Iterator[None]:
+    """Discards what this process writes to standard error inside the block.
+
+    TensorFlow prints some start-up lines before it reads its log level (TensorFlow 2.21). An error
+    that the import raises is not lost: Python prints it afterwards.
+    """
+    aside = os.dup(2)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(aside, 2)
+        os.close(aside)
+        os.close(nowhere)
+
+
+def import_tensorflow_quietly() -> None:
+    """Makes the program's own import of TensorFlow quiet, whenever it happens."""
+    sys.meta_path.insert(0, _Finder())
+
+
+class _Finder:
+    """Finds TensorFlow once, as the other finders do, and runs its import quietly."""
+
+    def find_spec(
+        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        if name != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        loader = None if spec is None else spec.loader
+        if loader is not None:
+            execute = loader.exec_module
+
+            def execute_quietly(module: ModuleType) -> None:
+                with standard_error_aside():
+                    execute(module)
+
+            loader.exec_module = execute_quietly  # type: ignore[method-assign]
+        return spec

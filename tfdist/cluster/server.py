@@ -22,7 +22,7 @@ from tfdist.cluster import mailbox
 from tfdist.cluster.identity import check_identity, show_identity
 from tfdist.cluster.ports import is_listening, is_taken
 from tfdist.deadline import Deadline
-from tfdist.errors import ConfigError, StartTimeout
+from tfdist.errors import USAGE, ConfigError, StartTimeout
 from tfdist.task import PROGRESS_VARIABLE, Task, parse_address
 
 if TYPE_CHECKING:
@@ -203,7 +203,7 @@ def run_task(train: Callable[..., object], *args: object) -> None:
         if PROGRESS_VARIABLE in os.environ:  # set by the launcher
             raise
         print(f"{os.path.basename(sys.argv[0])}: {error}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(USAGE)
 
 
 def let_servers_leave(task: Task, *, coordinator: bool) -> list[str]:

@@ -24,12 +24,11 @@ from typing import IO
 import psutil
 
 from tfdist.cluster.processes import STACKS_SIGNAL
-from tfdist.errors import ConfigError
+from tfdist.errors import STALLED, ConfigError
 from tfdist.runs.folder import PROGRESS_FILE, STACKS_FILE
 from tfdist.runs.progress import Progress
 from tfdist.task import PROGRESS_VARIABLE
 
-STALLED = 75  # the exit code
 _END = b"end\n"  # the second process's request to the first one
 _LOOK_SECS = 0.25
 _END_SECS = 2.0  # for the first process to end by itself
