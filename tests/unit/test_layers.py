@@ -60,7 +60,6 @@ PURE_NAME = "rules"
 SMALL_LINES = 60
 CONCEPTS = {
     "__main__": "python -m tfdist",
-    "barrier.reading": "what a barrier shows to a process that is not one of its trainers",
     "cluster.preload": "the fork server imports it by its name",
     "ps.retry": "a run that the ps takes for a duplicate request",
     "testing.compose.nodes": "which back end runs the services of compose files",

@@ -1,4 +1,7 @@
-"""One incarnation of a trainer at a barrier: its graph, and a session straight to the ps."""
+"""The connection of one incarnation of a trainer to its barrier on the ps.
+
+`read_barrier` is for processes that are not trainers.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,14 @@ from tfdist.deadline import Deadline
 from tfdist.errors import ConfigError
 from tfdist.ps.section import IN_USE
 from tfdist.ps.session import DirectSession
+from tfdist.runs.barrier_notes import (
+    ARRIVED,
+    MISSING,
+    RESIGNED,
+    BarrierNote,
+    BarrierReport,
+    Place,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -188,6 +199,45 @@ class Connection:
     def close(self) -> None:
         """Closes the session; blocks for at most RECHECK_SECS."""
         self._session.close()
+
+
+def read_barrier(
+    address: str, trainers: Sequence[str], note: BarrierNote, timeout: float
+) -> BarrierReport:
+    """Reads a barrier without entering it; blocks for at most `timeout` seconds.
+
+    Closing the connection may take RECHECK_SECS more.
+
+    Args:
+        address: ps 0.
+        trainers: names of all trainers of the cluster, by rank.
+        note: the barrier's name and number of parties.
+        timeout: in seconds.
+
+    Raises:
+        tf.errors.UnavailableError: the ps is gone.
+        tf.errors.DeadlineExceededError: the ps does not answer.
+    """
+    names = trainers[: note.parties]
+    connection = Connection(address, note.name, names, 0, has_action=False)
+    try:
+        snapshot = connection.look_if_made(Deadline(timeout))
+    except ConfigError as error:
+        return BarrierReport(note.name, problem=str(error))
+    finally:
+        connection.close()
+    if snapshot is None:
+        return BarrierReport(note.name)
+    state = snapshot.arrivals
+    states = dict.fromkeys(range(len(names)), RESIGNED)
+    states |= dict.fromkeys(state.waiting, ARRIVED) | dict.fromkeys(state.missing, MISSING)
+    return BarrierReport(
+        note.name,
+        state.generation,
+        tuple(Place(names[rank], each, snapshot.ages[rank]) for rank, each in states.items()),
+        acts=state.acting,
+        broken=snapshot.reason if state.broken else None,
+    )
 
 
 def _total_waits(state: State, rules: Arrivals) -> list[int]:

@@ -102,7 +102,7 @@ def read(question: Question, timeout: float = _ANSWER_SECS) -> Barriers:
 
     import tensorflow as tf
 
-    from tfdist.barrier.reading import read_barrier
+    from tfdist.barrier.connection import read_barrier
 
     ps = Task("ps", 0, question.cluster)
     reports: list[BarrierReport] = []

@@ -5,8 +5,8 @@ import threading
 import pytest
 
 import tfdist
-from tfdist.barrier.reading import Place, read_barrier
-from tfdist.runs.barrier_notes import BarrierNote
+from tfdist.barrier.connection import read_barrier
+from tfdist.runs.barrier_notes import BarrierNote, Place
 from tfdist.testing import poll_until
 
 SECONDS = 20
