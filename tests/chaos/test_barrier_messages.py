@@ -6,6 +6,7 @@ import pytest
 import tensorflow as tf
 
 from tfdist import Barrier, BarrierTimeout, BrokenBarrierError, local_cluster
+from tfdist.barrier.connection import Connection
 from tfdist.deadline import Deadline
 from tfdist.ps.session import PS_DEVICE, DirectSession
 
@@ -118,6 +119,25 @@ def test_a_lost_arrival_is_sent_again(make, monkeypatch):
     other = make(1)
     Post(one, monkeypatch)
     meet(one, other)
+
+
+def test_a_renewal_whose_answer_is_lost_is_not_taken_for_another_process(make, monkeypatch):
+    one, other = make(0), make(1)
+    enter, renewals = Connection.enter, []
+
+    def lose_the_first_answer(connection, deadline, *, may_start):
+        enter(connection, deadline, may_start=may_start)
+        renewals.append(connection)
+        if len(renewals) == 1:
+            raise tf.errors.DeadlineExceededError(None, None, "no answer")
+
+    monkeypatch.setattr(Connection, "enter", lose_the_first_answer)
+    with pytest.MonkeyPatch.context() as patch:
+        Post(one, patch)  # without an answer to its arrival, the trainer renews its incarnation
+        with pytest.raises(BarrierTimeout, match="ps:0"):
+            one.wait(SOON)
+    meet(one, other)
+    assert renewals == [one._participant.connection] * 2
 
 
 def test_a_late_arrival_counts_nowhere_after_it_was_sent_again(make, monkeypatch):

@@ -111,7 +111,7 @@ class Participant:
         if self._renewal is None:  # else it is tried again, for it may have come through
             self._renewal = self._connect(previous_incarnation=self.connection.incarnation)
         self._renewal.enter(deadline, may_start=False)
-        self._blocks = False
+        self._blocks = self.uncertain = False
         old, self.connection, self._renewal = self.connection, self._renewal, None
         # In a thread, because closing blocks while the ps is silent.
         threading.Thread(target=old.close, daemon=True).start()
@@ -218,6 +218,10 @@ class Participant:
 
     def _decide(self, deadline: Deadline) -> Decision:
         """Reads the state on the ps and decides by it."""
+        if self._renewal is not None:
+            # Its answer was lost. It may act for the trainer by now, so that the state would show
+            # the present connection as replaced.
+            self.renew(deadline)
         snapshot = self.connection.look(deadline)
         decision = self._decide_by(snapshot)
         if self.uncertain and decision in (Decision.ARRIVE, Decision.BROKEN):
