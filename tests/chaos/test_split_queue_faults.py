@@ -131,7 +131,7 @@ class Disturbed:
         return len(list(self._folder.glob("worker:*"))) == len(NAMES)
 
 
-@pytest.mark.rotates(10)
+@pytest.mark.rotates(6)
 @pytest.mark.parametrize("seed", range(100))
 def test_every_record_is_read_and_twice_only_as_reported(tmp_path, seed):
     schedule = Schedule(seed)
