@@ -1,4 +1,4 @@
-"""`tfdist` as a command in a process of its own, and scripts for it to run."""
+"""Starts `tfdist` as a command in a process, and scripts for it to run."""
 
 import os
 import re
@@ -9,7 +9,7 @@ import psutil
 
 from tfdist.testing import poll_until
 
-GONE_SECS = 5.0  # what is promised after Ctrl-C
+GONE_SECS = 5.0  # docs promise this after Ctrl-C
 
 MEET = """
 import sys, tfdist
@@ -54,7 +54,7 @@ with tfdist.worker_server(task):
 
 
 def tfdist(*arguments):
-    """Runs the command in a process of its own, in a pipe."""
+    """Runs `tfdist ARGUMENTS` in a process, with pipes for its output."""
     return subprocess.run(
         [sys.executable, "-m", "tfdist", *map(str, arguments)],
         capture_output=True,
@@ -78,13 +78,13 @@ def run(*arguments, env=None):
         stdin=subprocess.DEVNULL,
         env={**os.environ, **(env or {})},
     )
-    # It says so only where this machine did not let pytest isolate itself.
+    # This line is printed only if this machine did not let pytest isolate itself.
     ended.stderr = re.sub(r"^tfdist: TensorFlow's ports are open .*\n", "", ended.stderr)
     return ended
 
 
 def start(job, folder, *options):
-    """Starts `tfdist run` with two workers of that job, which has the folder as its argument."""
+    """Starts `tfdist run` with one ps and two workers; the script gets `folder` as its argument."""
     return subprocess.Popen(
         command("--ps", 1, "--workers", 2, *options, job, folder),
         stdin=subprocess.DEVNULL,

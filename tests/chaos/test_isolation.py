@@ -1,4 +1,4 @@
-"""`isolate` and `--isolate`: nobody outside reaches the servers, or one line says why not."""
+"""`isolate` and `--isolate`: the ports are closed to others, or one line gives the reason."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from tfdist.testing import poll_until
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-# Its worker serves until a file says that it may go.
+# The worker serves until the file `go` exists.
 WAIT_FOR_GO = """
 import os, pathlib, sys, tfdist
 from tfdist.testing import poll_until
@@ -27,10 +27,10 @@ with tfdist.worker_server(task):
     new = folder / f"{task.name}.new"
     new.write_text(os.environ["TF_CONFIG"])
     new.rename(folder / task.name)
-    poll_until((folder / "go").exists, "the test has looked", timeout=60)
+    poll_until((folder / "go").exists, "the test has created go", timeout=60)
 """
 
-# Its worker 1 waits at a barrier until a file says that worker 0 may come.
+# Worker 1 waits at a barrier, to which worker 0 comes once the file `go` exists.
 MEET_LATE = (
     WAIT_FOR_GO.replace(
         "with tfdist.worker_server(task):",
@@ -39,54 +39,54 @@ MEET_LATE = (
     + "    barrier.wait()\n"
 )
 
-# Says what isolate() says, and what this process then is and can do.
+# Prints the error of isolate(), and the state of this process before and after it.
 AFTER_ISOLATE = """
 import json, os, socket, subprocess, sys, threading
 from tfdist.cluster.isolation import isolate, is_reachable
 from tfdist.errors import ClusterError
 def state():
     return [os.getuid(), os.getgid(), os.stat("/proc/self/ns/net").st_ino, is_reachable()]
-before, said = state(), None
+before, failure = state(), None
 if "thread" in sys.argv:
     threading.Thread(target=threading.Event().wait, daemon=True).start()
 try:
     isolate()
 except ClusterError as error:
-    said = str(error)
+    failure = str(error)
 here = os.stat("/proc/self/ns/net").st_ino
 child = int(subprocess.check_output(["stat", "-Lc", "%i", "/proc/self/ns/net"]))
 with socket.create_server(("127.0.0.1", 0)) as server:
     socket.create_connection(server.getsockname(), 10).close()
-print(json.dumps([said, before, state(), child == here]))
+print(json.dumps([failure, before, state(), child == here]))
 """
 
-# Puts a network card, as a container gets it, into a network namespace of its own.
+# Adds a network card, like that of a container, to a network namespace.
 WITH_CARD = """
 ip link set lo up && ip link add card0 type veth peer name card1
 ip link set card0 up && ip link set card1 up
 """
-TEST_THAT_TELLS = "import psutil\ndef test_it(): print('has', *sorted(psutil.net_if_stats()))\n"
+PRINTS_CARDS = "import psutil\ndef test_it(): print('has', *sorted(psutil.net_if_stats()))\n"
 NO_MORE = "echo 0 >/proc/sys/user/max_net_namespaces"
 
 
 @pytest.fixture
-def as_root_of_a_namespace():
-    """In front of a command: makes it root of a user namespace, which it may then restrict."""
+def as_root():
+    """Wraps a command: makes it root of a user namespace, after the shell command `prepare`."""
     shell = ["unshare", "--user", "--map-root-user", "sh", "-ec"]
     needs([*shell, "true"], "user namespaces")
     return lambda prepare, *command: [*shell, f'{prepare} "$@"', "sh", *command]
 
 
 @pytest.fixture
-def beside_a_card():
-    """The same, in a network namespace that has a network card."""
+def with_a_card():
+    """The same, in a network namespace with a network card."""
     shell = ["unshare", "--user", "--map-root-user", "--net", "sh", "-ec"]
     needs([*shell, WITH_CARD], "network namespaces, iproute2, and its devices veth")
     return lambda prepare, *command: [*shell, f'{WITH_CARD}\n{prepare} "$@"', "sh", *command]
 
 
 def needs(command, what):
-    """Skips a test that can say nothing on this machine; fails it in CI, where nobody would see."""
+    """Skips a test if `command` fails on this machine; in CI the test fails."""
     tried = subprocess.run(command, capture_output=True, text=True, check=False)
     if tried.returncode != 0:
         because = f"this machine has no {what}: {tried.stderr.strip()}"
@@ -98,13 +98,13 @@ def needs(command, what):
     [
         pytest.param("exec", id="root"),
         pytest.param("exec setpriv --bounding-set=-sys_admin", id="no network namespace alone"),
-        # The network namespace is there, but its loopback may not be raised.
-        pytest.param("exec setpriv --bounding-set=-net_admin", id="no rights inside it"),
+        # The network namespace is made, but its loopback cannot be set up.
+        pytest.param("exec setpriv --bounding-set=-net_admin", id="no rights inside"),
     ],
 )
-def test_a_process_isolates_itself_and_what_it_starts(as_root_of_a_namespace, prepare):
-    said, before, after, inherited = ended_as_json(as_root_of_a_namespace, prepare)
-    assert said is None
+def test_a_process_isolates_itself_and_what_it_starts(as_root, prepare):
+    failure, before, after, inherited = ended_as_json(as_root, prepare)
+    assert failure is None
     assert after[:2] == before[:2]
     assert after[2] != before[2]
     assert not after[3]
@@ -115,7 +115,7 @@ def test_a_process_isolates_itself_and_what_it_starts(as_root_of_a_namespace, pr
     ("prepare", "argument", "why"),
     [
         pytest.param(f"{NO_MORE}; exec", "", "No space left on device", id="no more namespaces"),
-        # The user namespace is there, but nobody may be mapped into it: too late to turn back.
+        # The user namespace is made, but no user can be mapped into it.
         pytest.param(
             "exec setpriv --bounding-set=-sys_admin,-setfcap",
             "",
@@ -125,10 +125,10 @@ def test_a_process_isolates_itself_and_what_it_starts(as_root_of_a_namespace, pr
         pytest.param("exec", "thread", "2 threads", id="threads"),
     ],
 )
-def test_a_refusal_says_why_and_changes_nothing(as_root_of_a_namespace, prepare, argument, why):
-    said, before, after, inherited = ended_as_json(as_root_of_a_namespace, prepare, argument)
-    assert why in said
-    assert "\n" not in said
+def test_a_failed_isolation_gives_the_reason_and_changes_nothing(as_root, prepare, argument, why):
+    failure, before, after, inherited = ended_as_json(as_root, prepare, argument)
+    assert why in failure
+    assert "\n" not in failure
     assert after == before
     assert inherited
 
@@ -147,7 +147,7 @@ def ended_as_json(wrapped, prepare, *arguments):
 
 
 @pytest.mark.parametrize("option", ["--isolate", "--no-isolate"])
-def test_only_an_isolated_run_has_no_port_that_others_see(tmp_path, option):
+def test_other_processes_see_the_ports_of_a_run_unless_it_is_isolated(tmp_path, option):
     needs(["unshare", "--user", "--map-root-user", "--net", "true"], "network namespaces")
     (tmp_path / "job.py").write_text(WAIT_FOR_GO)
     launcher = subprocess.Popen(
@@ -186,7 +186,7 @@ def test_only_an_isolated_run_has_no_port_that_others_see(tmp_path, option):
     "restrict",
     [
         pytest.param([], id="a network namespace"),
-        # As of somebody who is not root: the network is of a user namespace of its own.
+        # As for a user other than root: the network belongs to a new user namespace.
         pytest.param(["setpriv", "--bounding-set=-sys_admin"], id="a user namespace too"),
     ],
 )
@@ -197,7 +197,7 @@ def test_the_barriers_of_an_isolated_run_are_read(tmp_path, restrict):
     logs = tmp_path / "logs"
     job = command("--isolate", "--log-dir", logs, tmp_path / "job.py", tmp_path)
     launcher = subprocess.Popen([*shell, *job], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    # Where the shell is, which is not where the launcher is then.
+    # Enters the user namespace of the shell, not the network of the launcher.
     there = ["nsenter", "--preserve-credentials", "--user", "--target", str(launcher.pid)]
 
     def barriers():
@@ -215,7 +215,7 @@ def test_the_barriers_of_an_isolated_run_are_read(tmp_path, restrict):
     try:
         poll_until((tmp_path / "worker:1").exists, "worker 1 is at the barrier", timeout=60)
         waits = {"worker:0": "missing", "worker:1": "arrived"}
-        poll_until(lambda: barriers() == waits, "it has arrived", timeout=60)
+        poll_until(lambda: barriers() == waits, "the barrier waits for worker 0", timeout=60)
         run = RunFolder.find(str(logs))
         assert namespace("self") != namespace(run.about.launcher.pid)
     finally:
@@ -224,11 +224,11 @@ def test_the_barriers_of_an_isolated_run_are_read(tmp_path, restrict):
     assert launcher.returncode == 0, errors
 
 
-def test_a_refused_run_says_so_in_one_line_and_goes_on(as_root_of_a_namespace, tmp_path):
+def test_a_run_that_cannot_be_isolated_prints_one_line_and_continues(as_root, tmp_path):
     (tmp_path / "job.py").write_text("print('ran')")
     job = command("--isolate", "--no-prefix", "--ps", 0, "--workers", 1, tmp_path / "job.py")
     ended = subprocess.run(
-        as_root_of_a_namespace(f"{NO_MORE}; exec", *job),
+        as_root(f"{NO_MORE}; exec", *job),
         capture_output=True,
         text=True,
         timeout=60,
@@ -249,18 +249,18 @@ def test_a_refused_run_says_so_in_one_line_and_goes_on(as_root_of_a_namespace, t
         ("up,loopback,running", True, False),
     ],
 )
-def test_open_ports_are_told_where_there_is_a_network(monkeypatch, capsys, flags, isup, reachable):
+def test_open_ports_are_reported_if_there_is_a_network(monkeypatch, capsys, flags, isup, reachable):
     loopback = SimpleNamespace(isup=True, flags="up,loopback,running")
     card = SimpleNamespace(isup=isup, flags=flags)
     monkeypatch.setattr(psutil, "net_if_stats", lambda: {"lo": loopback, "card": card})
     isolate_or_say(wanted=False)
-    told = capsys.readouterr()
+    printed = capsys.readouterr()
     line = "tfdist: TensorFlow's ports are open to the network; --isolate or a firewall closes them"
-    assert (told.out, told.err) == ("", f"{line}\n" if reachable else "")
+    assert (printed.out, printed.err) == ("", f"{line}\n" if reachable else "")
 
 
 @pytest.mark.parametrize(
-    ("prepare", "setting", "ci", "code", "told", "has"),
+    ("prepare", "setting", "ci", "code", "line", "has"),
     [
         ("exec", "true", "", 0, "tfdist: isolated, in a private network namespace", "has lo\n"),
         (
@@ -275,11 +275,11 @@ def test_open_ports_are_told_where_there_is_a_network(monkeypatch, capsys, flags
         ("exec", "false", "1", 0, "", "has card0 "),
     ],
 )
-def test_pytest_isolates_itself(beside_a_card, tmp_path, prepare, setting, ci, code, told, has):
-    (tmp_path / "test_it.py").write_text(TEST_THAT_TELLS)
+def test_pytest_isolates_itself(with_a_card, tmp_path, prepare, setting, ci, code, line, has):
+    (tmp_path / "test_it.py").write_text(PRINTS_CARDS)
     options = ["-rP", "-c", os.devnull, "-o", f"tfdist_isolate={setting}", "--rootdir", tmp_path]
     ended = subprocess.run(
-        beside_a_card(prepare, sys.executable, "-m", "pytest", *options, tmp_path),
+        with_a_card(prepare, sys.executable, "-m", "pytest", *options, tmp_path),
         capture_output=True,
         text=True,
         timeout=60,
@@ -288,13 +288,13 @@ def test_pytest_isolates_itself(beside_a_card, tmp_path, prepare, setting, ci, c
     )
     output = ended.stdout + ended.stderr
     assert ended.returncode == code, output
-    assert told in output
-    assert ("solated" in output) == bool(told)
+    assert line in output
+    assert ("solated" in output) == bool(line)
     assert has in output
 
 
 def listening_ports(pids):
-    """The ports of this process's network namespace at which these processes listen."""
+    """The ports of `pids` that this process's network namespace shows."""
     return {
         connection.laddr.port
         for connection in psutil.net_connections("tcp")

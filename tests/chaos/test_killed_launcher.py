@@ -1,4 +1,4 @@
-"""A launcher that is killed, at whatever moment, leaves nothing that its tasks have started."""
+"""A launcher that is killed at any moment leaves no process of its tasks behind."""
 
 import json
 import os
@@ -33,7 +33,7 @@ with tfdist.worker_server(task):
 
 @pytest.fixture
 def marker():
-    """In the environment of a launcher, and so of all that descends from it, whoever adopts it."""
+    """A text in the environment of a launcher, which all its descendants inherit."""
     marker = uuid.uuid4().hex
     yield marker
     for process in descendants(marker):
@@ -47,7 +47,7 @@ def descendants(marker):
             if process.environ().get(MARKER) == marker and process.status() != "zombie":
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
-            continue  # gone meanwhile, or another user's
+            continue  # ended meanwhile, or of another user
     return found
 
 
@@ -85,13 +85,12 @@ def test_nothing_outlives_a_killed_launcher(marker, tmp_path, moment):
     )
     poll_until(lambda: moment(tmp_path, marker), moment.__name__, timeout=60)
     launcher.kill()
-    # Nobody holds its streams either.
-    launcher.communicate(timeout=GONE_SECS)
-    poll_until(lambda: not descendants(marker), "all is gone", timeout=GONE_SECS)
+    launcher.communicate(timeout=GONE_SECS)  # no process holds its streams open
+    poll_until(lambda: not descendants(marker), "all processes have ended", timeout=GONE_SECS)
     for note in tmp_path.glob("worker:?"):
         for addresses in json.loads(note.read_text().split("\n")[0])["cluster"].values():
             for port in [int(address.split(":")[1]) for address in addresses]:
-                # A process is a zombie a moment before the last of its threads lets go of it.
+                # A process is a zombie a moment before the last of its threads closes the port.
                 poll_until(
                     lambda port=port: is_free(port), f"port {port} is free", timeout=GONE_SECS
                 )
@@ -99,7 +98,7 @@ def test_nothing_outlives_a_killed_launcher(marker, tmp_path, moment):
 
 def is_free(port):
     with socket.socket() as another:
-        # What is left of connections is no server; nobody shares the port.
+        # Ignores remains of connections; a listener would not share the port.
         another.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             another.bind(("", port))
@@ -108,11 +107,11 @@ def is_free(port):
         return True
 
 
-def test_a_program_that_does_not_close_its_cluster_ends(marker):
+def test_a_program_that_does_not_close_its_cluster_leaves_no_process(marker):
     program = (
         "from tfdist.cluster.local import local_cluster; "
         "local_cluster(1, 1, backend='processes').__enter__()"
     )
     environment = {**os.environ, MARKER: marker}
     subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
-    poll_until(lambda: not descendants(marker), "all is gone", timeout=GONE_SECS)
+    poll_until(lambda: not descendants(marker), "all processes have ended", timeout=GONE_SECS)

@@ -1,4 +1,4 @@
-"""Many clusters that start at the same moment on one machine: nobody takes another's port."""
+"""Many clusters that start at the same moment on one machine never share a port."""
 
 import subprocess
 import sys
@@ -8,7 +8,7 @@ import pytest
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
 CLUSTERS = 10  # of each program
-# Starts so many clusters at once when it is told, and prints what the trainer of each returned.
+# Waits for a line of input, starts clusters, and prints the results of each.
 PROGRAM = """
 import sys, tfdist
 from concurrent.futures import ThreadPoolExecutor
@@ -29,7 +29,7 @@ with ThreadPoolExecutor(number) as pool:
 """
 
 
-def test_many_clusters_that_start_at_once_all_come_up(times):
+def test_many_clusters_start_at_the_same_moment(times):
     number = 2 if times == 1 else 5
     command = [sys.executable, "-c", PROGRAM, str(CLUSTERS)]
     pipe = subprocess.PIPE

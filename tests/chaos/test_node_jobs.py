@@ -1,4 +1,4 @@
-"""Whole jobs of which each task is a `tfdist node` of its own, as on several machines."""
+"""Jobs whose tasks are each a `tfdist node`, as on several machines."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ SECS = 80
 
 
 def run_job(shape, *arguments):
-    """Starts a node for each task; returns for each its exit code and standard error, by name."""
+    """Runs a node for each task; returns their exit codes and standard errors by name."""
     with HeldPorts(shape.num_servers) as held:
         tasks = shape.tasks([f"localhost:{port}" for port in held.ports])
         nodes = {}
@@ -46,7 +46,7 @@ task = tfdist.Task.from_env()
 if task.is_chief:
     with tfdist.worker_server(task) as target:
         pass
-else:  # as plain TensorFlow has it: nobody is told that it is done
+else:  # plain TensorFlow, which does not report to the ps
     server = tf.distribute.Server(task.cluster_spec, task.task_type, task.task_index)
     filters = tf.compat.v1.ConfigProto(device_filters=task.device_filters)
     with tf.Graph().as_default(), tf.compat.v1.Session(server.target, config=filters) as session:
@@ -56,20 +56,20 @@ else:  # as plain TensorFlow has it: nobody is told that it is done
 """
 
 
-def test_the_ps_leave_when_all_are_done_those_of_plain_tensorflow_too(script):
+def test_a_ps_exits_when_all_trainers_are_done_also_with_plain_tensorflow(script):
     ends = run_job(Shape(num_ps=1, num_workers=2), script(MIXED))
     assert {name: code for name, (code, _) in ends.items()} == dict.fromkeys(ends, 0), ends
     assert ends["ps:0"][1].startswith("tfdist: ps:0 serves at localhost:")
     assert ends["worker:0"][1] == ""
 
 
-def test_all_servers_leave_when_the_coordinator_is_done():
+def test_all_servers_exit_when_the_coordinator_is_done():
     public = Path(__file__).parent / "public/parameter_server_loop.py"
     ends = run_job(Shape(num_ps=1, num_workers=2, coordinator=True), "--coordinator", public)
     assert {name: code for name, (code, _) in ends.items()} == dict.fromkeys(ends, 0), ends
 
 
-def test_a_ps_ends_at_once_on_sigterm_while_it_serves(script):
+def test_a_serving_ps_ends_on_sigterm(script):
     with HeldPorts(2) as held:
         ps, _ = Shape(1, 1).tasks([f"localhost:{port}" for port in held.ports])
         node = subprocess.Popen(
@@ -86,4 +86,4 @@ def test_a_ps_ends_at_once_on_sigterm_while_it_serves(script):
                 assert node.wait(timeout=5) == 143
             except subprocess.TimeoutExpired:
                 node.kill()
-                pytest.fail("it went on serving")
+                pytest.fail("the ps still serves")

@@ -1,4 +1,4 @@
-"""Trainers that know nothing of tfdist run under `tfdist run` as they are."""
+"""Scripts of plain TensorFlow run unchanged under `tfdist run`."""
 
 import concurrent.futures
 import re
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PUBLIC = Path(__file__).parent / "public"
-BY_TFDIST_OR_BY_THE_SCRIPT = [[], ["--no-builtin-ps"]]
+PS_OPTIONS = [[], ["--no-builtin-ps"]]
 
 
 def run(*arguments):
@@ -30,9 +30,9 @@ def run_between_graph(options):
 
 
 def test_between_graph_replication_trains_one_model():
-    # Side by side: a worker that comes before its chief is ready sleeps for 30 s (TensorFlow 2.21).
+    # In parallel: a worker that starts before its chief is ready sleeps for 30 s (TensorFlow 2.21).
     with concurrent.futures.ThreadPoolExecutor() as pool:
-        runs = list(pool.map(run_between_graph, BY_TFDIST_OR_BY_THE_SCRIPT))
+        runs = list(pool.map(run_between_graph, PS_OPTIONS))
     for ended in runs:
         assert ended.returncode == 0, ended.stderr
         pattern = r"^\[worker:(\d)\] worker \1: (\d+) steps; loss (\S+) to (\S+)$"
@@ -43,7 +43,7 @@ def test_between_graph_replication_trains_one_model():
         assert all(float(last) < 0.01 for *_, last in workers)
 
 
-@pytest.mark.parametrize("options", BY_TFDIST_OR_BY_THE_SCRIPT)
+@pytest.mark.parametrize("options", PS_OPTIONS)
 def test_a_coordinators_chief_trains_through_its_workers(options):
     script = PUBLIC / "parameter_server_loop.py"
     ended = run("--ps", 1, "--workers", 2, "--coordinator", *options, script)

@@ -1,4 +1,4 @@
-"""`tfdist run` that is ended itself, by a signal, at any moment: nothing stays."""
+"""`tfdist run` ended by a signal at any moment leaves no process behind."""
 
 import os
 import signal
@@ -12,24 +12,24 @@ from tfdist.testing import poll_until
 
 
 @pytest.mark.rotates(2)
-@pytest.mark.parametrize("moment", ["at once", "while TensorFlow is loaded", "at the barrier"])
+@pytest.mark.parametrize("moment", ["immediately", "during the import", "at the barrier"])
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
 )
-def test_a_signal_ends_everything_at_any_moment(script, tmp_path, moment, number, code):
+def test_a_signal_ends_all_processes_at_any_moment(script, tmp_path, moment, number, code):
     launcher = start(script(STUCK), tmp_path)
     if moment == "at the barrier":
         wait_for_trainers(tmp_path)
-    elif moment == "while TensorFlow is loaded":
+    elif moment == "during the import":
         poll_until(lambda: family_of(launcher), "the fork server has started")
     else:
-        poll_until(lambda: catches(launcher.pid, signal.SIGTERM), "tfdist has begun")
+        poll_until(lambda: catches(launcher.pid, signal.SIGTERM), "tfdist has started")
     family = family_of(launcher)
-    start_of_end = time.monotonic()
+    signalled_at = time.monotonic()
     # Ctrl-C on a terminal goes to the whole foreground group.
     os.killpg(launcher.pid, number) if number == signal.SIGINT else launcher.send_signal(number)
     output, errors = launcher.communicate(timeout=GONE_SECS)
-    _, alive = psutil.wait_procs(family, timeout=GONE_SECS - (time.monotonic() - start_of_end))
+    _, alive = psutil.wait_procs(family, timeout=GONE_SECS - (time.monotonic() - signalled_at))
     assert alive == []
     assert launcher.returncode == code
     assert "Traceback" not in errors
@@ -40,7 +40,7 @@ def test_nothing_outlives_a_killed_launcher(script, tmp_path):
     launcher = start(script(STUCK), tmp_path)
     wait_for_trainers(tmp_path)
     family = family_of(launcher)
-    os.kill(task_of(family).pid, signal.SIGSTOP)  # one that cannot end by itself
+    os.kill(task_of(family).pid, signal.SIGSTOP)  # it cannot end by itself
     launcher.kill()
     launcher.communicate(timeout=GONE_SECS)
     _, alive = psutil.wait_procs(family, timeout=GONE_SECS)

@@ -1,4 +1,4 @@
-"""`tfdist run` whose tasks are killed, one at a time, at any moment."""
+"""`tfdist run` with a task that is killed at any moment."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from tfdist.testing import poll_until
 
 pytestmark = pytest.mark.usefixtures("no_leaks")
 
-ENDS_SECS = 10.0  # what is promised after a task was killed
+ENDS_SECS = 10.0  # docs promise this after a kill
 JOB = """
 import os, sys, tfdist
 task = tfdist.Task.from_env()
@@ -26,7 +26,7 @@ FOR_EVER = 10**9
 
 @pytest.fixture
 def launch(tmp_path):
-    """Starts a job of so many steps; gives the launcher and the folder of its run."""
+    """Starts a job of `steps` steps; returns the launcher and the run's folder."""
     job = tmp_path / "job.py"
     job.write_text(JOB)
     launchers = []
@@ -55,14 +55,14 @@ def pid_of(run, name, attempt=1):
         ]
         return records[0].pid if records else None
 
-    poll_until(find, f"{name} has begun", timeout=60)
+    poll_until(find, f"{name} has started", timeout=60)
     return find()
 
 
 @pytest.mark.rotates(3)
 @pytest.mark.parametrize("moment", ["as it starts", "as all train"])
 @pytest.mark.parametrize("name", ["ps:0", "ps:1", "worker:0", "worker:1"])
-def test_the_job_ends_and_names_the_task_and_the_signal(launch, tmp_path, name, moment):
+def test_the_job_ends_and_names_the_killed_task_and_the_signal(launch, tmp_path, name, moment):
     launcher, run = launch(FOR_EVER)
     pid = pid_of(run, name)
     if moment == "as all train":
@@ -75,7 +75,7 @@ def test_the_job_ends_and_names_the_task_and_the_signal(launch, tmp_path, name, 
     assert all(record.exit_code is not None for record in run.records())
 
 
-def test_a_worker_that_is_killed_goes_on_in_another_process(launch, tmp_path):
+def test_a_killed_worker_is_restarted_in_a_new_process(launch, tmp_path):
     launcher, run = launch(1000, "--restart", 1)
     wait_for_trainers(tmp_path, 2)
     os.kill(pid_of(run, "worker:1"), signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""`tfdist run`: who runs the script, restarts, a time limit, and what is kept."""
+"""Options of `tfdist run`: the cluster, restarts, logs, the timeout and the folder."""
 
 import json
 
@@ -9,8 +9,8 @@ import pathlib, sys, tfdist
 mark = pathlib.Path(sys.argv.pop(), "failed")
 if tfdist.Task.from_env().rank == 1 and not mark.exists():
     mark.touch()
-    print("to be the first", file=sys.stderr)
-    raise ValueError("the first")
+    print("warning", file=sys.stderr)
+    raise ValueError("cannot read")
 """ + MEET.replace("if task.is_chief", "if not task.is_chief")
 
 CLASSIC = """
@@ -21,11 +21,11 @@ for name in ("rate", "ps_hosts", "worker_hosts", "job_name"):
 parser.add_argument("--task_index", type=int)
 task = tfdist.Task.from_flags(parser.parse_args())
 with tfdist.worker_server(task):
-    print("as in TF_CONFIG" if task == tfdist.Task.from_env() else task)
+    print("same as TF_CONFIG" if task == tfdist.Task.from_env() else task)
 """
 
 
-def test_who_runs_the_script(script):
+def test_each_kind_of_cluster_runs_the_script_as_its_trainers(script):
     job = script("import tfdist; print(tfdist.Task.from_env().name)")
     two = {"[worker:0] worker:0", "[worker:1] worker:1"}
     chief, evaluator = "[chief:0] chief:0", "[evaluator:0] evaluator:0"
@@ -34,16 +34,18 @@ def test_who_runs_the_script(script):
     assert lines(run("--coordinator", job)) == {chief}
 
 
-def test_classic_flags_come_after_the_arguments_and_say_what_tf_config_does(script):
+def test_classic_flags_follow_the_arguments_and_agree_with_tf_config(script):
     ended = run("--classic-flags", "--workers", 1, script(CLASSIC), "--", "--rate=0.1")
-    assert (ended.returncode, ended.stdout) == (0, "[worker:0] as in TF_CONFIG\n"), ended.stderr
+    assert (ended.returncode, ended.stdout) == (0, "[worker:0] same as TF_CONFIG\n"), ended.stderr
 
 
-def test_a_task_that_fails_is_started_again_and_all_is_kept(script, tmp_path):
+def test_a_failed_task_is_restarted_and_each_attempt_is_kept(script, tmp_path):
     logs, job = tmp_path / "logs", script(FAILS_ONCE)
-    ended = run("--restart", 1, "--log-dir", logs, "--json", job, tmp_path)
+    ended = run("-v", "--restart", 1, "--log-dir", logs, "--json", job, tmp_path)
     assert ended.returncode == 0
-    assert "worker:1 was started again (attempt 2); the last one: exit code 1" in ended.stderr
+    assert "tfdist: restarted worker:1 (attempt 2); attempt 1: exit code 1\n" in ended.stderr
+    for line in ("starts worker:1", "restarts worker:1 (attempt 2 of 2)"):
+        assert f"tfdist: {line}\n" in ended.stderr
     tasks = json.loads(ended.stdout)["tasks"]
     assert [(task["task"], task["attempt"], task["exit_code"]) for task in tasks] == [
         *[("ps:0", 1, 0), ("worker:0", 1, 0), ("worker:1", 1, 1), ("worker:1", 2, 0)]
@@ -51,14 +53,14 @@ def test_a_task_that_fails_is_started_again_and_all_is_kept(script, tmp_path):
     assert all(task["cpu_secs"] > 0 and task["peak_bytes"] > 5e7 for task in tasks)
     [folder] = logs.iterdir()
     error = json.loads((folder / "attempt-1/worker-1/error.json").read_text())
-    assert (error["task"], error["exit_code"], error["message"]) == ("worker:1", 1, "the first")
+    assert (error["task"], error["exit_code"], error["message"]) == ("worker:1", 1, "cannot read")
     assert "in <module>" in error["traceback"]
-    assert (folder / "attempt-1/worker-1/stderr").read_text() == "to be the first\n"
+    assert (folder / "attempt-1/worker-1/stderr").read_text() == "warning\n"
     assert (folder / "attempt-2/worker-1/stdout").read_text() == "all met\n"
     assert not (folder / "attempt-2/worker-1/error.json").exists()
 
 
-def test_a_job_that_takes_too_long_is_ended(script, tmp_path):
+def test_a_job_ends_after_its_timeout(script, tmp_path):
     ended = run("--timeout", 2, script(STUCK), tmp_path)
     assert ended.returncode == 70
     assert "tfdist: still running after 2." in ended.stderr

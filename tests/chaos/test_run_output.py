@@ -1,4 +1,4 @@
-"""What `tfdist run` prints, and who reads it."""
+"""The output of `tfdist run`, also when its reader leaves."""
 
 import subprocess
 
@@ -21,8 +21,7 @@ with tfdist.worker_server(tfdist.Task.from_env()):
 """
 
 
-# The chief never comes to the barrier, at which the others wait. Each has a process of its own.
-def test_the_last_table_says_how_each_ended(script):
+def test_the_last_table_shows_how_each_task_ended(script):
     ended = run("--no-prefix", script(MEET))
     rows = [line.split() for line in ended.stderr.splitlines()]
     assert [row[:4] for row in rows if row[1:3] == ["exit", "code"]] == [
@@ -30,13 +29,13 @@ def test_the_last_table_says_how_each_ended(script):
     ]
 
 
-def test_a_script_that_never_speaks_to_the_ps_ends_well(script):
+def test_a_script_that_never_uses_the_ps_succeeds(script):
     ended = run("--ps", 2, "--no-prefix", script("print('hello')\n"))
     assert (ended.returncode, ended.stdout) == (0, "hello\nhello\n")
 
 
 def read_a_line_and_leave(*arguments, stderr=subprocess.PIPE):
-    """What the launcher says on standard error of its own, if that is another pipe."""
+    """Returns the launcher's standard error, unless that is the pipe that is closed."""
     launcher = subprocess.Popen(
         command(*arguments),
         stdin=subprocess.DEVNULL,
@@ -44,7 +43,7 @@ def read_a_line_and_leave(*arguments, stderr=subprocess.PIPE):
         stderr=stderr,
         text=True,
     )
-    poll_until(lambda: "] line 0" in launcher.stdout.readline(), "a task has spoken", timeout=60)
+    poll_until(lambda: "] line 0" in launcher.stdout.readline(), "a task has printed", timeout=60)
     family = psutil.Process(launcher.pid).children(recursive=True)
     launcher.stdout.close()
     assert launcher.wait(30) == READER_LEFT
@@ -56,11 +55,11 @@ def read_a_line_and_leave(*arguments, stderr=subprocess.PIPE):
         return pipe.read()
 
 
-def test_a_reader_that_leaves_ends_the_job(script):
-    told = read_a_line_and_leave(script(CHATTY))
-    assert "Traceback" not in told
-    assert told.endswith("tfdist: the reader of the output has left; every task has been ended\n")
+def test_the_job_ends_when_its_output_has_no_reader(script):
+    errors = read_a_line_and_leave(script(CHATTY))
+    assert "Traceback" not in errors
+    assert errors.endswith("tfdist: no process reads the output any more; all tasks have ended\n")
 
 
-def test_a_reader_of_both_streams_that_leaves_ends_the_job(script):
+def test_the_job_ends_when_both_streams_have_no_reader(script):
     read_a_line_and_leave(script(CHATTY), stderr=subprocess.STDOUT)

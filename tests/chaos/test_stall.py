@@ -89,7 +89,7 @@ def test_a_stopped_task_is_reported_in_time(script, tmp_path, name):
     def read():
         for line in launcher.stderr:
             lines.append(line)
-            if line.startswith("tfdist: no task has made progress for "):
+            if line.startswith("no task has made progress for "):  # the report
                 reported.set()
 
     reader = threading.Thread(target=read)

@@ -1,4 +1,4 @@
-"""What the trainers of the tests run; a process finds them by import."""
+"""The functions that the tests run as tasks; processes import them."""
 
 import os
 import pathlib
@@ -12,18 +12,18 @@ from tfdist.testing import poll_until
 
 
 def who(task):
-    """Says who it is, without a server."""
+    """Returns the task's name and TF_CONFIG; starts no server."""
     return task.name, os.environ["TF_CONFIG"]
 
 
 def meet(task):
-    """Meets the others at a barrier; returns its number, and the next generation's."""
+    """Waits at a barrier; returns the result of `wait` and the next generation."""
     with tfdist.worker_server(task), tfdist.Barrier(task, "meet", timeout=30) as barrier:
         return barrier.wait(), barrier.generation
 
 
 def fail_at(task, name, how, timeout=60):
-    """Trainer `name` fails, the others wait for it."""
+    """Trainer `name` fails while the others wait at a barrier."""
     with tfdist.worker_server(task):
         barrier = tfdist.Barrier(task, "fail", timeout=timeout)
         if task.name == name:
@@ -32,7 +32,7 @@ def fail_at(task, name, how, timeout=60):
 
 
 def raise_value_error():
-    raise ValueError("the number is odd")
+    raise ValueError("bad record")
 
 
 def raise_config_error():
@@ -44,7 +44,7 @@ def exit_with_7():
 
 
 def note_and_wait(task, folder):
-    """Leaves its pid in `folder`, then waits at a barrier until the file `go` is there."""
+    """Writes its pid into `folder`, then waits at a barrier until the file `go` exists."""
     with tfdist.worker_server(task):
         barrier = tfdist.Barrier(task, "go", timeout=60)
         path = pathlib.Path(folder, task.name)
@@ -52,12 +52,12 @@ def note_and_wait(task, folder):
         draft.write_text(str(os.getpid()))
         draft.rename(path)
         if task.is_chief:
-            poll_until(pathlib.Path(folder, "go").exists, "the test says go", timeout=60)
+            poll_until(pathlib.Path(folder, "go").exists, "go exists", timeout=60)
         return barrier.wait()
 
 
 def coordinate(task):
-    """Adds 1 on the workers ten times, into a variable on the ps; returns the sum."""
+    """Ten times adds 1 on a worker to a variable on the ps; returns the sum."""
     import tensorflow as tf
 
     resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
@@ -79,17 +79,17 @@ def coordinate(task):
 
 
 def evaluate_or_train(task, folder):
-    """The evaluator waits until a trainer has written, and says so."""
+    """A trainer writes the file `model`; the evaluator waits for it and writes `evaluated`."""
     if task.task_type != "evaluator":
         pathlib.Path(folder, "model").write_text(task.name)
         return task.name
-    poll_until(pathlib.Path(folder, "model").exists, "there is a model", timeout=60)
+    poll_until(pathlib.Path(folder, "model").exists, "the model exists", timeout=60)
     pathlib.Path(folder, "evaluated").touch()
     return None
 
 
-def fail_in_the_first_life(task, folder):
-    """Trainer 1 fails once; all meet then."""
+def fail_in_the_first_attempt(task, folder):
+    """Trainer 1 fails in its first attempt; then all meet."""
     mark = pathlib.Path(folder, "failed")
     if task.rank == 1 and not mark.exists():
         mark.touch()
@@ -98,25 +98,25 @@ def fail_in_the_first_life(task, folder):
 
 
 def evaluator_hangs(task):
-    """The evaluator never ends."""
+    """Blocks in the evaluator."""
     if task.task_type == "evaluator":
         threading.Event().wait()
     return task.name
 
 
-def count_lives_and_fail(task, folder):
-    """Fails, and says in which life of the task."""
+def count_attempts_and_fail(task, folder):
+    """Fails, with the number of the attempt."""
     pathlib.Path(folder, str(os.getpid())).touch()
-    raise ValueError(f"life {len(os.listdir(folder))}")
+    raise ValueError(f"attempt {len(os.listdir(folder))}")
 
 
 def leave_pid(task, folder):
-    """Leaves its pid in `folder`."""
+    """Writes its pid into `folder`."""
     pathlib.Path(folder, task.name).write_text(str(os.getpid()))
 
 
 def return_unreadable(task):
-    """Returns what can be pickled and not be read."""
+    """Returns a value that can be pickled but not unpickled."""
     return _Unreadable()
 
 
@@ -135,13 +135,13 @@ def speak(task):
 
 
 def only_the_chief_ends(task):
-    """The others never do."""
+    """Blocks in all trainers but the chief."""
     if not task.is_chief:
         threading.Event().wait()
 
 
 def save_on_sigterm(task, folder, *, fails):
-    """Waits for SIGTERM, and saves; if one `fails`, that is worker:1, once worker:0 waits."""
+    """Waits for SIGTERM, then saves; with `fails` worker:1 fails once worker:0 waits."""
 
     def save(number, frame):
         pathlib.Path(folder, f"saved-{task.name}").touch()
@@ -156,14 +156,14 @@ def save_on_sigterm(task, folder, *, fails):
 
 
 def fail_on_sigterm(task, folder):
-    """Waits for SIGTERM, on which it fails."""
+    """Waits for SIGTERM, then fails."""
     signal.signal(signal.SIGTERM, lambda number, frame: raise_value_error())
     pathlib.Path(folder, task.name).touch()
     threading.Event().wait()
 
 
 def ignore_sigterm(task, folder):
-    """Starts a process that ignores SIGTERM too, leaves its pid, and waits."""
+    """Starts a process that ignores SIGTERM too, writes its pid, and waits."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     child = subprocess.Popen(["sleep", "600"])
     pathlib.Path(folder, "child").write_text(str(child.pid))

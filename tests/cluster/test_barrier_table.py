@@ -51,7 +51,7 @@ def test_a_process_that_is_gone_has_no_network_to_enter():
 def test_a_helper_process_that_takes_too_long_is_ended_and_reported(silent, monkeypatch):
     monkeypatch.setattr("tfdist.cluster.helper_process._ANSWER_SECS", 0.2)
     answer = ask(Question(os.getpid(), silent, NOTES))
-    assert answer == Barriers(failure="the process that asks the ps has not ended after 0.2 s")
+    assert answer == Barriers(failure="the process that asks the ps did not end within 0.2 s")
 
 
 def test_a_helper_process_that_fails_is_reported(silent, monkeypatch, tmp_path):

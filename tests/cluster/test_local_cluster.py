@@ -1,4 +1,4 @@
-"""Clusters on this machine: they come up, they say what failed, and nothing of them stays."""
+"""Clusters on this machine: they start, report failures, and leave nothing behind."""
 
 import functools
 import itertools
@@ -28,7 +28,7 @@ def backend(request):
 def test_results_come_by_rank_and_a_cluster_runs_again(make_cluster, backend):
     cluster = make_cluster(2, 3, backend=backend)
     assert [task.name for task in cluster.trainers] == ["worker:0", "worker:1", "worker:2"]
-    for _ in range(2):  # the second on a ps that has forgotten the first
+    for _ in range(2):  # the second run has a new ps
         assert cluster.run(jobs.meet, timeout=60) == [(0, 2), (1, 2), (2, 2)]
 
 
@@ -40,26 +40,26 @@ def test_each_process_has_its_own_tf_config(make_cluster):
         assert (name, config) == (task.name, task.to_env())
 
 
-def test_a_failure_is_named_with_its_traceback_and_stops_the_others(make_cluster):
+def test_a_failure_is_raised_with_its_traceback_and_ends_the_other_tasks(make_cluster):
     cluster = make_cluster(1, 3, backend="processes")
     job = functools.partial(jobs.fail_at, name="worker:1", how=jobs.raise_value_error)
     with pytest.raises(tfdist.TaskFailed, match="worker:1") as caught:
-        cluster.run(job, timeout=60)  # the leak check sees that the others do not wait on
-    assert "ValueError: the number is odd" in caught.value.details
+        cluster.run(job, timeout=60)  # the leak check finds tasks that still wait
+    assert "ValueError: bad record" in caught.value.details
     assert isinstance(caught.value.__cause__, ValueError)
 
 
-def test_threads_that_still_wait_after_a_failure_are_named(make_cluster):
+def test_threads_that_still_run_after_a_failure_are_named(make_cluster):
     cluster = make_cluster(1, 2, backend="threads")
     job = functools.partial(jobs.fail_at, name="worker:1", how=jobs.raise_value_error, timeout=3)
     with (
-        pytest.warns(RuntimeWarning, match="worker:0 still runs"),
-        pytest.raises(tfdist.TaskFailed, match="ValueError: the number is odd"),
+        pytest.warns(RuntimeWarning, match="worker:0 is still running"),
+        pytest.raises(tfdist.TaskFailed, match="ValueError: bad record"),
     ):
         cluster.run(job, timeout=60)
 
 
-def test_bad_input_stays_a_config_error(make_cluster, backend):
+def test_a_config_error_of_a_task_is_raised_as_it_is(make_cluster, backend):
     cluster = make_cluster(1, 1, backend=backend)
     job = functools.partial(jobs.fail_at, name="worker:0", how=jobs.raise_config_error)
     with pytest.raises(tfdist.ConfigError) as caught:
@@ -75,8 +75,8 @@ def test_an_exit_code_is_kept(make_cluster):
     assert (caught.value.task_name, caught.value.exit_code) == ("worker:1", 7)
 
 
-def test_an_exit_code_is_kept_whoever_else_asks_for_it(make_cluster):
-    """As `multiprocessing` does of all children when it starts another."""
+def test_an_exit_code_is_kept_while_multiprocessing_polls_it_too(make_cluster):
+    """`multiprocessing` polls all children when it starts another."""
     cluster, over = make_cluster(0, 4, backend="processes"), threading.Event()
 
     def ask():
@@ -93,7 +93,7 @@ def test_an_exit_code_is_kept_whoever_else_asks_for_it(make_cluster):
         asking.join()
 
 
-def test_a_trainer_that_a_signal_ends_is_named_with_it(make_cluster, tmp_path):
+def test_a_killed_trainer_is_named_with_the_signal(make_cluster, tmp_path):
     cluster = make_cluster(1, 2, backend="processes")
     run = _in_background(cluster, tmp_path)
     os.kill(int((tmp_path / "worker:1").read_text()), signal.SIGKILL)
@@ -102,29 +102,29 @@ def test_a_trainer_that_a_signal_ends_is_named_with_it(make_cluster, tmp_path):
     assert (run.caught.task_name, run.caught.exit_code) == ("worker:1", -signal.SIGKILL)
 
 
-def test_a_killed_trainer_is_awaited_and_goes_on_when_it_is_restarted(make_cluster, tmp_path):
+def test_a_run_continues_when_a_killed_trainer_is_restarted(make_cluster, tmp_path):
     cluster = make_cluster(1, 2, backend="processes")
     run = _in_background(cluster, tmp_path)
     note = tmp_path / "worker:1"
     note.unlink()
     cluster.kill("worker:1")
     cluster.restart("worker:1")
-    poll_until(note.exists, "worker:1 is there again")
+    poll_until(note.exists, "worker:1 runs again")
     (tmp_path / "go").touch()
     run.join()
     assert (run.caught, run.results) == (None, [0, 1])
 
 
-def test_a_run_fails_if_a_killed_trainer_is_all_that_is_left(make_cluster, tmp_path):
+def test_a_run_fails_if_only_killed_trainers_are_left(make_cluster, tmp_path):
     cluster = make_cluster(1, 1, backend="processes")
     run = _in_background(cluster, tmp_path)
     cluster.kill("worker:0")
     run.join()
     assert isinstance(run.caught, tfdist.TaskFailed)
-    assert "it was not restarted" in str(run.caught)
+    assert "restart() was not called" in str(run.caught)
 
 
-def test_a_chief_is_the_trainer_of_rank_0_and_an_evaluator_is_beside_the_cluster(
+def test_a_chief_has_rank_0_and_an_evaluator_is_outside_the_cluster(
     make_cluster, backend, tmp_path
 ):
     cluster = make_cluster(1, 2, backend=backend, chief=True, evaluator=True)
@@ -134,19 +134,19 @@ def test_a_chief_is_the_trainer_of_rank_0_and_an_evaluator_is_beside_the_cluster
     assert set(cluster.trainers[0].cluster_spec) == {"ps", "chief", "worker"}
 
 
-def test_an_evaluator_that_does_not_end_is_ended(make_cluster, tmp_path, monkeypatch):
+def test_an_evaluator_that_does_not_end_is_terminated(make_cluster, tmp_path, monkeypatch):
     monkeypatch.setattr(local, "EVALUATOR_SECS", 0.1)
     cluster = make_cluster(0, 1, backend="processes", evaluator=True)
     assert cluster.run(jobs.evaluator_hangs, timeout=60) == ["worker:0"]
 
 
-def test_a_task_that_fails_is_started_again(make_cluster, tmp_path):
+def test_a_failed_task_is_restarted(make_cluster, tmp_path):
     cluster = make_cluster(1, 2, backend="processes")
-    job = functools.partial(jobs.fail_in_the_first_life, folder=str(tmp_path))
+    job = functools.partial(jobs.fail_in_the_first_attempt, folder=str(tmp_path))
     assert cluster.run(job, timeout=60, restarts=1) == [(0, 2), (1, 2)]
 
 
-def test_a_run_is_watched_and_ends_with_what_the_watch_raises(make_cluster, tmp_path):
+def test_a_run_ends_with_the_error_that_watch_raises(make_cluster, tmp_path):
     cluster = make_cluster(1, 2, backend="processes")
     looks = []
 
@@ -156,25 +156,25 @@ def test_a_run_is_watched_and_ends_with_what_the_watch_raises(make_cluster, tmp_
             raise tfdist.ClusterError("enough")
 
     with pytest.raises(tfdist.ClusterError, match="enough"):
-        # The leak check sees that they do not wait on.
+        # The leak check finds tasks that still wait.
         cluster.run(functools.partial(jobs.note_and_wait, folder=tmp_path), watch=watch)
     assert len(looks) == 4
     assert max(after - before for before, after in itertools.pairwise(looks)) <= 1.0
 
 
-def test_a_task_that_fails_meanwhile_counts_more_than_what_the_watch_raises(make_cluster, tmp_path):
+def test_a_failure_of_a_task_precedes_an_error_of_watch(make_cluster, tmp_path):
     cluster = make_cluster(0, 1, backend="processes")
 
     def watch():
         poll_until(lambda: not cluster._ended.empty(), "the task has failed", timeout=60)
         raise tfdist.ClusterError("enough")
 
-    job = functools.partial(jobs.count_lives_and_fail, folder=str(tmp_path))
-    with pytest.raises(tfdist.TaskFailed, match="life 1"):
+    job = functools.partial(jobs.count_attempts_and_fail, folder=str(tmp_path))
+    with pytest.raises(tfdist.TaskFailed, match="attempt 1"):
         cluster.run(job, watch=watch)
 
 
-def test_when_all_have_ended_meanwhile_nobody_is_watched_any_more(make_cluster, tmp_path):
+def test_watch_is_not_called_once_all_tasks_have_ended(make_cluster, tmp_path):
     cluster = make_cluster(1, 2, backend="processes")
     looks = []
 
@@ -182,14 +182,14 @@ def test_when_all_have_ended_meanwhile_nobody_is_watched_any_more(make_cluster, 
         if not looks:
             (tmp_path / "go").touch()
             poll_until(lambda: cluster._ended.qsize() == 2, "both have ended", timeout=60)
-        looks.append("a look that takes long")
+        looks.append("a long look")
         raise tfdist.ClusterError("enough")
 
     cluster.run(functools.partial(jobs.note_and_wait, folder=tmp_path), watch=watch)
     assert len(looks) == 1
 
 
-def test_a_task_that_ends_well_meanwhile_is_no_reason_to_go_on(make_cluster):
+def test_an_error_of_watch_ends_the_run_although_a_task_succeeded_meanwhile(make_cluster):
     cluster = make_cluster(0, 2, backend="processes")
 
     def watch():
@@ -199,31 +199,31 @@ def test_a_task_that_ends_well_meanwhile_is_no_reason_to_go_on(make_cluster):
         cluster.run(jobs.only_the_chief_ends, watch=watch)
 
 
-def test_a_task_that_fails_too_often_ends_the_run(make_cluster, tmp_path):
+def test_a_task_without_restarts_left_fails_the_run(make_cluster, tmp_path):
     cluster = make_cluster(0, 1, backend="processes")
-    job = functools.partial(jobs.count_lives_and_fail, folder=str(tmp_path))
-    with pytest.raises(tfdist.TaskFailed, match="life 3"):
+    job = functools.partial(jobs.count_attempts_and_fail, folder=str(tmp_path))
+    with pytest.raises(tfdist.TaskFailed, match="attempt 3"):
         cluster.run(job, timeout=60, restarts=2)
 
 
-def test_a_task_does_nothing_before_the_guardian_knows_of_it(make_cluster, tmp_path, monkeypatch):
+def test_a_task_starts_only_after_the_guardian_has_noted_it(make_cluster, tmp_path, monkeypatch):
     def fail(*_):
-        raise OSError("the guardian was told nothing")
+        raise OSError("the guardian noted nothing")
 
     monkeypatch.setattr(Guardian, "note_group", fail)
     cluster = make_cluster(0, 1, backend="processes")
-    with pytest.raises(tfdist.TaskFailed, match="was told nothing"):
+    with pytest.raises(tfdist.TaskFailed, match="noted nothing"):
         cluster.run(functools.partial(jobs.leave_pid, folder=str(tmp_path)), timeout=60)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_result_that_cannot_be_read_is_a_failure(make_cluster):
+def test_a_result_that_cannot_be_unpickled_is_a_failure(make_cluster):
     with pytest.raises(tfdist.TaskFailed, match="not for the launcher"):
         make_cluster(0, 1, backend="processes").run(jobs.return_unreadable, timeout=10)
 
 
 @pytest.mark.parametrize("what", ["started", "output", "ended"])
-def test_an_observer_that_fails_is_a_failure(make_cluster, tmp_path, what):
+def test_an_error_of_the_observer_is_a_failure(make_cluster, tmp_path, what):
     class Full(RunFolder):
         def fail(self, *_):
             raise OSError("the disk is full")
@@ -235,11 +235,11 @@ def test_an_observer_that_fails_is_a_failure(make_cluster, tmp_path, what):
 
 
 def test_only_a_killed_task_can_be_restarted(make_cluster):
-    with pytest.raises(tfdist.ClusterError, match="was not killed"):
+    with pytest.raises(tfdist.ClusterError, match="was not ended by kill"):
         make_cluster(1, 1, backend="processes").restart("ps:0")
 
 
-def test_a_paused_trainer_goes_on_when_it_is_resumed(make_cluster, tmp_path):
+def test_a_paused_trainer_continues_after_resume(make_cluster, tmp_path):
     cluster = make_cluster(1, 2, backend="processes")
     run = _in_background(cluster, tmp_path)
     process = psutil.Process(int((tmp_path / "worker:1").read_text()))
@@ -252,23 +252,23 @@ def test_a_paused_trainer_goes_on_when_it_is_resumed(make_cluster, tmp_path):
     assert run.results == [0, 1]
 
 
-@pytest.mark.parametrize("ends", ["time is over", "watch", "peer failed"])
-def test_a_trainer_that_is_ended_may_save_in_its_sigterm_handler(make_cluster, tmp_path, ends):
+@pytest.mark.parametrize("ends", ["timeout", "watch", "failure"])
+def test_a_terminated_trainer_can_save_in_its_sigterm_handler(make_cluster, tmp_path, ends):
     cluster = make_cluster(1, 2, backend="processes")
-    job = functools.partial(jobs.save_on_sigterm, folder=tmp_path, fails=ends == "peer failed")
+    job = functools.partial(jobs.save_on_sigterm, folder=tmp_path, fails=ends == "failure")
     ready = [tmp_path / task.name for task in cluster.trainers]
 
     def watch():
-        if ends != "time is over" and all(file.exists() for file in ready):
+        if ends != "timeout" and all(file.exists() for file in ready):
             raise tfdist.ClusterError("enough")
 
     with pytest.raises(tfdist.ClusterError):
-        cluster.run(job, timeout=5 if ends == "time is over" else 60, watch=watch)
+        cluster.run(job, timeout=5 if ends == "timeout" else 60, watch=watch)
     saved = {file.name.removeprefix("saved-") for file in tmp_path.glob("saved-*")}
-    assert saved == {"worker:0"} | ({"worker:1"} if ends != "peer failed" else set())
+    assert saved == {"worker:0"} | ({"worker:1"} if ends != "failure" else set())
 
 
-def test_what_a_sigterm_handler_raises_is_shown(make_cluster, tmp_path, capsys):
+def test_an_error_of_a_sigterm_handler_is_shown(make_cluster, tmp_path, capsys):
     cluster = make_cluster(0, 1, backend="processes")
 
     def watch():
@@ -277,10 +277,10 @@ def test_what_a_sigterm_handler_raises_is_shown(make_cluster, tmp_path, capsys):
 
     with pytest.raises(tfdist.ClusterError, match="enough"):
         cluster.run(functools.partial(jobs.fail_on_sigterm, folder=tmp_path), watch=watch)
-    assert "ValueError: the number is odd" in capsys.readouterr().err
+    assert "ValueError: bad record" in capsys.readouterr().err
 
 
-def test_paused_tasks_are_ended_without_the_grace(make_cluster, tmp_path):
+def test_a_paused_task_ends_before_the_grace_is_over(make_cluster, tmp_path):
     cluster = make_cluster(1, 2, backend="processes", grace=60)
     times = []
 
@@ -296,7 +296,7 @@ def test_paused_tasks_are_ended_without_the_grace(make_cluster, tmp_path):
     assert time.monotonic() - times[0] < 5
 
 
-def test_a_task_that_ignores_sigterm_is_killed_with_all_it_started(make_cluster, tmp_path):
+def test_a_task_that_ignores_sigterm_is_killed_with_its_children(make_cluster, tmp_path):
     cluster = make_cluster(0, 1, backend="processes", grace=0.5)
     with pytest.raises(tfdist.RunTimeout):
         cluster.run(functools.partial(jobs.ignore_sigterm, folder=tmp_path), timeout=3)
@@ -304,7 +304,7 @@ def test_a_task_that_ignores_sigterm_is_killed_with_all_it_started(make_cluster,
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_run_that_takes_too_long_is_ended_and_names_who_ran(make_cluster, tmp_path):
+def test_a_run_timeout_names_the_running_tasks(make_cluster, tmp_path):
     cluster = make_cluster(1, 2, backend="processes")
     with pytest.raises(tfdist.RunTimeout) as caught:
         cluster.run(functools.partial(jobs.note_and_wait, folder=str(tmp_path)), timeout=3)
@@ -328,7 +328,7 @@ def test_wrong_parameters_are_named(arguments, field):
 
 
 class _in_background(threading.Thread):
-    """Runs `note_and_wait` on the cluster; back once all trainers have left their pids."""
+    """Runs `note_and_wait` on the cluster; returns once all trainers have written their pids."""
 
     def __init__(self, cluster, folder):
         super().__init__()
@@ -350,7 +350,7 @@ class _in_background(threading.Thread):
             self.caught = error
 
 
-def test_with_a_coordinator_the_chief_alone_trains():
+def test_with_a_coordinator_only_the_chief_trains():
     cluster = tfdist.local_cluster(1, 2, coordinator=True)
     try:
         assert [task.name for task in cluster.trainers] == ["chief:0"]

@@ -1,4 +1,4 @@
-"""`tfdist node`: how the script ends, signals, and whole jobs of nodes."""
+"""`tfdist node`: how it runs a script, exit codes, and signals."""
 
 import json
 import os
@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-# No ps: at the end there is nobody to tell, so nothing needs TensorFlow.
+# Without a ps nothing is reported at the end, so nothing needs TensorFlow.
 ALONE = {"cluster": {"worker": ["worker-0:2222"]}, "task": {"type": "worker", "index": 0}}
 
 
@@ -37,20 +37,20 @@ def test_the_script_runs_as_the_main_program_with_its_arguments(script):
     assert out == f"__main__ {[str(job), '--rate', '0.1']} worker:0 worker-0\n"
 
 
-@pytest.mark.parametrize(("options", "noise"), [([], ""), (["-vv"], "begins\n")])
-def test_the_scripts_tensorflow_starts_quietly(script, options, noise):
+@pytest.mark.parametrize(("options", "noise"), [([], ""), (["-vv"], "noise\n")])
+def test_the_import_of_tensorflow_is_quiet(script, options, noise):
     job = script("import sys, tensorflow\nprint(tensorflow.here)\nprint('own', file=sys.stderr)")
-    # In its place, as it would be found, and as fast as a test likes it.
-    beside = job.with_name("tensorflow.py")
-    beside.write_text("import os\nos.write(2, b'begins\\n')\nhere = __name__")
+    # A module in TensorFlow's place, which is imported quickly.
+    fake = job.with_name("tensorflow.py")
+    fake.write_text("import os\nos.write(2, b'noise\\n')\nhere = __name__")
     assert node(*options, job) == (0, "tensorflow\n", f"{noise}own\n")
-    beside.write_text("raise ImportError('broken')")
+    fake.write_text("raise ImportError('broken')")
     code, _, err = node(*options, job)
     assert code == 70
     assert err.endswith("ImportError: broken\n")
 
 
-def test_a_script_with_flags_gets_them(script):
+def test_classic_flags_follow_the_arguments(script):
     job = script("import sys; print(*sys.argv[1:])")
     code, out, _ = node("--classic-flags", job, "a")
     assert code == 0
@@ -72,26 +72,26 @@ def test_a_script_with_flags_gets_them(script):
         ),
     ],
 )
-def test_the_exit_code_tells_how_the_script_ended(script, end, code, last_line):
-    ended, out, err = node(script(f"import sys, tfdist\nprint('begun')\n{end}"))
-    assert (ended, out) == (code, "begun\n")
+def test_the_exit_code_shows_how_the_script_ended(script, end, code, last_line):
+    ended, out, err = node(script(f"import sys, tfdist\nprint('started')\n{end}"))
+    assert (ended, out) == (code, "started\n")
     assert (err.splitlines() or [""])[-1].startswith(last_line)
     assert ("Traceback" in err) == (code == 70)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_it_at_once_also_inside_of_foreign_code(script, number, code):
-    # As deaf to Python's own handlers as a call of TensorFlow is.
-    deaf = script(
+def test_a_signal_ends_a_node_that_is_blocked_in_c_code(script, number, code):
+    # Runs no Python signal handler, like a blocked call of TensorFlow.
+    blocked = script(
         "import ctypes\nprint('ready')\nlibc = ctypes.CDLL(None)\nwhile True: libc.poll(0, 0, -1)"
     )
-    with start(deaf) as process:
+    with start(blocked) as process:
         assert process.stdout.readline() == "ready\n"  # though standard output is a pipe
         process.send_signal(number)
         assert process.wait(timeout=5) == code
 
 
-def test_a_handler_of_the_script_is_left_alone(script):
+def test_a_signal_handler_of_the_script_is_kept(script):
     own = script(
         "import signal, sys\n"
         "signal.signal(signal.SIGTERM, lambda *_: sys.exit(5))\n"
@@ -103,7 +103,7 @@ def test_a_handler_of_the_script_is_left_alone(script):
         assert process.wait(timeout=5) == 5
 
 
-def test_a_child_that_is_ended_does_not_end_its_parent(script):
+def test_a_signal_to_a_forked_child_does_not_end_its_parent(script):
     forks = script(
         "import multiprocessing, time\n"
         "for _ in range(3):\n"
@@ -114,7 +114,7 @@ def test_a_child_that_is_ended_does_not_end_its_parent(script):
     assert (code, out) == (0, "-15\n" * 3)
 
 
-def test_a_reader_that_leaves_ends_it_without_a_word(script):
+def test_a_node_ends_silently_when_its_output_has_no_reader(script):
     read_end, write_end = os.pipe()
     with start(script("print('1')\nwhile True: print('2')"), stdout=write_end) as process:
         os.close(write_end)

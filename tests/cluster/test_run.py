@@ -1,4 +1,4 @@
-"""`tfdist run`: what it prints, and how it ends."""
+"""`tfdist run`: its output and its exit codes."""
 
 import json
 
@@ -7,19 +7,19 @@ import pytest
 from tests.launches import MEET, run
 
 
-def test_each_line_has_the_name_of_its_task_and_json_has_the_other_stream(script):
+def test_lines_are_prefixed_and_json_is_alone_on_standard_output(script):
     ended = run("--ps", 1, "--workers", 2, "--json", script(MEET), "--", "on", "time")
     result = json.loads(ended.stdout)
     assert (ended.returncode, result["exit_code"], result["failure"]) == (0, 0, None)
-    # On a busy machine the launcher also reports every 10 s which tasks are there.
+    # On a busy machine the launcher prints the progress of the tasks every 10 s.
     lines = [line for line in ended.stderr.splitlines() if line.startswith("[")]
     assert lines == ["[worker:0] all met on time"]
 
 
-def test_a_traceback_is_shown_once_and_ends_with_70(script):
-    ended = run(script(MEET + "        raise ValueError('odd')\n"))  # the chief alone
+def test_a_failed_task_is_shown_with_one_traceback_and_exit_code_70(script):
+    ended = run(script(MEET + "        raise ValueError('bad record')\n"))  # the chief alone
     assert ended.returncode == 70
-    assert ended.stderr.count("ValueError: odd") == 1
+    assert ended.stderr.count("ValueError: bad record") == 1
     assert "worker:" in ended.stderr
 
 
@@ -28,10 +28,10 @@ def test_the_exit_code_of_the_script_is_passed_on(script):
     assert ended.returncode == 7
 
 
-def test_bad_input_found_by_the_script_is_one_line_and_2(script):
+def test_wrong_input_of_the_script_is_one_line_and_exit_code_2(script):
     ended = run(script("import tfdist\nraise tfdist.ConfigError('--rate', -1, 'at least 0')"))
     assert ended.returncode == 2
-    # On a busy machine the launcher reports before it that not all tasks are there yet.
+    # On a busy machine the launcher first reports which tasks are not ready.
     assert ended.stderr.splitlines()[-1] == "tfdist: --rate: got -1; at least 0"
     assert "Traceback" not in ended.stderr
 
@@ -65,12 +65,12 @@ def test_bad_input_found_by_the_script_is_one_line_and_2(script):
         ),
     ],
 )
-def test_bad_input_of_the_launcher_is_one_line_and_2(arguments, line):
+def test_wrong_input_of_the_launcher_is_one_line_and_exit_code_2(arguments, line):
     ended = run(*arguments)
     assert (ended.returncode, ended.stderr, ended.stdout) == (2, line, "")
 
 
-def test_a_malformed_tf_config_is_one_line_and_2(script):
+def test_a_malformed_tf_config_is_one_line_and_exit_code_2(script):
     ended = run(script(MEET), env={"TF_CONFIG": "{oops"})
     assert ended.returncode == 2
     assert ended.stderr.startswith("tfdist: TF_CONFIG: got '{oops'; not JSON")

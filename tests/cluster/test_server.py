@@ -1,4 +1,4 @@
-"""What one task runs: it refuses a port that is taken, and says which ps it waits for."""
+"""Servers of tasks: taken ports, missing ps, ids of clusters, reports of long waits."""
 
 import socket
 
@@ -11,7 +11,7 @@ from tfdist.deadline import Deadline
 from tfdist.testing import poll_until
 
 
-def test_a_port_that_another_program_serves_is_refused_by_name():
+def test_a_taken_port_is_an_error_that_names_the_task():
     with socket.create_server(("127.0.0.1", 0)) as other:
         task = one_worker(worker_port=other.getsockname()[1])
         with pytest.raises(tfdist.ConfigError) as caught, tfdist.worker_server(task):
@@ -20,21 +20,21 @@ def test_a_port_that_another_program_serves_is_refused_by_name():
     assert caught.value.value == task.address
 
 
-def test_a_held_port_is_ours_to_bind_and_taken_for_others():
+def test_a_reserved_port_can_be_shared_but_not_taken():
     with HeldPorts(1) as held:
         assert not is_taken(held.ports[0])
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
             other.bind(("127.0.0.1", held.ports[0]))
 
 
-def test_held_ports_are_all_different():
+def test_reserved_ports_are_distinct():
     with HeldPorts(20) as some, HeldPorts(20) as others:
         assert len({*some.ports, *others.ports}) == 40
 
 
 def test_a_ps_that_does_not_answer_is_named(monkeypatch):
-    monkeypatch.setenv("TF_GRPC_REUSE_PORT", "1")  # the worker shares the port that is held
-    with HeldPorts(2) as held:  # nobody listens there
+    monkeypatch.setenv("TF_GRPC_REUSE_PORT", "1")  # the worker shares its reserved port
+    with HeldPorts(2) as held:  # they have no listener
         task = one_worker(*held.ports)
         with pytest.raises(tfdist.StartTimeout) as caught, tfdist.worker_server(task, timeout=0.2):
             pass
@@ -42,8 +42,8 @@ def test_a_ps_that_does_not_answer_is_named(monkeypatch):
     assert task.cluster_spec["ps"][0] in str(caught.value)
 
 
-def test_a_ps_of_another_cluster_is_told_by_its_id(make_cluster, monkeypatch):
-    [worker] = make_cluster(1, 1, backend="threads").trainers  # whose ps shows no id
+def test_a_ps_of_another_cluster_is_recognised_by_its_id(make_cluster, monkeypatch):
+    [worker] = make_cluster(1, 1, backend="threads").trainers  # its ps shows no id
     monkeypatch.setenv("TFDIST_CLUSTER_ID", "run-2")
     with pytest.raises(tfdist.ClusterError, match=r"no cluster that tfdist knows.*'run-2'"):
         check_identity(ps_of(worker), Deadline(0))
@@ -58,7 +58,7 @@ def test_a_ps_of_another_cluster_is_told_by_its_id(make_cluster, monkeypatch):
         pass
 
 
-def test_a_ps_that_serves_as_another_task_is_told(make_cluster, monkeypatch):
+def test_a_ps_that_serves_as_another_task_is_recognised(make_cluster, monkeypatch):
     monkeypatch.setenv("TFDIST_CLUSTER_ID", "run-1")
     [worker] = make_cluster(1, 1, backend="threads").trainers
     spec = {**worker.cluster_spec, "ps": ["127.0.0.1:1", *worker.cluster_spec["ps"]]}
@@ -66,7 +66,7 @@ def test_a_ps_that_serves_as_another_task_is_told(make_cluster, monkeypatch):
         check_identity(tfdist.Task("ps", 1, spec), Deadline(10))
 
 
-def test_what_is_no_tensorflow_server_has_no_id(monkeypatch):
+def test_a_server_other_than_tensorflows_has_no_id(monkeypatch):
     monkeypatch.setenv("TFDIST_CLUSTER_ID", "run-1")
     with (
         socket.create_server(("127.0.0.1", 0)) as other,
@@ -75,7 +75,7 @@ def test_what_is_no_tensorflow_server_has_no_id(monkeypatch):
         check_identity(ps_of(one_worker(ps_port=other.getsockname()[1])), Deadline(0))
 
 
-def test_only_a_ps_serves_as_one_and_only_a_trainer_trains():
+def test_a_server_of_the_wrong_kind_of_task_is_an_error():
     task = one_worker(worker_port=1)
     with pytest.raises(tfdist.ConfigError, match="only a ps"):
         tfdist.parameter_server(task)
@@ -96,7 +96,7 @@ def ps_of(worker):
     return tfdist.Task("ps", 0, worker.cluster_spec)
 
 
-def test_a_long_wait_for_a_ps_names_it_on_the_log(monkeypatch, caplog):
+def test_a_long_wait_for_a_ps_is_logged_with_its_name(monkeypatch, caplog):
     monkeypatch.setenv("TF_GRPC_REUSE_PORT", "1")
     monkeypatch.setattr("tfdist.deadline.FIRST_NOTICE_SECS", 0.1)
     with HeldPorts(2) as held:
@@ -107,7 +107,7 @@ def test_a_long_wait_for_a_ps_names_it_on_the_log(monkeypatch, caplog):
     assert line in caplog.text
 
 
-def test_a_ps_names_the_trainers_that_are_not_done(monkeypatch, caplog, make_cluster):
+def test_a_ps_logs_the_trainers_that_it_waits_for(monkeypatch, caplog, make_cluster):
     monkeypatch.setattr("tfdist.deadline.FIRST_NOTICE_SECS", 0.1)
     monkeypatch.setattr("tfdist.cluster.server._LOOK_SECS", 0.05)
     line = " s for worker:1 since the first trainer was done"

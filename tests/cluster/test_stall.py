@@ -121,7 +121,7 @@ class TestACallInAFork:
         ("pid", "timeout", "failure"),
         [
             (2**22 + 1, 60.0, None),  # more than the kernel's most
-            (None, 0.0, "the process that asks has not ended after 0 s"),
+            (None, 0.0, "the helper process did not answer within 0 s"),
         ],
     )
     def test_reads_the_barriers_or_says_why_not(self, pid, timeout, failure):

@@ -8,7 +8,7 @@ from tfdist.cluster.script import Script
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """Adds RUN, which `chosen_run` of `tfdist.runs.live` understands."""
+    """Adds RUN, which `tfdist.runs.live.chosen_run` reads."""
     parser.add_argument(
         "run",
         nargs="?",
@@ -18,14 +18,14 @@ def add_run(parser: argparse.ArgumentParser) -> None:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-    """Adds --json, for a command that prints nothing else then."""
+    """Adds --json."""
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object on standard output"
     )
 
 
 def add_script(parser: argparse.ArgumentParser, meaning: str) -> None:
-    """Adds the script and its arguments, which `script_of` reads."""
+    """Adds the script and its arguments, for `script_of`."""
     parser.add_argument("script", help=meaning)
     parser.add_argument(
         "arguments",
@@ -35,6 +35,6 @@ def add_script(parser: argparse.ArgumentParser, meaning: str) -> None:
 
 
 def script_of(parsed: argparse.Namespace) -> Script:
-    """The script with its arguments and, where there is such an option, the classic flags."""
+    """The script, its arguments, and whether it gets the classic flags."""
     arguments = parsed.arguments[1:] if parsed.arguments[:1] == ["--"] else parsed.arguments
     return Script(parsed.script, arguments, parsed.classic_flags)

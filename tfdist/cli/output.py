@@ -1,4 +1,4 @@
-"""What a command prints: into pipes whose reader may leave, and the lines of the tasks of a run."""
+"""Output of the commands: pipes whose reader closes them, lines of tasks, the summary of a run."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _LONGEST_NAME = len("worker:00")
 
 
 class PipeConsole(Console):
-    """Leaves a broken pipe to `reader_may_leave`; rich would end the program with exit code 1."""
+    """Raises BrokenPipeError for a broken pipe, where rich exits with code 1."""
 
     def on_broken_pipe(self) -> NoReturn:
         """Raises BrokenPipeError."""
@@ -33,16 +33,16 @@ class PipeConsole(Console):
 
 @contextmanager
 def reader_may_leave() -> Iterator[None]:
-    """Ends a command silently when the reader of its standard streams has left.
+    """Ends a command silently if the reader of its standard streams has closed them.
 
     Raises:
-        SystemExit: that is so, with exit code 141.
+        SystemExit: the reader has closed a stream; the exit code is 141.
     """
     try:
         try:
             yield
         finally:
-            if sys.stdout is not None:  # as it is where it was closed
+            if sys.stdout is not None:  # None if it was closed before the start
                 sys.stdout.flush()
     except BrokenPipeError:
         if not drop_unread():
@@ -51,7 +51,7 @@ def reader_may_leave() -> Iterator[None]:
 
 
 def drop_unread() -> bool:
-    """Whether the reader of a standard stream has left; later output to it is discarded."""
+    """True if a standard stream has no reader; later output to that stream is discarded."""
     poll = select.poll()
     for stream in _STANDARD_STREAMS:
         poll.register(stream, 0)
@@ -64,11 +64,11 @@ def drop_unread() -> bool:
 
 
 class Output:
-    """Passes whole lines of the tasks on to this process's streams.
+    """Prints whole lines of the tasks on this process's streams.
 
     Args:
-        prefix: whether the task's name stands in front of each line.
-        all_on_stderr: keeps standard output free, for a JSON object.
+        prefix: whether to print the task's name in front of each line.
+        all_on_stderr: whether standard output is reserved for a JSON object.
     """
 
     def __init__(self, *, prefix: bool, all_on_stderr: bool) -> None:
@@ -79,12 +79,12 @@ class Output:
 
     @property
     def columns(self) -> int:
-        """How wide a task's lines may be."""
+        """The width that a task's lines may have."""
         width = shutil.get_terminal_size().columns
         return width - (_LONGEST_NAME + 3 if self._prefix else 0)
 
     def write(self, name: str, stream: int, data: bytes) -> None:
-        """Takes bytes of a task's stream 1 or 2; an unfinished line waits for its rest."""
+        """Prints the lines in `data` of a task's stream 1 or 2; keeps an unfinished line."""
         with self._lock:
             *lines, rest = (self._rests.get((name, stream), b"") + data).split(b"\n")
             self._rests[name, stream] = rest
@@ -102,7 +102,7 @@ class Output:
     def _print(self, name: str, stream: int, line: bytes) -> None:
         file = sys.stderr if stream == 2 or self._all_on_stderr else sys.stdout
         prefix = self._prefix_of(name, coloured=file.isatty()) if self._prefix else ""
-        # A reader that has left ends the run by SIGPIPE; until then the task may go on.
+        # SIGPIPE ends the run if the reader has left; until then the task may continue.
         with suppress(BrokenPipeError):
             print(prefix + line.decode(errors="replace"), file=file, flush=True)
 
@@ -113,14 +113,14 @@ class Output:
 
 
 class ShownRun(RunFolder):
-    """The folder of a run whose tasks' output also goes to this process's streams."""
+    """The folder of a run, which also prints the tasks' output on this process's streams."""
 
     def __init__(self, path: str, output: Output) -> None:
         super().__init__(path)
         self._output = output
 
     def started(self, name: str, attempt: int, pid: int) -> None:
-        """Records it; a restart is also printed."""
+        """Records the start of an attempt; prints a line if it is a restart."""
         super().started(name, attempt, pid)
         if attempt > 1:
             before = next(
@@ -129,20 +129,20 @@ class ShownRun(RunFolder):
                 if (record.name, record.attempt) == (name, attempt - 1)
             )
             print(
-                f"tfdist: {name} was started again (attempt {attempt}); "
-                f"the last one: {describe_end(before)}",
+                f"tfdist: restarted {name} (attempt {attempt}); "
+                f"attempt {attempt - 1}: {describe_end(before)}",
                 file=sys.stderr,
                 flush=True,
             )
 
     def output(self, name: str, attempt: int, stream: int, data: bytes) -> None:
-        """Prints the bytes and keeps them."""
+        """Prints the data and appends it to the file of the stream."""
         super().output(name, attempt, stream, data)
         self._output.write(name, stream, data)
 
 
 def summary_table(records: Sequence[TaskRecord]) -> Table:
-    """A row for each attempt of each task."""
+    """A table with a row for each attempt of each task."""
     table = Table("task", box=SIMPLE)
     again = any(record.attempt > 1 for record in records)
     if again:
@@ -164,7 +164,7 @@ def summary_table(records: Sequence[TaskRecord]) -> Table:
 
 
 def summary_json(record: TaskRecord) -> dict[str, Any]:
-    """The row of an attempt as plain data."""
+    """The row of an attempt, for JSON."""
     return {
         "task": record.name,
         "attempt": record.attempt,

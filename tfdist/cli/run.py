@@ -183,11 +183,11 @@ def command(parsed: argparse.Namespace) -> int:
     except (ClusterError, ConfigError) as error:
         code, failure = _exit_code(error), str(error)
     except KeyboardInterrupt:
-        code, failure = INTERRUPTED, "interrupted; every task has been ended"
+        code, failure = INTERRUPTED, "interrupted; all tasks have ended"
     except _Terminated:
-        code, failure = TERMINATED, "terminated; every task has been ended"
+        code, failure = TERMINATED, "terminated; all tasks have ended"
     except _ReaderLeft:
-        code, failure = READER_LEFT, "the reader of the output has left; every task has been ended"
+        code, failure = READER_LEFT, "no process reads the output any more; all tasks have ended"
     if records and code != USAGE and not parsed.json:
         PipeConsole(stderr=True).print(summary_table(records))
     if failure is not None:
@@ -311,7 +311,7 @@ def _folder(log_dir: str | None) -> Iterator[str]:
     _say(f"the logs are in {folder}")
     with linked(folder) as complaint:
         if complaint is not None:
-            _say(f"tfdist status and stacks need this folder's name: {complaint}")
+            _say(f"tfdist status and stacks need the name of this folder: {complaint}")
         yield folder
 
 

@@ -1,8 +1,8 @@
 """The fork server: a process that has imported TensorFlow once, from which tasks are forked.
 
-An import of TensorFlow costs seconds for each process; a fork costs milliseconds. The fork server
-is the one of `multiprocessing`; it runs no TensorFlow operation, so forking it is safe. It ends
-when this process does. A guardian ends what the tasks have started.
+An import of TensorFlow takes seconds in each process; a fork takes milliseconds. The fork server
+is that of `multiprocessing`. It runs no TensorFlow operation, so forking it is safe. It ends when
+this process ends; the guardian kills the processes that the tasks have started.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _LEAVE_SECS = 5.0
 
 
 def start_fork_server() -> None:
-    """Starts importing TensorFlow in the background; the first task waits for it otherwise."""
+    """Starts the import of TensorFlow in the background, so that the first task waits less."""
     context.set_forkserver_preload(["tfdist.cluster.preload"])
-    # First, for it unblocks SIGINT when it starts.
+    # Before the mask is set, because its start unblocks SIGINT.
     resource_tracker.ensure_running()
-    # The fork server and all its children inherit the mask: Ctrl-C on the terminal is for this
-    # process, which ends the others in order.
+    # The fork server and its children inherit the mask. Ctrl-C on the terminal reaches this
+    # process alone, which ends the others in order.
     old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
@@ -42,9 +42,9 @@ def start_fork_server() -> None:
 
 
 def stop_fork_server() -> None:
-    """Ends the fork server, its tracker, the guardian and what the tasks left behind.
+    """Ends the fork server, its tracker, the guardian and all processes that the tasks left.
 
-    Returns when they are gone. They would end by themselves soon after this process.
+    Returns when they have ended. Without this call they end soon after this process.
     """
     guardian.stop()
     helpers = fork_server_processes()
@@ -54,7 +54,7 @@ def stop_fork_server() -> None:
 
 
 def fork_server_processes() -> list[psutil.Process]:
-    """The helper processes: `multiprocessing`'s fork server and tracker, and the guardian."""
+    """The processes of this module: `multiprocessing`'s fork server and tracker, the guardian."""
     helpers = []
     for child in psutil.Process().children():
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -66,18 +66,18 @@ def fork_server_processes() -> list[psutil.Process]:
 
 
 def die_with_parent() -> None:
-    """Makes the kernel end this process when its parent ends."""
+    """Makes the kernel kill this process when its parent ends."""
     parent = os.getppid()
     end_with_parent()
-    if os.getppid() != parent:  # it died before the call
+    if os.getppid() != parent:  # the parent ended before the call
         os._exit(1)
 
 
 def release_fork_server() -> None:
     """Closes this task's copy of the pipe that keeps the fork server alive.
 
-    `multiprocessing` gives each child a copy, so that the child can start processes itself. After
-    the launcher was killed, the tasks would keep the fork server alive, and the fork server the
+    `multiprocessing` gives each child a copy, so that the child can start processes. With it, after
+    the launcher was killed, the tasks would keep the fork server alive and the fork server the
     tasks. (Attributes of CPython 3.10 to 3.13.)
     """
     server: Any = forkserver._forkserver

@@ -1,9 +1,9 @@
-"""Ends the processes that tasks have started if the launcher is killed and cannot do it.
+"""The guardian: a process that kills the processes of the tasks after the launcher was killed.
 
-The kernel ends a task with its parent, but not what the task has started. So a separate process,
-the guardian, knows the process group of each task. It reads them from a pipe, which ends when the
-launcher is gone for any reason. This file is the program of that process too: it starts without
-site and TensorFlow.
+The kernel kills a task when its parent ends, but not the processes that the task has started. So
+the guardian reads the process group of each task from a pipe, and kills the groups at the end of
+the file: then the launcher has ended, for whatever reason. This file is also the program of the
+guardian, which starts without site and TensorFlow.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import sys
 import threading
 
 _LEAVE_SECS = 5.0
-_PROGRAM = os.path.abspath(__file__)  # now, before this process may go elsewhere
+_PROGRAM = os.path.abspath(__file__)  # before this process changes its folder
 
 
 class Guardian:
-    """The launcher's side: has whatever is noted here ended after this process.
+    """The launcher's side of the guardian: notes what the guardian shall kill.
 
-    Safe to use from several threads.
+    Starts the guardian at the first note. Safe to use from several threads.
     """
 
     def __init__(self) -> None:
@@ -40,45 +40,45 @@ class Guardian:
 
     @property
     def pid(self) -> int | None:
-        """Of its process, once something was noted and until `stop`."""
+        """The pid of the guardian; None before the first note and after `stop`."""
         return None if self._process is None else self._process.pid
 
     def note_fork_server(self, pid: int) -> None:
-        """Has that process ended, which sees the launcher's end late while it imports."""
+        """Notes the fork server, which sees the launcher's end late while it imports."""
         with self._lock:
             if pid != self._fork_server:
                 self._fork_server = pid
-                self._tell()
+                self._update()
 
     def note_group(self, group: int) -> None:
-        """Has that process group ended, whole."""
+        """Notes the process group of a task."""
         with self._lock:
             self._groups.add(group)
-            self._tell()
+            self._update()
 
     def forget_group(self, group: int) -> None:
-        """The group is gone, and its number may become another's."""
+        """Removes the note of a group that has ended: its number may be used again."""
         with self._lock:
             if group in self._groups:
                 self._groups.remove(group)
-                self._tell()
+                self._update()
 
     def stop(self) -> None:
-        """Ends what is still noted, and the process that does it; returns when that is gone."""
+        """Makes the guardian kill what is still noted and end; returns when it has ended."""
         with self._lock:
             if self._process is None:
                 return
             self._close_pipe()
             try:
                 self._process.wait(_LEAVE_SECS)
-            except subprocess.TimeoutExpired:  # it is stopped (SIGSTOP)
+            except subprocess.TimeoutExpired:  # the guardian is stopped (SIGSTOP)
                 self._process.kill()
                 self._process.wait()
             self._process, self._fork_server = None, 0
             self._groups.clear()
 
-    def _tell(self) -> None:
-        # The whole state each time, so that a guardian that was killed can be replaced.
+    def _update(self) -> None:
+        # All notes each time, so that a new guardian can replace a killed one.
         line = f"{' '.join(map(str, (self._fork_server, *self._groups)))}\n".encode()
         if self._process is not None:
             try:
@@ -104,7 +104,7 @@ class Guardian:
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 cwd="/",
-                start_new_session=True,  # signals to the launcher's group are not for it
+                start_new_session=True,  # out of reach of signals to the launcher's group
             )
         except BaseException:
             self._close_pipe()
@@ -118,7 +118,7 @@ class Guardian:
             self._pipe = -1
 
     def _forget_pipe(self) -> None:
-        """In a fork of the launcher: only the launcher itself keeps the pipe open."""
+        """Closes the pipe in a fork of the launcher: only the launcher may keep it open."""
         self._close_pipe()
         self._clear()
 
@@ -128,13 +128,13 @@ def _main() -> None:
         signal.signal(number, signal.SIG_IGN)
     fork_server, groups = 0, []
     for line in sys.stdin.buffer:
-        if line.endswith(b"\n"):  # the launcher may be killed within one
+        if line.endswith(b"\n"):  # the launcher may be killed while it writes a line
             fork_server, *groups = map(int, line.split())
     for group in groups:
-        # Where the number is another user's by now, ours is gone.
+        # PermissionError: the group has ended, and the number belongs to another user.
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(group, signal.SIGKILL)
-    # That one ends by itself if it can, and its number may be another's by now.
+    # The fork server may have ended by itself, and its pid may belong to another process.
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         if b"multiprocessing.forkserver" in _command_line(fork_server):
             os.kill(fork_server, signal.SIGKILL)

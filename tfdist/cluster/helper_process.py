@@ -1,6 +1,6 @@
-"""Questions that need TensorFlow, answered in another process.
+"""Calls that need TensorFlow, made in a helper process.
 
-This process neither pays for the import nor hangs with it: the other one is killed if it is late.
+So this process does not import TensorFlow, and cannot hang in it: a late helper is killed.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from tfdist.cluster.fork_server import context, die_with_parent, release_fork_se
 from tfdist.cluster.server import SERVER_ENVIRONMENT
 from tfdist.errors import ClusterError
 
-# Most of it for the import of TensorFlow on a busy machine.
+# Most of this is for the import of TensorFlow on a busy machine.
 _ANSWER_SECS = 60.0
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
 
 
 def ask_helper_process(module: str, question: object) -> Any:
-    """Returns the answer of `python -m MODULE`, which reads one JSON value and writes one.
+    """Sends `question` to `python -m MODULE` as JSON and returns the JSON value that it prints.
 
     Blocks for 60 s at most.
 
     Raises:
-        ClusterError: the process did not end in time, or failed.
+        ClusterError: the helper process did not end in time, or failed.
     """
     try:
         ended = subprocess.run(
@@ -42,7 +42,7 @@ def ask_helper_process(module: str, question: object) -> Any:
             env={**os.environ, **SERVER_ENVIRONMENT, **_QUIET},
         )
     except subprocess.TimeoutExpired:
-        what = f"the process that asks the ps has not ended after {_ANSWER_SECS:g} s"
+        what = f"the process that asks the ps did not end within {_ANSWER_SECS:g} s"
         raise ClusterError(what) from None
     if ended.returncode != 0:
         last = ended.stderr.strip().rpartition("\n")[2]
@@ -53,15 +53,15 @@ def ask_helper_process(module: str, question: object) -> Any:
 
 
 def call_in_fork(function: Callable[..., Any], *args: Any, timeout: float) -> Any:
-    """Calls `function(*args)` in a process that is forked from the fork server.
+    """Calls `function(*args)` in a process forked from the fork server, and returns the result.
 
-    TensorFlow is imported there already. Blocks for `timeout` seconds at most; the process is gone
-    when this returns.
+    TensorFlow is already imported there. Blocks for `timeout` seconds at most; the process has
+    ended when this returns.
 
     Args:
         function: a module-level function; its arguments and its result must pickle.
         args: its arguments.
-        timeout: in seconds, without the start of the fork server.
+        timeout: in seconds, not counting the start of the fork server.
 
     Raises:
         ClusterError: the call took too long or raised, or its process was killed.
@@ -73,10 +73,10 @@ def call_in_fork(function: Callable[..., Any], *args: Any, timeout: float) -> An
         sender.close()
         try:
             if not receiver.poll(timeout):
-                raise ClusterError(f"the process that asks has not ended after {timeout:g} s")
+                raise ClusterError(f"the helper process did not answer within {timeout:g} s")
             result, failure = receiver.recv()
         except EOFError:
-            result, failure = None, "it ended without an error message"
+            result, failure = None, "the helper process ended without an error message"
         finally:
             process.kill()
             process.join()
@@ -93,5 +93,5 @@ def _call(sender: Connection, function: Callable[..., Any], args: tuple[Any, ...
         sender.send((function(*args), None))
     except Exception as error:
         sender.send((None, "".join(traceback.format_exception_only(error)).strip()))
-    # TensorFlow keeps threads that an orderly end would wait for.
+    # Not sys.exit, which would wait for TensorFlow's threads.
     os._exit(0)

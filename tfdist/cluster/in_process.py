@@ -1,7 +1,7 @@
-"""Tasks as threads of this process: up at once, for tests and notebooks.
+"""Tasks as threads of this process, which start immediately: for tests and notebooks.
 
 TensorFlow cannot stop a server inside its process. The servers, their threads and their ports
-stay until the process ends; a cluster that runs again starts new ones, at new ports.
+stay until the process ends; a second run of a cluster starts new servers at new ports.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class ThreadTask:
         learn_types()
         os.environ.update(SERVER_ENVIRONMENT)  # TensorFlow reads it when a server starts
         if serves:
-            # Here rather than in the thread, so that trainers find it.
+            # Here rather than in the thread, so that trainers find a listening server.
             server.start_server(task, server_config(task))
             serving = threading.Event()
             self._function = functools.partial(function, serving=serving.set)
@@ -51,28 +51,32 @@ class ThreadTask:
         self._thread = threading.Thread(target=self._run, name=task.name, daemon=True)
         self._thread.start()
         if serves and not serving.wait(_START_SECS):
-            raise StartTimeout([task.name], _START_SECS, "Its server is up, but it does not serve.")
+            raise StartTimeout(
+                [task.name], _START_SECS, "Its server listens, but serves no requests yet."
+            )
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Raises ClusterError: a thread gets no signals."""
-        raise ClusterError(f"{self.task.name}: a thread cannot be paused; use the processes")
+        """Raises ClusterError: a thread receives no signals."""
+        raise ClusterError(
+            f'{self.task.name} is a thread, which cannot be paused; use backend="processes"'
+        )
 
     def wait(self, timeout: float) -> bool:
-        """Whether it has ended; blocks until then, for `timeout` seconds at most."""
+        """True once the thread has ended; blocks until then, for `timeout` seconds at most."""
         self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def kill(self) -> None:
-        """Makes one that serves leave; a trainer has to end by itself.
+        """Dismisses a server; waits 1 s for a trainer to end by itself.
 
         Raises:
-            ClusterError: it still runs; a thread cannot be killed.
+            ClusterError: the task still runs; a thread cannot be killed.
         """
         self._terminated = True
         if self._serves and self._thread.is_alive():
             server.dismiss(self.task)
         if not self.wait(_LEAVE_SECS):
-            raise ClusterError(f"{self.task.name} still runs; a thread cannot be killed")
+            raise ClusterError(f"{self.task.name} is still running; a thread cannot be killed")
 
     def _run(self) -> None:
         try:
@@ -85,7 +89,7 @@ class ThreadTask:
 
 
 def server_config(task: Task) -> tf.compat.v1.ConfigProto:
-    """Threads enough for each trainer to block in an operation, and one more to free them."""
+    """One thread for each trainer, which may block in an operation, and one to release them."""
     return tf.compat.v1.ConfigProto(inter_op_parallelism_threads=len(task.trainers) + 1)
 
 
@@ -93,21 +97,21 @@ def server_config(task: Task) -> tf.compat.v1.ConfigProto:
 def learn_types() -> None:
     """Makes TensorFlow cache its dispatch of the usual types, before there are threads.
 
-    Most functions of TensorFlow first check whether the types of their arguments ask for another
-    implementation. They keep the arguments where all threads share them, without owning them, and
-    cache an answer for each type. For a type without an answer they run Python code, during which
-    another thread may put its own arguments there and release them; the first thread continues
-    with freed memory, and the process ends with a segmentation fault. (TensorFlow 2.21: 18 of some
-    3,300 processes in which two threads made their first barrier. `PythonAPIDispatcher::Dispatch`
-    in python/framework/python_api_dispatcher.cc; tensorflow#125641 is about the same place.)
+    Most TensorFlow functions first check whether the types of their arguments select another
+    implementation. They store the arguments, which they do not own, where all threads share them,
+    and cache the answer for each type. For a new type they run Python code; meanwhile another
+    thread may store its own arguments there and release them. Then the first thread reads freed
+    memory, and the process ends with a segmentation fault. (TensorFlow 2.21: 18 of some 3,300
+    processes in which two threads made their first barrier. `PythonAPIDispatcher::Dispatch` in
+    python/framework/python_api_dispatcher.cc; tensorflow#125641 concerns the same place.)
 
-    Other types remain a risk, as does an eager tensor, which cannot be made without starting the
-    eager runtime.
+    Other types remain a risk, and so does an eager tensor, which cannot be made without starting
+    the eager runtime.
     """
     with tf.Graph().as_default():
         values = _values()
-        # A private name, for the public functions reach only some of what lies behind them. Where
-        # it is missing there is nothing to be done, and the test says so.
+        # A private name, because the public functions reach only some of the checkers. If it is
+        # missing nothing can be done, and a test fails.
         for checker in getattr(dispatch, "_is_instance_checker_cache", {}).values():
             for value in values:
                 checker.Check(value)

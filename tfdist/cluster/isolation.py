@@ -23,7 +23,7 @@ _IFREQ = "16sh22x"  # a name and its flags, in a struct ifreq of 40 bytes
 
 
 def is_reachable() -> bool:
-    """Whether this machine, or this network namespace, has a network other than loopback."""
+    """True if this network namespace has an interface, other than loopback, that is up."""
     return any(
         interface.isup and "loopback" not in interface.flags.split(",")
         for interface in psutil.net_if_stats().values()
@@ -31,47 +31,47 @@ def is_reachable() -> bool:
 
 
 def isolate() -> None:
-    """Puts this process, and all that it starts from now on, into a network of its own.
+    """Moves this process, and all that it starts from now on, into a private network namespace.
 
-    No process outside reaches the ports that they open, and they reach no process outside. It
+    No process outside reaches the ports that they open, and they reach no process outside. This
     cannot be undone. It needs a privileged process, or a kernel that allows user namespaces to
-    all users; user and files stay the same.
+    all users. User and files stay the same.
 
     Raises:
-        ClusterError: the kernel refused, or this process has several threads, of which only one
-            would move. Nothing has changed then.
+        ClusterError: the kernel does not allow it, or this process has several threads, of which
+            only one would move. Nothing has changed then.
     """
     threads = len(os.listdir("/proc/self/task"))
     if threads > 1:
         raise ClusterError(
-            f"this process has {threads} threads; it can be isolated while it has one"
+            f"this process has {threads} threads; only a process with one thread can be isolated"
         )
-    # First alone, which a privileged process may: inside a user namespace it would lose rights.
+    # First without a user namespace, in which a privileged process would lose rights.
     for flags in (CLONE_NEWNET, CLONE_NEWUSER | CLONE_NEWNET):
         reason = _rehearse(flags)
         if not reason:
             _enter(flags)
             return
     raise ClusterError(
-        f"the kernel refused a network namespace: {reason}. An administrator may allow it: sysctl "
+        f"the kernel refused a network namespace: {reason}. An administrator can allow it: sysctl "
         "user.max_user_namespaces, user.max_net_namespaces, kernel.unprivileged_userns_clone; "
-        "AppArmor; in a container, its seccomp profile"
+        "AppArmor; the seccomp profile of a container (docs/run.md#security)"
     )
 
 
 def enter_network(pid: int) -> None:
-    """Puts this process into the network of another one; if it is there already, does nothing.
+    """Moves this process into the network namespace of process `pid`, unless it is there already.
 
     Raises:
-        ClusterError: the other one is gone, the kernel refused, or this process has several
-            threads, of which only one would move.
+        ClusterError: process `pid` has ended, the kernel does not allow it, or this process has
+            several threads, of which only one would move.
     """
     namespaces: list[int] = []
     try:
         if _is_own(pid, "net"):
             return
-        # All are opened before the first is entered: from inside it they may not be seen. The
-        # network is of the user namespace, which gives the right to enter it.
+        # All are opened before the first is entered, from which /proc may not show them. The
+        # user namespace comes first: it gives the right to enter the network namespace.
         for kind in ("user", "net"):
             if not _is_own(pid, kind):
                 namespaces.append(os.open(f"/proc/{pid}/ns/{kind}", os.O_RDONLY | os.O_CLOEXEC))
@@ -89,9 +89,9 @@ def _is_own(pid: int, kind: str) -> bool:
 
 
 def _rehearse(flags: int) -> str:
-    """Why this process cannot `_enter`, or an empty text; found out by a child.
+    """Tries `_enter` in a child; returns why it fails, or "".
 
-    The kernel may refuse in the middle, from where there is no way back.
+    The kernel may refuse half way, where the process could not go back.
     """
     read_end, write_end = os.pipe()
     child = os.fork()
@@ -114,14 +114,14 @@ def _rehearse(flags: int) -> str:
 
 
 def _enter(flags: int) -> None:
-    """Enters new namespaces; OSError if the kernel refuses, which may be too late to go back."""
+    """Enters new namespaces; raises OSError if the kernel refuses, possibly half way."""
     uid, gid = os.geteuid(), os.getegid()
     unshare(flags)
     if flags & CLONE_NEWUSER:
         _write("setgroups", "deny")  # the kernel requires it before a group is mapped
         _write("uid_map", f"{uid} {uid} 1")
         _write("gid_map", f"{gid} {gid} 1")
-    # Until the next exec this process has all rights over what it has made.
+    # Until the next exec this process has all rights over its new namespaces.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
         request = fcntl.ioctl(any_socket, _SIOCGIFFLAGS, struct.pack(_IFREQ, b"lo", 0))
         name, now = struct.unpack(_IFREQ, request)

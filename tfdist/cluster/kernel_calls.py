@@ -1,7 +1,7 @@
-"""Calls of the Linux kernel that Python has no function for, at least not in 3.10.
+"""Linux system calls for which Python 3.10 has no function.
 
-Each raises OSError with the name of the call. Standard library alone: small programs that start
-without site import this.
+Each raises OSError with the name of the call. This module needs only the standard library, because
+programs that start without site import it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 def unshare(flags: int) -> None:
-    """Puts this process into new namespaces; with CLONE_NEWPID that of its next children."""
+    """Moves this process into new namespaces; CLONE_NEWPID applies to its next children."""
     _check(_libc.unshare(flags), "unshare")
 
 
 def setns(namespace: int, flags: int = 0) -> None:
-    """Puts this process into a namespace that is open as a descriptor, of the kind of `flags`.
+    """Moves this process into the namespace of an open descriptor; `flags` name its kind.
 
     Entering a mount namespace makes its root the current folder.
     """
@@ -33,28 +33,28 @@ def setns(namespace: int, flags: int = 0) -> None:
 
 
 def mount(source: str, target: str, kind: str = "", flags: int = 0, options: str = "") -> None:
-    """Mounts `source` at `target`, or changes what is mounted there, as `flags` say."""
+    """Mounts `source` at `target`, or changes the mount at `target`, according to `flags`."""
     arguments = (os.fsencode(source), os.fsencode(target), kind.encode() or None)
     result = _libc.mount(*arguments, ctypes.c_ulong(flags), options.encode() or None)
     _check(result, f"mount at {target}")
 
 
 def unmount(target: str) -> None:
-    """Takes away what is mounted at `target`; who still uses it keeps it."""
+    """Detaches the mount at `target`; processes that still use it keep it."""
     _check(_libc.umount2(os.fsencode(target), _MNT_DETACH), f"umount of {target}")
 
 
 def pivot_root(new: str) -> None:
-    """Makes `new`, at which something is mounted, the root folder, and unmounts the old one."""
+    """Makes the mount point `new` the root folder, and unmounts the old root."""
     os.chdir(new)
-    # Both in one place: the old root comes to lie on the new one, and is taken away from there.
+    # Both in one place: the old root is stacked on the new one, and then unmounted.
     _check(_libc.pivot_root(b".", b"."), f"pivot_root to {new}")
     unmount(".")
     os.chdir("/")
 
 
 def end_with_parent() -> None:
-    """Has the kernel send this process SIGKILL when the thread that forked it ends."""
+    """Makes the kernel send this process SIGKILL when the thread that forked it ends."""
     _check(_libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL), "prctl(PR_SET_PDEATHSIG)")
 
 

@@ -26,9 +26,9 @@ _log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 BACKENDS = ("threads", "processes")
-# How long an evaluator has to end after the trainers.
+# Time for an evaluator to end after the trainers.
 EVALUATOR_SECS = 60.0
-# How long a process has to save after SIGTERM.
+# Time for a process to save after SIGTERM.
 GRACE_SECS = 10.0
 _NOTICE_SECS = 1.0
 _LEAVE_SECS = 2.0
@@ -37,11 +37,11 @@ _LOOK_SECS = 0.25
 
 
 class LocalCluster:
-    """Some ps and some trainers on this machine; make it with `tfdist.local_cluster`.
+    """A cluster of ps and trainers on this machine, made by `tfdist.local_cluster`.
 
     Attributes:
-        tasks: all of them. (A second run on threads is at new ports.)
-        trainers: those that train, by rank: with a coordinator the chief alone.
+        tasks: all tasks. (With threads, a second run has new ports.)
+        trainers: the tasks that train, by rank; with a coordinator only the chief.
     """
 
     def __init__(
@@ -57,13 +57,13 @@ class LocalCluster:
         """See `local_cluster`.
 
         Args:
-            shape: which tasks there are.
-            backend: of BACKENDS.
-            surroundings: what the tasks get besides their function.
-            serve: what those run that serve; None for tfdist's own server.
-            addresses: of the tasks, as many as `shape.num_servers`, where each has a network of
-                its own; None for free ports of this machine, which are held.
-            grace: seconds between SIGTERM and SIGKILL; 0 for SIGKILL alone.
+            shape: the tasks of the cluster.
+            backend: one of BACKENDS.
+            surroundings: the environment of the tasks.
+            serve: the function of the servers; None for tfdist's own server.
+            addresses: `shape.num_servers` addresses, if each task has a network of its own; None
+                for ports of this machine, which are reserved.
+            grace: seconds between SIGTERM and SIGKILL; 0 sends SIGKILL alone.
         """
         if backend not in BACKENDS:
             raise ConfigError("backend", backend, f"one of {', '.join(BACKENDS)}")
@@ -78,9 +78,10 @@ class LocalCluster:
         self._running: dict[str, RunningTask] = {}
         self._functions: dict[str, Callable[[Task], object]] = {}
         self._attempts: dict[str, int] = {}
-        self._restarts: dict[str, int] = {}  # how often each may still fail
+        self._restarts: dict[str, int] = {}  # how many restarts each task has left
+        self._most_restarts = 0
         self._ended: queue.SimpleQueue[tuple[RunningTask, Outcome]] = queue.SimpleQueue()
-        self._killed: set[str] = set()  # on purpose, until they are restarted
+        self._killed: set[str] = set()  # by `kill`, until they are restarted
         self._lock = threading.RLock()  # kill and restart come from other threads than run
 
     def __enter__(self) -> LocalCluster:
@@ -102,39 +103,39 @@ class LocalCluster:
         restarts: int = 0,
         watch: Callable[[], None] | None = None,
     ) -> list[Result]:
-        """Calls `function(task)` on every trainer and returns their results by rank.
+        """Calls `function(task)` on every trainer and returns the results by rank.
 
-        Blocks until all have ended, and the ps with them. The ps of a second run are new ones.
-        An evaluator runs the function too, has EVALUATOR_SECS to end after the trainers, and
-        its result is not among those. In a cluster with a coordinator only the chief trains.
+        Blocks until all trainers and all ps have ended. A second run has new ps. With a
+        coordinator only the chief trains. An evaluator runs the function too; it has
+        EVALUATOR_SECS to end after the trainers, and its result is dropped.
 
         Args:
-            function: for the processes it must be importable there, as for `multiprocessing`.
-            timeout: in seconds for the whole run; None waits without end.
-            restarts: how often each task that fails is started again (processes only). A ps that
-                is has lost all that it kept.
-            watch: called at least each second while the trainers run and none of them ends; what
-                it raises ends the run, unless a task has ended meanwhile.
+            function: with processes it must be importable, as for `multiprocessing`.
+            timeout: seconds for the whole run; None for no limit.
+            restarts: how often each failed task is restarted (processes only). A restarted ps
+                has lost its variables.
+            watch: called at least once a second while the trainers run. If it raises, the run
+                ends with that error, unless a task has ended meanwhile.
 
         Raises:
-            TaskFailed: the earliest failure of a task that was not restarted; the others have
-                been stopped. Threads cannot be: those that still wait for something are named
-                in a RuntimeWarning. A task that was ended by `kill` is a failure only if it
-                is not restarted before all others have ended.
-            ConfigError: a task raised it; or a parameter is wrong.
-            RunTimeout: the time was over; the tasks named have been stopped.
+            TaskFailed: the earliest failure of a task that was not restarted; the other tasks
+                have been terminated. Threads cannot be: a RuntimeWarning names those that still
+                run. A task that `kill` ended fails the run only if it has not been restarted
+                when all others have ended.
+            ConfigError: a task raised it, or a parameter is wrong.
+            RunTimeout: the timeout is over; the tasks that still ran have been terminated.
         """
         if restarts and self._backend == "threads":
-            raise ConfigError("restarts", restarts, "a thread cannot be started again; 0")
+            raise ConfigError("restarts", restarts, "0, because a thread cannot be restarted")
         deadline = Deadline(timeout)
         if self._has_run and self._backend == "threads":
-            # The servers of this process stay at the old ones, with all that they keep.
+            # The servers of the earlier run stay at their ports until this process ends.
             self._held.close()
             self._hold_ports()
         self._has_run = True
         self._restarts = {task.name: restarts for task in self.tasks}
+        self._most_restarts = restarts
         self._start_servers()
-        # The ranks first: an evaluator has nothing to do yet.
         for task in self.tasks:
             if not self._shape.serves(task):
                 self._start(task, function)
@@ -156,7 +157,7 @@ class LocalCluster:
         return [results[task.name] for task in self.trainers]
 
     def kill(self, name: str) -> None:
-        """Ends the task at once, as a crash would: "worker:1". `restart` may start it again."""
+        """Kills a task, such as "worker:1", as a crash would. `restart` can start it again."""
         with self._lock:
             running = self._find(name)
             del self._running[name]
@@ -170,24 +171,24 @@ class LocalCluster:
             raise
 
     def pause(self, name: str) -> None:
-        """Stops the task as a frozen machine would (processes only)."""
+        """Stops a task with SIGSTOP, as a frozen machine would (processes only)."""
         self._find(name).send_signal(signal.SIGSTOP)
 
     def resume(self, name: str) -> None:
-        """Wakes a paused task."""
+        """Continues a paused task with SIGCONT."""
         self._find(name).send_signal(signal.SIGCONT)
 
     def restart(self, name: str) -> None:
-        """Starts a task that was killed once more, with the same function."""
+        """Starts a killed task again, with the same function."""
         with self._lock:
             if name not in self._killed:
-                raise ClusterError(f"{name} was not killed, so it cannot be restarted")
+                raise ClusterError(f"{name} was not ended by kill(), so it cannot be restarted")
             self._killed.remove(name)
             task = next(task for task in self.tasks if task.name == name)
             self._start(task, self._functions[name])
 
     def close(self) -> None:
-        """Ends every task and gives the ports back."""
+        """Ends every task and releases the ports."""
         self._stop()
         self._held.close()
 
@@ -208,7 +209,11 @@ class LocalCluster:
         with self._lock:
             self._functions[task.name] = function
             self._attempts[task.name] = self._attempts.get(task.name, 0) + 1
-            _log.info("%s: start of attempt %d", task.name, self._attempts[task.name])
+            if used := self._most_restarts - self._restarts.get(task.name, self._most_restarts):
+                total = self._most_restarts + 1
+                _log.info("restarts %s (attempt %d of %d)", task.name, used + 1, total)
+            else:
+                _log.info("starts %s", task.name)
             self._running[task.name] = self._started(task, function)
 
     def _started(self, task: Task, function: Callable[[Task], object]) -> RunningTask:
@@ -224,9 +229,10 @@ class LocalCluster:
         self._ended.put((running, outcome))
 
     def _next_end(self, deadline: Deadline) -> tuple[Task, Outcome] | None:
-        """The next task that has ended well; None if that is none for a moment, or does not count.
+        """The next task that has succeeded; None if none has within a moment.
 
-        The moment is for signals, to which a wait without end in a lock may be deaf, and `watch`.
+        Returns so often because Python runs no signal handler during a long wait for a lock, and
+        so that `watch` is called.
         """
         try:
             running, outcome = self._ended.get(timeout=min(deadline.remaining, _LOOK_SECS))
@@ -235,7 +241,7 @@ class LocalCluster:
                 raise RunTimeout(sorted(self._running), deadline.elapsed) from None
             return None
         task = running.task
-        _log.info("%s: ended, exit code %s", task.name, outcome.exit_code)
+        _log.info("%s has ended with exit code %s", task.name, outcome.exit_code)
         with self._lock:
             if self._running.get(task.name) is not running:
                 return None
@@ -251,34 +257,34 @@ class LocalCluster:
         try:
             watch()
         except Exception:
-            # A task that has ended meanwhile is looked at first: it may have failed, and be the
-            # cause. Else `watch` will raise again.
+            # A task that has ended meanwhile comes first: its failure may be the cause. If it did
+            # not fail, `watch` will raise again.
             if self._ended.empty():
                 raise
 
     def _may_start_again(self, task: Task, outcome: Outcome) -> bool:
-        # Bad input stays what it is.
+        # A restart does not correct wrong input.
         is_wrong = isinstance(outcome.error, ConfigError)
         return outcome.failed and not is_wrong and self._restarts.get(task.name, 0) > 0
 
     def _check_killed(self, done: set[str]) -> None:
-        """Raises TaskFailed if all trainers that are not done were killed and not restarted."""
+        """Raises TaskFailed if every trainer without a result was killed and not restarted."""
         with self._lock:
             left = [task for task in self.trainers if task.name not in done]
             if all(task.name in self._killed for task in left):
-                killed = "kill() ended it, and it was not restarted"
+                killed = "kill() ended it, and restart() was not called"
                 raise TaskFailed(left[0].name, -signal.SIGKILL, killed)
 
     def _let_evaluator_end(self, deadline: Deadline) -> None:
-        """Waits for the evaluator, which may have a last checkpoint to look at, and ends it."""
+        """Waits until the evaluator has evaluated the last checkpoint; at most EVALUATOR_SECS."""
         own = Deadline(min(EVALUATOR_SECS, deadline.remaining))
         while "evaluator:0" in self._running and not own.expired:
             with contextlib.suppress(RunTimeout):
                 self._next_end(own)
 
     def _let_servers_leave(self) -> None:
-        """Waits for the ps, and ends those to which no trainer has said that it is done."""
-        # tfdist's own keep nothing that is of use now; a script may still have something to do.
+        """Waits for the servers, and terminates those to which no trainer reported its end."""
+        # tfdist's own ps has nothing left to do; a script that serves may have.
         own = self._serve is _serve
         deadline = Deadline(0 if self._shape.coordinator else _OWN_SECS if own else _LEAVE_SECS)
         while self._running:
@@ -289,11 +295,12 @@ class LocalCluster:
 
     def _find(self, name: str) -> RunningTask:
         if name not in self._running:
-            raise ClusterError(f"{name} does not run; running: {', '.join(sorted(self._running))}")
+            running = ", ".join(sorted(self._running)) or "none"
+            raise ClusterError(f"{name} is not running; running tasks: {running}")
         return self._running[name]
 
     def _stop(self) -> None:
-        """Ends what runs: first the trainers, which may save to the ps, then the servers."""
+        """Ends all running tasks: the servers after the trainers, which may save what a ps has."""
         with self._lock:
             try:
                 self._end_all()
@@ -320,25 +327,25 @@ class LocalCluster:
                     each.kill()
                 except ClusterError as error:
                     failures.append(str(error))
-        if failures:  # no error: it would hide the one that is the reason for this end
+        if failures:  # a warning, because an error would hide the reason for this end
             warnings.warn("; ".join(failures), RuntimeWarning, stacklevel=4)
 
     def _terminate(self, running: list[RunningTask]) -> None:
-        """Sends SIGTERM and waits until all have ended, or the grace is over."""
+        """Sends SIGTERM and waits until all tasks have ended, or the grace is over."""
         deadline, soon = Deadline(self._grace), Deadline(min(self._grace, _NOTICE_SECS))
         for each in running:
-            _log.info("%s: SIGTERM", each.task.name)
+            _log.info("sends SIGTERM to %s", each.task.name)
             each.send_signal(signal.SIGTERM)
         left = [each for each in running if not each.wait(soon.remaining)]
         if left and not deadline.expired:
             _log.warning(
-                "%s: sent SIGTERM; SIGKILL follows after %g s, or on a second Ctrl-C",
+                "%s: still running after SIGTERM; SIGKILL follows in %.0f s, or on a second Ctrl-C",
                 _names(left),
-                self._grace,
+                deadline.remaining,
             )
             left = [each for each in left if not each.wait(deadline.remaining)]
         if left:
-            _log.warning("%s did not end within %g s of SIGTERM; killed", _names(left), self._grace)
+            _log.warning("kills %s, %g s after SIGTERM", _names(left), self._grace)
 
 
 def _names(running: list[RunningTask]) -> str:
@@ -362,21 +369,22 @@ def local_cluster(
     surroundings: Surroundings | None = None,
     grace: float = GRACE_SECS,
 ) -> LocalCluster:
-    """A cluster on this machine, as a context manager; leaving it ends every task.
+    """A cluster on this machine, as a context manager; leaving the block ends every task.
+
+    The cluster shares the network of this process, so other processes can reach its ports.
 
     Args:
-        num_ps: how many parameter servers.
-        num_workers: how many workers, at least 1.
-        backend: "threads" of this process: up at once, but nothing can be killed, and
-            TensorFlow keeps the servers' threads and ports until the process ends. "processes":
-            one for each task; none outlives this one. Either way others may reach its ports:
-            a cluster shares the network of this process, and cannot be isolated by itself.
-        chief: whether there is a task `chief`; else worker 0 is the chief.
-        evaluator: whether there is one too.
-        coordinator: for a ClusterCoordinator: there is a chief, only that runs your function, and
-            the workers are servers.
-        surroundings: environment and observer of the processes.
-        grace: seconds that a process has between SIGTERM and SIGKILL when it is to end.
+        num_ps: number of parameter servers.
+        num_workers: number of workers, at least 1.
+        backend: "threads" of this process start immediately, but cannot be killed, and TensorFlow
+            keeps their servers and ports until this process ends. "processes" start one process
+            for each task; none outlives this process.
+        chief: whether there is a task `chief`; otherwise worker 0 is the chief.
+        evaluator: whether there is an evaluator.
+        coordinator: for a ClusterCoordinator: there is a chief, only the chief runs your function,
+            and the workers are servers.
+        surroundings: the environment of the processes.
+        grace: seconds between SIGTERM and SIGKILL when tfdist ends a process.
 
     Raises:
         ConfigError: a parameter is wrong.

@@ -1,8 +1,8 @@
-"""Free ports that stay ours until a server has bound them.
+"""Free ports that stay reserved until a server has bound them.
 
-The usual way picks a free port and releases it, and another program may take it. Here a socket
-stays bound, without listening, and shares the port with a later server of the same user that
-asks for sharing (SO_REUSEPORT), as TensorFlow does under `TF_GRPC_REUSE_PORT=1`.
+A port that is picked and released can be taken by another program before the server binds it. Here
+a socket stays bound, without listening, and shares the port (SO_REUSEPORT) with a later server of
+the same user, as TensorFlow's servers are under `TF_GRPC_REUSE_PORT=1`.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _LISTEN = "0A"  # include/net/tcp_states.h
 
 
 class HeldPorts:
-    """Holds `count` ports of this machine until it is closed.
+    """Reserves `count` free ports of this machine until it is closed.
 
     Attributes:
-        ports: their numbers.
+        ports: the port numbers.
     """
 
     def __init__(self, count: int) -> None:
@@ -58,15 +58,15 @@ def _bound_socket() -> socket.socket:
             held.close()
             if error.errno != errno.EADDRINUSE:
                 raise
-            continue  # another program was quicker; no server relied on the port yet
-        # Only after the bind: were the flag set before, two of us could bind the same port.
+            continue  # another program took the port first
+        # After the bind: with the flag set before it, two launchers could bind the same port.
         held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         return held
     raise ClusterError(f"found no free port in {_MOST_TRIES} tries")
 
 
 def is_taken(port: int) -> bool:
-    """Whether another program serves `port`, or bound it without sharing it."""
+    """True if another program listens at `port`, or has bound it without sharing it."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         try:
@@ -79,7 +79,7 @@ def is_taken(port: int) -> bool:
 
 
 def is_listening(host: str, port: int, timeout: float = 1.0) -> bool:
-    """Whether a process accepts connections there; waits for `timeout` seconds at most."""
+    """True if a process accepts connections there; blocks for `timeout` seconds at most."""
     try:
         with socket.create_connection((host, port), timeout):
             return True
@@ -88,12 +88,12 @@ def is_listening(host: str, port: int, timeout: float = 1.0) -> bool:
 
 
 def listening_ports(pid: int) -> set[int]:
-    """The TCP ports that have a listener in the network of the process; none if it is gone."""
+    """The TCP ports with a listener in the network of process `pid`; none if it has ended."""
     ports = set()
     for table in ("tcp", "tcp6"):
         try:
             lines = Path(f"/proc/{pid}/net/{table}").read_text("ascii").splitlines()[1:]
-        except (FileNotFoundError, ProcessLookupError):  # gone, or a kernel without IPv6
+        except (FileNotFoundError, ProcessLookupError):  # process ended, or kernel without IPv6
             continue
         for line in lines:
             fields = line.split()

@@ -1,7 +1,7 @@
 """Tasks as processes, forked from the fork server.
 
-No task outlives this process: the kernel ends each task when the fork server ends, and that ends
-with this process.
+No task outlives this process: the kernel kills each task when the fork server ends, and the fork
+server ends with this process.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tfdist.runs.log import show_log_of_task
 from tfdist.runs.outcome import Observer, Outcome, Usage
 from tfdist.task import PROGRESS_VARIABLE, Task
 
-# On this signal a task writes its stacks into its folder, without the help of Python.
+# On this signal a task writes its stacks into its folder, even if Python is stuck.
 STACKS_SIGNAL = signal.SIGRTMAX
 
 _LEAVE_SECS = 5.0
@@ -43,14 +43,14 @@ _READY, _GO = b"ready", b"go"
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What the tasks of a cluster get besides their function.
+    """The environment of the tasks of a cluster.
 
     Attributes:
         environment: environment variables for all tasks.
-        observer: receives their output and events; without one they write to the streams
-            of this process.
-        enter: called in the process of each task before its function, while it has one thread,
-            such as to put it into namespaces; must pickle. What it raises is the task's failure.
+        observer: receives their output and events; None lets them write to the streams of this
+            process.
+        enter: called in the process of each task before its function, while the process has one
+            thread, for example to enter namespaces; must pickle. If it raises, the task fails.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -72,7 +72,7 @@ class ProcessTask:
         self.task = task
         self._ended, self._attempt = ended, attempt
         self._observer, self._terminated = surroundings.observer, False
-        self._failure: Exception | None = None  # ours, while it ran
+        self._failure: Exception | None = None  # of this process, about the task
         self._is_gone = threading.Event()
         environment = {
             **SERVER_ENVIRONMENT,
@@ -112,8 +112,8 @@ class ProcessTask:
             name=task.name,
         )
         self._process.start()
-        # Else `multiprocessing` asks for its exit code when it starts another, at the same time
-        # as our watcher, and one of the two reads 255. (An attribute of CPython 3.10 to 3.13.)
+        # Otherwise `multiprocessing` polls it when it starts another process. If the watcher polls
+        # at the same time, one of the two reads exit code 255. (CPython 3.10 to 3.13.)
         multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
         end_of_task.close()
         for stream in streams:
@@ -127,16 +127,16 @@ class ProcessTask:
 
     @property
     def pid(self) -> int:
-        """Of its process, which leads a process group of the same number."""
+        """The pid of its process, which leads a process group of the same number."""
         pid = self._process.pid
-        assert pid is not None  # it was started
+        assert pid is not None  # the process was started
         return pid
 
     def send_signal(self, number: signal.Signals) -> None:
-        """Sends a signal to its process group; SIGTERM to its own process alone.
+        """Sends a signal to the task's process group; SIGTERM to the task's process alone.
 
-        Its program decides what SIGTERM means for the processes that it has started. A stopped
-        task is woken by it, since it could not end otherwise.
+        The program of the task decides what SIGTERM means for the processes that it has started.
+        SIGCONT follows SIGTERM, because a stopped task could not end.
         """
         if number != signal.SIGTERM:
             self._signal_group(number)
@@ -148,28 +148,35 @@ class ProcessTask:
             self._signal_group(signal.SIGCONT)
 
     def wait(self, timeout: float) -> bool:
-        """Whether its process has ended; blocks until then, for `timeout` seconds at most."""
+        """True once its process has ended; blocks until then, for `timeout` seconds at most."""
         return self._is_gone.wait(timeout)
 
     def kill(self) -> None:
-        """Ends its whole process group with SIGKILL; returns when it is gone."""
+        """Sends SIGKILL to its process group; returns when its process has ended.
+
+        Raises:
+            ClusterError: the process has not ended after 5 s.
+        """
         self._terminated = True
         self._signal_group(signal.SIGKILL)
         self._watcher.join(_LEAVE_SECS)
         if self._watcher.is_alive():
-            raise ClusterError(f"{self.task.name} (pid {self.pid}) does not end on SIGKILL")
+            raise ClusterError(
+                f"{self.task.name} (pid {self.pid}) has not ended {_LEAVE_SECS:g} s after SIGKILL; "
+                "it may be blocked in the kernel, for example by a file system"
+            )
 
     def _signal_group(self, number: signal.Signals) -> None:
         if self._is_gone.is_set():
-            return  # its watcher ends the rest of the group, whose number may be reused
+            return  # `_sweep` kills the rest of the group, whose number may be reused after it
         try:
             os.killpg(self.pid, number)
-        except ProcessLookupError:  # not yet the leader of its group, or gone just now
+        except ProcessLookupError:  # the process does not lead its group yet, or has just ended
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
     def _sweep(self) -> None:
-        """Ends what the task has started and left behind in its process group."""
+        """Kills the processes that the task has left in its process group."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
 
@@ -178,7 +185,7 @@ class ProcessTask:
         with channel, self._noting_failure():
             if self._observer is not None:
                 self._observer.started(self.task.name, self._attempt, self.pid)
-            outcome = self._lived(channel)
+            outcome = self._run(channel)
         self._process.join()
         self._is_gone.set()
         self._sweep()
@@ -186,7 +193,7 @@ class ProcessTask:
         for reader in readers:
             reader.join()
         if self._terminated and outcome.failed and outcome.handles_sigterm:
-            # Its end is no failure of the job, so nothing else shows what its handler raised.
+            # A terminated task is no failure, so nothing else shows what its handler raised.
             with self._noting_failure():
                 self._show(outcome.details)
         outcome = replace(outcome, exit_code=self._process.exitcode, terminated=self._terminated)
@@ -205,11 +212,11 @@ class ProcessTask:
             data = f"{text.rstrip()}\n".encode(errors="replace")
             self._observer.output(self.task.name, self._attempt, 2, data)
 
-    def _lived(self, channel: Connection) -> Outcome:
-        """Lets the task begin, and waits for its word."""
+    def _run(self, channel: Connection) -> Outcome:
+        """Lets the task start, and waits for its outcome."""
         usage = None  # the latest sample, until the task reports its own
         try:
-            channel.recv_bytes()  # it leads its group, and dies with the fork server
+            channel.recv_bytes()  # now it leads its group, and ends with the fork server
             guardian.note_group(self.pid)
             channel.send_bytes(_GO)
             while not channel.poll(_SAMPLE_SECS):
@@ -227,7 +234,7 @@ class ProcessTask:
 
     @contextlib.contextmanager
     def _noting_failure(self) -> Iterator[None]:
-        """What fails inside of it makes the task a failed one; the first such counts."""
+        """An error inside the block is the task's failure; the first one counts."""
         try:
             yield
         except Exception as error:
@@ -235,7 +242,7 @@ class ProcessTask:
 
 
 class _Streams:
-    """Write ends of pipes for a child's standard output and error; none leaves them as they are."""
+    """The write ends of the pipes for a child's standard output and error, or none."""
 
     def __init__(self, descriptors: list[int]) -> None:
         self._descriptors = descriptors
@@ -244,7 +251,7 @@ class _Streams:
         return _received_streams, ([DupFd(descriptor) for descriptor in self._descriptors],)
 
     def redirect(self) -> None:
-        """Makes them the streams 1 and 2 of this process."""
+        """Makes the pipes the streams 1 and 2 of this process."""
         for stream, descriptor in enumerate(self._descriptors, start=1):
             os.dup2(descriptor, stream)
             os.close(descriptor)
@@ -263,18 +270,18 @@ def _task_main(
     streams: _Streams,
     folder: str | None,
 ) -> None:
-    """The main function of the process of a task."""
+    """The main function of a task's process."""
     die_with_parent()
     release_fork_server()
     os.setsid()
     _wait_for_go(channel)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # inherited from a launcher that ignores it
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the launcher may ignore SIGTERM
     streams.redirect()
     os.environ.update(environment)
     show_log_of_task(os.environ)
     if folder is not None:
-        # Kept open: the signal handler writes to its descriptor, also when Python is stuck.
+        # Kept open: the signal handler writes to its descriptor, even if Python is stuck.
         stacks = open(os.path.join(folder, STACKS_FILE), "wb", buffering=0)  # noqa: SIM115
         faulthandler.register(STACKS_SIGNAL, stacks, all_threads=True)
     try:
@@ -290,7 +297,7 @@ def _task_main(
     handles_sigterm = callable(signal.getsignal(signal.SIGTERM))
     usage = Usage.of_this_process()
     _send(channel, replace(outcome, usage=usage, handles_sigterm=handles_sigterm))
-    # TensorFlow's servers keep threads that an orderly end would wait for.
+    # Not sys.exit, which would wait for the threads of TensorFlow's servers.
     os._exit(outcome.exit_code or int(outcome.failed))
 
 
@@ -304,7 +311,7 @@ def _send(channel: Connection, outcome: Outcome) -> None:
 
 
 def _wait_for_go(channel: Connection) -> None:
-    """Returns once the guardian knows of this task's group; ends if the launcher is gone before."""
+    """Returns once the guardian has noted this task's group; exits if the launcher has ended."""
     try:
         channel.send_bytes(_READY)
         channel.recv_bytes()

@@ -22,13 +22,12 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 @dataclass(frozen=True)
 class Script:
-    """Runs `path` with `arguments` as `python path arguments...` would, as each task.
+    """The function of a task that runs a script as `python PATH ARGUMENTS...` would.
 
     Attributes:
-        path: of the script.
-        arguments: what it finds in ``sys.argv[1:]``.
-        classic_flags: whether the flags of TensorFlow 1 scripts, which `Task.from_flags` reads,
-            come after them.
+        path: path of the script.
+        arguments: its ``sys.argv[1:]``.
+        classic_flags: whether to append the flags that `Task.from_flags` reads.
     """
 
     path: str
@@ -36,7 +35,7 @@ class Script:
     classic_flags: bool = False
 
     def __call__(self, task: Task) -> None:
-        """Runs it; `TF_CONFIG` names the task."""
+        """Runs the script; `TF_CONFIG` names the task already."""
         flags = _classic_flags(task) if self.classic_flags else []
         sys.argv = [self.path, *self.arguments, *flags]
         sys.path.insert(0, os.path.dirname(os.path.abspath(self.path)))
@@ -54,12 +53,12 @@ def _classic_flags(task: Task) -> list[str]:
 
 
 def end_on_signals() -> None:
-    """From now on SIGTERM and SIGINT end this process, with 128 + the signal as its exit code.
+    """Makes SIGTERM and SIGINT end this process, with exit code 128 + signal number.
 
-    Python runs a signal handler between two steps of the main thread, so never while that thread
-    is inside TensorFlow; and a signal without a handler does not end the first process of a
-    container. So a thread waits for the signals. An ignored signal stays ignored, and a handler
-    that the program installs later is kept. Forked children inherit nothing of this.
+    Python runs a signal handler between two steps of the main thread, so not while that thread is
+    inside TensorFlow. And a signal without a handler does not end the first process of a container.
+    So a thread waits for the signals. An ignored signal stays ignored, a handler that the program
+    installs later is kept, and forked children have the default actions.
     """
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
@@ -88,7 +87,7 @@ def _leave(number: int, frame: FrameType | None) -> None:
 class _Fork(threading.local):
     """Blocks the signals in a forked child until its own handlers are installed.
 
-    Until then a signal would go into the pipe of its parent, and end the parent instead.
+    Until then a signal to the child would be written to the parent's pipe, and end the parent.
     """
 
     def hold(self) -> None:
@@ -109,8 +108,8 @@ class _Fork(threading.local):
 def node_environment(task: Task, environ: Mapping[str, str]) -> dict[str, str]:
     """Variables to add to `environ` for a task whose cluster is on several machines.
 
-    A proxy, which docker sets in every container if it has one itself, would break calls between
-    tasks. Where gRPC finds `no_grpc_proxy` it does not read `no_proxy`.
+    A proxy would break calls between tasks; docker passes its own proxy on to every container.
+    If `no_grpc_proxy` is set, gRPC does not read `no_proxy`.
     """
     addresses = [address for part in task.cluster_spec.values() for address in part]
     hosts = [parse_address(address).host for address in addresses]
@@ -123,8 +122,8 @@ def node_environment(task: Task, environ: Mapping[str, str]) -> dict[str, str]:
 def standard_error_aside() -> Iterator[None]:
     """Discards what this process writes to standard error inside the block.
 
-    TensorFlow prints some start-up lines before it reads its log level (TensorFlow 2.21). An error
-    that the import raises is not lost: Python prints it afterwards.
+    TensorFlow prints some start-up lines before it reads its log level (TensorFlow 2.21). Python
+    prints an error of the import after the block.
     """
     aside = os.dup(2)
     nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -138,12 +137,12 @@ def standard_error_aside() -> Iterator[None]:
 
 
 def import_tensorflow_quietly() -> None:
-    """Makes the program's own import of TensorFlow quiet, whenever it happens."""
+    """Discards the start-up lines of TensorFlow when the program imports it later."""
     sys.meta_path.insert(0, _Finder())
 
 
 class _Finder:
-    """Finds TensorFlow once, as the other finders do, and runs its import quietly."""
+    """A finder for TensorFlow alone, which makes its loader quiet and then removes itself."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None

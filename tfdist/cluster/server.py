@@ -1,9 +1,9 @@
-"""What one task of a cluster runs: its TensorFlow server, and how it leaves.
+"""The TensorFlow server of a task: how it starts, and how it exits when the job is done.
 
-A ps of plain TensorFlow serves for ever. Here each trainer reports to every ps when it is done, and
-a ps exits when all are. It must not exit on the last such message: the reply would be lost, and
-that trainer would hang. So a trainer sends two messages: that it is done, and then that it has the
-reply. It does not need the reply to the second one.
+A ps of plain TensorFlow never exits. Here each trainer reports to every ps that it is done, and a
+ps exits when all trainers are done. But if it exited on the last report, its reply would be lost
+and that trainer would hang. So a trainer sends two messages: that it is done, and then that it has
+the reply. It does not need the reply to the second message.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from tfdist.errors import USAGE, ConfigError, StartTimeout
 from tfdist.task import PROGRESS_VARIABLE, Task, parse_address
 
 if TYPE_CHECKING:
-    # Imported where it is used: a wrong port or address shows before the seconds that it takes.
+    # Imported in functions: a wrong port or address is found before the seconds of this import.
     import tensorflow as tf
 
-_GRACE_SECS = 5.0  # for the second messages, after all first ones have come
-LINGER_SECS = 0.2  # for the last replies; a trainer without its reply waits _LAST_ANSWER_SECS
+_GRACE_SECS = 5.0  # for the second messages, after all first messages
+LINGER_SECS = 0.2  # for the last replies to be sent; without one a trainer waits longer
 _ANSWER_SECS = 10.0
 _LAST_ANSWER_SECS = 1.0
 _POLL_SECS = 0.05
@@ -38,17 +38,17 @@ _LOOK_SECS = 5.0
 
 _log = logging.getLogger(__name__)
 
-# Environment variables of TensorFlow's servers. With it a call to a task that is gone fails.
-FAIL_FAST = {"GRPC_FAIL_FAST": "use_caller"}
-# For a cluster on this machine.
+# Environment variables of TensorFlow's servers.
+FAIL_FAST = {"GRPC_FAIL_FAST": "use_caller"}  # makes a call to a task that has ended fail
+# The same for a cluster on this machine.
 SERVER_ENVIRONMENT = {
     **FAIL_FAST,
-    "TF_GRPC_REUSE_PORT": "1",  # the launcher holds the ports
+    "TF_GRPC_REUSE_PORT": "1",  # because the launcher reserves the ports
     "no_grpc_proxy": "127.0.0.1,localhost",  # a proxy would break calls to this machine
 }
 
-# TensorFlow cannot stop a server inside its process, and a second one on the same port would
-# take half of the connections; so each process keeps the servers that it has started.
+# The servers of this process by address. TensorFlow cannot stop a server inside its process, and a
+# second one on the same port would take half of the connections.
 _servers: dict[str, tf.distribute.Server] = {}
 
 _done: set[str] = set()  # TF_CONFIG of the trainers of this process that are done with every ps
@@ -82,14 +82,14 @@ def parameter_server(
     *,
     serving: Callable[[], object] | None = None,
 ) -> None:
-    """Serves as a ps until every trainer has said that it is done.
+    """Serves as a ps until every trainer has reported that it is done.
 
-    Blocks; Ctrl-C, a signal, or `dismiss` from elsewhere release it earlier.
+    Blocks until then; a signal ends it earlier.
 
     Args:
         task: a ps.
-        config: for its server.
-        serving: called once it serves.
+        config: config of its server.
+        serving: called once the server serves.
 
     Raises:
         ConfigError: the task is no ps, or its port is taken.
@@ -109,7 +109,7 @@ def serve(
     server = start_server(task, config)
     show_identity(task, server.target)
     received: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
-    # In a thread: inside TensorFlow the main one would not see Ctrl-C.
+    # In a thread, because the main thread would not see Ctrl-C inside TensorFlow.
     threading.Thread(
         target=mailbox.receive,
         args=(server.target, task, received),
@@ -158,7 +158,7 @@ def worker_server(
     Args:
         task: a chief or a worker.
         timeout: seconds to wait for the ps.
-        config: for the server.
+        config: config of the server.
 
     Yields:
         The target for the training's `Session`.
@@ -166,7 +166,7 @@ def worker_server(
     Raises:
         ConfigError: the task is no trainer, or its port is taken.
         StartTimeout: some ps does not answer.
-        ClusterError: some ps is of another cluster (where TFDIST_CLUSTER_ID is set).
+        ClusterError: some ps belongs to another cluster (if TFDIST_CLUSTER_ID is set).
     """
     if not task.is_trainer:
         raise ConfigError("task.type", task.task_type, "only a chief or a worker trains")
@@ -209,15 +209,15 @@ def run_task(train: Callable[..., object], *args: object) -> None:
 def let_servers_leave(task: Task, *, coordinator: bool) -> list[str]:
     """Reports to the servers of a job that a trainer is done, unless `worker_server` has.
 
-    For a trainer whose script is plain TensorFlow and reports nothing. Blocks for 10 s at
-    most for each server that does not answer.
+    For a trainer whose script is plain TensorFlow and reports nothing. Blocks for 10 s at most
+    for each server that does not answer.
 
     Args:
-        task: a trainer that has ended well.
-        coordinator: whether it alone trains, so that all servers leave: the ps and the workers.
+        task: a trainer that has succeeded.
+        coordinator: whether it is a coordinator, which dismisses all ps and all workers.
 
     Returns:
-        The names of those that did not answer.
+        The names of the servers that did not answer.
     """
     if task.to_env() in _done or not task.is_trainer:
         return []
@@ -241,7 +241,7 @@ def let_servers_leave(task: Task, *, coordinator: bool) -> list[str]:
 
 
 def dismiss(task: Task) -> None:
-    """Makes a task that serves leave, whether or not the trainers are done."""
+    """Makes the server of `task` exit, whether or not the trainers are done."""
     mailbox.send(task, mailbox.DISMISS, 0, timeout=_ANSWER_SECS)
 
 
@@ -249,7 +249,7 @@ def _say_done(task: Task, ps: Task) -> None:
     import tensorflow as tf
 
     mailbox.send(ps, mailbox.DONE, task.rank, timeout=_ANSWER_SECS)
-    # The ps may have left already, which it only does once all were done.
+    # The ps may have exited already, which it only does when all trainers are done.
     with suppress(tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
         mailbox.send(ps, mailbox.KNOWS, task.rank, timeout=_LAST_ANSWER_SECS)
 
@@ -266,7 +266,8 @@ def _wait_for_ps(task: Task, timeout: float) -> None:
             raise StartTimeout(
                 [ps.name for ps in missing],
                 timeout,
-                f"No process listens at {addresses}: is it started, and may this host reach it?",
+                f"No process listens at {addresses}. Check that the ps is started, and that this "
+                "host can reach it",
             )
         if deadline.notice_due():
             _log.warning(

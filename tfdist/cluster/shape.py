@@ -13,12 +13,11 @@ class Shape:
     """The tasks of a cluster by type.
 
     Attributes:
-        num_ps: parameter servers.
-        num_workers: workers, at least 1.
-        chief: whether there is a task of that type; else worker 0 is the chief.
-        evaluator: whether there is one. It is no part of the cluster, and has no server.
-        coordinator: whether a chief alone trains, by a ClusterCoordinator, and the workers
-            serve it.
+        num_ps: number of parameter servers.
+        num_workers: number of workers, at least 1.
+        chief: whether there is a task `chief`; otherwise worker 0 is the chief.
+        evaluator: whether there is an evaluator. It has no server and no place in the cluster.
+        coordinator: for a ClusterCoordinator: only the chief trains, and the workers serve it.
     """
 
     num_ps: int = 1
@@ -35,7 +34,7 @@ class Shape:
 
     @property
     def num_servers(self) -> int:
-        """How many tasks have an address."""
+        """The number of tasks with an address."""
         return self.num_ps + self.num_chiefs + self.num_workers
 
     @property
@@ -44,7 +43,7 @@ class Shape:
         return int(self.chief or self.coordinator)
 
     def cluster_spec(self, addresses: list[str]) -> ClusterSpec:
-        """The addresses by type, which are as many as there are servers."""
+        """The addresses by type; `addresses` has `num_servers` of them."""
         counts = {"ps": self.num_ps, "chief": self.num_chiefs, "worker": self.num_workers}
         rest = iter(addresses)
         spec = {name: [next(rest) for _ in range(count)] for name, count in counts.items()}
@@ -57,5 +56,5 @@ class Shape:
         return [*cluster_tasks(spec), *evaluators]
 
     def serves(self, task: Task) -> bool:
-        """Whether the task is there for others, until those that train are done."""
+        """True if the task is a server, which ends when the trainers are done."""
         return task.task_type == "ps" or (self.coordinator and task.task_type == "worker")
