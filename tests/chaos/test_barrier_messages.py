@@ -10,7 +10,7 @@ from tfdist.barrier.connection import Connection
 from tfdist.deadline import Deadline
 from tfdist.ps.session import PS_DEVICE, DirectSession
 
-pytestmark = pytest.mark.rotates(1)  # one kind of barrier a day; tests/cluster has both
+pytestmark = pytest.mark.rotates(1)  # one kind of barrier a day
 
 TIMEOUT = 20.0
 SOON = 0.3

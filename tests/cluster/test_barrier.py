@@ -25,6 +25,8 @@ from tfdist.runs.barrier_notes import passed_at
 from tfdist.task import PROGRESS_VARIABLE
 from tfdist.testing import poll_until
 
+pytestmark = pytest.mark.rotates(1)  # each test with one kind of barrier a day
+
 NUM_TRAINERS = 3
 TIMEOUT = 20.0  # for what is expected to end; far more than it takes
 SOON = 0.2  # for what is expected to time out
@@ -404,6 +406,7 @@ def test_repr_shows_the_trainer_and_whether_it_has_arrived(make, kind):
     assert "worker:1 has resigned>" in repr(barrier)
 
 
+@pytest.mark.rotates(20)  # all
 @pytest.mark.parametrize(
     ("options", "field"),
     [({"kind": "spin"}, "kind"), ({"parties": 4}, "parties"), ({"parties": 0}, "parties")],

@@ -182,7 +182,7 @@ class Twins:
         assert tuple(map(tuple, found["lost"].tolist())) == rules.lost
 
 
-@pytest.mark.rotates(4)
+@pytest.mark.rotates(2)
 @pytest.mark.parametrize("lease_us", [HOUR_US, 1])
 @pytest.mark.parametrize("seed", range(20))
 def test_after_any_calls_the_table_on_the_ps_equals_that_of_the_rules(trainers, seed, lease_us):
