@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     That is 2 for bad input and for a missing TensorFlow, 130 after Ctrl-C.
 
     Raises:
-        SystemExit: bad usage, or nobody reads what it prints.
+        SystemExit: wrong usage, or no process reads the output.
     """
     with reader_may_leave():
         try:
