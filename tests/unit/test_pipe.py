@@ -13,7 +13,7 @@ READER_LEFT = 141  # 128 + SIGPIPE
 
 @pytest.fixture
 def unread():
-    """The write end of a pipe that nobody reads."""
+    """The write end of a pipe without a reader."""
     read_end, write_end = os.pipe()
     os.close(read_end)
     yield write_end
@@ -21,7 +21,7 @@ def unread():
 
 
 def tfdist(*arguments, **streams):
-    # Without a buffer it is argparse that learns that nobody reads its help, and it keeps silent.
+    # Without a buffer argparse itself meets the broken pipe when it prints its help, and ignores it.
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.run(
         [sys.executable, "-m", "tfdist", *map(str, arguments)],

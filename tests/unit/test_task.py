@@ -192,7 +192,7 @@ class TestCluster:
         assert Task("worker", 1, {"worker": ["a:1", "a:2"]}).address == "a:2"
 
     def test_two_chiefs_are_an_error(self):
-        with pytest.raises(ConfigError, match="one chief at most") as caught:
+        with pytest.raises(ConfigError, match="at most one address") as caught:
             Task("worker", 0, {**CLUSTER, "chief": ["c0:1", "c1:1"]})
         assert caught.value.field == "cluster.chief"
 

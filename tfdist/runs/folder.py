@@ -145,7 +145,7 @@ class RunRecord:
         trainers: names of the trainers, by rank.
         cluster: addresses by task type.
         script: path of the script.
-        id: a text that no other run has, by which trainers recognise their ps; "" if unused.
+        id: a text that no other run has, by which trainers recognize their ps; "" if unused.
     """
 
     began: float
