@@ -32,7 +32,7 @@ def add_script(parser: argparse.ArgumentParser, meaning: str) -> None:
         nargs=argparse.REMAINDER,
         help="arguments of the script; -- may stand before them",
     )
-    rest.required = False  # or Python before 3.12 reports it as missing together with the script
+    rest.required = False  # or Python 3.11 reports it as missing when the script is
 
 
 def script_of(parsed: argparse.Namespace) -> Script:
