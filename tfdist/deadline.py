@@ -1,4 +1,4 @@
-"""How long a wait may last, and when the log should say that it still lasts."""
+"""The time limit of a wait, and the moments at which the log reports that the wait still lasts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Deadline:
 
     Args:
         timeout: seconds from now, at least 0, or None.
-        clock: returns seconds and never goes back. Tests pass their own.
+        clock: returns seconds that never decrease. Tests pass their own.
     """
 
     def __init__(self, timeout: float | None, clock: Callable[[], float] = time.monotonic) -> None:
@@ -33,16 +33,16 @@ class Deadline:
 
     @property
     def remaining(self) -> float:
-        """Seconds left, never below 0; infinity where there was no timeout."""
+        """Seconds left, never below 0; infinity without a timeout."""
         return max(0.0, self._timeout - self.elapsed)
 
     @property
     def expired(self) -> bool:
-        """Whether no time is left."""
+        """True if no time is left."""
         return self.remaining <= 0.0
 
     def notice_due(self) -> bool:
-        """Whether to log now what this wait is for: true once after 30, 60, 120, ... seconds."""
+        """True if the wait should be logged now: once after 30, 60, 120, ... seconds."""
         elapsed = self.elapsed
         if elapsed < self._next_notice:
             return False

@@ -52,11 +52,11 @@ def parse_address(text: object, field: str = "address") -> Address:
     """Splits "host:port" or "[ipv6]:port".
 
     Args:
-        text: the address. Those of a `Task` are valid.
-        field: what the error calls it.
+        text: the address. The addresses of a `Task` are valid.
+        field: the name of the address in an error.
 
     Raises:
-        ConfigError: it is no such text.
+        ConfigError: the text is no address.
     """
     match = _ADDRESS.fullmatch(text) if isinstance(text, str) else None
     if match is None or not 1 <= int(match[3]) <= _HIGHEST_PORT:
@@ -68,7 +68,7 @@ def parse_address(text: object, field: str = "address") -> Address:
 class Task:
     """One task of a cluster; plain data, made by `from_env`, `from_flags` or `from_resolver`.
 
-    A *trainer* is a chief or a worker. Where the cluster names no chief, worker 0 is the chief.
+    A *trainer* is a chief or a worker. If the cluster has no task `chief`, worker 0 is the chief.
 
     Attributes:
         task_type: "chief", "worker", "ps" or "evaluator".
@@ -138,7 +138,7 @@ class Task:
                 them), `job_name` and `task_index`: absl's FLAGS, or argparse's Namespace.
 
         Raises:
-            ConfigError: one of them is absent, or they name no possible task.
+            ConfigError: a flag is missing, or the flags name no task of their cluster.
         """
         values = {}
         for name in ("ps_hosts", "worker_hosts", "job_name", "task_index"):
@@ -168,25 +168,25 @@ class Task:
     def from_resolver(cls, resolver: Any) -> Task:
         """The task that a cluster resolver of TensorFlow names.
 
-        What the resolver itself raises passes through.
+        Errors of the resolver itself pass through.
 
         Args:
             resolver: a `tf.distribute.cluster_resolver.ClusterResolver`: its `cluster_spec()`,
                 `task_type` and `task_id` are read.
 
         Raises:
-            ConfigError: it is no resolver, does not know which task this is, or names no possible
-                task.
+            ConfigError: it is no resolver, does not know which task this is, or names no task of
+                its cluster.
         """
         if not callable(getattr(resolver, "cluster_spec", None)):
             raise ConfigError("resolver", resolver, "a ClusterResolver of tf.distribute")
-        # First, for SlurmClusterResolver knows its task only after this call.
+        # First, because SlurmClusterResolver knows its task only after this call.
         cluster = resolver.cluster_spec().as_dict()
         for name in ("task_type", "task_id"):
             if getattr(resolver, name) is None:
                 rule = f"this resolver does not know which task this is: set its {name}"
                 raise ConfigError(f"resolver.{name}", None, rule)
-        # For a job without tasks as_dict has an empty dict.
+        # as_dict has an empty dict for a job without tasks.
         cluster = {task_type: tasks or [] for task_type, tasks in cluster.items()}
         try:
             return cls(
@@ -200,7 +200,7 @@ class Task:
             raise ConfigError(f"resolver.{field}", error.value, error.rule) from None
 
     def to_env(self) -> str:
-        """The value of `TF_CONFIG` that names this task."""
+        """The value of `TF_CONFIG` for this task."""
         return json.dumps(
             {
                 "cluster": self.cluster_spec,
@@ -218,7 +218,7 @@ class Task:
         """Its own "host:port".
 
         Raises:
-            ConfigError: it is an evaluator, which has no server.
+            ConfigError: the task is an evaluator, which has no server.
         """
         if self.task_type == "evaluator":
             raise ConfigError("task.type", self.task_type, "an evaluator has no address")
@@ -226,12 +226,12 @@ class Task:
 
     @property
     def num_ps(self) -> int:
-        """How many ps tasks the cluster has."""
+        """The number of ps."""
         return len(self.cluster_spec.get("ps", []))
 
     @property
     def num_workers(self) -> int:
-        """How many workers the cluster has, a chief not counted."""
+        """The number of workers, without a chief."""
         return len(self.cluster_spec.get("worker", []))
 
     @property
@@ -245,15 +245,15 @@ class Task:
 
     @property
     def is_trainer(self) -> bool:
-        """Whether it is a chief or a worker."""
+        """True for a chief and for a worker."""
         return self.task_type in TRAINER_TYPES
 
     @property
     def rank(self) -> int:
-        """Its number among the trainers, the chief's is 0.
+        """Its number among the trainers; that of the chief is 0.
 
         Raises:
-            ConfigError: it is no trainer.
+            ConfigError: the task is no trainer.
         """
         if not self.is_trainer:
             raise ConfigError("task.type", self.task_type, "only a chief or a worker has a rank")
@@ -261,19 +261,19 @@ class Task:
 
     @property
     def is_chief(self) -> bool:
-        """Whether it is the trainer of rank 0."""
+        """True for the trainer of rank 0."""
         return self.is_trainer and self.rank == 0
 
     @property
     def device(self) -> str:
-        """Its own machine, as TensorFlow names it: "/job:worker/task:1"."""
+        """Its machine in TensorFlow's notation: "/job:worker/task:1"."""
         return f"/job:{self.task_type}/task:{self.task_index}"
 
     @property
     def device_filters(self) -> list[str]:
-        """What its session may depend on: every ps and itself, never another trainer.
+        """The tasks that its session depends on: every ps and itself, never another trainer.
 
-        Without them a session waits for trainers that have not come yet, or have left.
+        Without filters a session waits for trainers that have not started yet, or have ended.
         """
         return ["/job:ps", self.device]
 
@@ -288,12 +288,11 @@ def cluster_tasks(cluster_spec: ClusterSpec) -> list[Task]:
 
 
 def session_target(address: str) -> str:
-    """The target of a session with the server at `address`, always by way of gRPC.
+    """The target of a session with the server at `address` that always uses gRPC.
 
-    For a server of the same process TensorFlow takes a short cut past gRPC, and with it past
-    deadlines: a run that is cancelled before it has begun then blocks for ever (LocalMaster,
-    TensorFlow 2.21). It knows its own servers by the address they were started with, so this
-    machine goes by its other name.
+    For a server in the same process TensorFlow bypasses gRPC, and with it deadlines: a run that is
+    cancelled before its start then blocks for ever (LocalMaster, TensorFlow 2.21). TensorFlow finds
+    its own servers by the address at their start, so this target uses the machine's other name.
     """
     host, port = parse_address(address)
     other_name = {"localhost": "127.0.0.1", "127.0.0.1": "localhost"}
@@ -315,19 +314,18 @@ def _index(value: object) -> int:
 
 
 def _without_master(task_type: object) -> str:
-    # Task checks what it is otherwise.
+    # Task checks any other value.
     return "chief" if task_type == "master" else task_type  # type: ignore[return-value]
 
 
 def _training_cluster(cluster: dict[str, object]) -> ClusterSpec:
-    """`cluster` as `Task` has it: with a chief for a master, and without its evaluators.
+    """`cluster` with a chief for a master, and without evaluators.
 
-    An evaluator is no part of the training; still Kubeflow's TFJob lists it, and TensorFlow
-    takes it.
+    An evaluator is outside the cluster, but Kubeflow's TFJob lists it, and TensorFlow accepts it.
     """
     if "master" in cluster:
         if "chief" in cluster:
-            raise ConfigError("cluster", sorted(cluster), "has both 'master' and 'chief'")
+            raise ConfigError("cluster", sorted(cluster), "either 'master' or 'chief', not both")
         warnings.warn("task type 'master' is taken as 'chief'", stacklevel=3)
     training = {_without_master(key): value for key, value in cluster.items() if key != "evaluator"}
     return training  # type: ignore[return-value]  # Task checks it
@@ -341,7 +339,7 @@ def _checked_cluster(cluster: Mapping[str, Sequence[str]]) -> ClusterSpec:
     for task_type, addresses in cluster.items():
         field = f"cluster.{task_type}"
         if task_type == "evaluator":
-            raise ConfigError(field, addresses, "an evaluator stays outside of 'cluster'")
+            raise ConfigError(field, addresses, "an evaluator is outside 'cluster'")
         if task_type not in TASK_TYPES:
             raise ConfigError(field, addresses, f"a task type is one of {', '.join(TASK_TYPES)}")
         if isinstance(addresses, Mapping):
@@ -352,7 +350,7 @@ def _checked_cluster(cluster: Mapping[str, Sequence[str]]) -> ClusterSpec:
         for index, address in enumerate(checked[task_type]):
             parse_address(address, f"{field}[{index}]")
     if len(checked.get("chief", [])) > 1:
-        raise ConfigError("cluster.chief", checked["chief"], "a cluster has one chief at most")
+        raise ConfigError("cluster.chief", checked["chief"], "at most one address")
     _check_distinct(checked)
     return checked
 

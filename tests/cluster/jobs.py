@@ -11,7 +11,7 @@ import tfdist
 from tfdist.testing import poll_until
 
 
-def who(task):
+def name_and_config(task):
     """Returns the task's name and TF_CONFIG; starts no server."""
     return task.name, os.environ["TF_CONFIG"]
 

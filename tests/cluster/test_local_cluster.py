@@ -35,7 +35,7 @@ def test_results_come_by_rank_and_a_cluster_runs_again(make_cluster, backend):
 def test_each_process_has_its_own_tf_config(make_cluster):
     cluster = make_cluster(0, 2, backend="processes")
     for task, (name, config) in zip(
-        cluster.trainers, cluster.run(jobs.who, timeout=60), strict=True
+        cluster.trainers, cluster.run(jobs.name_and_config, timeout=60), strict=True
     ):
         assert (name, config) == (task.name, task.to_env())
 
@@ -87,7 +87,7 @@ def test_an_exit_code_is_kept_while_multiprocessing_polls_it_too(make_cluster):
     asking.start()
     try:
         for _ in range(3):
-            assert len(cluster.run(jobs.who, timeout=60)) == 4
+            assert len(cluster.run(jobs.name_and_config, timeout=60)) == 4
     finally:
         over.set()
         asking.join()

@@ -42,7 +42,7 @@ def test_a_ps_that_does_not_answer_is_named(monkeypatch):
     assert task.cluster_spec["ps"][0] in str(caught.value)
 
 
-def test_a_ps_of_another_cluster_is_recognised_by_its_id(make_cluster, monkeypatch):
+def test_a_ps_of_another_cluster_is_recognized_by_its_id(make_cluster, monkeypatch):
     [worker] = make_cluster(1, 1, backend="threads").trainers  # its ps shows no id
     monkeypatch.setenv("TFDIST_CLUSTER_ID", "run-2")
     with pytest.raises(tfdist.ClusterError, match=r"no cluster that tfdist knows.*'run-2'"):
@@ -58,7 +58,7 @@ def test_a_ps_of_another_cluster_is_recognised_by_its_id(make_cluster, monkeypat
         pass
 
 
-def test_a_ps_that_serves_as_another_task_is_recognised(make_cluster, monkeypatch):
+def test_a_ps_that_serves_as_another_task_is_recognized(make_cluster, monkeypatch):
     monkeypatch.setenv("TFDIST_CLUSTER_ID", "run-1")
     [worker] = make_cluster(1, 1, backend="threads").trainers
     spec = {**worker.cluster_spec, "ps": ["127.0.0.1:1", *worker.cluster_spec["ps"]]}

@@ -12,7 +12,7 @@ CLUSTER = {"ps": ["p0:1"], "worker": ["w0:1", "w1:1"]}
 
 
 def slurm_step(monkeypatch, rank, *, nodes="n[1-2],n4", tasks_per_node="2(x2),1"):
-    """What srun sets for the task of this rank, of five."""
+    """The variables that srun sets for one of five tasks."""
     step = {"NUM_TASKS": "5", "NODELIST": nodes, "TASKS_PER_NODE": tasks_per_node}
     monkeypatch.setenv("SLURM_PROCID", str(rank))
     for name, value in step.items():
@@ -20,7 +20,7 @@ def slurm_step(monkeypatch, rank, *, nodes="n[1-2],n4", tasks_per_node="2(x2),1"
 
 
 def slurm_task(**options) -> Task:
-    """As docs/cluster.md has it for machines without GPUs."""
+    """The resolver of docs/cluster.md for machines without GPUs."""
     resolver = resolvers.SlurmClusterResolver(
         gpus_per_node=2, gpus_per_task=1, auto_set_gpu=False, **options
     )
@@ -28,7 +28,7 @@ def slurm_task(**options) -> Task:
 
 
 class TestSlurm:
-    def test_each_rank_is_another_task_of_one_cluster(self, monkeypatch):
+    def test_each_rank_is_a_different_task_of_the_same_cluster(self, monkeypatch):
         tasks = []
         for rank in range(5):
             slurm_step(monkeypatch, rank)
@@ -49,7 +49,7 @@ class TestSlurm:
         assert (task.name, task.num_workers, task.num_ps) == ("worker:4", 5, 0)
 
 
-def test_the_resolver_of_tf_config_gives_what_from_env_reads(monkeypatch):
+def test_the_resolver_of_tf_config_yields_the_task_of_from_env(monkeypatch):
     config = {"cluster": CLUSTER, "task": {"type": "worker", "index": "1"}, "environment": "cloud"}
     monkeypatch.setenv("TF_CONFIG", json.dumps(config))
     task = Task.from_resolver(resolvers.TFConfigClusterResolver())
@@ -68,7 +68,7 @@ def simple(cluster, **task) -> Task:
     return Task.from_resolver(resolvers.SimpleClusterResolver(spec, **task))
 
 
-def test_a_simple_resolver_says_what_it_was_told():
+def test_a_simple_resolver_yields_its_arguments():
     assert simple(CLUSTER, task_type="ps", task_id=0) == Task("ps", 0, CLUSTER)
 
 
@@ -85,14 +85,14 @@ def test_a_job_without_tasks_is_none():
         ({"task_type": "worker", "task_id": 2}, "resolver.task_id"),
     ],
 )
-def test_a_resolver_that_was_told_too_little_is_named(task, field):
+def test_a_missing_argument_of_a_resolver_is_named(task, field):
     with pytest.raises(ConfigError) as caught:
         simple(CLUSTER, **task)
     assert caught.value.field == field
 
 
 @pytest.mark.parametrize("tasks", [{1: "w1:1"}, {"1": "w1:1"}, {0: "w0:1", 2: "w2:1"}])
-def test_sparse_tasks_are_refused(tasks):
+def test_sparse_tasks_are_an_error(tasks):
     with pytest.raises(ConfigError, match="sparse") as caught:
         simple({**CLUSTER, "worker": tasks}, task_type="worker", task_id=1)
     assert caught.value.field == "resolver.cluster_spec.worker"

@@ -1,4 +1,4 @@
-"""A deadline counts down by the clock that it is given."""
+"""A deadline counts down by its clock."""
 
 import math
 
@@ -22,7 +22,7 @@ def clock():
     return Clock(now=1000.0)  # a monotonic clock starts anywhere
 
 
-def test_nothing_has_passed_at_the_start(clock):
+def test_no_time_has_elapsed_at_the_start(clock):
     deadline = Deadline(5.0, clock)
     assert (deadline.elapsed, deadline.remaining, deadline.expired) == (0.0, 5.0, False)
 
@@ -33,19 +33,19 @@ def test_it_counts_down_while_time_passes(clock):
     assert (deadline.elapsed, deadline.remaining, deadline.expired) == (2.0, 3.0, False)
 
 
-def test_it_expires_at_the_timeout_and_not_after_it(clock):
+def test_it_expires_exactly_at_the_timeout(clock):
     deadline = Deadline(5.0, clock)
     clock.now += 5.0
     assert (deadline.remaining, deadline.expired) == (0.0, True)
 
 
-def test_what_remains_is_never_negative_but_elapsed_goes_on(clock):
+def test_the_remaining_time_is_never_negative_but_elapsed_grows(clock):
     deadline = Deadline(5.0, clock)
     clock.now += 60.0
     assert (deadline.elapsed, deadline.remaining, deadline.expired) == (60.0, 0.0, True)
 
 
-def test_a_timeout_of_0_has_expired_immediately(clock):
+def test_a_timeout_of_0_expires_immediately(clock):
     assert Deadline(0.0, clock).expired
 
 

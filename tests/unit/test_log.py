@@ -1,4 +1,4 @@
-"""`tfdist run -v`: the launcher and its tasks print the log from one level on."""
+"""`tfdist run -v`: the levels at which the launcher and its tasks print the log."""
 
 import logging
 import os
@@ -19,7 +19,7 @@ def log(monkeypatch):
 
 
 def printed(capsys):
-    """The lines that a record of each level leaves on standard error."""
+    """The lines on standard error after one record of each level."""
     for level in (logging.DEBUG, logging.INFO, logging.WARNING):
         logging.getLogger("tfdist.cluster.local").log(level, logging.getLevelName(level).lower())
     return capsys.readouterr().err.splitlines()

@@ -1,4 +1,4 @@
-"""What `tfdist node` refuses, and what it sets up, before anything runs."""
+"""`tfdist node` before the script runs: wrong input, environment."""
 
 import json
 
@@ -25,7 +25,7 @@ ALONE = {"cluster": {"worker": ["worker-0:2222"]}, "task": {"type": "worker", "i
         ),
     ],
 )
-def test_bad_input_is_one_line_and_2(monkeypatch, capsys, arguments, tf_config, line):
+def test_wrong_input_is_one_line_and_exit_code_2(monkeypatch, capsys, arguments, tf_config, line):
     monkeypatch.delenv("TF_CONFIG", raising=False)
     if tf_config is not None:
         monkeypatch.setenv("TF_CONFIG", json.dumps(tf_config))
@@ -35,7 +35,7 @@ def test_bad_input_is_one_line_and_2(monkeypatch, capsys, arguments, tf_config, 
     assert err.startswith(f"tfdist: {line}")
 
 
-def test_calls_between_tasks_pass_by_a_proxy():
+def test_calls_between_tasks_bypass_a_proxy():
     task = Task("worker", 0, {"ps": ["ps-0:2222", "[::1]:2222"], "worker": ["worker-0:2222"]})
     found = node_environment(task, {"no_proxy": "a,b"})
     assert found == {"GRPC_FAIL_FAST": "use_caller", "no_grpc_proxy": "ps-0,::1,worker-0,a,b"}

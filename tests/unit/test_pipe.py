@@ -1,4 +1,4 @@
-"""Every command into a pipe whose reader leaves early, such as `head`."""
+"""Commands whose output goes into a pipe that the reader closes early, as `head` does."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ READER_LEFT = 141  # 128 + SIGPIPE
 
 @pytest.fixture
 def unread():
-    """The write end of a pipe that nobody reads."""
+    """The write end of a pipe without a reader."""
     read_end, write_end = os.pipe()
     os.close(read_end)
     yield write_end
@@ -21,7 +21,7 @@ def unread():
 
 
 def tfdist(*arguments, **streams):
-    # Without a buffer it is argparse that learns that nobody reads its help, and it keeps silent.
+    # With it argparse itself meets the broken pipe when it prints its help, and ignores it.
     buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     return subprocess.run(
         [sys.executable, "-m", "tfdist", *map(str, arguments)],
@@ -43,24 +43,24 @@ def tfdist(*arguments, **streams):
     ],
     ids=" ".join,
 )
-def test_a_reader_that_leaves_ends_the_command_without_a_word(arguments, folder, unread):
+def test_a_command_ends_silently_when_its_output_has_no_reader(arguments, folder, unread):
     run = folder("tfdist-a")
     arguments = [run.path if argument == "RUN" else argument for argument in arguments]
     ended = tfdist(*arguments, stdout=unread, stderr=subprocess.PIPE)
     assert (ended.returncode, ended.stderr) == (READER_LEFT, b"")
 
 
-def test_so_does_one_that_leaves_standard_error(unread):
+def test_a_command_ends_silently_when_standard_error_has_no_reader(unread):
     ended = tfdist("doctor", "nowhere.py", stdout=subprocess.PIPE, stderr=unread)
     assert (ended.returncode, ended.stdout) == (READER_LEFT, b"")
 
 
-def test_a_pipe_to_somebody_else_that_breaks_is_not_taken_for_the_output():
+def test_a_broken_pipe_other_than_the_output_is_raised():
     with pytest.raises(BrokenPipeError), reader_may_leave():
         raise BrokenPipeError
 
 
-def test_who_has_closed_standard_output_wants_none():
+def test_a_command_runs_with_closed_standard_output():
     closed = 'exec "$@" >&-'
     ended = subprocess.run(
         ["sh", "-c", closed, "sh", sys.executable, "-m", "tfdist", "doctor", "nowhere.py"],

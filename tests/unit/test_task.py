@@ -1,4 +1,4 @@
-"""Task: who this program is, read from TF_CONFIG or flags; bad input names its field."""
+"""Task: read from TF_CONFIG, flags or a resolver; an error names the wrong field."""
 
 import argparse
 import json
@@ -34,33 +34,33 @@ class TestFromEnv:
         monkeypatch.setenv("TF_CONFIG", Task("ps", 1, CLUSTER).to_env())
         assert Task.from_env() == Task("ps", 1, CLUSTER)
 
-    def test_takes_an_index_that_is_written_as_a_string(self):
+    def test_accepts_an_index_as_a_string(self):
         assert from_env(task_index="2").task_index == 2
 
-    def test_leaves_other_keys_alone(self):
+    def test_ignores_other_keys(self):
         config = json.loads(Task("worker", 0, CLUSTER).to_env()) | {"environment": "cloud"}
         assert from_text(json.dumps(config)) == Task("worker", 0, CLUSTER)
 
     @pytest.mark.parametrize("environ", [{}, {"TF_CONFIG": ""}, {"TF_CONFIG": " \n"}])
-    def test_an_absent_one_tells_how_to_set_it(self, environ):
+    def test_a_missing_variable_is_an_error_that_says_how_to_set_it(self, environ):
         with pytest.raises(ConfigError, match="tfdist run") as caught:
             Task.from_env(environ)
         assert caught.value.field == "TF_CONFIG"
 
-    def test_malformed_json_tells_where(self):
+    def test_malformed_json_is_an_error_with_its_position(self):
         with pytest.raises(ConfigError, match="line 1 column 2") as caught:
             from_text("{'cluster'")
         assert caught.value.field == "TF_CONFIG"
 
     @pytest.mark.parametrize("text", ["[]", "3", "null", '"worker"'])
-    def test_json_that_is_no_object_is_refused(self, text):
+    def test_json_other_than_an_object_is_an_error(self, text):
         with pytest.raises(ConfigError) as caught:
             from_text(text)
         assert (caught.value.field, caught.value.value) == ("TF_CONFIG", text)
 
     @pytest.mark.parametrize("value", [None, [], "worker:0"])
     @pytest.mark.parametrize("key", ["task", "cluster"])
-    def test_a_part_that_is_no_object_is_named(self, key, value):
+    def test_a_part_other_than_an_object_is_named(self, key, value):
         config = json.loads(Task("worker", 0, CLUSTER).to_env()) | {key: value}
         with pytest.raises(ConfigError) as caught:
             from_text(json.dumps(config))
@@ -82,18 +82,18 @@ class TestFromEnv:
             from_text(json.dumps(config))
 
     @pytest.mark.parametrize("index", [3, -1, "3", True, False, 1.0, None, "one", "-1", "", [0]])
-    def test_an_index_that_names_no_worker_is_refused(self, index):
+    def test_an_index_without_a_worker_is_an_error(self, index):
         with pytest.raises(ConfigError) as caught:
             from_env(task_index=index)
         assert caught.value.field == "TF_CONFIG.task.index"
 
     @pytest.mark.parametrize("task_type", ["parameter_server", "Worker", "", None, 3, []])
-    def test_an_unknown_type_is_refused(self, task_type):
+    def test_an_unknown_type_is_an_error(self, task_type):
         with pytest.raises(ConfigError, match="chief, worker, ps, evaluator") as caught:
             from_env(task_type=task_type, task_index=0)
         assert (caught.value.field, caught.value.value) == ("TF_CONFIG.task.type", task_type)
 
-    def test_a_type_without_tasks_is_refused(self):
+    def test_a_type_without_tasks_is_an_error(self):
         with pytest.raises(ConfigError, match=r"0 chief task\(s\)"):
             from_env(task_type="chief", task_index=0)
 
@@ -102,7 +102,7 @@ WITH_MASTER = {**CLUSTER, "master": ["c0:1"]}
 
 
 class TestMaster:
-    def test_is_taken_as_the_chief_with_a_warning_that_points_at_the_caller(self):
+    def test_becomes_the_chief_with_a_warning_at_the_line_of_the_caller(self):
         text = json.dumps({"cluster": WITH_MASTER, "task": {"type": "master", "index": 0}})
         with pytest.warns(UserWarning, match="'master' is taken as 'chief'") as warned:
             task = Task.from_env({"TF_CONFIG": text})
@@ -113,28 +113,28 @@ class TestMaster:
         with pytest.warns(UserWarning, match="'master' is taken as 'chief'"):
             assert from_env(WITH_MASTER, "worker", 1).trainers[0] == "chief:0"
 
-    def test_beside_a_chief_is_refused(self):
-        with pytest.raises(ConfigError, match="both 'master' and 'chief'") as caught:
+    def test_together_with_a_chief_is_an_error(self):
+        with pytest.raises(ConfigError, match="either 'master' or 'chief', not both") as caught:
             from_env({**WITH_CHIEF, "master": ["m0:1"]})
         assert caught.value.field == "TF_CONFIG.cluster"
 
 
 class TestEvaluator:
-    def test_stays_outside_of_the_cluster(self):
+    def test_stays_outside_the_cluster(self):
         task = from_env(CLUSTER, "evaluator", 0)
         assert (task.name, task.is_trainer, task.is_chief) == ("evaluator:0", False, False)
 
-    def test_inside_of_the_cluster_is_refused(self):
+    def test_inside_the_cluster_is_an_error(self):
         with pytest.raises(ConfigError, match="outside") as caught:
             Task("worker", 1, {**CLUSTER, "evaluator": ["e0:1"]})
         assert caught.value.field == "cluster.evaluator"
 
     @pytest.mark.parametrize(("task_type", "index"), [("worker", 1), ("evaluator", 0)])
-    def test_that_a_scheduler_lists_in_the_cluster_is_left_out_of_it(self, task_type, index):
+    def test_listed_in_the_cluster_by_a_scheduler_is_removed(self, task_type, index):
         task = from_env({**CLUSTER, "evaluator": ["e0:1"]}, task_type, index)
         assert task == Task(task_type, index, CLUSTER)
 
-    def test_with_a_negative_index_is_refused(self):
+    def test_with_a_negative_index_is_an_error(self):
         with pytest.raises(ConfigError) as caught:
             from_env(CLUSTER, "evaluator", -1)
         assert caught.value.field == "TF_CONFIG.task.index"
@@ -172,7 +172,7 @@ class TestCluster:
         assert (caught.value.field, caught.value.value) == ("cluster.worker[1]", address)
 
     @pytest.mark.parametrize("port", [1, 65535])
-    def test_the_outermost_ports_are_fine(self, port):
+    def test_the_smallest_and_the_largest_port_are_valid(self, port):
         assert Task("worker", 0, {"worker": [f"w0:{port}"]}).address == f"w0:{port}"
 
     @pytest.mark.parametrize(
@@ -188,22 +188,22 @@ class TestCluster:
         assert (caught.value.field, caught.value.value) == (field, "a:1")
         assert caught.value.rule == f"{owner} has the same address"
 
-    def test_two_ports_of_one_host_are_two_addresses(self):
+    def test_two_ports_of_one_host_are_distinct_addresses(self):
         assert Task("worker", 1, {"worker": ["a:1", "a:2"]}).address == "a:2"
 
-    def test_two_chiefs_are_refused(self):
-        with pytest.raises(ConfigError, match="one chief at most") as caught:
+    def test_two_chiefs_are_an_error(self):
+        with pytest.raises(ConfigError, match="at most one address") as caught:
             Task("worker", 0, {**CLUSTER, "chief": ["c0:1", "c1:1"]})
         assert caught.value.field == "cluster.chief"
 
-    def test_sparse_addresses_are_refused_with_the_reason(self):
+    def test_sparse_addresses_are_an_error_with_the_reason(self):
         with pytest.raises(ConfigError, match="sparse") as caught:
             from_env({**CLUSTER, "worker": {"1": "w1:1"}})
         assert caught.value.field == "TF_CONFIG.cluster.worker"
         assert caught.value.value == {"1": "w1:1"}
 
     @pytest.mark.parametrize("addresses", ["w0:1", None, 3])
-    def test_addresses_that_are_no_list_are_named(self, addresses):
+    def test_addresses_other_than_a_list_are_named(self, addresses):
         with pytest.raises(ConfigError) as caught:
             Task("worker", 0, {"worker": addresses})
         assert caught.value.field == "cluster.worker"
@@ -214,12 +214,12 @@ class TestCluster:
         assert caught.value.field == "cluster.workers"
 
     @pytest.mark.parametrize("cluster", [None, [], "w0:1"])
-    def test_a_cluster_that_is_no_mapping_is_refused(self, cluster):
+    def test_a_cluster_other_than_a_mapping_is_an_error(self, cluster):
         with pytest.raises(ConfigError) as caught:
             Task("worker", 0, cluster)
         assert caught.value.field == "cluster"
 
-    def test_a_later_change_of_the_users_lists_changes_no_task(self):
+    def test_a_task_keeps_its_own_copy_of_the_cluster(self):
         mine = {"ps": ["p0:1"], "worker": ["w0:1"]}
         task = Task("worker", 0, mine)
         mine["worker"].append("w1:1")
@@ -240,7 +240,7 @@ class TestTFJob:
         return from_text(json.dumps(members))
 
     @pytest.mark.parametrize(("task_type", "index"), [("chief", 0), ("worker", 2), ("ps", 1)])
-    def test_names_services_and_an_environment(self, task_type, index):
+    def test_reads_services_and_an_environment(self, task_type, index):
         cluster = self.cluster(chief=1, ps=2, worker=3)
         task = {"type": task_type, "index": index}
         read = self.config(cluster=cluster, task=task, environment="cloud")
@@ -250,21 +250,21 @@ class TestTFJob:
         )
         assert read.trainers == ("chief:0", "worker:0", "worker:1", "worker:2")
 
-    def test_names_a_custom_domain(self):
+    def test_reads_a_custom_domain(self):
         cluster = {"worker": ["ctr-worker-0.ads.svc.cluster.local:2222"]}
         read = self.config(cluster=cluster, task={"type": "worker", "index": 0})
         assert read.address == "ctr-worker-0.ads.svc.cluster.local:2222"
 
-    def test_lists_its_evaluator(self):
+    def test_reads_a_listed_evaluator(self):
         cluster = self.cluster(chief=1, ps=1, worker=1)
         listed = {**cluster, "evaluator": [self.host("evaluator", 0)]}
         read = self.config(cluster=listed, task={"type": "ps", "index": 0}, environment="cloud")
         assert read == Task("ps", 0, cluster)
 
     @pytest.mark.parametrize("task_type", ["worker", "ps"])
-    def test_with_dynamic_workers_is_refused_with_the_way_out(self, task_type):
+    def test_dynamic_workers_are_an_error_that_says_what_to_do(self, task_type):
         sparse = {"worker": {"1": self.host("worker", 1)}, "ps": [self.host("ps", 0)]}
-        if task_type == "ps":  # a ps knows of itself alone, whatever its index
+        if task_type == "ps":  # a ps knows only itself, whatever its index
             sparse["worker"] = {}
         with pytest.raises(ConfigError, match="without enableDynamicWorker") as caught:
             self.config(sparseCluster=sparse, task={"type": task_type, "index": 1})
@@ -272,7 +272,7 @@ class TestTFJob:
 
 
 class Resolver:
-    """What `from_resolver` reads of a resolver; tests/tf has TensorFlow's own."""
+    """The methods that `from_resolver` calls; tests/tf has TensorFlow's resolvers."""
 
     def __init__(self, cluster=CLUSTER, task_type="worker", task_id=1):
         self.cluster, self.task_type, self.task_id = cluster, task_type, task_id
@@ -282,7 +282,7 @@ class Resolver:
 
 
 class Late(Resolver):
-    """Like SlurmClusterResolver it knows its task only once it was asked for the cluster."""
+    """Like SlurmClusterResolver it knows its task only after `cluster_spec`."""
 
     def __init__(self):
         super().__init__(task_type=None, task_id=None)
@@ -296,22 +296,22 @@ class TestFromResolver:
     def test_reads_the_cluster_and_the_task(self):
         assert Task.from_resolver(Resolver()) == Task("worker", 1, CLUSTER)
 
-    def test_asks_for_the_cluster_first(self):
+    def test_reads_the_cluster_before_the_task(self):
         assert Task.from_resolver(Late()) == Task("ps", 1, CLUSTER)
 
-    def test_takes_an_id_that_was_set_from_an_environment_variable(self):
+    def test_accepts_an_id_as_a_string(self):
         assert Task.from_resolver(Resolver(task_id="2")).task_index == 2
 
-    def test_takes_a_master_as_the_chief_with_a_warning_that_points_at_the_caller(self):
+    def test_a_master_becomes_the_chief_with_a_warning_at_the_line_of_the_caller(self):
         with pytest.warns(UserWarning, match="'master' is taken as 'chief'") as warned:
             task = Task.from_resolver(Resolver(WITH_MASTER, "master", 0))
         assert task == Task("chief", 0, WITH_CHIEF)
         assert warned[0].filename == __file__
 
-    def test_takes_a_job_without_tasks(self):
+    def test_accepts_a_job_without_tasks(self):
         assert Task.from_resolver(Resolver({"worker": ["w0:1"], "ps": {}}, task_id=0)).num_ps == 0
 
-    def test_leaves_an_evaluator_out_of_the_cluster(self):
+    def test_removes_an_evaluator_from_the_cluster(self):
         cluster = {**CLUSTER, "evaluator": ["e0:1"]}
         assert Task.from_resolver(Resolver(cluster)) == Task("worker", 1, CLUSTER)
 
@@ -341,13 +341,13 @@ class TestFromResolver:
             ),
         ],
     )
-    def test_what_is_wrong_is_named_as_the_resolver_spells_it(self, resolver, field, value, rule):
+    def test_wrong_input_is_named_as_the_resolver_spells_it(self, resolver, field, value, rule):
         with pytest.raises(ConfigError, match=re.escape(rule)) as caught:
             Task.from_resolver(resolver)
         assert (caught.value.field, caught.value.value) == (f"resolver.{field}", value)
 
     @pytest.mark.parametrize("resolver", [None, CLUSTER, SimpleNamespace(cluster_spec=CLUSTER)])
-    def test_what_is_no_resolver_is_refused(self, resolver):
+    def test_an_object_other_than_a_resolver_is_an_error(self, resolver):
         with pytest.raises(ConfigError, match="a ClusterResolver") as caught:
             Task.from_resolver(resolver)
         assert caught.value.field == "resolver"
@@ -381,7 +381,7 @@ class TestFromFlags:
         assert Task.from_flags(SimpleNamespace(**flags(ps_hosts=ps_hosts))).num_ps == 0
 
     @pytest.mark.parametrize("name", ["ps_hosts", "worker_hosts", "job_name", "task_index"])
-    def test_an_absent_flag_is_named(self, name):
+    def test_a_missing_flag_is_named(self, name):
         given = flags()
         del given[name]
         with pytest.raises(ConfigError) as caught:
@@ -405,7 +405,7 @@ class TestFromFlags:
             ("worker_hosts", "w0:1,p0:1"),
         ],
     )
-    def test_a_bad_flag_is_named_as_the_user_spells_it(self, name, value):
+    def test_a_wrong_flag_is_named_as_the_user_spells_it(self, name, value):
         with pytest.raises(ConfigError) as caught:
             Task.from_flags(SimpleNamespace(**flags(**{name: value})))
         assert caught.value.field == name
@@ -443,32 +443,32 @@ class TestRoles:
         assert Task("chief", 0, WITH_CHIEF).is_chief
         assert not Task("worker", 0, WITH_CHIEF).is_chief
 
-    def test_worker_0_is_the_chief_where_none_is_named(self):
+    def test_worker_0_is_the_chief_without_a_task_chief(self):
         assert Task("worker", 0, CLUSTER).is_chief
         assert Task("worker", 1, CLUSTER).rank == 1
 
     @pytest.mark.parametrize("task_type", ["ps", "evaluator"])
-    def test_what_does_not_train_has_no_rank(self, task_type):
+    def test_only_trainers_have_a_rank(self, task_type):
         task = Task(task_type, 0, CLUSTER)
         assert (task.is_trainer, task.is_chief) == (False, False)
         with pytest.raises(ConfigError) as caught:
             _ = task.rank
         assert caught.value.field == "task.type"
 
-    def test_counts_do_not_take_the_chief_for_a_worker(self):
+    def test_the_chief_is_not_counted_as_a_worker(self):
         task = Task("worker", 1, WITH_CHIEF)
         assert (task.num_ps, task.num_workers, task.name) == (2, 3, "worker:1")
 
-    def test_the_address_is_its_own(self):
+    def test_the_address_is_that_of_the_task(self):
         assert [Task("ps", i, CLUSTER).address for i in (0, 1)] == ["p0:1", "p1:1"]
 
-    def test_all_tasks_of_a_cluster_are_ps_then_trainers_by_rank(self):
+    def test_the_tasks_of_a_cluster_are_ps_then_trainers_by_rank(self):
         names = [task.name for task in cluster_tasks(WITH_CHIEF)]
         assert names == ["ps:0", "ps:1", "chief:0", "worker:0", "worker:1", "worker:2"]
 
 
 @pytest.mark.parametrize("task_type", ["chief", "worker", "ps"])
-def test_device_filters_are_every_ps_and_itself(task_type):
+def test_device_filters_are_every_ps_and_the_task_itself(task_type):
     task = Task(task_type, 0, WITH_CHIEF)
     assert task.device == f"/job:{task_type}/task:0"
     assert task.device_filters == ["/job:ps", task.device]
@@ -484,9 +484,7 @@ def test_device_filters_are_every_ps_and_itself(task_type):
         ("[fd00::7]:2222", "grpc://[fd00::7]:2222"),
     ],
 )
-def test_a_session_target_names_a_server_of_this_machine_otherwise_than_it_was_started(
-    address, target
-):
+def test_the_session_target_of_a_local_server_differs_from_its_address(address, target):
     assert session_target(address) == target
 
 
@@ -507,6 +505,6 @@ def test_an_address_is_split_into_host_and_port_and_written_as_before(text, host
 @pytest.mark.parametrize(
     "text", ["host1", "host1:", ":2222", "host1:0", "host1:65536", "::1:22", 7]
 )
-def test_what_is_no_address_is_refused_by_the_name_of_its_field(text):
+def test_a_malformed_address_is_an_error_that_names_its_field(text):
     with pytest.raises(ConfigError, match=r"ps_hosts: got .*'host:port' with a port of 1 to 65535"):
         parse_address(text, "ps_hosts")

@@ -1,4 +1,4 @@
-"""The folder of a run that nobody keeps."""
+"""The folder of a run without --log-dir."""
 
 import os
 import threading
@@ -6,7 +6,7 @@ import threading
 from tfdist.runs.live import temporary_folder
 
 
-def test_it_goes_though_a_thread_of_the_run_still_writes_into_it():
+def test_the_folder_is_deleted_although_a_thread_still_writes_into_it():
     for _ in range(50):
         with temporary_folder() as folder:
             tasks = os.path.join(folder, "attempt-1", "worker-0")

@@ -35,6 +35,8 @@ def build_parser() -> argparse.ArgumentParser:
     stacks.add_parser(commands)
     status.add_parser(commands)
     repro.add_parser(commands)
+    for command in commands.choices.values():
+        command.set_defaults(parser=command)
     return parser
 
 
@@ -58,14 +60,16 @@ def _tensorflow_version() -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code.
 
-    That is 2 for bad input and for a missing TensorFlow, 130 after Ctrl-C.
+    The code is 2 for wrong input and for a missing TensorFlow, 130 after Ctrl-C.
 
     Raises:
-        SystemExit: bad usage, or nobody reads what it prints.
+        SystemExit: wrong usage, or no process reads the output.
     """
     with reader_may_leave():
         try:
-            parsed = build_parser().parse_args(arguments)
+            parsed, unknown = build_parser().parse_known_args(arguments)
+            if unknown:  # with the usage of the command, where parse_args shows that of tfdist
+                parsed.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
             code: int = parsed.command_function(parsed)
         except ConfigError as error:
             print(f"tfdist: {error}", file=sys.stderr)

@@ -27,11 +27,12 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_script(parser: argparse.ArgumentParser, meaning: str) -> None:
     """Adds the script and its arguments, for `script_of`."""
     parser.add_argument("script", help=meaning)
-    parser.add_argument(
+    rest = parser.add_argument(
         "arguments",
         nargs=argparse.REMAINDER,
         help="arguments of the script; -- may stand before them",
     )
+    rest.required = False  # or Python 3.11 reports it as missing when the script is
 
 
 def script_of(parsed: argparse.Namespace) -> Script:

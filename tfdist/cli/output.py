@@ -19,7 +19,7 @@ from tfdist.errors import READER_LEFT
 from tfdist.runs.folder import RunFolder, TaskRecord, describe_end
 
 _STANDARD_STREAMS = (1, 2)
-_COLOURS = (36, 33, 32, 35, 34, 31)  # ANSI: cyan, yellow, green, magenta, blue, red
+_COLORS = (36, 33, 32, 35, 34, 31)  # ANSI: cyan, yellow, green, magenta, blue, red
 _LONGEST_NAME = len("worker:00")
 
 
@@ -75,7 +75,7 @@ class Output:
         self._prefix, self._all_on_stderr = prefix, all_on_stderr
         self._lock = threading.Lock()
         self._rests: dict[tuple[str, int], bytes] = {}
-        self._colours: dict[str, int] = {}
+        self._colors: dict[str, int] = {}
 
     @property
     def columns(self) -> int:
@@ -101,15 +101,15 @@ class Output:
 
     def _print(self, name: str, stream: int, line: bytes) -> None:
         file = sys.stderr if stream == 2 or self._all_on_stderr else sys.stdout
-        prefix = self._prefix_of(name, coloured=file.isatty()) if self._prefix else ""
+        prefix = self._prefix_of(name, colored=file.isatty()) if self._prefix else ""
         # SIGPIPE ends the run if the reader has left; until then the task may continue.
         with suppress(BrokenPipeError):
             print(prefix + line.decode(errors="replace"), file=file, flush=True)
 
-    def _prefix_of(self, name: str, *, coloured: bool) -> str:
-        colour = self._colours.setdefault(name, _COLOURS[len(self._colours) % len(_COLOURS)])
+    def _prefix_of(self, name: str, *, colored: bool) -> str:
+        color = self._colors.setdefault(name, _COLORS[len(self._colors) % len(_COLORS)])
         text = f"[{name}]"
-        return f"\033[{colour}m{text}\033[0m " if coloured else f"{text} "
+        return f"\033[{color}m{text}\033[0m " if colored else f"{text} "
 
 
 class ShownRun(RunFolder):

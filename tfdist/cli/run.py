@@ -209,7 +209,7 @@ def isolate_or_say(wanted: bool) -> None:
         try:
             isolate()
         except ClusterError as error:
-            _say(f"--isolate was refused, so TensorFlow's ports are open: {error}")
+            _say(f"--isolate failed, so TensorFlow's ports are open: {error}")
     elif is_reachable():
         _say("TensorFlow's ports are open to the network; --isolate or a firewall closes them")
 

@@ -145,7 +145,7 @@ class RunRecord:
         trainers: names of the trainers, by rank.
         cluster: addresses by task type.
         script: path of the script.
-        id: a text that no other run has, by which trainers recognise their ps; "" if unused.
+        id: a text that no other run has, by which trainers recognize their ps; "" if unused.
     """
 
     began: float
@@ -271,7 +271,7 @@ class RunFolder:
 
     def started(self, name: str, attempt: int, pid: int) -> None:
         """Writes `task.json` of the attempt."""
-        # Ticks 0: the process has ended already, so no later one can be taken for it.
+        # Ticks 0: the process has ended already, and no other process has these ticks.
         record = TaskRecord(name, attempt, pid, start_ticks(pid) or 0, time.time())
         self._write(self.folder_of(name, attempt) / TASK_FILE, record)
 

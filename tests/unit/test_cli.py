@@ -1,4 +1,4 @@
-"""`tfdist --version`: what a bug report needs."""
+"""The command `tfdist` itself: its version, and wrong usage."""
 
 import platform
 import subprocess
@@ -44,3 +44,12 @@ def test_the_version_is_found_without_an_import_of_tensorflow():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     )
     assert ended.stdout.splitlines()[-1] == "False"
+
+
+def test_an_unknown_option_is_shown_with_the_usage_of_its_command(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["status", "--wrong"])
+    assert ended.value.code == 2
+    errors = capsys.readouterr().err
+    assert errors.startswith("usage: tfdist status ")
+    assert errors.endswith("tfdist status: error: unrecognized arguments: --wrong\n")
