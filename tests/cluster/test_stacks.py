@@ -81,7 +81,7 @@ def test_a_job_whose_launcher_is_gone_is_not_found(folder, capsys):
 def test_a_job_that_ends_while_it_is_read_is_reported(folder):
     run = folder("tfdist-a")
     shutil.rmtree(run.path)
-    with pytest.raises(ConfigError, match="ended in the meantime"), while_it_lasts(run):
+    with pytest.raises(ConfigError, match="has ended meanwhile"), while_it_lasts(run):
         _ = run.about
 
 
