@@ -1,4 +1,4 @@
-"""`tfdist node`: one task of a job that something else has started on several machines."""
+"""`tfdist node`: one task of a job on several machines, started there by another program."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ def _leave(code: int) -> NoReturn:
     """Ends the process: TensorFlow's servers keep threads that an orderly end would wait for."""
     try:
         for stream in (sys.stdout, sys.stderr):
-            if stream is not None:  # as it is where it was closed
+            if stream is not None:  # None if it was closed before the start
                 stream.flush()
     except BrokenPipeError:
         code = READER_LEFT

@@ -204,7 +204,7 @@ def command(parsed: argparse.Namespace) -> int:
 
 
 def isolate_or_say(wanted: bool) -> None:
-    """Isolates this process if `wanted`; one line on standard error says if ports stay open."""
+    """Isolates this process if `wanted`; prints a line if its ports are open to a network."""
     if wanted:
         try:
             isolate()
@@ -273,7 +273,7 @@ def _run(parsed: argparse.Namespace, records: list[TaskRecord]) -> None:
 def _cluster(
     parsed: argparse.Namespace, run: ShownRun, environment: dict[str, str]
 ) -> LocalCluster:
-    """The cluster of the run, not started; writes down what it is."""
+    """Makes the cluster of the run, not started, and writes `run.json`."""
     identity = f"{run.path.name}-{os.getpid()}"
     if parsed.builtin_ps:
         environment = {**environment, ID_VARIABLE: identity}
@@ -302,7 +302,7 @@ def _guard(parsed: argparse.Namespace, run: ShownRun) -> StallGuard | None:
 
 @contextmanager
 def _folder(log_dir: str | None) -> Iterator[str]:
-    """The folder of the run: a new one in `log_dir`, or one that does not outlive the run."""
+    """Makes the folder of the run: in `log_dir`, or a temporary one."""
     if log_dir is None:
         with temporary_folder() as folder:
             yield folder
@@ -320,28 +320,28 @@ def _exit_code(error: ClusterError | ConfigError) -> int:
         return USAGE
     if isinstance(error, StallError):
         return STALLED
-    # An exit code that the script chose is passed on; a traceback or a signal is a failed task.
+    # The script's own exit code is passed on; a traceback or a signal is a failed task.
     on_purpose = isinstance(error, TaskFailed) and error.__cause__ is None and error.exit_code
     return on_purpose if on_purpose and on_purpose > 0 else TASK_FAILED
 
 
 class _Terminated(BaseException):
-    """SIGTERM, as KeyboardInterrupt is SIGINT."""
+    """Raised on SIGTERM, as KeyboardInterrupt is on SIGINT."""
 
 
 class _ReaderLeft(BaseException):
-    """SIGPIPE of a standard stream; any thread may have written to it."""
+    """Raised on SIGPIPE of a standard stream, to which any thread may have written."""
 
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Makes SIGTERM and SIGPIPE raise inside the block, so that every task is ended."""
+    """Makes SIGTERM and SIGPIPE raise inside the block, so that its end ends every task."""
 
     def leave(number: int, frame: object) -> None:
         raise _Terminated
 
     def leave_unread(number: int, frame: object) -> None:
-        # Once: what is printed while the tasks are ended does not raise again.
+        # Only once: later output, while the tasks are ended, is discarded.
         if drop_unread():
             raise _ReaderLeft
 

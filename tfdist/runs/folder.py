@@ -39,7 +39,7 @@ STREAMS = {1: "stdout", 2: "stderr"}
 
 
 def start_ticks(pid: int) -> int | None:
-    """When a process was started, in the kernel's clock ticks since boot; None if it is gone.
+    """When a process was started, in the kernel's clock ticks since boot; None if it has ended.
 
     Unlike a time in seconds since 1970, it does not change when the system clock is set.
     """
