@@ -114,7 +114,7 @@ class TestACallInAFork:
             call_in_fork(os._exit, 3, timeout=60)
 
     def test_has_a_deadline(self):
-        with pytest.raises(ClusterError, match="did not answer within 0.1 s"):
+        with pytest.raises(ClusterError, match="did not answer"):
             call_in_fork(wait_for_ever, timeout=0.1)
 
     @pytest.mark.parametrize(
