@@ -81,7 +81,7 @@ def test_nothing_outlives_a_killed_launcher(marker, tmp_path, moment):
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env={**os.environ, MARKER: marker},
+        env={**os.environ, MARKER: marker, "TMPDIR": str(tmp_path)},
     )
     poll_until(lambda: moment(tmp_path, marker), moment.__name__, timeout=60)
     launcher.kill()

@@ -36,7 +36,8 @@ def test_a_signal_ends_all_processes_at_any_moment(script, tmp_path, moment, num
     assert output == ""
 
 
-def test_nothing_outlives_a_killed_launcher(script, tmp_path):
+def test_nothing_outlives_a_killed_launcher(script, tmp_path, monkeypatch):
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # where the launcher leaves its folder
     launcher = start(script(STUCK), tmp_path)
     wait_for_trainers(tmp_path)
     family = family_of(launcher)
