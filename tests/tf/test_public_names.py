@@ -24,7 +24,7 @@ def test_name_resolves_and_is_documented(name):
     assert promises(getattr(tfdist, name)), f"tfdist.{name} has no docstring"
 
 
-def test_a_name_without_a_module_is_found():
+def test_a_missing_docstring_is_found():
     class Silent(Exception):
         pass
 
