@@ -30,8 +30,8 @@ def run(folder, tasks):
 
 
 @pytest.fixture
-def view(run, tasks, monkeypatch):
-    """A view that prints a line at each look."""
+def view(run, tasks, monkeypatch, capfd):
+    """A view that prints a line at each look; it ends before `capfd` closes its stream."""
     monkeypatch.setattr("tfdist.cli.progress._REFRESH_SECS", 0.01)
     monkeypatch.setattr("tfdist.cli.progress._PLAIN_LINE_SECS", 0.0)
     with ProgressView(run, tasks) as view:
