@@ -1,4 +1,4 @@
-"""`tfdist repro`: the hang lab."""
+"""`tfdist repro`: reproduces known hangs of parameter-server jobs."""
 
 from __future__ import annotations
 
@@ -38,9 +38,9 @@ from tfdist.repro.series import (
 _ISSUE = "tensorflow#{}"
 
 _DESCRIPTION = """\
-Plays small jobs that hang, lose data or save too early, each in one known way.
-For each job it prints the verdict and the reasons, and it can play the same job
-with a fix. Each task is a process on this machine. The command ends them all
+Runs cases: small jobs that hang, lose data or save too early, each in one known
+way. For each case it prints the verdict and the reasons, and it can run the same
+job with a fix. Each task is a process on this machine. The command ends them all
 before it returns, also the ones that hang.
 
   tfdist repro list                              find the job that looks like yours
@@ -53,16 +53,16 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Adds `repro` to the subcommands."""
     parser = commands.add_parser(
         "repro",
-        help="reproduce known hangs of ps jobs, explain them, and play their fixes",
+        help="reproduce known hangs of ps jobs, explain them, and run their fixes",
         description=_DESCRIPTION,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     _add_list(actions.add_parser("list", help="list all cases", allow_abbrev=False))
-    _add_run(actions.add_parser("run", help="play one case", allow_abbrev=False))
+    _add_run(actions.add_parser("run", help="run one case", allow_abbrev=False))
     _add_matrix(
-        actions.add_parser("matrix", help="play all cases, broken and fixed", allow_abbrev=False)
+        actions.add_parser("matrix", help="run all cases, broken and fixed", allow_abbrev=False)
     )
 
 
@@ -75,7 +75,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "case", metavar="CASE", help="a name from `tfdist repro list`, such as sync/worker-short"
     )
-    parser.add_argument("--fixed", action="store_true", help="play the fixed job")
+    parser.add_argument("--fixed", action="store_true", help="run the fixed job")
     parser.add_argument(
         "--runs", type=int, metavar="N", help="number of runs (default: 1; 5 for a race)"
     )
@@ -283,7 +283,7 @@ def _show_runs(console: PipeConsole, case: Case, runs: Sequence[Played]) -> None
         _show_text(console, f"{len(runs)} runs: {_counted(runs)}; hung in {hang_rate(runs)}")
     _show_text(console, f"fix: {case.fix}")
     if not shown.fixed:
-        command = f"  play the fix: tfdist repro run {case.name} --fixed"
+        command = f"  run the fixed job: tfdist repro run {case.name} --fixed"
         console.print(command, soft_wrap=True)
     console.print(f"  report: {shown.folder / REPORT_FILE}", soft_wrap=True)
 

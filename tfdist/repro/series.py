@@ -160,7 +160,7 @@ def _play(lab: Lab, case: Case, fixed: bool, seed: int, folder: Path) -> Played:
     """Plays a case once, and writes the report."""
     size = f" {flags}" if (flags := size_flags(case)) else ""
     arguments = f"{case.name}{size}{' --fixed' if fixed else ''} --seed {seed}"
-    lab.log(f"playing {arguments}")
+    lab.log(f"running {arguments}")
     played = lab.play(case, fixed=fixed, seed=seed, folder=folder)
     report = Report(
         title=f"{case.name}{' (fixed)' if fixed else ''}",
