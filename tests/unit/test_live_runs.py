@@ -68,6 +68,17 @@ def test_a_link_that_was_removed_meanwhile_is_no_error(logs):
         links(logs)[0].unlink()
 
 
+@pytest.mark.parametrize("text", ["", '{"x": 1}', "[]"])
+def test_an_unreadable_run_is_skipped_and_named(logs, capsys, text):
+    broken = logs.parents[1] / "tmp" / "tfdist-old" / "run.json"
+    broken.parent.mkdir()
+    broken.write_text(text)
+    with linked(str(logs)):
+        assert found() == [logs]
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"tfdist: skipped {broken}: ")
+
+
 def test_the_link_of_another_user_is_ignored(logs, monkeypatch):
     with linked(str(logs)):
         other = SimpleNamespace(st_uid=os.getuid() + 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,7 +53,8 @@ def linked(folder: str) -> Iterator[str | None]:
 def live_runs() -> list[RunFolder]:
     """The running jobs of this user, found by folders and links in the temporary directory.
 
-    A killed launcher leaves its folder or link behind; a run without its launcher is left out.
+    A killed launcher leaves its folder or link behind; a run without its launcher is left out. A
+    file that cannot be read, such as one of another version of tfdist, is named on standard error.
     """
     found = []
     for file in sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{RUN_FILE}")):
@@ -64,6 +66,8 @@ def live_runs() -> list[RunFolder]:
                 found.append(run)
         except FileNotFoundError:
             continue  # the run has ended meanwhile, which deleted its folder
+        except (OSError, ValueError) as error:
+            print(f"tfdist: skipped {file}: {error}", file=sys.stderr)
     return found
 
 
