@@ -1,7 +1,11 @@
 """The stubs of the packages are the whole public surface: in dir(), in docs/api.md, and there."""
 
+import ast
+import functools
 import importlib
+import importlib.util
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -50,6 +54,52 @@ def test_the_api_page_lists_each_public_name_once():
     assert {package: sorted(names) for package, names in listed.items()} == {
         package: sorted(names) for package, names in public.items()
     }
+
+
+def texts(file: Path) -> Iterator[str]:
+    """The strings of a module."""
+    for node in ast.walk(ast.parse(file.read_text("utf-8"))):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value
+
+
+@functools.cache
+def public_classes() -> dict[str, set[str]]:
+    """The methods and attributes of each public class, read without an import."""
+    found = {}
+    for package in PACKAGES:
+        folder = ROOT / package.replace(".", "/")
+        stub = (folder / "__init__.pyi").read_text("utf-8")
+        for module, name in re.findall(r"from \.([\w.]+) import (\w+)", stub):
+            tree = ast.parse((folder / f"{module.replace('.', '/')}.py").read_text("utf-8"))
+            for node in tree.body:
+                if isinstance(node, ast.ClassDef) and node.name == name:
+                    parts = (getattr(part, "name", None) for part in node.body)
+                    found[name] = {part for part in parts if part is not None}
+    return found
+
+
+def unknown_names(text: str) -> list[str]:
+    """The names like tfdist.train.session and Split.release in a text that do not exist."""
+    classes = public_classes()
+    found = []
+    for name in re.findall(r"(?<![/\w.<])tfdist\.\w+(?:\.\w+)*", text):
+        package, _, last = name.rpartition(".")
+        if last not in getattr(importlib.import_module(package), "__all__", ()):
+            found += [] if importlib.util.find_spec(name) else [name]
+    dotted = re.findall(r"(?<![/\w.])([A-Z]\w+)\.([a-z]\w*)", text)
+    return found + [f"{c}.{m}" for c, m in dotted if c in classes and m not in classes[c]]
+
+
+@pytest.mark.parametrize("folder", ["diagnosis", "doctor"])
+def test_advice_and_findings_name_only_what_exists(folder):
+    files = (ROOT / "tfdist" / folder).rglob("*.py")
+    assert [name for file in files for text in texts(file) for name in unknown_names(text)] == []
+
+
+def test_a_name_that_does_not_exist_is_found():
+    text = "SplitQueue.release() or Split.release(), tfdist.Epoch or tfdist.train.Epoch"
+    assert unknown_names(text) == ["tfdist.Epoch", "SplitQueue.release"]
 
 
 def test_a_wrong_list_is_found():

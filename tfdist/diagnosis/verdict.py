@@ -50,7 +50,7 @@ class Name(str, enum.Enum):
 
 _ADVICE = {
     Name.INPUT_STALLED: "repair the input, or put a timeout around it; "
-    "SplitQueue.release() lets another trainer read the split",
+    "Split.release() lets another trainer read the split",
     Name.STRANDED_AT_BARRIER: "give every trainer the same number of steps, with endless_batches "
     "and Epoch; or call resign() before a trainer leaves a barrier for good",
     Name.PEER_DEAD: "read the log of the lost task; tfdist run --restart starts it again, and with "
