@@ -10,16 +10,16 @@ from importlib import metadata
 
 from tfdist import __version__
 from tfdist.cli import compose, doctor, node, repro, run, stacks, status
+from tfdist.cli.arguments import Parser
 from tfdist.cli.output import reader_may_leave
 from tfdist.errors import INTERRUPTED, USAGE, ConfigError
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser with all subcommands."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = Parser(
         prog="tfdist",
         description="Runs and diagnoses TensorFlow parameter-server jobs.",
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--version",

@@ -1,10 +1,54 @@
-"""Arguments that several commands have."""
+"""The parser of the commands, and arguments that several of them have."""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import textwrap
+from collections.abc import Sequence
+from typing import Any
 
 from tfdist.cluster.script import Script
+
+
+class Parser(argparse.ArgumentParser):
+    """Parses a command, or one of its subcommands.
+
+    An unknown flag is an error of the subcommand, with a suggestion; argparse would report it with
+    the usage of the whole command.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_HelpFormatter, allow_abbrev=False, **options)
+
+    def parse_known_args(  # type: ignore[override]  # the overloads differ only in the namespace
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[Any, list[str]]:
+        """Parses the arguments; ends the program if one is unknown."""
+        parsed, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flags = [one.partition("=")[0] for one in unknown if one.startswith("--")]
+            known = list(self._option_string_actions)
+            meant = [match for flag in flags for match in difflib.get_close_matches(flag, known, 1)]
+            hint = f"; did you mean {', '.join(meant)}?" if meant else ""
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
+        return parsed, unknown
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    """Wraps the paragraphs of a description, except indented examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        parts = textwrap.dedent(text).strip().split("\n\n")
+        return "\n\n".join(
+            part if part.startswith(" ") else textwrap.fill(" ".join(part.split()), width)
+            for part in parts
+        )
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        if action.nargs == argparse.REMAINDER:
+            return f"[{default_metavar} ...]"
+        return super()._format_args(action, default_metavar)
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:

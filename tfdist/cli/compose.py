@@ -33,7 +33,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "compose",
         help="write a job for docker compose, swarm or Kubernetes",
         description=_DESCRIPTION,
-        allow_abbrev=False,
     )
     parser.add_argument(
         "--for",

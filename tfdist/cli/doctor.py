@@ -32,7 +32,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "doctor",
         help="check the environment of a task before the job starts",
         description=_DESCRIPTION,
-        allow_abbrev=False,
     )
     add_json(parser)
     parser.add_argument(

@@ -55,15 +55,11 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "repro",
         help="reproduce known hangs of ps jobs, explain them, and run their fixes",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    _add_list(actions.add_parser("list", help="list all cases", allow_abbrev=False))
-    _add_run(actions.add_parser("run", help="run one case", allow_abbrev=False))
-    _add_matrix(
-        actions.add_parser("matrix", help="run all cases, broken and fixed", allow_abbrev=False)
-    )
+    _add_list(actions.add_parser("list", help="list all cases"))
+    _add_run(actions.add_parser("run", help="run one case"))
+    _add_matrix(actions.add_parser("matrix", help="run all cases, broken and fixed"))
 
 
 def _add_list(parser: argparse.ArgumentParser) -> None:

@@ -63,8 +63,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "run",
         help="run a job on this machine",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     _add_cluster(parser.add_argument_group("the cluster"))
     _add_end(parser.add_argument_group("how it ends"))

@@ -42,8 +42,6 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         "stacks",
         help="print the stacks of a job's tasks, and why the job hangs",
         description=_DESCRIPTION,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     add_run(parser)
     parser.add_argument("--task", metavar="NAME", help="only this task, such as worker:1")
