@@ -1,12 +1,15 @@
 """The evidence of a run: the tasks that have left, the barriers, and how the tasks ended."""
 
 import json
+from dataclasses import asdict
 
 import pytest
 
 from tfdist.diagnosis.barriers import Barriers
 from tfdist.diagnosis.collect import JobView, TaskView, evidence_of, view_job
 from tfdist.diagnosis.evidence import State
+from tfdist.diagnosis.report import report_of
+from tfdist.diagnosis.verdict import Name, Verdict
 from tfdist.runs import events
 from tfdist.runs.barrier_notes import BarrierReport, Place
 from tfdist.runs.events import NOTES_FILE, NoteFile
@@ -73,6 +76,32 @@ def test_a_server_that_tfdist_terminated_at_the_end_has_ended(run):
         State.DEAD,
         State.ENDED,
     ]
+
+
+@pytest.mark.parametrize("exit_code", [-15, 0, 1])
+def test_a_trainer_that_tfdist_terminated_at_the_end_is_not_lost(run, exit_code):
+    end_by_tfdist(run, exit_code)
+    tasks = report_of(run, NAMES, None).evidence.tasks
+    assert [task.state for task in tasks] == [State.TERMINATED, State.TERMINATED]
+
+
+def test_a_run_that_tfdist_ended_for_a_stall_keeps_its_verdict(run):
+    end_by_tfdist(run, -15)
+    stalled = Verdict(Name.INPUT_STALLED, ("worker:1",), ("it waits",))
+    (run.path / "stall.json").write_text(json.dumps({"verdict": asdict(stalled)}))
+    verdict = report_of(run, NAMES, None).verdict
+    assert verdict.heading == stalled.heading
+    assert verdict.because[0] == "it waits"
+    assert verdict.because[1].startswith("tfdist terminated the job after this verdict")
+
+
+def end_by_tfdist(run, exit_code):
+    """Ends the run as Ctrl-C does; its launcher seems to be gone."""
+    for name in NAMES:
+        run.ended(name, 1, Outcome(exit_code=exit_code, terminated=True))
+    about = json.loads((run.path / "run.json").read_text())
+    about["launcher"]["ticks"] -= 1
+    (run.path / "run.json").write_text(json.dumps(about))
 
 
 def test_notes_of_a_task_of_the_lab_count_before_its_process_has_ended(run):

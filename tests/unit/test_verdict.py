@@ -1,6 +1,7 @@
 """Verdicts: on evidence recorded from the cases of the lab, and rule by rule."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tfdist.diagnosis.evidence import (
     place_of,
 )
 from tfdist.diagnosis.rules import diagnose
-from tfdist.diagnosis.verdict import Confidence, Name
+from tfdist.diagnosis.verdict import Confidence, Name, Verdict
 from tfdist.repro.matrix import CASES, find
 
 RECORDED = sorted((Path(__file__).parent / "evidence").glob("*.json"))
@@ -272,7 +273,8 @@ def test_the_chief_explains_why_variables_are_not_initialized(chief, culprit, re
 @pytest.mark.parametrize("state", [State.STOPPED, State.DEAD, State.FAILED])
 def test_the_verdict_on_a_slow_job_names_the_lost_tasks(state):
     verdict = diagnose(job(at(Place.PYTHON), replace(ENDED, state=state)))
-    assert f"worker:1 {state.value} 3 s ago" in verdict.because
+    how = "failed" if state is State.FAILED else state.value
+    assert f"worker:1 {how} 3 s ago" in verdict.because
     assert len(diagnose(job(at(Place.PYTHON), replace(WAITS, name="worker:1"))).because) == 1
 
 
@@ -322,7 +324,35 @@ def test_a_deadlock_before_the_first_step_points_to_the_placement_of_the_queue()
 def test_fine_is_certain_only_if_the_examples_were_counted():
     counted, not_counted = Evidence(WELL, over=True, expected=4), Evidence(WELL, over=True)
     assert diagnose(counted).confidence is Confidence.CERTAIN
-    assert diagnose(not_counted).confidence is Confidence.LIKELY
+    verdict = diagnose(not_counted)
+    assert verdict.confidence is Confidence.LIKELY
+    assert verdict.because == (
+        "no error was seen; tfdist does not know whether all examples were read",
+    )
+    assert verdict.advice.startswith("compare the number of examples")
+
+
+def test_a_task_that_tfdist_terminated_is_not_the_cause():
+    ended = replace(ENDED, state=State.TERMINATED, exit_code=-15)
+    tasks = (replace(ended, name="worker:0"), ended)
+    verdict = diagnose(Evidence((PS, *tasks), over=True))
+    assert verdict.heading == "UNKNOWN, tasks: worker:0, worker:1 (a guess)"
+    assert verdict.because[0] == "worker:0 was terminated by tfdist"
+    assert "--stall-timeout" in verdict.advice
+    killed = replace(ENDED, name="worker:2", state=State.DEAD)
+    verdict = diagnose(Evidence((PS, *tasks, killed), over=True))
+    assert verdict.heading == "PEER_DEAD, cause: worker:2 (certain)"
+    assert verdict.because == ("worker:2 was killed",)
+
+
+def test_the_exit_code_of_a_missing_trainer_is_told_if_it_is_known():
+    verdict = diagnose(job(WAITS, replace(ENDED, exit_code=0)))
+    assert verdict.because[0] == "worker:1 exited 3 s ago with code 0"
+
+
+def test_a_verdict_is_read_from_its_fields():
+    verdict = diagnose(job(WAITS, ENDED))
+    assert Verdict.of_plain(json.loads(json.dumps(asdict(verdict)))) == verdict
 
 
 def test_each_verdict_has_advice():
@@ -331,7 +361,7 @@ def test_each_verdict_has_advice():
 
 def test_a_verdict_as_text():
     verdict = diagnose(job(WAITS, ENDED))
-    ends = "worker:1 has ended 3 s ago"
+    ends = "worker:1 ended 3 s ago"
     call = "_call_tf_sessionrun (session.py:1), called by <module> (train.py:10)"
     waits = f"worker:0 is in Session.run: {call}"
     heading = "STRANDED_AT_BARRIER, cause: worker:1 (likely)"

@@ -180,9 +180,13 @@ def _task(job: JobView, view: TaskView, trains: bool, resigned: bool) -> TaskEvi
         ago, error = time.monotonic() - end.at, end.values.get("error")
         return TaskEvidence(**known, state=state, ended_secs=ago, error=error)
     if record.ended is not None:
-        state, ago = _end_state(record, trains, job.runs), time.time() - record.ended
-        error = _error(job.run, record)
-        return TaskEvidence(**known, state=state, ended_secs=ago, error=error)
+        return TaskEvidence(
+            **known,
+            state=_end_state(job, record, trains),
+            ended_secs=time.time() - record.ended,
+            exit_code=record.exit_code,
+            error=_error(job.run, record),
+        )
     if view.sample is None:
         return TaskEvidence(**known, state=State.DEAD)
     return view.sample.evidence(**known)
@@ -192,10 +196,13 @@ def _noted_end(notes: Noted) -> events.Note | None:
     return notes.last(events.FAILED) or notes.last(events.ENDED)
 
 
-def _end_state(record: TaskRecord, trains: bool, job_runs: bool) -> State:
+def _end_state(job: JobView, record: TaskRecord, trains: bool) -> State:
+    # While the launcher runs, a terminated trainer is a fault that a test or the lab injected.
+    if record.terminated and trains and not job.run.runs:
+        return State.TERMINATED
     code = record.exit_code or 0
     # At the end of a run tfdist terminates the servers.
-    if code == 0 or (record.terminated and not trains and not job_runs):
+    if code == 0 or (record.terminated and not trains and not job.runs):
         return State.ENDED
     return State.DEAD if code < 0 else State.FAILED
 

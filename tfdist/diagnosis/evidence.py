@@ -89,6 +89,7 @@ class State(str, enum.Enum):
     ENDED = "has ended"
     FAILED = "has failed"
     DEAD = "was killed"
+    TERMINATED = "was terminated by tfdist"
 
 
 class Place(str, enum.Enum):
@@ -185,6 +186,7 @@ class TaskEvidence:
         trains: whether it runs a training loop; a ps and a server do not.
         state: of its process.
         ended_secs: seconds since its process ended, if it did.
+        exit_code: its exit code, or minus the signal that killed it; None if it is not known.
         error: the last line of its failure.
         stacks: of its Python threads, the main thread first if it is known.
         waits: for each kernel function, the number of threads that wait in it.
@@ -206,6 +208,7 @@ class TaskEvidence:
     trains: bool = True
     state: State = State.RUNS
     ended_secs: float | None = None
+    exit_code: int | None = None
     error: str | None = None
     stacks: tuple[Stack, ...] = ()
     waits: Mapping[str, int] = field(default_factory=dict)

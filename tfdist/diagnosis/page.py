@@ -211,7 +211,7 @@ def _add_verdict(body: ET.Element, report: Report) -> None:
         sure += f" To be more certain: {verdict.would_help}."
     _text(body, "p", sure)
     fix = ET.SubElement(body, "p")
-    fix.text = f"What to do: {report.fix or report.verdict.name.advice}. "
+    fix.text = f"What to do: {report.fix or report.verdict.advice}. "
     link = _text(fix, "a", "Documentation")
     link.set("href", report.page)
 

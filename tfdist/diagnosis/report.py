@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from rich.console import Console
 
 from tfdist.diagnosis.barriers import Barriers, Question
 from tfdist.diagnosis.collect import JobView, ProcessView, TaskView, evidence_of, view_job
-from tfdist.diagnosis.evidence import Evidence, Frame, Stack
+from tfdist.diagnosis.evidence import Evidence, Frame, Stack, State
 from tfdist.diagnosis.kernel import KernelThread, KernelThreads
 from tfdist.diagnosis.page import Event, Report, page_of, timeline
 from tfdist.diagnosis.rules import diagnose
@@ -21,6 +22,8 @@ from tfdist.diagnosis.stacks import INSTALL_PY_SPY, Answer
 from tfdist.diagnosis.status import JobStatus, show_barriers, status_of
 from tfdist.diagnosis.verdict import Verdict
 from tfdist.runs.folder import RunFolder
+
+STALL_FILE = "stall.json"  # in the folder of a run: the report on its stall
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,21 @@ def report_of(
         barriers = status.barriers(asks)
         job = viewed.result()
     evidence = evidence_of(job, trainers, barriers, seconds)
-    return JobReport(status, barriers, job, evidence, diagnose(evidence))
+    verdict = diagnose(evidence)
+    if evidence.over and any(task.state is State.TERMINATED for task in evidence.tasks):
+        verdict = _verdict_of_stall(run) or verdict
+    return JobReport(status, barriers, job, evidence, verdict)
+
+
+def _verdict_of_stall(run: RunFolder) -> Verdict | None:
+    """The verdict for which tfdist ended the run; None if it did not stall."""
+    file = run.path / STALL_FILE
+    try:
+        verdict = Verdict.of_plain(json.loads(file.read_text("utf-8"))["verdict"])
+    except FileNotFoundError:
+        return None
+    reason = f"tfdist terminated the job after this verdict, which is in {file}"
+    return replace(verdict, because=(*verdict.because, reason))
 
 
 # --- the tasks of a job

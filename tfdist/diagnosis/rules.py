@@ -353,8 +353,9 @@ def _failed(evidence: Evidence) -> Verdict | None:
         if task.state is State.DEAD and (task.ended_secs or 0.0) > (first.ended_secs or 0.0)
     ]
     if killed:
-        return _verdict(Name.PEER_DEAD, killed, [*map(end_of, killed), end_of(first)])
-    return _verdict(Name.TASK_FAILED, [first], [end_of(first)])
+        ends = [end_of(task, over=True) for task in (*killed, first)]
+        return _verdict(Name.PEER_DEAD, killed, ends)
+    return _verdict(Name.TASK_FAILED, [first], [end_of(first, over=True)])
 
 
 def _lost(evidence: Evidence) -> Verdict | None:
@@ -363,7 +364,23 @@ def _lost(evidence: Evidence) -> Verdict | None:
     if not tasks or (evidence.expected is not None and not evidence.missing):
         return None
     missing = [f"no task read the examples {_ranges(evidence.missing)}"] if evidence.missing else []
-    return _verdict(Name.PEER_DEAD, tasks, [*map(end_of, tasks), *missing])
+    ends = [end_of(task, over=True) for task in tasks]
+    return _verdict(Name.PEER_DEAD, tasks, [*ends, *missing])
+
+
+def _terminated(evidence: Evidence) -> Verdict | None:
+    """Ctrl-C, --timeout or a stall ended the job: why it had not ended is not known."""
+    tasks = [task for task in evidence.tasks if task.state is State.TERMINATED]
+    if not tasks:
+        return None
+    return _verdict(
+        Name.UNKNOWN,
+        tasks,
+        [end_of(task, over=True) for task in tasks],
+        Confidence.GUESS,
+        fix="run the job with --stall-timeout, which prints the verdict before it ends a job that "
+        "makes no progress",
+    )
 
 
 def _early(evidence: Evidence) -> Verdict | None:
@@ -392,9 +409,10 @@ def _fine(evidence: Evidence) -> Verdict | None:
         return _verdict(
             Name.FINE,
             [],
-            ["all tasks ended without an error"],
+            ["no error was seen; tfdist does not know whether all examples were read"],
             Confidence.LIKELY,
-            "count the examples with a ledger, and look at the step of the checkpoint",
+            fix="compare the number of examples that were read, and the step of the checkpoint, "
+            "with what you expect; a tfdist.train.Epoch with `expected` counts the examples",
         )
     return _verdict(Name.FINE, [], [f"each of {evidence.expected} examples was read once"])
 
@@ -427,7 +445,7 @@ _ALONE: Sequence[_Rule] = (
     _dependency,
     _stopping,
 )
-_OVER: Sequence[_Rule] = (_stopped, _failed, _lost, _early, _ledger, _fine)
+_OVER: Sequence[_Rule] = (_stopped, _failed, _lost, _terminated, _early, _ledger, _fine)
 
 
 def _verdict(
@@ -436,10 +454,10 @@ def _verdict(
     because: Sequence[str],
     confidence: Confidence = Confidence.CERTAIN,
     would_help: str = "",
+    fix: str = "",
 ) -> Verdict:
-    return Verdict(
-        name, tuple(task.name for task in culprits), tuple(because), confidence, would_help
-    )
+    names = tuple(task.name for task in culprits)
+    return Verdict(name, names, tuple(because), confidence, would_help, fix)
 
 
 def _ranges(ranges: Sequence[tuple[int, int]], shown: int = 5) -> str:

@@ -21,7 +21,7 @@ from typing import Generic, TypeVar
 
 from tfdist.diagnosis.barriers import ask_in_fork
 from tfdist.diagnosis.page import Event
-from tfdist.diagnosis.report import JobReport, report_of
+from tfdist.diagnosis.report import STALL_FILE, JobReport, report_of
 from tfdist.diagnosis.verdict import Verdict
 from tfdist.errors import StallError
 from tfdist.runs.barrier_notes import passed_at
@@ -33,7 +33,7 @@ PATIENCE = 3
 # Shorter than the 5 s in which the report is due; a ps that takes longer is reported as silent.
 _ANSWER_SECS = 3.0
 _EVENTS = 500  # the page shows the last ones of each task
-_TEXT_FILE, _JSON_FILE, _PAGE_FILE = "stall.txt", "stall.json", "stall.html"
+_TEXT_FILE, _PAGE_FILE = "stall.txt", "stall.html"
 
 _Details = TypeVar("_Details")
 
@@ -284,7 +284,7 @@ class StallGuard:
         (self._run.path / _TEXT_FILE).write_text(f"{error}\n\n{report.text()}", "utf-8")
         about = {"seconds": round(error.seconds, 3), "last": error.last, "places": error.places}
         text = json.dumps({**about, **report.as_json()}) + "\n"
-        (self._run.path / _JSON_FILE).write_text(text, "utf-8")
+        (self._run.path / STALL_FILE).write_text(text, "utf-8")
         (self._run.path / _PAGE_FILE).write_text(report.page(self._events), "utf-8")
 
     def _note(self, news: Mapping[str, str]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 class Name(str, enum.Enum):
@@ -98,6 +99,7 @@ class Verdict:
         because: what was seen, one sentence each.
         confidence: how reliable it is.
         would_help: what would raise the confidence; "" if nothing would.
+        fix: what to do, if that is not the advice for every verdict of this name.
     """
 
     name: Name
@@ -105,6 +107,19 @@ class Verdict:
     because: tuple[str, ...]
     confidence: Confidence = Confidence.CERTAIN
     would_help: str = ""
+    fix: str = ""
+
+    @classmethod
+    def of_plain(cls, values: Mapping[str, Any]) -> Verdict:
+        """The verdict whose fields `values` has as plain data."""
+        culprits, because = (tuple(values[key]) for key in ("culprits", "because"))
+        name, confidence = Name(values["name"]), Confidence(values["confidence"])
+        return cls(name, culprits, because, confidence, values["would_help"], values["fix"])
+
+    @property
+    def advice(self) -> str:
+        """What to do, in one line."""
+        return self.fix or self.name.advice
 
     @property
     def tasks(self) -> str:
@@ -126,7 +141,7 @@ class Verdict:
             yield f"  {reason}"
         if self.would_help:
             yield f"to be more certain: {self.would_help}"
-        yield f"what to do: {self.name.advice} (docs/hang.md)"
+        yield f"what to do: {self.advice} (docs/hang.md)"
 
     def __str__(self) -> str:
         """The verdict and its reasons in one line."""

@@ -28,6 +28,7 @@ _IDLE_WAITS = (
     *("accept", "wait_for_more_packets", "pipe_write", "locks_lock", "setlk", "io_wq", "io_sq"),
     *("mmap", "mprotect", "brk", "dirty_pages", "writeback", "jbd2"),
 )
+_ENDS = {State.ENDED: "ended", State.FAILED: "failed"}
 
 
 def running(evidence: Evidence) -> list[TaskEvidence]:
@@ -75,10 +76,13 @@ def doing(task: TaskEvidence) -> str:
     return f"{task.name} {task.place.value}" + (f": {task.call}" if task.call else "")
 
 
-def end_of(task: TaskEvidence) -> str:
-    """How a task ended, when, and with which error."""
-    ago = "" if task.ended_secs is None else f" {task.ended_secs:.0f} s ago"
-    return f"{task.name} {task.state.value}{ago}{': ' + task.error if task.error else ''}"
+def end_of(task: TaskEvidence, *, over: bool = False) -> str:
+    """How a task ended, with which error and, unless the job is over, how many seconds ago."""
+    how = _ENDS.get(task.state, task.state.value)
+    ago = "" if over or task.ended_secs is None else f" {task.ended_secs:.0f} s ago"
+    if task.state is State.ENDED and task.exit_code == 0:
+        how, ago = "exited", f"{ago} with code 0"
+    return f"{task.name} {how}{ago}{': ' + task.error if task.error else ''}"
 
 
 def input_wait(task: TaskEvidence) -> str | None:
@@ -88,7 +92,7 @@ def input_wait(task: TaskEvidence) -> str | None:
     for stack in task.stacks:
         if (call := _graph_function(stack)) is not None:
             what = "generator" if stack.calls(GENERATOR) else "function"
-            return f"its {what} {call}, does not return"
+            return f"its {what} {call}{',' * (', ' in call)} does not return"
     if waits := _data_waits(task):
         return f"a thread waits for data in the kernel, in {', '.join(waits)}"
     return "its iterator returns no element" if task.place is Place.INPUT else None
