@@ -21,10 +21,11 @@ TensorFlow's errors pass through unchanged, or are the `__cause__` of one of the
 
 from __future__ import annotations
 
+import difflib
 import re
 import signal
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 # Exit codes, the same for every command of tfdist. A script's own exit code passes through
 # `tfdist run` and `tfdist node`. 128 + N means signal N, as in a shell.
@@ -136,7 +137,7 @@ class StallError(ClusterError):
             *(f"{name}: {place}" for name, place in places.items()),
             *([f"the report is in {report}"] if report is not None else []),
         ]
-        super().__init__("; ".join(parts))
+        super().__init__("\n  ".join(parts))
         self.seconds = seconds
         self.last = tuple(last)
         self.places = dict(places)
@@ -272,6 +273,12 @@ class DataError(TfdistError):
         self.path = path
         self.offset = offset
         self.what = what
+
+
+def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str:
+    """The end of a message on an unknown word: "; did you mean worker?", or ""."""
+    close = difflib.get_close_matches(word, list(known), n=count)
+    return f"; did you mean {', '.join(close)}?" if close else ""
 
 
 def reason_of(text: str) -> str:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tfdist.errors import ConfigError
+from tfdist.errors import ConfigError, did_you_mean
 
 ClusterSpec = dict[str, list[str]]
 
@@ -83,12 +83,12 @@ class Task:
     def __post_init__(self) -> None:
         object.__setattr__(self, "cluster_spec", _checked_cluster(self.cluster_spec))
         if self.task_type not in TASK_TYPES:
-            raise ConfigError("task.type", self.task_type, f"one of {', '.join(TASK_TYPES)}")
+            raise ConfigError("task.type", self.task_type, _task_type_rule(self.task_type))
         if isinstance(self.task_index, bool) or not isinstance(self.task_index, int):
-            raise ConfigError("task.index", self.task_index, "a whole number")
+            raise ConfigError("task.index", self.task_index, "must be a whole number")
         if self.task_type == "evaluator":
             if self.task_index < 0:
-                raise ConfigError("task.index", self.task_index, "at least 0")
+                raise ConfigError("task.index", self.task_index, "must be at least 0")
             return
         addresses = self.cluster_spec.get(self.task_type, [])
         if not 0 <= self.task_index < len(addresses):
@@ -115,7 +115,9 @@ class Task:
         except json.JSONDecodeError as error:
             raise ConfigError("TF_CONFIG", text, f"not JSON: {error}") from error
         if not isinstance(config, dict):
-            raise ConfigError("TF_CONFIG", text, "an object with the keys 'cluster' and 'task'")
+            raise ConfigError(
+                "TF_CONFIG", text, "must be an object with the keys 'cluster' and 'task'"
+            )
         if "sparseCluster" in config:  # Kubeflow's TFJob writes it instead of 'cluster'
             raise ConfigError("TF_CONFIG.sparseCluster", config["sparseCluster"], _NOT_SPARSE)
         task, cluster = _member(config, "task"), _member(config, "cluster")
@@ -302,7 +304,7 @@ def session_target(address: str) -> str:
 def _member(config: dict[str, object], key: str) -> dict[str, object]:
     value = config.get(key)
     if not isinstance(value, dict):
-        raise ConfigError(f"TF_CONFIG.{key}", value, "an object")
+        raise ConfigError(f"TF_CONFIG.{key}", value, "must be an object")
     return value
 
 
@@ -331,6 +333,10 @@ def _training_cluster(cluster: dict[str, object]) -> ClusterSpec:
     return training  # type: ignore[return-value]  # Task checks it
 
 
+def _task_type_rule(task_type: object) -> str:
+    return f"must be one of {', '.join(TASK_TYPES)}{did_you_mean(str(task_type), TASK_TYPES)}"
+
+
 def _checked_cluster(cluster: Mapping[str, Sequence[str]]) -> ClusterSpec:
     """A plain copy of `cluster`, checked."""
     if not isinstance(cluster, Mapping):
@@ -341,11 +347,11 @@ def _checked_cluster(cluster: Mapping[str, Sequence[str]]) -> ClusterSpec:
         if task_type == "evaluator":
             raise ConfigError(field, addresses, "an evaluator is outside 'cluster'")
         if task_type not in TASK_TYPES:
-            raise ConfigError(field, addresses, f"a task type is one of {', '.join(TASK_TYPES)}")
+            raise ConfigError(field, addresses, f"the task type {_task_type_rule(task_type)}")
         if isinstance(addresses, Mapping):
             raise ConfigError(field, dict(addresses), _NOT_SPARSE)
         if isinstance(addresses, str) or not isinstance(addresses, Iterable):
-            raise ConfigError(field, addresses, "a list of addresses 'host:port'")
+            raise ConfigError(field, addresses, "must be a list of addresses 'host:port'")
         checked[task_type] = list(addresses)
         for index, address in enumerate(checked[task_type]):
             parse_address(address, f"{field}[{index}]")

@@ -58,7 +58,7 @@ def read_a_line_and_leave(*arguments, stderr=subprocess.PIPE):
 def test_the_job_ends_when_its_output_has_no_reader(script):
     errors = read_a_line_and_leave(script(CHATTY))
     assert "Traceback" not in errors
-    assert errors.endswith("tfdist: no process reads the output any more; all tasks have ended\n")
+    assert errors.endswith("the output any more; all tasks have been terminated\n")
 
 
 def test_the_job_ends_when_both_streams_have_no_reader(script):

@@ -168,7 +168,7 @@ def test_a_long_wait_names_the_missing_trainers_on_the_log(make, kind, caplog, m
     # Before the other has arrived, one of them may log 1 of 3.
     assert re.fullmatch(
         rf"barrier 'long/{kind}' generation 1: still waiting, 2 of 3 trainers after "
-        r"\d\.\d s; missing worker:2, never seen",
+        r"\d\.\d s; missing worker:2, which has never arrived",
         caplog.messages[-1],
     )
 
@@ -197,7 +197,7 @@ def test_a_long_wait_for_a_silent_ps_names_it_on_the_log(trainers, caplog, monke
 
 def test_after_a_timeout_a_late_trainer_completes_the_generation(make, kind):
     barriers = make(kind)
-    with pytest.raises(BarrierTimeout, match="never seen"):
+    with pytest.raises(BarrierTimeout, match="which has never arrived"):
         barriers[0].wait(SOON)
     assert not barriers[1].broken
     assert sorted(together(wait, barriers)) == [0, 1, 2]

@@ -54,7 +54,9 @@ def run_late(task):
             config = tf.compat.v1.ConfigProto(device_filters=task.device_filters)
             with tf.compat.v1.Session(target, config=config) as session:
                 session.run(ran.initializer)
-                with pytest.raises(tf.errors.UnknownError, match="missing worker:1, never seen"):
+                with pytest.raises(
+                    tf.errors.UnknownError, match="missing worker:1, which has never"
+                ):
                     session.run(soon)
                 timed_out.wait()
                 session.run(barrier_op)

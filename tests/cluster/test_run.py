@@ -39,23 +39,24 @@ def test_wrong_input_of_the_script_is_one_line_and_exit_code_2(script):
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--workers", "0", __file__], "tfdist: --workers: got 0; at least 1\n"),
-        (["--ps", "-1", __file__], "tfdist: --ps: got -1; at least 0\n"),
+        (["--workers", "0", __file__], "tfdist: --workers: got 0; must be at least 1\n"),
+        (["--ps", "-1", __file__], "tfdist: --ps: got -1; must be at least 0\n"),
         (["nowhere.py"], "tfdist: script: got 'nowhere.py'; no such file\n"),
         (
             ["--log-dir", "/dev/null", __file__],
-            "tfdist: --log-dir: got '/dev/null'; a folder; [Errno 17] File exists: '/dev/null'\n",
+            "tfdist: --log-dir: got '/dev/null'; cannot make this folder: "
+            "[Errno 17] File exists: '/dev/null'\n",
         ),
-        (["--restart", "-1", __file__], "tfdist: --restart: got -1; at least 0\n"),
+        (["--restart", "-1", __file__], "tfdist: --restart: got -1; must be at least 0\n"),
         (
             ["--grace", "-1", __file__],
-            "tfdist: --grace: got -1.0; a number of seconds, at least 0\n",
+            "tfdist: --grace: got -1.0; must be a number of seconds, at least 0\n",
         ),
-        (["--timeout", "0", __file__], "tfdist: --timeout: got 0.0; more than 0 seconds\n"),
+        (["--timeout", "0", __file__], "tfdist: --timeout: got 0.0; must be more than 0 seconds\n"),
         *(
             (
                 ["--stall-timeout", value, __file__],
-                f"tfdist: --stall-timeout: got {value}; more than 0 seconds\n",
+                f"tfdist: --stall-timeout: got {value}; must be more than 0 seconds\n",
             )
             for value in ("0.0", "-1.0", "nan")
         ),

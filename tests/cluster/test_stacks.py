@@ -88,7 +88,7 @@ def test_a_job_that_ends_while_it_is_read_is_reported(folder):
 def test_an_unknown_task_is_one_line_and_exit_code_2(folder, capsys):
     run = folder("tfdist-a")
     assert main(["stacks", str(run.path), "--task", "worker:7"]) == 2
-    assert capsys.readouterr().err == "tfdist: --task: got 'worker:7'; one of worker:0\n"
+    assert capsys.readouterr().err == "tfdist: --task: got 'worker:7'; must be one of worker:0\n"
 
 
 # A generator of an input never returns its second element.

@@ -149,7 +149,7 @@ def test_an_error_ends_the_fault_too(echo):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        (faults.Unplug("d"), "host: got 'd'; one of a, b, c"),
+        (faults.Unplug("d"), "host: got 'd'; must be one of a, b, c"),
         (faults.Cut("a", "a"), "hosts: got"),
         (faults.Cut("a", "d"), "host: got 'd'"),
         (faults.Delay("a", 0.1), "host: got 'a'; a host in `relayed`"),

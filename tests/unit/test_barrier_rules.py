@@ -347,12 +347,12 @@ class TestDescription:
 
     def test_it_names_a_trainer_that_was_never_seen(self, half):
         assert describe(half, self.NAMES, [1.0, 2.0, None], 30.0) == (
-            "2 of 3 trainers after 30.0 s; missing worker:1, never seen"
+            "2 of 3 trainers after 30.0 s; missing worker:1, which has never arrived"
         )
 
     def test_after_a_reset_a_trainer_is_still_never_seen(self, half):
         text = describe(reset(half), self.NAMES, [1.0, 2.0, None], 30.0)
-        assert "worker:1, never seen" in text
+        assert "worker:1, which has never arrived" in text
 
     def test_it_leaves_out_resigned_trainers(self, half):
         text = describe(resign(come(half, 2), 0, INCARNATION), self.NAMES, [0.0, 0.0, 0.0], 30.0)

@@ -132,9 +132,9 @@ def test_a_stall_error_names_its_length_the_last_progress_and_the_place_of_each_
     assert (error.seconds, error.last) == (60.24, ("worker:1 started", "ps:0 started"))
     assert (error.places, error.report) == (places, "/a/stall.txt")
     assert str(error) == (
-        "no task has made progress for 60.2 s; last progress: worker:1 started, ps:0 started; "
-        "worker:0: epoch 1: 3 of 10; worker:1: has noted no progress; "
-        "the report is in /a/stall.txt"
+        "no task has made progress for 60.2 s\n  last progress: worker:1 started, ps:0 started\n"
+        "  worker:0: epoch 1: 3 of 10\n  worker:1: has noted no progress\n"
+        "  the report is in /a/stall.txt"
     )
 
 

@@ -16,7 +16,7 @@ ALONE = {"cluster": {"worker": ["worker-0:2222"]}, "task": {"type": "worker", "i
     [
         (["gone.py"], ALONE, "script: got 'gone.py'; no such file"),
         (["gone.py"], None, "TF_CONFIG: missing; set it for each task"),
-        (["gone.py"], {"cluster": {}}, "TF_CONFIG.task: missing; an object"),
+        (["gone.py"], {"cluster": {}}, "TF_CONFIG.task: missing; must be an object"),
         (["--coordinator", "gone.py"], ALONE, "TF_CONFIG.cluster"),
         (
             ["--classic-flags", "gone.py"],

@@ -59,7 +59,7 @@ def test_the_plain_line_counts_ready_running_and_ended_tasks(run, view, capfd):
     run.ended("evaluator:0", 1, Outcome(exit_code=0))
     wait_for("1 of 3 tasks are ready, 1 has ended\n", capfd)
     run.ended("worker:0", 1, Outcome(exit_code=0))
-    wait_for("1 task runs, 2 have ended\n", capfd)
+    wait_for("1 task is running, 2 have ended\n", capfd)
 
 
 def test_the_plain_line_shows_the_progress_that_trainers_note(run, view, capfd):
@@ -74,11 +74,11 @@ def test_once_all_tasks_are_ready_none_is_probed_again(run, tasks, view, capfd):
     for task in tasks:
         begin(run, task.name)
     run.ended("worker:0", 1, Outcome(exit_code=0))
-    wait_for("2 tasks run, 1 has ended\n", capfd)
+    wait_for("2 tasks are running, 1 has ended\n", capfd)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(StartUp, "look", lambda *_: pytest.fail("all tasks are ready"))
         for _ in range(3):  # the first look may have begun before the patch
-            wait_for("2 tasks run, 1 has ended\n", capfd)
+            wait_for("2 tasks are running, 1 has ended\n", capfd)
         assert view._thread.is_alive()
 
 

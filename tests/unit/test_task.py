@@ -332,7 +332,7 @@ class TestFromResolver:
                 "sparse",
             ),
             (Resolver({"worker": ["w0:1", "w1"]}), "cluster_spec.worker[1]", "w1", "'host:port'"),
-            (Resolver({**CLUSTER, "tpu": ["t:1"]}), "cluster_spec.tpu", ["t:1"], "a task type"),
+            (Resolver({**CLUSTER, "tpu": ["t:1"]}), "cluster_spec.tpu", ["t:1"], "the task type"),
             (
                 Resolver({**WITH_MASTER, **WITH_CHIEF}),
                 "cluster_spec",

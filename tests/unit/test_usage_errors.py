@@ -55,3 +55,13 @@ def test_the_examples_in_a_description_keep_their_lines(capsys):
     with pytest.raises(SystemExit):
         main(["repro", "--help"])
     assert "\n  tfdist repro run sync/worker-short --fixed     see" in capsys.readouterr().out
+
+
+def test_a_family_of_cases_is_not_a_case_and_its_cases_are_listed(capsys):
+    assert main(["repro", "run", "sync"]) == 2
+    assert "is a family of cases; name one: sync/chief-short, " in capsys.readouterr().err
+
+
+def test_a_list_is_repeated_as_it_was_typed(capsys):
+    assert main(["repro", "run", "sync/worker-short", "--ps", "2,4"]) == 2
+    assert capsys.readouterr().err.startswith("tfdist: --ps: got '2,4'; only for ")

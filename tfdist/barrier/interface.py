@@ -73,7 +73,7 @@ class Barrier:
         trainers = task.trainers
         parties = len(trainers) if parties is None else parties
         if kind not in KINDS:
-            raise ConfigError("kind", kind, f"one of {', '.join(KINDS)}")
+            raise ConfigError("kind", kind, f"must be one of {', '.join(KINDS)}")
         if not task.is_trainer:
             raise ConfigError("task", task.name, "only a chief or a worker waits at a barrier")
         if not name:

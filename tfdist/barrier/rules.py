@@ -229,7 +229,7 @@ def describe(
     """
     expected = sum(generation < RESIGNED for generation in state.arrived)
     missing = "; ".join(
-        f"{names[rank]}, never seen"
+        f"{names[rank]}, which has never arrived"
         if ages[rank] is None
         else f"{names[rank]}, last seen in generation {state.arrived[rank]}, {ages[rank]:.0f} s ago"
         for rank in state.missing

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from tfdist.cluster.script import Script
+from tfdist.errors import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -28,9 +28,7 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
             flags = [one.partition("=")[0] for one in unknown if one.startswith("--")]
-            known = list(self._option_string_actions)
-            meant = [match for flag in flags for match in difflib.get_close_matches(flag, known, 1)]
-            hint = f"; did you mean {', '.join(meant)}?" if meant else ""
+            hint = did_you_mean(flags[0], self._option_string_actions) if flags else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return parsed, unknown
 

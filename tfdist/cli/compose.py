@@ -85,9 +85,9 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def command(parsed: argparse.Namespace) -> int:
     """Prints the file and returns the exit code."""
     if parsed.ps < 0:
-        raise ConfigError("--ps", parsed.ps, "at least 0")
+        raise ConfigError("--ps", parsed.ps, "must be at least 0")
     if parsed.workers < 1:
-        raise ConfigError("--workers", parsed.workers, "at least 1")
+        raise ConfigError("--workers", parsed.workers, "must be at least 1")
     if parsed.classic_flags and (parsed.chief or parsed.coordinator):
         other = "--chief" if parsed.chief else "--coordinator"
         raise ConfigError(other, True, "not with --classic-flags, which know only ps and workers")
@@ -115,7 +115,7 @@ def _check_source(parsed: argparse.Namespace) -> None:
         rule = f"only with --for compose; {parsed.form} takes the script from the image"
         raise ConfigError("--source", parsed.source, rule)
     if not parsed.source or ":" in parsed.source:
-        raise ConfigError("--source", parsed.source, "a folder whose path has no colon")
+        raise ConfigError("--source", parsed.source, "must be a folder whose path has no colon")
     # Seen from the current folder, because the place of the file is not known yet.
     path = os.path.join(parsed.source, parsed.script)
     if os.path.isdir(parsed.source) and not os.path.isfile(path):

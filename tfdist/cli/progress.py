@@ -101,7 +101,7 @@ class ProgressView:
         ended = sum(record.ended is not None for record in records)
         if self._start_up.is_over:
             running = len(self._tasks) - ended
-            text = "1 task runs" if running == 1 else f"{running} tasks run"
+            text = "1 task is running" if running == 1 else f"{running} tasks are running"
         else:
             text = f"{self._start_up.num_ready - ended} of {len(self._tasks)} tasks are ready"
         return text + (f", {ended} {'has' if ended == 1 else 'have'} ended" if ended else "")

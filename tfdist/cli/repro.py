@@ -144,7 +144,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Plays one case, in one size or many; returns 0 if every verdict is an expected one."""
     cases = _sizes(parsed, find(parsed.case))
     if parsed.runs is not None and parsed.runs < 1:
-        raise ConfigError("--runs", parsed.runs, "at least 1")
+        raise ConfigError("--runs", parsed.runs, "must be at least 1")
     require_tensorflow("tfdist repro")
     console = _console()
     results = []
@@ -178,12 +178,13 @@ def _sizes(parsed: argparse.Namespace, case: Case) -> list[Case]:
     }
     if case.name != T23846.name:
         for name, value in given.items():
-            raise ConfigError(f"--{name.replace('_', '-')}", value, f"only for {T23846.name}")
+            typed = ",".join(map(str, value)) if isinstance(value, list) else value
+            raise ConfigError(f"--{name.replace('_', '-')}", typed, f"only for {T23846.name}")
         return [case]
     if not given:
         return [case]
     if (epochs := given.get("epochs", case.settings.epochs)) < 1:
-        raise ConfigError("--epochs", epochs, "at least 1")
+        raise ConfigError("--epochs", epochs, "must be at least 1")
     return grid(
         case,
         ps=given.get("ps", [case.shape.num_ps]),
@@ -199,9 +200,9 @@ def _sizes(parsed: argparse.Namespace, case: Case) -> list[Case]:
 def matrix(parsed: argparse.Namespace) -> int:
     """Plays all cases, broken and fixed; returns 0 if every verdict is an expected one."""
     if parsed.jobs < 1:
-        raise ConfigError("--jobs", parsed.jobs, "at least 1")
+        raise ConfigError("--jobs", parsed.jobs, "must be at least 1")
     if parsed.family is not None and parsed.family not in FAMILIES:
-        raise ConfigError("--family", parsed.family, f"one of {', '.join(FAMILIES)}")
+        raise ConfigError("--family", parsed.family, f"must be one of {', '.join(FAMILIES)}")
     require_tensorflow("tfdist repro")
     cases = [case for case in CASES if parsed.family in (None, case.family)]
     width = max(len(case.name) for case in cases)

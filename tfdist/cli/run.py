@@ -40,6 +40,7 @@ from tfdist.errors import (
     USAGE,
     ClusterError,
     ConfigError,
+    RunTimeout,
     StallError,
     TaskFailed,
 )
@@ -131,7 +132,7 @@ def _add_end(group: argparse._ArgumentGroup) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="restart a failed task, each task up to N times (default: 0)",
+        help="restart a failed task, at most N times per task (default: 0)",
     )
 
 
@@ -180,12 +181,17 @@ def command(parsed: argparse.Namespace) -> int:
         _run(parsed, records)
     except (ClusterError, ConfigError) as error:
         code, failure = _exit_code(error), str(error)
+        if isinstance(error, RunTimeout):
+            failure += f"; --timeout {parsed.timeout:g} is over"
     except KeyboardInterrupt:
-        code, failure = INTERRUPTED, "interrupted; all tasks have ended"
+        code, failure = INTERRUPTED, "interrupted; all tasks have been terminated"
     except _Terminated:
-        code, failure = TERMINATED, "terminated; all tasks have ended"
+        code, failure = TERMINATED, "terminated; all tasks have been terminated"
     except _ReaderLeft:
-        code, failure = READER_LEFT, "no process reads the output any more; all tasks have ended"
+        code, failure = (
+            READER_LEFT,
+            "no process reads the output any more; all tasks have been terminated",
+        )
     if records and code != USAGE and not parsed.json:
         PipeConsole(stderr=True).print(summary_table(records))
     if failure is not None:
@@ -218,19 +224,19 @@ def _say(line: str) -> None:
 
 def _check(parsed: argparse.Namespace) -> None:
     if parsed.ps < 0:
-        raise ConfigError("--ps", parsed.ps, "at least 0")
+        raise ConfigError("--ps", parsed.ps, "must be at least 0")
     if parsed.workers < 1:
-        raise ConfigError("--workers", parsed.workers, "at least 1")
+        raise ConfigError("--workers", parsed.workers, "must be at least 1")
     if parsed.restart < 0:
-        raise ConfigError("--restart", parsed.restart, "at least 0")
+        raise ConfigError("--restart", parsed.restart, "must be at least 0")
     for flag, seconds in {
         "--timeout": parsed.timeout,
         "--stall-timeout": parsed.stall_timeout,
     }.items():
         if seconds is not None and not seconds > 0:
-            raise ConfigError(flag, seconds, "more than 0 seconds")
+            raise ConfigError(flag, seconds, "must be more than 0 seconds")
     if not 0 <= parsed.grace < math.inf:
-        raise ConfigError("--grace", parsed.grace, "a number of seconds, at least 0")
+        raise ConfigError("--grace", parsed.grace, "must be a number of seconds, at least 0")
     if parsed.on_stall != "end" and parsed.stall_timeout is None:
         raise ConfigError("--on-stall", parsed.on_stall, "needs --stall-timeout")
     if parsed.classic_flags and (parsed.chief or parsed.evaluator or parsed.coordinator):
@@ -242,7 +248,9 @@ def _check(parsed: argparse.Namespace) -> None:
         try:
             os.makedirs(parsed.log_dir)
         except OSError as error:
-            raise ConfigError("--log-dir", parsed.log_dir, f"a folder; {error}") from error
+            raise ConfigError(
+                "--log-dir", parsed.log_dir, f"cannot make this folder: {error}"
+            ) from error
 
 
 def _run(parsed: argparse.Namespace, records: list[TaskRecord]) -> None:

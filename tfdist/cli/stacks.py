@@ -94,7 +94,7 @@ def _job(parsed: argparse.Namespace, run: RunFolder) -> int:
     names = run.about.tasks
     if parsed.task is not None:
         if parsed.task not in names:
-            raise ConfigError("--task", parsed.task, f"one of {', '.join(names)}")
+            raise ConfigError("--task", parsed.task, f"must be one of {', '.join(names)}")
         names = (parsed.task,)
     if not parsed.verdict:
         job, verdict = view_job(run, names, native=parsed.native), None

@@ -66,9 +66,9 @@ class LocalCluster:
             grace: seconds between SIGTERM and SIGKILL; 0 sends SIGKILL alone.
         """
         if backend not in BACKENDS:
-            raise ConfigError("backend", backend, f"one of {', '.join(BACKENDS)}")
+            raise ConfigError("backend", backend, f"must be one of {', '.join(BACKENDS)}")
         if not 0 <= grace < math.inf:
-            raise ConfigError("grace", grace, "a number of seconds, at least 0")
+            raise ConfigError("grace", grace, "must be a number of seconds, at least 0")
         self._shape, self._backend, self._surroundings = shape, backend, surroundings
         self._grace = grace if backend == "processes" else 0.0
         self._serve = serve or _serve

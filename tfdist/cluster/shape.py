@@ -28,9 +28,9 @@ class Shape:
 
     def __post_init__(self) -> None:
         if self.num_ps < 0:
-            raise ConfigError("num_ps", self.num_ps, "at least 0")
+            raise ConfigError("num_ps", self.num_ps, "must be at least 0")
         if self.num_workers < 1:
-            raise ConfigError("num_workers", self.num_workers, "at least 1")
+            raise ConfigError("num_workers", self.num_workers, "must be at least 1")
 
     @property
     def num_servers(self) -> int:

@@ -87,7 +87,7 @@ class FileSet:
             DataError: a file is missing, damaged or unreadable, and `strict` is set.
         """
         if format not in get_args(Format):
-            raise ConfigError("format", format, f"one of {', '.join(get_args(Format))}")
+            raise ConfigError("format", format, f"must be one of {', '.join(get_args(Format))}")
         if compression not in (None, "GZIP"):
             raise ConfigError("compression", compression, "None or 'GZIP'")
         if header and format != "csv":
@@ -166,7 +166,7 @@ class FileSet:
     def file_of(self, record: int) -> FileEntry:
         """The file that contains the record of this number."""
         if not 0 <= record < len(self):
-            raise ConfigError("record", record, f"at least 0 and less than {len(self)}")
+            raise ConfigError("record", record, f"must be at least 0 and less than {len(self)}")
         firsts = reading.first_records(self.files)
         return self.files[bisect.bisect_right(firsts, record) - 1]
 
@@ -299,4 +299,4 @@ def _matching(patterns: list[str]) -> list[str]:
 
 def _check_at_least_1(field: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(field, value, "a whole number, at least 1")
+        raise ConfigError(field, value, "must be a whole number, at least 1")

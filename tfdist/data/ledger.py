@@ -120,7 +120,7 @@ class Ledger:
             ConfigError: an example beyond that range was read.
         """
         if expected < 0:
-            raise ConfigError("expected", expected, "at least 0")
+            raise ConfigError("expected", expected, "must be at least 0")
         self._compact()
         last = int(self._ranges[:, 1].max(initial=0)) - 1
         if last >= expected:

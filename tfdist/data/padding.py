@@ -41,7 +41,7 @@ def endless_batches(
     """
     for field, value in {"batch_size": batch_size, "steps": 1 if steps is None else steps}.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(field, value, "a whole number, at least 1")
+            raise ConfigError(field, value, "must be a whole number, at least 1")
     if steps is not None:
         dataset = dataset.take(steps * batch_size)
     # Known in eager code only.

@@ -66,7 +66,7 @@ class Watchdog:
 
     def __init__(self, timeout: float, *, on_stall: str = "end") -> None:
         if not timeout > 0:
-            raise ConfigError("timeout", timeout, "more than 0 seconds")
+            raise ConfigError("timeout", timeout, "must be more than 0 seconds")
         if on_stall not in ("end", "report"):
             raise ConfigError("on_stall", on_stall, "'end' or 'report'")
         self._timeout, self._on_stall = timeout, on_stall

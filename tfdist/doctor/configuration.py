@@ -92,7 +92,7 @@ def read(environ: Mapping[str, str]) -> Configuration:
     """Reads `TF_CONFIG`; a mistake becomes a finding, not an exception."""
     text = environ.get("TF_CONFIG", "")
     if not text.strip():
-        return Configuration((_absent(),), None, {}, {}, None)
+        return Configuration((_absent("TF_CONFIG" in environ),), None, {}, {}, None)
     repeated: list[str] = []
     try:
         config = json.loads(text, object_pairs_hook=partial(_object, repeated))
@@ -132,11 +132,11 @@ def read(environ: Mapping[str, str]) -> Configuration:
     )
 
 
-def _absent() -> Finding:
+def _absent(is_set: bool) -> Finding:
     return Finding(
         "tf_config.absent",
         "note",
-        "TF_CONFIG is not set",
+        "TF_CONFIG is set but empty" if is_set else "TF_CONFIG is not set",
         "This process has no cluster, so there are no addresses and no role to check.",
         "`tfdist run` sets it for each task that it starts. Otherwise set it yourself, or let your "
         "scheduler set it.",

@@ -44,7 +44,7 @@ def examine(
         ConfigError: the timeout is not a positive number, or the script cannot be read.
     """
     if not (timeout > 0 and math.isfinite(timeout)):
-        raise ConfigError("timeout", timeout, "a number of seconds above 0")
+        raise ConfigError("timeout", timeout, "must be a number of seconds above 0")
     machine = machine or Machine()
     tree, findings = script.parse(script_path) if script_path is not None else (None, [])
     job = configuration.read(environ)

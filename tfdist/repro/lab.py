@@ -115,7 +115,7 @@ class OneMachine:
             "restart": cluster.restart,
         }
         if what not in acts:
-            raise ConfigError("fault", what, f"one of {', '.join(acts)}")
+            raise ConfigError("fault", what, f"must be one of {', '.join(acts)}")
         acts[what](task)
 
     def look(self) -> None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from difflib import get_close_matches
 from functools import partial
 
 from tfdist.cluster.shape import Shape
 from tfdist.diagnosis.verdict import Name
-from tfdist.errors import ConfigError
+from tfdist.errors import ConfigError, did_you_mean
 from tfdist.repro.case import Case
 
 _IN_STEP = (
@@ -488,6 +487,8 @@ def find(name: str) -> Case:
     cases = {case.name: case for case in CASES} | {T23846.family: T23846}
     if name in cases:
         return cases[name]
-    close = get_close_matches(name, cases, n=3)
-    hint = f"; did you mean {', '.join(close)}?" if close else ""
+    if name in FAMILIES:
+        family = ", ".join(case.name for case in CASES if case.family == name)
+        raise ConfigError("CASE", name, f"is a family of cases; name one: {family}")
+    hint = did_you_mean(name, cases, count=3)
     raise ConfigError("CASE", name, f"`tfdist repro list` shows all cases{hint}")

@@ -107,6 +107,8 @@ def chosen_run(path: str | None) -> RunFolder:
         return runs[0]
     if runs:
         names = ", ".join(str(run.path) for run in runs)
-        raise ConfigError("RUN", None, f"several of your jobs run; name the folder of one: {names}")
+        raise ConfigError(
+            "RUN", None, f"several of your jobs are running; name the folder of one: {names}"
+        )
     rule = f"no running job of yours found in {tempfile.gettempdir()}; name the folder of the run"
     raise ConfigError("RUN", None, rule)

@@ -58,7 +58,7 @@ class SplitBatches:
         prefetch: int = 2,
     ) -> None:
         if prefetch < 1:
-            raise ConfigError("prefetch", prefetch, "at least 1")
+            raise ConfigError("prefetch", prefetch, "must be at least 1")
         size = queue.batch_size
         with tf.device(queue.task.device):
             # The range to read. The iterator reads this variable when a batch is fetched and the

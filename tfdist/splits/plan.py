@@ -30,11 +30,11 @@ class Plan:
 
     def __post_init__(self) -> None:
         if self.lease_us <= 0:
-            raise ConfigError("lease_us", self.lease_us, "more than 0")
+            raise ConfigError("lease_us", self.lease_us, "must be more than 0")
         if self.max_retries < 0:
-            raise ConfigError("max_retries", self.max_retries, "at least 0")
+            raise ConfigError("max_retries", self.max_retries, "must be at least 0")
         if not self.splits:
-            raise ConfigError("splits", (), "at least one; do the files have no records?")
+            raise ConfigError("splits", (), "must be at least one; do the files have no records?")
         check_splits(self.splits)
 
 

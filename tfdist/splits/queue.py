@@ -210,7 +210,7 @@ class SplitQueue:
         if not _NAME.fullmatch(name):
             raise ConfigError("name", name, "letters, digits and _")
         if batch_size < 1:
-            raise ConfigError("batch_size", batch_size, "at least 1")
+            raise ConfigError("batch_size", batch_size, "must be at least 1")
         if not 1e-6 <= lease_secs <= 1e9:
             raise ConfigError("lease_secs", lease_secs, "from 1e-6 to 1e9")
         self.task, self.name, self._timeout = task, name, timeout
@@ -263,7 +263,7 @@ class SplitQueue:
             ConfigError: the epoch before is not over, or there is no such epoch.
         """
         if epoch is not None and epoch < 1:
-            raise ConfigError("epoch", epoch, "at least 1")
+            raise ConfigError("epoch", epoch, "must be at least 1")
         self._enter()
         if epoch is not None:
             self._epoch = epoch - 1

@@ -152,7 +152,7 @@ class SplitTable:
     def start(cls, plan: Plan, parties: int, epoch: int = 0) -> SplitTable:
         """The table at the beginning of an epoch, without any trainer."""
         if parties < 1:
-            raise ConfigError("parties", parties, "at least 1")
+            raise ConfigError("parties", parties, "must be at least 1")
         splits = [plan.splits[i] for i in epoch_order(len(plan.splits), plan.seed, epoch)]
         starts = tuple(start for start, _ in splits)
         return cls(
@@ -226,7 +226,7 @@ def claim(
         ConfigError: the epoch has not begun, or `batch_size` is below 1.
     """
     if batch_size < 1:
-        raise ConfigError("batch_size", batch_size, "at least 1 record")
+        raise ConfigError("batch_size", batch_size, "must be at least 1 record")
     if epoch > table.epoch:
         raise ConfigError("epoch", epoch, f"epoch {table.epoch} is the last that has begun")
     if table.incarnations[rank] != incarnation:
@@ -278,7 +278,7 @@ def commit(
     if row == NOTHING:  # a repeated last commit
         return table, lease._replace(offset=offset, reserved=offset, stop=offset)
     if batch_size < 1:
-        raise ConfigError("batch_size", batch_size, "at least 1 record")
+        raise ConfigError("batch_size", batch_size, "must be at least 1 record")
     if offset > table.reserved[rank]:
         raise ConfigError("offset", offset, f"at most {table.reserved[rank]}, the end of the batch")
     if table.frozen_by != NOTHING:

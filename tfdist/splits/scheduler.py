@@ -72,7 +72,7 @@ class SplitScheduler(tf.Module):
             raise ConfigError("splits", "in a scope", "make it outside of strategy.scope()")
         for field, value, least in [("batch_size", batch_size, 1), ("max_retries", max_retries, 0)]:
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(field, value, f"a whole number, at least {least}")
+                raise ConfigError(field, value, f"must be a whole number, at least {least}")
         ranges = [(int(start), int(stop)) for start, stop in splits]
         check_splits(ranges)
         self._coordinator, self._make_dataset = coordinator, read

@@ -192,7 +192,7 @@ class Bandwidth(NetworkFault):
 
     def begin(self, network: Network) -> None:  # noqa: D102
         if self.bytes_per_sec < 1:
-            raise ConfigError("bytes_per_sec", self.bytes_per_sec, "at least 1")
+            raise ConfigError("bytes_per_sec", self.bytes_per_sec, "must be at least 1")
         burst = max(_SMALLEST_BURST, self.bytes_per_sec // 100)
         rate = f"tbf rate {8 * self.bytes_per_sec}bit burst {burst} latency 400ms".split()
         out, back = self._ends(network)

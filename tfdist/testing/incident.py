@@ -107,7 +107,7 @@ def random_incident(
     choice = random.Random(f"tfdist incident {seed}")
     makers = _makers(hosts, relayed, tasks)
     if not makers:
-        raise ConfigError("hosts", hosts, "at least one host, or at least one task")
+        raise ConfigError("hosts", hosts, "name at least one host, or at least one task")
     fault = makers[choice.choice(sorted(makers))](choice)
     after, length = choice.uniform(0, within_secs), choice.uniform(0, longest_secs)
     return Incident(fault, round(after, 3), round(length, 3))

@@ -56,7 +56,9 @@ class LinkQuality:
     def __post_init__(self) -> None:
         for name in ("delay_secs", "jitter_secs"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(name, getattr(self, name), "a number of seconds, at least 0")
+                raise ConfigError(
+                    name, getattr(self, name), "must be a number of seconds, at least 0"
+                )
         if not 0 <= self.loss <= 1:
             raise ConfigError("loss", self.loss, "a fraction from 0 to 1")
 

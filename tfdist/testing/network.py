@@ -110,12 +110,12 @@ class Network:
             if self.hosts.count(name) > 1:
                 raise ConfigError("hosts", name, "each name once")
         if shared_bytes < 1:
-            raise ConfigError("shared_bytes", shared_bytes, "at least 1")
+            raise ConfigError("shared_bytes", shared_bytes, "must be at least 1")
         self._roots = dict(roots or {})
         for field, names in (("relayed", relayed), ("roots", self._roots)):
             for name in names:
                 if name not in self.hosts:
-                    raise ConfigError(field, name, f"one of {', '.join(self.hosts)}")
+                    raise ConfigError(field, name, f"must be one of {', '.join(self.hosts)}")
         self._relayed, self._seed, self._shared_bytes = frozenset(relayed), seed, shared_bytes
         self._holder: subprocess.Popen[str] | None = None
         self._inits: Mapping[str, int] = {}
@@ -261,7 +261,7 @@ class Network:
 
     def _index(self, host: str) -> int:
         if host not in self.hosts:
-            raise ConfigError("host", host, f"one of {', '.join(self.hosts)}")
+            raise ConfigError("host", host, f"must be one of {', '.join(self.hosts)}")
         return self.hosts.index(host)
 
     def _start_holder(self) -> None:

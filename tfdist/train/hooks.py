@@ -50,7 +50,7 @@ class WaitEverySteps(tf.compat.v1.train.SessionRunHook):
 
     def __init__(self, barrier: _Barrier, steps: int) -> None:
         if steps < 1:
-            raise ConfigError("steps", steps, "at least 1")
+            raise ConfigError("steps", steps, "must be at least 1")
         self._barrier, self._steps, self._runs = barrier, steps, 0
 
     def after_run(

@@ -151,8 +151,8 @@ def test_an_error_exits_with_1():
     ("arguments", "message"),
     [
         (["nowhere.py"], "tfdist: script: got 'nowhere.py'; No such file or directory\n"),
-        (["--timeout", "0"], "tfdist: --timeout: got 0.0; a number of seconds above 0\n"),
-        (["--timeout", "inf"], "tfdist: --timeout: got inf; a number of seconds above 0\n"),
+        (["--timeout", "0"], "tfdist: --timeout: got 0.0; must be a number of seconds above 0\n"),
+        (["--timeout", "inf"], "tfdist: --timeout: got inf; must be a number of seconds above 0\n"),
         (["--timeout", "soon"], "invalid float value"),
         (["--dat", "x"], "unrecognized arguments"),
     ],

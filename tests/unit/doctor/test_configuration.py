@@ -40,7 +40,13 @@ def test_no_configuration_is_a_note(environ):
     assert checks(job) == ["absent"]
     assert job.findings[0].severity == "note"
     assert "tfdist run" in job.findings[0].fix
+    what = "TF_CONFIG is set but empty" if environ else "TF_CONFIG is not set"
+    assert job.findings[0].what == what
     assert (job.task, job.addresses, job.num_trainers) == (None, {}, None)
+
+
+def test_an_unknown_type_suggests_a_known_one():
+    assert of(CLUSTER, "wroker", 0).findings[0].what.endswith("; did you mean worker?")
 
 
 @pytest.mark.parametrize(

@@ -94,7 +94,7 @@ class EngineNodes(ComposeNodes):
 
     def _container(self, service: str) -> str:
         if service not in self._services:
-            raise ConfigError("service", service, f"one of {', '.join(self._services)}")
+            raise ConfigError("service", service, f"must be one of {', '.join(self._services)}")
         if service not in self._containers:
             labels = {"project": self._project, "service": service}
             wanted = [

@@ -119,7 +119,7 @@ class Entry:
         """A whole number, at least 0."""
         text = self.text()
         if not (text.isascii() and text.isdecimal()):
-            self.reject("a whole number, at least 0")
+            self.reject("must be a whole number, at least 0")
         return int(text)
 
     def seconds(self) -> float:

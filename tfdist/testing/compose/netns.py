@@ -136,7 +136,7 @@ class NetnsNodes(ComposeNodes):
 
     def _process(self, name: str) -> HostProcess:
         if name not in self._services:
-            raise ConfigError("service", name, f"one of {', '.join(self._services)}")
+            raise ConfigError("service", name, f"must be one of {', '.join(self._services)}")
         if name not in self._processes:
             raise ClusterError(f"{name} was not started")
         return self._processes[name]

@@ -40,7 +40,7 @@ def compose_nodes(
     """
     choice = environ.get(_VARIABLE) or "auto"
     if choice not in _CHOICES:
-        raise ConfigError(_VARIABLE, choice, f"one of {', '.join(_CHOICES)}")
+        raise ConfigError(_VARIABLE, choice, f"must be one of {', '.join(_CHOICES)}")
     missing = {
         "netns": "; ".join(missing_for_network(relayed=bool(relayed))),
         "compose": "" if choice == "netns" else missing_for_engine(environ),

@@ -137,7 +137,7 @@ def _check(
         for name in names:
             if name not in known:
                 field = f"{where}: services.{service.name}.{key}"
-                raise ConfigError(field, name, f"one of {', '.join(known) or 'none'}")
+                raise ConfigError(field, name, f"must be one of {', '.join(known) or 'none'}")
 
 
 def _check_order(where: str, services: Mapping[str, Service]) -> None:
