@@ -71,7 +71,7 @@ def folder(tmp_path):
 
 
 def test_progress_during_the_report_discards_it(folder, monkeypatch, capsys):
-    progress = Progress(str(folder.folder_of("worker:0", 1) / "progress.json"), every_secs=0.0)
+    progress = Progress(str(folder.folder_of("worker:0", 1) / "progress.json"))
     report_of = stall.report_of
 
     def make_progress_and_report(*about, **more):

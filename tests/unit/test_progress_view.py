@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tfdist import Progress
 from tfdist.cli.progress import ProgressView, StartUp
 from tfdist.runs.folder import PROGRESS_FILE
 from tfdist.runs.outcome import Outcome
@@ -68,6 +69,11 @@ def test_the_plain_line_shows_the_progress_that_trainers_note(run, view, capfd):
     (folder / "draft").write_text(json.dumps(note))
     (folder / "draft").rename(folder / PROGRESS_FILE)
     wait_for("worker:0 epoch 1 of 3 25 %\n", capfd)
+
+
+def test_the_plain_line_shows_no_percentage_of_an_unknown_total(run, view, capfd):
+    Progress(str(begin(run, "worker:0") / PROGRESS_FILE)).update("epoch 1", 8, None)
+    wait_for("worker:0 epoch 1: 8\n", capfd)
 
 
 def test_once_all_tasks_are_ready_none_is_probed_again(run, tasks, view, capfd):

@@ -93,7 +93,7 @@ class ProgressView:
                 self._rows[name],
                 completed=note.done,
                 total=note.total,
-                state=note.state,
+                state=note.state if note.total is not None else f"{note.state}: {note.count}",
             )
 
     def _tasks_text(self, records: Sequence[TaskRecord]) -> str:
@@ -118,7 +118,9 @@ class ProgressView:
 
 def _notes_text(notes: dict[str, ProgressNote]) -> str:
     return "; ".join(
-        f"{name} {note.state} {100 * note.done / max(1, note.total):.0f} %"
+        f"{name} {note.state}: {note.count}"
+        if note.total is None
+        else f"{name} {note.state} {100 * note.done / max(1, note.total):.0f} %"
         for name, note in notes.items()
     )
 

@@ -60,11 +60,12 @@ class Signs:
 
 def signs_in(folder: Path) -> Signs:
     """The notes of progress and of barriers in the folder of a task."""
+    progress: str | None
     try:
-        progress = (folder / PROGRESS_FILE).read_text("utf-8")
+        progress, _, _ = (folder / PROGRESS_FILE).read_text("utf-8").partition("\n")
     except FileNotFoundError:
         progress = None
-    return Signs(attempt=1, progress=progress, passed_at=passed_at(folder))
+    return Signs(attempt=1, progress=progress or None, passed_at=passed_at(folder))
 
 
 def signs_of_run(run: RunFolder, trainers: Collection[str]) -> dict[str, Signs]:

@@ -44,7 +44,7 @@ class _Row:
         if self.progress is None:
             return None
         note, age = self.progress, self.progress_age_secs
-        return f"{note.state}: {note.done} of {note.total}, {age:.0f} s ago"
+        return f"{note.state}: {note.count}, {age:.0f} s ago"
 
     @property
     def place(self) -> str:

@@ -152,7 +152,9 @@ class Epoch:
     ) -> None:
         self._task, self._name = task, name
         self._expected, self._action, self._timeout = expected, action, timeout
-        self._share = (expected or 0) // len(task.trainers) if share is None else share
+        if share is None and expected is not None:
+            share = expected // len(task.trainers)
+        self._share = share
         self._progress = Progress.from_env()
         self._end = Barrier(
             task, f"{name}/end", action=self._act if action else None, timeout=timeout
@@ -270,7 +272,8 @@ class Epoch:
         self._began = time.monotonic()
 
     def _note(self, state: str) -> None:
-        self._progress.update(state, self._examples, max(self._share, self._examples))
+        total = None if self._share is None else max(self._share, self._examples)
+        self._progress.update(state, self._examples, total)
 
     def _act(self) -> None:
         assert self._action is not None  # only then is this the barrier's action
