@@ -65,7 +65,7 @@ def test_several_jobs_are_listed(folder, capsys):
     assert main(["stacks"]) == 2
     errors = capsys.readouterr().err
     assert all(str(run.path) in errors for run in runs)
-    assert "several of your jobs run" in errors
+    assert "several of your jobs are running" in errors
 
 
 def test_a_job_whose_launcher_is_gone_is_not_found(folder, capsys):

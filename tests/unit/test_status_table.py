@@ -52,6 +52,23 @@ def test_progress_is_shown_with_its_age(run, capsys):
     assert 25 <= seconds_ago(cell(*table(run, capsys), "progress")) < 60
 
 
+def test_a_row_in_a_pipe_is_one_line(run, capsys, monkeypatch):
+    monkeypatch.delenv("COLUMNS")
+    folder = begin(run)
+    text = json.dumps({"state": "a long name " * 12, "done": 12, "total": 100})
+    (folder / PROGRESS_FILE).write_text(text)
+    _, row = table(run, capsys)
+    assert "12 of 100" in row
+
+
+def test_a_narrow_terminal_breaks_no_word(run, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    note(begin(run), seconds_ago=25)
+    main(["status", str(run.path)])
+    words = capsys.readouterr().out.split()
+    assert {"worker:0", "progress", "listens", "epoch", "100,", str(os.getpid())} <= set(words)
+
+
 def test_without_notes_the_progress_is_empty(run, capsys):
     begin(run)
     assert cell(*table(run, capsys), "progress") == ""

@@ -15,6 +15,7 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from tfdist.diagnosis.status import line_width
 from tfdist.errors import READER_LEFT
 from tfdist.runs.folder import RunFolder, TaskRecord, describe_end
 
@@ -24,7 +25,11 @@ _LONGEST_NAME = len("worker:00")
 
 
 class PipeConsole(Console):
-    """Raises BrokenPipeError for a broken pipe, where rich exits with code 1."""
+    """Does not wrap lines in a pipe, and raises BrokenPipeError, where rich exits with code 1."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.width = line_width(self)
 
     def on_broken_pipe(self) -> NoReturn:
         """Raises BrokenPipeError."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 
 from tfdist.cli.arguments import add_json, add_run
@@ -26,6 +27,7 @@ from tfdist.diagnosis.report import (
     report_of,
 )
 from tfdist.diagnosis.rules import diagnose
+from tfdist.diagnosis.verdict import Verdict
 from tfdist.errors import HELD, NOT_HELD, ConfigError
 from tfdist.runs.folder import RunFolder
 from tfdist.runs.live import chosen_run, while_it_lasts
@@ -85,8 +87,7 @@ def _processes(parsed: argparse.Namespace) -> int:
         print(json.dumps({**about, "verdict": verdict and asdict(verdict)}))
         return _code(views)
     console = _console()
-    for line in (*(verdict.lines() if verdict else ()), *process_lines(views, console.width)):
-        console.print(line, soft_wrap=True)
+    _show(console, verdict, process_lines(views, console.width))
     return _code(views)
 
 
@@ -108,9 +109,23 @@ def _job(parsed: argparse.Namespace, run: RunFolder) -> int:
         print(json.dumps({**about, "verdict": verdict and asdict(verdict)}))
         return _code(job.tasks)
     console = _console()
-    for line in (*(verdict.lines() if verdict else ()), *job_lines(job, console.width)):
-        console.print(line, soft_wrap=True)
+    _show(console, verdict, job_lines(job, console.width))
     return _code(job.tasks)
+
+
+def _show(console: PipeConsole, verdict: Verdict | None, lines: Iterable[str]) -> None:
+    for line in verdict.lines() if verdict else ():
+        indent = "    " if line.startswith(" ") else "  "
+        wrapped = textwrap.fill(
+            line,
+            console.width,
+            subsequent_indent=indent,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        console.print(wrapped, soft_wrap=True)
+    for line in lines:
+        console.print(line, soft_wrap=True)
 
 
 def _code(views: Sequence[TaskView | ProcessView]) -> int:

@@ -19,7 +19,7 @@ from tfdist.diagnosis.kernel import KernelThread, KernelThreads
 from tfdist.diagnosis.page import Event, Report, page_of, timeline
 from tfdist.diagnosis.rules import diagnose
 from tfdist.diagnosis.stacks import INSTALL_PY_SPY, Answer
-from tfdist.diagnosis.status import JobStatus, show_barriers, status_of
+from tfdist.diagnosis.status import JobStatus, line_width, show_barriers, status_of
 from tfdist.diagnosis.verdict import Verdict
 from tfdist.runs.folder import RunFolder
 
@@ -38,7 +38,7 @@ class JobReport:
 
     def text(self) -> str:
         """What `tfdist status` and `tfdist stacks` print."""
-        text, width = io.StringIO(), Console(stderr=True).width
+        text, width = io.StringIO(), line_width(Console(stderr=True))
         console = Console(file=text, width=width, highlight=False, markup=False, emoji=False)
         self.status.show_tasks(console)
         show_barriers(self.barriers, console)

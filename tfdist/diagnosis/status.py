@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import psutil
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 
 from tfdist.cluster.ports import listening_ports
@@ -18,6 +20,7 @@ from tfdist.runs.folder import PROGRESS_FILE, RunFolder, RunRecord, TaskRecord, 
 from tfdist.runs.progress import ProgressNote
 from tfdist.task import parse_address
 
+_UNLIMITED = 10_000  # columns
 _STATES = {psutil.STATUS_STOPPED: "stopped", psutil.STATUS_TRACING_STOP: "traced"}
 
 
@@ -100,7 +103,22 @@ class JobStatus:
         """Prints the table of the tasks."""
         state = f"running for {self.seconds:.0f} s" if self.runs else "this job has ended"
         console.print(f"{self.run.path}: {state}", soft_wrap=True)
-        console.print(_table(self.rows))
+        print_table(console, _table(self.rows))
+
+
+def line_width(console: Console) -> int:
+    """The width at which to wrap lines: of a pipe or a file, only what COLUMNS says, if set."""
+    is_limited = console.is_terminal or "COLUMNS" in os.environ
+    return console.width if is_limited else _UNLIMITED
+
+
+def print_table(console: Console, table: Table) -> None:
+    """Prints a table with one column that wraps, between words, even if a line becomes too long."""
+    least = Measurement.get(console, console.options.update_width(_UNLIMITED), table).minimum
+    before = console.width
+    console.width = max(before, least + 2)  # rich leaves out the padding at the edges
+    console.print(table)
+    console.width = before
 
 
 def status_of(run: RunFolder) -> JobStatus:
@@ -116,7 +134,7 @@ def show_barriers(barriers: Barriers, console: Console) -> None:
     """Prints the table of the barriers, and why it is not complete."""
     if barriers.reports:
         console.print()
-        console.print(barrier_table(barriers))
+        print_table(console, barrier_table(barriers))
     if barriers.failure is not None:
         console.print(f"\nbarriers: {barriers.failure}", soft_wrap=True)
 
@@ -184,13 +202,14 @@ def _table(rows: list[_Row]) -> Table:
     table = Table(box=None, padding=(0, 1), pad_edge=False)
     table.add_column("task", no_wrap=True)
     if again:
-        table.add_column("attempt", justify="right")
+        table.add_column("attempt", justify="right", no_wrap=True)
     table.add_column("pid", justify="right", no_wrap=True)
-    table.add_column("state")
+    table.add_column("state", no_wrap=True)
     for title in ("seconds", "CPU s", "MB"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("progress")
-    table.add_column("listens")
+    words = " ".join(["progress", *(row.note or "" for row in rows)]).split()
+    table.add_column("progress", min_width=max(map(len, words)))
+    table.add_column("listens", no_wrap=True)
     for row in rows:
         table.add_row(
             row.task,
