@@ -64,6 +64,10 @@ def test_wrong_input_of_the_script_is_one_line_and_exit_code_2(script):
             ["--classic-flags", "--chief", __file__],
             "tfdist: --chief: got True; --classic-flags know only ps and workers\n",
         ),
+        (
+            ["--coordinator", "--no-chief", __file__],
+            "tfdist: --chief: got False; --coordinator needs a chief; leave out --no-chief\n",
+        ),
     ],
 )
 def test_wrong_input_of_the_launcher_is_one_line_and_exit_code_2(arguments, line):

@@ -75,7 +75,12 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def _add_cluster(group: argparse._ArgumentGroup) -> None:
     group.add_argument("--ps", type=int, default=1, help="parameter servers (default: 1)")
     group.add_argument("--workers", type=int, default=2, help="workers (default: 2)")
-    _add_switch(group, "--chief", "add a task `chief`; otherwise worker 0 is the chief")
+    group.add_argument(
+        "--chief",
+        action=argparse.BooleanOptionalAction,
+        help="add a task `chief`; otherwise worker 0 is the chief (default: only with "
+        "--coordinator)",
+    )
     _add_switch(group, "--evaluator", "add an evaluator, which runs the script too")
     group.add_argument(
         "--coordinator",
@@ -239,6 +244,8 @@ def _check(parsed: argparse.Namespace) -> None:
         raise ConfigError("--grace", parsed.grace, "must be a number of seconds, at least 0")
     if parsed.on_stall != "end" and parsed.stall_timeout is None:
         raise ConfigError("--on-stall", parsed.on_stall, "needs --stall-timeout")
+    if parsed.coordinator and parsed.chief is False:
+        raise ConfigError("--chief", False, "--coordinator needs a chief; leave out --no-chief")
     if parsed.classic_flags and (parsed.chief or parsed.evaluator or parsed.coordinator):
         other = next(name for name in ("chief", "evaluator", "coordinator") if vars(parsed)[name])
         raise ConfigError(f"--{other}", True, "--classic-flags know only ps and workers")
@@ -284,7 +291,7 @@ def _cluster(
     if parsed.builtin_ps:
         environment = {**environment, ID_VARIABLE: identity}
     cluster = LocalCluster(
-        Shape(parsed.ps, parsed.workers, parsed.chief, parsed.evaluator, parsed.coordinator),
+        Shape(parsed.ps, parsed.workers, bool(parsed.chief), parsed.evaluator, parsed.coordinator),
         "processes",
         Surroundings(environment, run),
         None if parsed.builtin_ps else script_of(parsed),

@@ -11,7 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from tfdist.deadline import Deadline
-from tfdist.errors import StartTimeout
+from tfdist.errors import ConfigError, StartTimeout
 from tfdist.task import Task
 
 _POLL_SECS = 0.05
@@ -22,12 +22,21 @@ def device_setter(task: Task) -> Callable[[Any], str]:
     """The device function that puts variables on the ps in turn and all else on this trainer.
 
     Use it as ``with tf.compat.v1.device(device_setter(task)):``; `tf.device` takes no functions.
+
+    Raises:
+        ConfigError: the cluster has no ps.
     """
+    _check_ps(task)
     setter: Callable[[Any], str] = tf.compat.v1.train.replica_device_setter(
         cluster=tf.train.ClusterSpec(task.cluster_spec),
         worker_device=task.device,
     )
     return setter
+
+
+def _check_ps(task: Task) -> None:
+    if not task.num_ps:
+        raise ConfigError("task.cluster.ps", [], "tfdist.train needs at least one ps")
 
 
 @contextmanager
@@ -90,7 +99,9 @@ def session(
 
     Raises:
         StartTimeout: the chief has not initialized the variables in time.
+        ConfigError: the cluster has no ps.
     """
+    _check_ps(task)
     ready = _Ready()
     initialize = tf.compat.v1.global_variables_initializer()
     graph = tf.compat.v1.get_default_graph()
