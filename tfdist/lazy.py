@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 
 import lazy_loader
+
+from tfdist.errors import did_you_mean
 
 _MISSING = (
     "{} needs TensorFlow, and this Python environment has none. Install the build that suits your "
@@ -29,6 +32,9 @@ def public_names(
     load, names, public = lazy_loader.attach_stub(package, init_file)
 
     def load_or_explain(name: str) -> object:
+        if name not in public and not name.startswith("_"):
+            hint = _elsewhere(name) or did_you_mean(name, public)
+            raise AttributeError(f"module {package!r} has no attribute {name!r}{hint}", name=name)
         try:
             return load(name)
         except ModuleNotFoundError as error:
@@ -38,6 +44,16 @@ def public_names(
         raise explained
 
     return load_or_explain, names, public
+
+
+def _elsewhere(name: str) -> str:
+    """The end of a message on a name that a package of tfdist has: "; did you mean ...?", or ""."""
+    root = Path(__file__).parent
+    for stub in sorted(root.rglob("__init__.pyi")):
+        if stub.read_text("utf-8").find(f" as {name}\n") >= 0:
+            owner = ".".join(stub.parent.relative_to(root.parent).parts)
+            return f"; did you mean {owner}.{name}?"
+    return ""
 
 
 def require_tensorflow(user: str) -> None:

@@ -102,6 +102,23 @@ def test_a_name_that_does_not_exist_is_found():
     assert unknown_names(text) == ["tfdist.Epoch", "SplitQueue.release"]
 
 
+@pytest.mark.parametrize(
+    ("package", "name", "meant"),
+    [
+        ("tfdist", "Epoch", "tfdist.train.Epoch"),
+        ("tfdist.train", "Ledger", "tfdist.data.Ledger"),
+        ("tfdist.data", "Barrier", "tfdist.Barrier"),
+        ("tfdist", "Barier", "Barrier"),
+    ],
+)
+def test_a_missing_name_says_where_it_is(package, name, meant):
+    with pytest.raises(AttributeError) as caught:
+        getattr(importlib.import_module(package), name)
+    assert str(caught.value) == (
+        f"module {package!r} has no attribute {name!r}; did you mean {meant}?"
+    )
+
+
 def test_a_wrong_list_is_found():
     module = ModuleType("wrong")
     module.extra, module.a, module.b = 1, 1, 1
