@@ -35,8 +35,6 @@ def build_parser() -> argparse.ArgumentParser:
     stacks.add_parser(commands)
     status.add_parser(commands)
     repro.add_parser(commands)
-    for command in commands.choices.values():
-        command.set_defaults(parser=command)
     return parser
 
 
@@ -67,9 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     with reader_may_leave():
         try:
-            parsed, unknown = build_parser().parse_known_args(arguments)
-            if unknown:  # with the usage of the command, where parse_args shows that of tfdist
-                parsed.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+            parsed = build_parser().parse_args(arguments)
             code: int = parsed.command_function(parsed)
         except ConfigError as error:
             print(f"tfdist: {error}", file=sys.stderr)

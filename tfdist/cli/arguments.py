@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from tfdist.cluster.script import Script
-from tfdist.errors import did_you_mean
 
 
 class Parser(argparse.ArgumentParser):
@@ -27,8 +27,10 @@ class Parser(argparse.ArgumentParser):
         """Parses the arguments; ends the program if one is unknown."""
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
-            flags = [one.partition("=")[0] for one in unknown if one.startswith("--")]
-            hint = did_you_mean(flags[0], self._option_string_actions) if flags else ""
+            flags = [one[2:].partition("=")[0] for one in unknown if one.startswith("--")]
+            known = [flag[2:] for flag in self._option_string_actions]
+            close = difflib.get_close_matches(flags[0], known, 1) if flags else []
+            hint = f"; did you mean --{close[0]}?" if close else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return parsed, unknown
 
