@@ -114,7 +114,7 @@ class Verdict:
         """The verdict whose fields `values` has as plain data."""
         culprits, because = (tuple(values[key]) for key in ("culprits", "because"))
         name, confidence = Name(values["name"]), Confidence(values["confidence"])
-        return cls(name, culprits, because, confidence, values["would_help"], values["fix"])
+        return cls(name, culprits, because, confidence, values["would_help"], values.get("fix", ""))
 
     @property
     def advice(self) -> str:
