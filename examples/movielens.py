@@ -2,7 +2,7 @@
 
     tfdist run --ps 2 --workers 3 examples/movielens.py
 
-Matrix factorisation, trained asynchronously: each trainer reads its own files, whose sizes differ
+Matrix factorization, trained asynchronously: each trainer reads its own files, whose sizes differ
 on purpose, and updates embeddings that are partitioned over the ps. At the end of each epoch all
 trainers wait at a barrier for the slowest. In its action the chief saves and evaluates the model.
 """

@@ -1,4 +1,4 @@
-"""Matrix factorisation with its parameters partitioned over the ps."""
+"""Matrix factorization with its parameters partitioned over the ps."""
 
 from typing import Any, NamedTuple
 

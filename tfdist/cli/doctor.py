@@ -16,7 +16,7 @@ from tfdist.doctor.examination import examine, task_name
 from tfdist.doctor.finding import SEVERITIES, Finding
 from tfdist.errors import HELD, NOT_HELD, ConfigError
 
-_COLOURS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
+_COLORS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 _NARROWEST = 20
 
 _DESCRIPTION = """\
@@ -74,7 +74,7 @@ def _print(findings: list[Finding], counts: Counter[str]) -> None:
     console = PipeConsole(highlight=False)
     for finding in findings:
         console.print(
-            Text.assemble((finding.severity, _COLOURS[finding.severity]), f"  {finding.check}")
+            Text.assemble((finding.severity, _COLORS[finding.severity]), f"  {finding.check}")
         )
         for label, text in (("", finding.what), ("why: ", finding.why), ("fix: ", finding.fix)):
             console.print(Text(_wrapped(label, text, console.width)), soft_wrap=True)

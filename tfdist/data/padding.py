@@ -20,7 +20,7 @@ def endless_batches(
 ) -> tf.data.Dataset:
     """Batches of one static size without end: all examples, then empty batches of weight 0.
 
-    It is not autotuned, so ``tf.data.AUTOTUNE`` in it means one call per core.
+    It is not autotuned, so ``tf.data.AUTOTUNE`` in it means one parallel call per core.
 
     Args:
         dataset: unbatched elements of any structure of dense tensors of known rank; finite, unless

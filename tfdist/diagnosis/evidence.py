@@ -25,7 +25,7 @@ class Frame:
 
 
 class Known(NamedTuple):
-    """Functions that the rules recognise in a stack.
+    """Functions that the rules recognize in a stack.
 
     Attributes:
         file: the end of the path of the file that defines them.

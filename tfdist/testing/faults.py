@@ -73,7 +73,7 @@ class LinkDown(NetworkFault):
     """The host's card is down, and the host knows: a new connection from there fails immediately.
 
     For the other hosts it is like `Unplug`. An existing connection waits at both ends. A `Cut` of
-    this host does not survive it, because the card loses its static neighbours.
+    this host does not survive it, because the card loses its static neighbors.
     """
 
     host: str

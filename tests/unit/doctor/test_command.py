@@ -182,7 +182,7 @@ def test_text_fits_into_60_columns_in_a_pipe(tmp_path):
     assert ended.returncode == 1
 
 
-def test_a_terminal_gets_colours():
+def test_a_terminal_gets_colors():
     ended = doctor(FORCE_COLOR="1", TERM="xterm", **NARROW)
     assert "\033[1;31merror\033[0m" in ended.stdout
 
