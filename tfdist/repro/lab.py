@@ -30,7 +30,7 @@ from tfdist.runs.folder import RunFolder
 
 EVIDENCE_FILE = "evidence.json"
 _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
-# A call to a task that is gone waits, as in older jobs; the default is "use_caller".
+# With "false", a call to a task that is gone waits. The default is "use_caller".
 _BARE = {"GRPC_FAIL_FAST": "false"}
 # A fixed job must end, however long that takes on a busy machine.
 _FIXED_PATIENCE = 3
