@@ -67,13 +67,15 @@ class ConfigError(TfdistError, ValueError):
 
     Attributes:
         field: the wrong flag, key or parameter, as the user spells it.
-        value: its value; None if it is missing.
-        rule: what the value must be.
+        value: its value; None if it is missing, True for a flag without a value.
+        rule: what is wrong, or what the value must be, as a clause with a verb that completes the
+            message: "must be at least 0", "cannot be combined with --classic-flags".
     """
 
     def __init__(self, field: str, value: object, rule: str) -> None:
+        is_switch = value is True and field.startswith("--")
         got = "missing" if value is None else f"got {value!r}"
-        super().__init__(f"{field}: {got}; {rule}")
+        super().__init__(f"{field} {rule}" if is_switch else f"{field}: {got}; {rule}")
         self.field = field
         self.value = value
         self.rule = rule

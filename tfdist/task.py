@@ -32,8 +32,8 @@ TASK_TYPES = (*TRAINER_TYPES, "ps", "evaluator")
 _ADDRESS = re.compile(r"(?:([^\s:/\[\]]+)|\[([0-9a-fA-F:]+)\]):([0-9]{1,5})")
 _HIGHEST_PORT = 65535
 _NOT_SPARSE = (
-    "a sparse cluster does not name every task, and a trainer has to know all others: list them "
-    "(a TFJob does so without enableDynamicWorker)"
+    "must name every task, which a sparse cluster does not (for a TFJob, leave out "
+    "enableDynamicWorker)"
 )
 
 
@@ -60,7 +60,7 @@ def parse_address(text: object, field: str = "address") -> Address:
     """
     match = _ADDRESS.fullmatch(text) if isinstance(text, str) else None
     if match is None or not 1 <= int(match[3]) <= _HIGHEST_PORT:
-        raise ConfigError(field, text, f"'host:port' with a port of 1 to {_HIGHEST_PORT}")
+        raise ConfigError(field, text, f"must be 'host:port', with a port of 1 to {_HIGHEST_PORT}")
     return Address(match[1] or match[2], int(match[3]))
 
 
@@ -113,7 +113,7 @@ class Task:
         try:
             config = json.loads(text)
         except json.JSONDecodeError as error:
-            raise ConfigError("TF_CONFIG", text, f"not JSON: {error}") from error
+            raise ConfigError("TF_CONFIG", text, f"is not JSON: {error}") from error
         if not isinstance(config, dict):
             raise ConfigError(
                 "TF_CONFIG", text, "must be an object with the keys 'cluster' and 'task'"
@@ -148,7 +148,7 @@ class Task:
                 raise ConfigError(name, None, "the flags have no such attribute")
             values[name] = getattr(flags, name)
         if values["job_name"] not in ("ps", "worker"):
-            raise ConfigError("job_name", values["job_name"], "ps or worker")
+            raise ConfigError("job_name", values["job_name"], "must be ps or worker")
         hosts = {key: values[f"{key}_hosts"] for key in ("ps", "worker")}
         cluster = {
             key: value.split(",") if isinstance(value, str) else value
@@ -181,7 +181,7 @@ class Task:
                 its cluster.
         """
         if not callable(getattr(resolver, "cluster_spec", None)):
-            raise ConfigError("resolver", resolver, "a ClusterResolver of tf.distribute")
+            raise ConfigError("resolver", resolver, "must be a ClusterResolver of tf.distribute")
         # First, because SlurmClusterResolver knows its task only after this call.
         cluster = resolver.cluster_spec().as_dict()
         for name in ("task_type", "task_id"):
@@ -327,7 +327,9 @@ def _training_cluster(cluster: dict[str, object]) -> ClusterSpec:
     """
     if "master" in cluster:
         if "chief" in cluster:
-            raise ConfigError("cluster", sorted(cluster), "either 'master' or 'chief', not both")
+            raise ConfigError(
+                "cluster", sorted(cluster), "must not contain both 'master' and 'chief'"
+            )
         warnings.warn("task type 'master' is taken as 'chief'", stacklevel=3)
     training = {_without_master(key): value for key, value in cluster.items() if key != "evaluator"}
     return training  # type: ignore[return-value]  # Task checks it
@@ -340,12 +342,12 @@ def _task_type_rule(task_type: object) -> str:
 def _checked_cluster(cluster: Mapping[str, Sequence[str]]) -> ClusterSpec:
     """A plain copy of `cluster`, checked."""
     if not isinstance(cluster, Mapping):
-        raise ConfigError("cluster", cluster, "addresses 'host:port' by task type")
+        raise ConfigError("cluster", cluster, "must be addresses 'host:port' by task type")
     checked: ClusterSpec = {}
     for task_type, addresses in cluster.items():
         field = f"cluster.{task_type}"
         if task_type == "evaluator":
-            raise ConfigError(field, addresses, "an evaluator is outside 'cluster'")
+            raise ConfigError(field, addresses, "must be outside 'cluster'")
         if task_type not in TASK_TYPES:
             raise ConfigError(field, addresses, f"the task type {_task_type_rule(task_type)}")
         if isinstance(addresses, Mapping):
@@ -356,7 +358,7 @@ def _checked_cluster(cluster: Mapping[str, Sequence[str]]) -> ClusterSpec:
         for index, address in enumerate(checked[task_type]):
             parse_address(address, f"{field}[{index}]")
     if len(checked.get("chief", [])) > 1:
-        raise ConfigError("cluster.chief", checked["chief"], "at most one address")
+        raise ConfigError("cluster.chief", checked["chief"], "must be at most one address")
     _check_distinct(checked)
     return checked
 

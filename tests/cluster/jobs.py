@@ -36,7 +36,7 @@ def raise_value_error():
 
 
 def raise_config_error():
-    raise tfdist.ConfigError("--rate", -1, "at least 0")
+    raise tfdist.ConfigError("--rate", -1, "must be at least 0")
 
 
 def exit_with_7():

@@ -83,4 +83,4 @@ def test_reading_does_not_make_a_barrier(cluster):
 def test_a_note_with_other_parties_is_a_problem(cluster):
     tfdist.Barrier(cluster.trainers[0], "end")
     report = read(cluster, "end", parties=2)
-    assert "other trainers made barrier 'end' with 3" in report.problem
+    assert "other trainers made barrier 'end' with 3 parties" in report.problem

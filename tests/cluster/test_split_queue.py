@@ -507,7 +507,7 @@ def test_no_trainer_claims_or_commits_while_the_table_is_frozen(make):
 def test_an_epoch_begins_by_its_number_once_the_one_before_is_over(make):
     first, second, _ = make([(0, 8)])
     split = next(first.splits(1))
-    with pytest.raises(ConfigError, match="the epoch before is not over"):
+    with pytest.raises(ConfigError, match="the previous epoch has not ended"):
         next(second.splits(2))
     while not split.finished:
         split.commit()

@@ -201,7 +201,7 @@ def test_a_verdict_by_pid_needs_py_spy(foreign, monkeypatch, capsys):
     monkeypatch.setattr("tfdist.diagnosis.stacks.find_py_spy", lambda: None)
     assert main(["stacks", "--verdict", "--pid", str(foreign.pid)]) == 2
     assert capsys.readouterr().err == (
-        f"tfdist: --verdict: got {foreign.pid}; py-spy has to read it: py-spy is not installed: "
+        f"tfdist: --verdict: got {foreign.pid}; py-spy cannot read it: py-spy is not installed: "
         "pip install py-spy\n"
     )
 

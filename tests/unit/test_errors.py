@@ -109,9 +109,9 @@ def test_a_broken_barrier_is_no_timeout():
 
 
 def test_a_config_error_names_field_value_and_rule():
-    error = ConfigError("ps_hosts", "a:b", "'host:port'")
-    assert (error.field, error.value, error.rule) == ("ps_hosts", "a:b", "'host:port'")
-    assert str(error) == "ps_hosts: got 'a:b'; 'host:port'"
+    error = ConfigError("ps_hosts", "a:b", "must be 'host:port'")
+    assert (error.field, error.value, error.rule) == ("ps_hosts", "a:b", "must be 'host:port'")
+    assert str(error) == "ps_hosts: got 'a:b'; must be 'host:port'"
 
 
 def test_a_start_timeout_names_the_missing_tasks_the_timeout_and_what_to_do():

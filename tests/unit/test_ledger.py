@@ -211,5 +211,5 @@ def test_the_path_of_a_file_that_is_not_a_ledger_is_named(tmp_path, text):
     path = tmp_path / "ledger.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ConfigError, match=r"ledger\.json.*not a file of Ledger\.save"):
+    with pytest.raises(ConfigError, match=r"ledger\.json.*is not a file that Ledger\.save wrote"):
         audit([path], EXPECTED)

@@ -21,7 +21,7 @@ ALONE = {"cluster": {"worker": ["worker-0:2222"]}, "task": {"type": "worker", "i
         (
             ["--classic-flags", "gone.py"],
             {**ALONE, "task": {"type": "evaluator", "index": 0}},
-            "TF_CONFIG: got ['evaluator', 'worker']; --classic-flags know only ps and workers",
+            "TF_CONFIG: got ['evaluator', 'worker']; must contain only ps and workers",
         ),
     ],
 )

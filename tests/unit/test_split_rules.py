@@ -92,7 +92,7 @@ class TestAClaim:
         assert job.table.committed == ((0, 30),)
 
     def test_for_an_epoch_that_has_not_begun_is_a_config_error(self):
-        with pytest.raises(ConfigError, match="epoch 0 is the last that has begun"):
+        with pytest.raises(ConfigError, match="must be at most 0, the last epoch"):
             Job((0, 1)).claim(ALICE, epoch=1)
 
     def test_with_batches_of_no_records_is_a_config_error(self):

@@ -64,4 +64,4 @@ def test_a_family_of_cases_is_not_a_case_and_its_cases_are_listed(capsys):
 
 def test_a_list_is_repeated_as_it_was_typed(capsys):
     assert main(["repro", "run", "sync/worker-short", "--ps", "2,4"]) == 2
-    assert capsys.readouterr().err.startswith("tfdist: --ps: got '2,4'; only for ")
+    assert capsys.readouterr().err.startswith("tfdist: --ps: got '2,4'; is only for ")

@@ -162,7 +162,9 @@ class Connection:
         deadline = deadline or Deadline(ANSWER_SECS)
         vector, reason, now = self._fetch(self.graph.snapshot, deadline)
         if num_parties(vector) != self._parties:
-            made_for = f"other trainers made barrier {self._name!r} with {num_parties(vector)}"
+            made_for = (
+                f"other trainers made barrier {self._name!r} with {num_parties(vector)} parties"
+            )
             raise ConfigError("parties", self._parties, made_for)
         state = unpack(vector)
         rules = as_arrivals(state)

@@ -75,15 +75,19 @@ class Barrier:
         if kind not in KINDS:
             raise ConfigError("kind", kind, f"must be one of {', '.join(KINDS)}")
         if not task.is_trainer:
-            raise ConfigError("task", task.name, "only a chief or a worker waits at a barrier")
+            raise ConfigError("task", task.name, "only a chief or a worker can wait at a barrier")
         if not name:
-            raise ConfigError("name", name, "a barrier needs a name")
+            raise ConfigError("name", name, "must not be empty")
         if not 1 <= parties <= len(trainers):
-            raise ConfigError("parties", parties, f"1 to {len(trainers)}, the number of trainers")
+            raise ConfigError(
+                "parties", parties, f"must be 1 to {len(trainers)}, the number of trainers"
+            )
         if task.rank >= parties:
-            raise ConfigError("task", task.name, f"the parties are {', '.join(trainers[:parties])}")
+            raise ConfigError(
+                "task", task.name, f"only the parties may wait: {', '.join(trainers[:parties])}"
+            )
         if task.num_ps == 0:
-            raise ConfigError("task.cluster.ps", [], "a ps keeps the barrier; start one")
+            raise ConfigError("task.cluster.ps", [], "the barrier needs a ps")
         self.name, self._parties, self._names = name, parties, trainers[:parties]
         self._task, self._rank = task, task.rank
         self._action = action if self._rank == 0 else None

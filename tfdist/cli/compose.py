@@ -90,11 +90,11 @@ def command(parsed: argparse.Namespace) -> int:
         raise ConfigError("--workers", parsed.workers, "must be at least 1")
     if parsed.classic_flags and (parsed.chief or parsed.coordinator):
         other = "--chief" if parsed.chief else "--coordinator"
-        raise ConfigError(other, True, "not with --classic-flags, which know only ps and workers")
+        raise ConfigError(other, True, "cannot be combined with --classic-flags")
     if parsed.source is not None:
         _check_source(parsed)
     if parsed.name != Deployment.name and parsed.form not in ("kubernetes", "tfjob"):
-        raise ConfigError("--name", parsed.name, "only with --for kubernetes and --for tfjob")
+        raise ConfigError("--name", parsed.name, "needs --for kubernetes or --for tfjob")
     script = script_of(parsed)
     job = Deployment(
         Shape(parsed.ps, parsed.workers, parsed.chief, coordinator=parsed.coordinator),
@@ -112,11 +112,11 @@ def command(parsed: argparse.Namespace) -> int:
 
 def _check_source(parsed: argparse.Namespace) -> None:
     if parsed.form != "compose":
-        rule = f"only with --for compose; {parsed.form} takes the script from the image"
+        rule = f"needs --for compose; with {parsed.form} the image contains the script"
         raise ConfigError("--source", parsed.source, rule)
     if not parsed.source or ":" in parsed.source:
         raise ConfigError("--source", parsed.source, "must be a folder whose path has no colon")
     # Seen from the current folder, because the place of the file is not known yet.
     path = os.path.join(parsed.source, parsed.script)
     if os.path.isdir(parsed.source) and not os.path.isfile(path):
-        raise ConfigError("script", parsed.script, f"a file in --source {parsed.source}")
+        raise ConfigError("script", parsed.script, f"must be a file in --source {parsed.source}")

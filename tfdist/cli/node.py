@@ -84,9 +84,11 @@ def _task(parsed: argparse.Namespace) -> Task:
     task = Task.from_env()
     types = {*task.cluster_spec, task.task_type}
     if parsed.coordinator and "chief" not in types:
-        raise ConfigError("TF_CONFIG.cluster", task.cluster_spec, "--coordinator needs a chief")
+        raise ConfigError(
+            "TF_CONFIG.cluster", task.cluster_spec, "must contain a chief, because of --coordinator"
+        )
     if parsed.classic_flags and types - {"ps", "worker"}:
-        rule = "--classic-flags know only ps and workers"
+        rule = "must contain only ps and workers, because of --classic-flags"
         raise ConfigError("TF_CONFIG", sorted(types), rule)
     return task
 

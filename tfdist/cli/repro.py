@@ -179,7 +179,7 @@ def _sizes(parsed: argparse.Namespace, case: Case) -> list[Case]:
     if case.name != T23846.name:
         for name, value in given.items():
             typed = ",".join(map(str, value)) if isinstance(value, list) else value
-            raise ConfigError(f"--{name.replace('_', '-')}", typed, f"only for {T23846.name}")
+            raise ConfigError(f"--{name.replace('_', '-')}", typed, f"is only for {T23846.name}")
         return [case]
     if not given:
         return [case]
@@ -232,7 +232,9 @@ def _lab(parsed: argparse.Namespace) -> Iterator[tuple[Lab, Path]]:
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError as error:
-            raise ConfigError("--out", folder, f"not a folder: {error}") from error
+            raise ConfigError(
+                "--out", folder, f"cannot create this folder: {error.strerror}"
+            ) from error
 
     def log(line: str) -> None:
         print(f"tfdist: {line}", file=sys.stderr, flush=True)

@@ -245,10 +245,10 @@ def _check(parsed: argparse.Namespace) -> None:
     if parsed.on_stall != "end" and parsed.stall_timeout is None:
         raise ConfigError("--on-stall", parsed.on_stall, "needs --stall-timeout")
     if parsed.coordinator and parsed.chief is False:
-        raise ConfigError("--chief", False, "--coordinator needs a chief; leave out --no-chief")
+        raise ConfigError("--no-chief", True, "cannot be combined with --coordinator")
     if parsed.classic_flags and (parsed.chief or parsed.evaluator or parsed.coordinator):
         other = next(name for name in ("chief", "evaluator", "coordinator") if vars(parsed)[name])
-        raise ConfigError(f"--{other}", True, "--classic-flags know only ps and workers")
+        raise ConfigError(f"--{other}", True, "cannot be combined with --classic-flags")
     if not os.path.isfile(parsed.script):
         raise ConfigError("script", parsed.script, "no such file")
     if parsed.log_dir is not None and not os.path.isdir(parsed.log_dir):
@@ -256,7 +256,7 @@ def _check(parsed: argparse.Namespace) -> None:
             os.makedirs(parsed.log_dir)
         except OSError as error:
             raise ConfigError(
-                "--log-dir", parsed.log_dir, f"cannot make this folder: {error}"
+                "--log-dir", parsed.log_dir, f"cannot create this folder: {error.strerror}"
             ) from error
 
 

@@ -70,7 +70,7 @@ def command(parsed: argparse.Namespace) -> int:
     """Prints the stacks; returns 1 if a task or a process could not be read or is not well."""
     if parsed.pid is not None:
         if parsed.run is not None or parsed.task is not None:
-            raise ConfigError("--pid", parsed.pid, "goes with neither RUN nor --task")
+            raise ConfigError("--pid", parsed.pid, "cannot be combined with RUN or --task")
         return _processes(parsed)
     run = chosen_run(parsed.run)
     with while_it_lasts(run):

@@ -69,9 +69,9 @@ def _status(parsed: argparse.Namespace, run: RunFolder) -> int:
 
 def _local(parsed: argparse.Namespace) -> int:
     if parsed.run is not None:
-        raise ConfigError("RUN", parsed.run, "does not go with --local")
+        raise ConfigError("RUN", parsed.run, "cannot be combined with --local")
     if not os.environ.get("TF_CONFIG"):
-        raise ConfigError("TF_CONFIG", None, "--local needs it to find the task")
+        raise ConfigError("TF_CONFIG", None, "--local reads the task from it")
     task = Task.from_env()
     if task.task_type == "evaluator":
         raise ConfigError("TF_CONFIG.task.type", task.task_type, "an evaluator has no server")

@@ -126,7 +126,9 @@ class LocalCluster:
             RunTimeout: the timeout is over; the tasks that still ran have been terminated.
         """
         if restarts and self._backend == "threads":
-            raise ConfigError("restarts", restarts, "0, because a thread cannot be restarted")
+            raise ConfigError(
+                "restarts", restarts, "must be 0, because a thread cannot be restarted"
+            )
         deadline = Deadline(timeout)
         if self._has_run and self._backend == "threads":
             # The servers of the earlier run stay at their ports until this process ends.

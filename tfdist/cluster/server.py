@@ -95,7 +95,7 @@ def parameter_server(
         ConfigError: the task is no ps, or its port is taken.
     """
     if task.task_type != "ps":
-        raise ConfigError("task.type", task.task_type, "only a ps serves as one")
+        raise ConfigError("task.type", task.task_type, "only a ps can call parameter_server")
     serve(task, config, serving=serving)
 
 

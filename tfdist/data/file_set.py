@@ -89,7 +89,7 @@ class FileSet:
         if format not in get_args(Format):
             raise ConfigError("format", format, f"must be one of {', '.join(get_args(Format))}")
         if compression not in (None, "GZIP"):
-            raise ConfigError("compression", compression, "None or 'GZIP'")
+            raise ConfigError("compression", compression, "must be None or 'GZIP'")
         if header and format != "csv":
             raise ConfigError("header", header, "only CSV files have a header")
         paths = _matching([files] if isinstance(files, str) else list(files))
@@ -140,7 +140,9 @@ class FileSet:
         except tf.errors.NotFoundError as error:
             raise ConfigError("path", path, "no such index; scan the files and save it") from error
         except (ValueError, TypeError, AttributeError, KeyError) as error:
-            rule = f"not an index of FileSet.save of this version ({error!r}); scan again"
+            rule = (
+                f"is not an index that this version of FileSet.save wrote ({error!r}); scan again"
+            )
             raise ConfigError("path", path, rule) from error
         for entry in entries:
             entry.check()
@@ -290,10 +292,12 @@ def _matching(patterns: list[str]) -> list[str]:
             continue
         files = [path for path in tf.io.gfile.glob(pattern) if not tf.io.gfile.isdir(path)]
         if not files:
-            raise ConfigError("files", pattern, "no file matches; is it mounted on this machine?")
+            raise ConfigError(
+                "files", pattern, "no file matches; is its folder mounted on this machine?"
+            )
         found.update(files)
     if not found:
-        raise ConfigError("files", patterns, "at least one path or pattern")
+        raise ConfigError("files", patterns, "must name at least one path or pattern")
     return sorted(found)
 
 

@@ -71,7 +71,7 @@ class Ledger:
         self._ranges = np.array(list(ranges), np.int64).reshape(-1, 2)
         starts, stops = self._ranges.T
         for wrong in self._ranges[(starts < 0) | (starts >= stops) | (stops > _MOST)].tolist():
-            raise ConfigError("ranges", tuple(wrong), "a range needs 0 <= start < stop <= 2**62")
+            raise ConfigError("ranges", tuple(wrong), "must satisfy 0 <= start < stop <= 2**62")
         self._pending: list[_Numbers] = []  # numbers that are not in ranges yet
         self._pending_size = 0
 
@@ -88,7 +88,7 @@ class Ledger:
             return 0
         for extreme in (int(numbers.min()), int(numbers.max())):
             if not 0 <= extreme < _MOST:
-                raise ConfigError("examples", extreme, "numbers are at least 0 and below 2**62")
+                raise ConfigError("examples", extreme, "must be at least 0 and below 2**62")
         self._pending.append(numbers)
         self._pending_size += numbers.size
         # Shuffled numbers join into ranges late. Compacting only once the ledger has doubled
@@ -124,7 +124,11 @@ class Ledger:
         self._compact()
         last = int(self._ranges[:, 1].max(initial=0)) - 1
         if last >= expected:
-            raise ConfigError("expected", expected, f"examples up to {last} were read")
+            raise ConfigError(
+                "expected",
+                expected,
+                f"must be larger than {last}, the largest example that was read",
+            )
         edges, steps = _edges(self._ranges)
         bounds = np.concatenate([[0], edges, [expected]])
         depths = np.concatenate([[0], np.cumsum(steps)])
@@ -175,7 +179,7 @@ def _load(path: str | os.PathLike[str]) -> Ledger:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         return Ledger((start, stop) for start, stop in found[_KEY])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        rule = f"not a file of Ledger.save: {error}"
+        rule = f"is not a file that Ledger.save wrote: {error}"
         raise ConfigError("ledgers", os.fspath(path), rule) from error
 
 

@@ -46,7 +46,9 @@ def endless_batches(
         dataset = dataset.take(steps * batch_size)
     # Known in eager code only.
     if tf.get_static_value(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
-        raise ConfigError("dataset", dataset, "infinite, so its end cannot be padded; pass steps")
+        raise ConfigError(
+            "dataset", dataset, "is infinite, so its end cannot be padded; pass steps"
+        )
     for spec in tf.nest.flatten(dataset.element_spec):
         if not isinstance(spec, tf.TensorSpec) or spec.shape.rank is None:
             raise ConfigError("dataset", spec, "only dense tensors of known rank can be padded")

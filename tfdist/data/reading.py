@@ -24,7 +24,7 @@ def first_records(files: Sequence[FileEntry]) -> list[int]:
 
 def range_rule(records: int) -> str:
     """The rule that a range of these records has to follow, for error messages."""
-    return f"a range of records needs 0 <= start <= stop <= {records}"
+    return f"must satisfy 0 <= start <= stop <= {records}"
 
 
 def tfrecords(

@@ -54,16 +54,16 @@ class Deployment:
             *(("argument", argument) for argument in self.arguments),
         ]:
             if not value.isprintable():
-                raise ConfigError(field, value, "printable characters only")
+                raise ConfigError(field, value, "must contain only printable characters")
         if _NAME.fullmatch(self.name) is None:
-            rule = "up to 40 of a-z, 0-9 and -, starting with a letter, not ending with -"
+            rule = "must be at most 40 of a-z, 0-9 and -, start with a letter, and not end with -"
             raise ConfigError("--name", self.name, rule)
         path = posixpath.normpath(self.checkpoints)
         if not path.startswith("/") or ":" in path or path in ("/", "/tmp", WORKING_DIR):
-            rule = f"an absolute path without a colon, other than /, /tmp and {WORKING_DIR}"
+            rule = f"must be an absolute path without a colon, other than /, /tmp and {WORKING_DIR}"
             raise ConfigError("--checkpoints", self.checkpoints, rule)
         if not self.image or self.image != "".join(self.image.split()):
-            raise ConfigError("--image", self.image, "the name of an image")
+            raise ConfigError("--image", self.image, "must be the name of an image")
 
     def tasks(self, domain: str = "") -> list[Task]:
         """All tasks: the ps, then the trainers by rank. Host names are those of `host_of`.

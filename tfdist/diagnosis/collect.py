@@ -304,7 +304,7 @@ def _sample_foreign(process: psutil.Process) -> Sample:
     try:
         return sample_foreign(process)
     except ClusterError as error:
-        raise ConfigError("--verdict", process.pid, f"py-spy has to read it: {error}") from None
+        raise ConfigError("--verdict", process.pid, f"py-spy cannot read it: {error}") from None
 
 
 def _ask_py_spy(pid: int, *, native: bool) -> tuple[tuple[Stack, ...], str | None]:

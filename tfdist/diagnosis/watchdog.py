@@ -68,7 +68,7 @@ class Watchdog:
         if not timeout > 0:
             raise ConfigError("timeout", timeout, "must be more than 0 seconds")
         if on_stall not in ("end", "report"):
-            raise ConfigError("on_stall", on_stall, "'end' or 'report'")
+            raise ConfigError("on_stall", on_stall, "must be 'end' or 'report'")
         self._timeout, self._on_stall = timeout, on_stall
         self._own_folder: Path | None = None
         self._stacks: IO[bytes] | None = None

@@ -206,7 +206,7 @@ class RunFolder:
         files = [Path(path, RUN_FILE), *Path(path).glob(f"*/{RUN_FILE}")]
         runs = [file for file in files if file.is_file()]
         if not runs:
-            raise ConfigError("RUN", path, f"the folder of a run, which has a file {RUN_FILE}")
+            raise ConfigError("RUN", path, f"is not the folder of a run; it contains no {RUN_FILE}")
         return cls(max(runs, key=lambda file: file.stat().st_mtime).parent)
 
     def create(

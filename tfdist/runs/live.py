@@ -99,7 +99,7 @@ def chosen_run(path: str | None) -> RunFolder:
         try:
             run.about  # noqa: B018  # raises ValueError if it cannot be parsed
         except ValueError as error:
-            rule = f"its file {RUN_FILE} is not one that tfdist run wrote"
+            rule = f"its {RUN_FILE} was not written by this version of tfdist run"
             raise ConfigError("RUN", path, rule) from error
         return run
     runs = live_runs()

@@ -42,7 +42,7 @@ def check_splits(splits: Sequence[Range]) -> None:
     """Raises ConfigError unless all splits are ranges and no two overlap."""
     for start, stop in splits:
         if not 0 <= start < stop:
-            raise ConfigError("splits", (start, stop), "a range needs 0 <= start < stop")
+            raise ConfigError("splits", (start, stop), "must satisfy 0 <= start < stop")
     for one, other in pairwise(sorted(splits)):
         if other[0] < one[1]:
             raise ConfigError("splits", other, f"overlaps another split, {one}")

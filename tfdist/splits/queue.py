@@ -204,15 +204,15 @@ class SplitQueue:
         timeout: float | None = None,
     ) -> None:
         if not task.is_trainer:
-            raise ConfigError("task", task.name, "only a chief or a worker claims splits")
+            raise ConfigError("task", task.name, "only a chief or a worker can claim splits")
         if task.num_ps == 0:
-            raise ConfigError("task.cluster.ps", [], "the splits are kept on a ps; start one")
+            raise ConfigError("task.cluster.ps", [], "the queue needs a ps")
         if not _NAME.fullmatch(name):
-            raise ConfigError("name", name, "letters, digits and _")
+            raise ConfigError("name", name, "must consist of letters, digits and _")
         if batch_size < 1:
             raise ConfigError("batch_size", batch_size, "must be at least 1")
         if not 1e-6 <= lease_secs <= 1e9:
-            raise ConfigError("lease_secs", lease_secs, "from 1e-6 to 1e9")
+            raise ConfigError("lease_secs", lease_secs, "must be from 1e-6 to 1e9")
         self.task, self.name, self._timeout = task, name, timeout
         self.batch_size = batch_size
         ranges = tuple((int(start), int(stop)) for start, stop in splits)
@@ -359,7 +359,7 @@ class SplitQueue:
     def checked(self, answer: Answer) -> Answer:
         """Returns an answer that grants a lease, and raises any other."""
         if answer.code == table.NOT_BEGUN:
-            raise ConfigError("epoch", self._epoch + 1, "the epoch before is not over")
+            raise ConfigError("epoch", self._epoch + 1, "the previous epoch has not ended")
         if answer.code != table.GRANTED:
             raise SplitLostError(self.task.rank, _REASONS[answer.code])
         return answer

@@ -228,7 +228,9 @@ def claim(
     if batch_size < 1:
         raise ConfigError("batch_size", batch_size, "must be at least 1 record")
     if epoch > table.epoch:
-        raise ConfigError("epoch", epoch, f"epoch {table.epoch} is the last that has begun")
+        raise ConfigError(
+            "epoch", epoch, f"must be at most {table.epoch}, the last epoch that has begun"
+        )
     if table.incarnations[rank] != incarnation:
         raise SplitLostError(rank, _REPLACED)
     if epoch < table.epoch:
@@ -280,7 +282,9 @@ def commit(
     if batch_size < 1:
         raise ConfigError("batch_size", batch_size, "must be at least 1 record")
     if offset > table.reserved[rank]:
-        raise ConfigError("offset", offset, f"at most {table.reserved[rank]}, the end of the batch")
+        raise ConfigError(
+            "offset", offset, f"must be at most {table.reserved[rank]}, the end of the batch"
+        )
     if table.frozen_by != NOTHING:
         return table, Frozen(table.frozen_by)
     stop = table.stops[row]

@@ -242,7 +242,7 @@ class DiskFull(NetworkFault):
 
 def _check_apart(host: str, other: str) -> None:
     if host == other:
-        raise ConfigError("hosts", (host, other), "two different hosts")
+        raise ConfigError("hosts", (host, other), "must be two different hosts")
 
 
 class Tasks(Protocol):

@@ -45,7 +45,9 @@ class Incident:
                 itself raised.
         """
         if isinstance(self.fault, TaskFault) and tasks is None:
-            raise ConfigError("tasks", tasks, f"what runs the tasks, for {self.fault}")
+            raise ConfigError(
+                "tasks", tasks, f"must be what runs the tasks, because {self.fault} needs it"
+            )
         block_is_over, failures = threading.Event(), list[Exception]()
         thread = threading.Thread(
             target=self._happen, args=(network, tasks, block_is_over, failures), name=str(self)
@@ -107,7 +109,7 @@ def random_incident(
     choice = random.Random(f"tfdist incident {seed}")
     makers = _makers(hosts, relayed, tasks)
     if not makers:
-        raise ConfigError("hosts", hosts, "name at least one host, or at least one task")
+        raise ConfigError("hosts", hosts, "must name at least one host, or tasks at least one task")
     fault = makers[choice.choice(sorted(makers))](choice)
     after, length = choice.uniform(0, within_secs), choice.uniform(0, longest_secs)
     return Incident(fault, round(after, 3), round(length, 3))

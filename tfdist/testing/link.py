@@ -60,7 +60,7 @@ class LinkQuality:
                     name, getattr(self, name), "must be a number of seconds, at least 0"
                 )
         if not 0 <= self.loss <= 1:
-            raise ConfigError("loss", self.loss, "a fraction from 0 to 1")
+            raise ConfigError("loss", self.loss, "must be a fraction from 0 to 1")
 
 
 class RelayedLink:

@@ -103,12 +103,12 @@ class Network:
     ) -> None:
         self.hosts = tuple(hosts)
         if not 1 <= len(self.hosts) <= _MOST_HOSTS:
-            raise ConfigError("hosts", len(self.hosts), f"1 to {_MOST_HOSTS} hosts")
+            raise ConfigError("hosts", len(self.hosts), f"must be 1 to {_MOST_HOSTS} hosts")
         for name in self.hosts:
             if not _NAME.fullmatch(name) or name == "localhost":
-                raise ConfigError("hosts", name, "a host name of a-z, 0-9 and -")
+                raise ConfigError("hosts", name, "must be a host name of a-z, 0-9 and -")
             if self.hosts.count(name) > 1:
-                raise ConfigError("hosts", name, "each name once")
+                raise ConfigError("hosts", name, "must contain each name once")
         if shared_bytes < 1:
             raise ConfigError("shared_bytes", shared_bytes, "must be at least 1")
         self._roots = dict(roots or {})
@@ -200,7 +200,7 @@ class Network:
             options: options of `subprocess.Popen`, such as `stdout`. The streams carry bytes.
         """
         if not command:
-            raise ConfigError("command", command, "a program and its arguments")
+            raise ConfigError("command", command, "must be a program and its arguments")
         has_root = host in self._roots
         folder = os.fspath(cwd) if cwd is not None else "/" if has_root else os.getcwd()
         words = [str(self.holder(host)), folder, *(os.fspath(word) for word in command)]
@@ -250,7 +250,7 @@ class Network:
         """The link of a `relayed` host, whose quality can be changed."""
         self.holder(host)
         if host not in self._links:
-            raise ConfigError("host", host, "a host in `relayed` of its Network, for this fault")
+            raise ConfigError("host", host, "this fault needs a host in `relayed` of the Network")
         return self._links[host]
 
     @property

@@ -60,7 +60,7 @@ def cluster_on(
         num_ps, num_workers, chief=chief, evaluator=evaluator, coordinator=coordinator
     )
     if absent := [name for name in names if name not in network.hosts]:
-        raise ConfigError("network.hosts", network.hosts, f"{', '.join(absent)} too")
+        raise ConfigError("network.hosts", network.hosts, f"must contain {', '.join(absent)}")
     given = surroundings or Surroundings()
     return LocalCluster(
         shape,

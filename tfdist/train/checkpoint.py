@@ -39,10 +39,10 @@ class Checkpointer:
         """
         self._prefix = os.path.join(os.fspath(directory), "model")
         if os.path.exists(directory) and not os.path.isdir(directory):
-            raise ConfigError("directory", os.fspath(directory), "a folder, not a file")
+            raise ConfigError("directory", os.fspath(directory), "must be a folder")
         self._global_step = tf.compat.v1.train.get_global_step()
         if self._global_step is None:
-            raise ConfigError("graph", None, "the global step names a checkpoint; make one before")
+            raise ConfigError("graph", None, "must contain a global step, which names a checkpoint")
         self._saver = tf.compat.v1.train.Saver(max_to_keep=keep)
         tf.io.gfile.makedirs(os.fspath(directory))
 

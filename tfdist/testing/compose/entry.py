@@ -58,20 +58,20 @@ class Entry:
     def members(self, known: Collection[str] | None = None) -> dict[str, Entry]:
         """The members of a mapping by name, except `x-` keys; a key not in `known` is an error."""
         if not isinstance(self.raw, dict):
-            self.reject("a mapping")
+            self.reject("must be a mapping")
         found = {}
         for name, value in self.raw.items():
             entry = self._inner(f".{name}" if self.key else name, value)
             if known is None or name in known:
                 found[name] = entry
             elif not name.startswith("x-"):
-                entry.reject(f"not supported here; supported are {', '.join(sorted(known))}")
+                entry.reject(f"is not supported here; supported are {', '.join(sorted(known))}")
         return found
 
     def items(self) -> list[Entry]:
         """The items of a list."""
         if not isinstance(self.raw, list):
-            self.reject("a list")
+            self.reject("must be a list")
         return [self._inner(f"[{index}]", value) for index, value in enumerate(self.raw)]
 
     def named(self) -> Iterator[tuple[str, Entry]]:
@@ -87,7 +87,7 @@ class Entry:
     def text(self) -> str:
         """A string, or a number as it is written, with its variables replaced."""
         if isinstance(self.raw, bool) or not isinstance(self.raw, str | int | float):
-            self.reject("a string; put quotes around it")
+            self.reject("must be a string; put quotes around it")
         try:
             return interpolated(str(self.raw), self.origin.environ)
         except ValueError as error:
@@ -112,7 +112,7 @@ class Entry:
         if value in ("true", "false"):
             return value == "true"
         if not isinstance(value, bool):
-            self.reject("true or false")
+            self.reject("must be true or false")
         return value
 
     def whole_number(self) -> int:
@@ -126,7 +126,7 @@ class Entry:
         """A duration such as "1m30s", in seconds."""
         text = self.text()
         if _DURATION.fullmatch(text) is None:
-            self.reject("a duration such as 5s or 1m30s")
+            self.reject("must be a duration such as 5s or 1m30s")
         parts = re.findall(r"([0-9.]+)([a-z]+)", text)
         return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
@@ -134,7 +134,7 @@ class Entry:
         """An absolute path."""
         path = self.text()
         if not path.startswith("/"):
-            self.reject("an absolute path")
+            self.reject("must be an absolute path")
         return path
 
     def _inner(self, step: str, value: object) -> Entry:

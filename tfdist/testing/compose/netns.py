@@ -208,17 +208,32 @@ def _check_services(services: Mapping[str, Service]) -> None:
     all_networks = {service.networks for service in services.values()}
     for name, service in services.items():
         for field, value, is_possible, rule in (
-            ("networks", service.networks, len(all_networks) == 1, "the same for all services"),
-            ("ports", service.ports, not service.ports, "none: the network is closed"),
-            ("command", service.command, bool(service.command), "one: there is no image"),
-            ("hostname", service.hostname, service.hostname == name, "the service's name"),
+            (
+                "networks",
+                service.networks,
+                len(all_networks) == 1,
+                "must be the same for all services",
+            ),
+            (
+                "ports",
+                service.ports,
+                not service.ports,
+                "must be empty, because the network is closed",
+            ),
+            (
+                "command",
+                service.command,
+                bool(service.command),
+                "must be set, because there is no image",
+            ),
+            ("hostname", service.hostname, service.hostname == name, "must be the service's name"),
         ):
             if not is_possible:
                 raise ConfigError(f"services.{name}.{field}", value, f"without docker: {rule}")
         for other, condition in service.depends_on.items():
             if condition == HEALTHY and services[other].healthcheck is None:
                 field = f"services.{name}.depends_on"
-                raise ConfigError(field, other, "a service with a healthcheck")
+                raise ConfigError(field, other, "must be a service with a healthcheck")
 
 
 class HealthRecord:

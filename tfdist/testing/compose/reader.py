@@ -44,11 +44,13 @@ def read_compose(
             The field names the file and the key, such as ``compose.yaml: services.ps-0.cpus``.
     """
     if isinstance(paths, str) or not paths:
-        raise ConfigError("paths", paths, "a list of at least one compose file")
+        raise ConfigError("paths", paths, "must be a list of at least one compose file")
     names = [os.fspath(path) for path in paths]
     folder = os.path.dirname(os.path.abspath(names[0]))
     if os.path.exists(dotenv := os.path.join(folder, ".env")):
-        raise ConfigError("compose file", dotenv, "no .env: set its variables yourself")
+        raise ConfigError(
+            "compose file", dotenv, "is not read; delete it and set its variables yourself"
+        )
     parts: dict[str, Part] = {}
     networks: dict[str, Network] = {}
     volumes: dict[str, None] = {}
@@ -81,7 +83,9 @@ def _services(entry: Entry | None) -> dict[str, Part]:
     parts = {}
     for name, service in entry.members().items():
         if _NAME.fullmatch(name) is None:
-            service.reject("a name of letters, digits, -, _ and ., without - _ . in front")
+            service.reject(
+                "must consist of letters, digits, -, _ and ., and start with a letter or digit"
+            )
         parts[name] = read_part(service)
     return parts
 
@@ -116,7 +120,7 @@ def _check_profiles(profiles: Sequence[str], services: Mapping[str, Service]) ->
     known = {profile for service in services.values() for profile in service.profiles}
     for profile in profiles:
         if profile not in known:
-            rule = f"one of the files' profiles: {', '.join(sorted(known)) or 'none'}"
+            rule = f"must be one of the files' profiles: {', '.join(sorted(known)) or 'none'}"
             raise ConfigError("profiles", profile, rule)
 
 
@@ -152,7 +156,7 @@ def _check_order(where: str, services: Mapping[str, Service]) -> None:
             raise ConfigError(
                 f"{where}: depends_on",
                 waiting,
-                "no circle of services",
+                "must not lead back to the service itself",
             )
         for name in ready:
             del left[name]
@@ -218,10 +222,10 @@ def _read_yaml(path: str) -> object:
         with open(path, encoding="utf-8") as file:
             return yaml.load(file, _Loader)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError("compose file", path, f"a readable file: {error}") from error
+        raise ConfigError("compose file", path, f"cannot be read: {error}") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark
         where = f"line {mark.line + 1}: " if mark is not None else ""
         raise ConfigError("compose file", path, f"{where}{error.problem}") from error
     except yaml.YAMLError as error:
-        raise ConfigError("compose file", path, f"a YAML file: {error}") from error
+        raise ConfigError("compose file", path, f"is not a YAML file: {error}") from error

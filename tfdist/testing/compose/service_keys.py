@@ -40,19 +40,19 @@ def _volume(entry: Entry) -> Volume:
         members = entry.members({"type", "source", "target", "read_only"})
         for name in ("type", "source", "target"):
             if name not in members:
-                entry.reject(f"a key {name!r} too")
+                entry.reject(f"needs a key {name!r}")
         kind, source = members["type"].text(), members["source"].text()
         if kind not in ("bind", "volume"):
-            members["type"].reject("bind or volume")
+            members["type"].reject("must be bind or volume")
         read_only = "read_only" in members and members["read_only"].flag()
         target, is_bind = members["target"].folder(), kind == "bind"
     else:
         source, *rest = entry.text().split(":")
         if len(rest) not in (1, 2) or rest[1:] not in ([], ["ro"], ["rw"]):
-            entry.reject("SOURCE:TARGET, SOURCE:TARGET:ro or SOURCE:TARGET:rw")
+            entry.reject("must be SOURCE:TARGET, SOURCE:TARGET:ro or SOURCE:TARGET:rw")
         target, read_only, is_bind = rest[0], rest[1:] == ["ro"], source[:1] in ("/", ".", "~")
         if not target.startswith("/"):
-            entry.reject("a target that is an absolute path")
+            entry.reject("must have a target that is an absolute path")
     if is_bind:
         source = os.path.join(entry.origin.folder, os.path.expanduser(source))
         source = os.path.normpath(source)
@@ -84,7 +84,7 @@ def _test(entry: Entry) -> tuple[str, ...]:
         return ("/bin/sh", "-c", *words)
     if kind == "NONE" and not words:
         return (kind,)
-    entry.reject("a string, [CMD, PROGRAM, ...], [CMD-SHELL, STRING] or [NONE]")
+    entry.reject("must be a string, [CMD, PROGRAM, ...], [CMD-SHELL, STRING] or [NONE]")
 
 
 def _depends_on(entry: Entry) -> dict[str, str]:
@@ -94,10 +94,10 @@ def _depends_on(entry: Entry) -> dict[str, str]:
     for name, other in entry.members().items():
         condition = other.members({"condition"}).get("condition")
         if condition is None:
-            other.reject("a key 'condition' too")
+            other.reject("needs a key 'condition'")
         conditions[name] = condition.text()
         if conditions[name] not in CONDITIONS:
-            condition.reject(f"one of {', '.join(CONDITIONS)}")
+            condition.reject(f"must be one of {', '.join(CONDITIONS)}")
     return conditions
 
 
@@ -151,7 +151,7 @@ def read_part(entry: Entry) -> Part:
     part = {}
     for name, value in entry.members(_READERS).items():
         if value.raw is None:
-            value.reject("a value, or no key")
+            value.reject("must have a value, or leave out the key")
         part[name] = _READERS[name](value)
     return part
 
@@ -196,5 +196,5 @@ def _built_healthcheck(part: Part | None) -> Healthcheck | None:
     if part is None or part.get("disable"):
         return None
     if "test" not in part:
-        raise ValueError("a key 'test' in healthcheck")
+        raise ValueError("needs a key 'test' in healthcheck")
     return Healthcheck(**{key: value for key, value in part.items() if key != "disable"})
