@@ -51,7 +51,8 @@ def test_a_record_finds_its_own_process_only(child):
         (-11, False, "killed by SIGSEGV"),
         (-9, False, "killed by SIGKILL"),
         (-15, True, "terminated by tfdist"),
-        (0, True, "terminated by tfdist"),
+        (0, True, "terminated by tfdist, exit code 0"),
+        (1, True, "terminated by tfdist, exit code 1"),
         (-9, True, "killed by tfdist"),
     ],
 )

@@ -177,12 +177,14 @@ def describe_end(record: TaskRecord) -> str:
     """The end of an attempt in a few words, such as "exit code 0" or "killed by SIGSEGV"."""
     if record.exit_code is None:
         return "still running"
-    if record.terminated:
-        killed = record.exit_code == -signal.SIGKILL
-        return "killed by tfdist" if killed else "terminated by tfdist"
-    if record.exit_code < 0:
-        return f"killed by {signal_name(-record.exit_code)}"
-    return f"exit code {record.exit_code}"
+    code = record.exit_code
+    end = f"killed by {signal_name(-code)}" if code < 0 else f"exit code {code}"
+    if not record.terminated:
+        return end
+    if code == -signal.SIGKILL:
+        return "killed by tfdist"
+    # With another end the task had a handler for SIGTERM; its exit code says if that succeeded.
+    return "terminated by tfdist" if code == -signal.SIGTERM else f"terminated by tfdist, {end}"
 
 
 class RunFolder:
