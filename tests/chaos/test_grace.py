@@ -63,7 +63,10 @@ def test_trainers_save_after_ctrl_c(script, tmp_path):
 def test_trainers_save_after_the_timeout(script, tmp_path):
     ended = run("-v", "--timeout", 8, script(SAVES), tmp_path)
     assert ended.returncode == 70
-    assert "still running after 8." in ended.stderr
+    assert (
+        "tfdist: --timeout 8 expired; terminated the tasks that were still running: "
+        in ended.stderr
+    )
     assert "tfdist: sends SIGTERM to worker:1\n" in ended.stderr
     assert saved(tmp_path) == {"worker:0", "worker:1"}
 
@@ -100,6 +103,22 @@ def test_a_second_signal_ends_the_grace(script, tmp_path, second):
     launcher.communicate(timeout=GONE_SECS)
     assert_gone(family)
     assert launcher.returncode == 128 + second
+
+
+def test_ctrl_c_during_the_grace_after_the_timeout_ends_the_grace_and_keeps_the_reason(
+    script, tmp_path
+):
+    launcher = start(script(STAYS), tmp_path, "--grace", 600, "--timeout", 6)
+    family = None
+    for line in launcher.stderr:
+        if "SIGKILL follows" in line:
+            assert "or on the next Ctrl-C" in line
+            family = family_of(launcher)
+            break
+    launcher.send_signal(signal.SIGINT)
+    _, errors = launcher.communicate(timeout=GONE_SECS)
+    assert_gone(family)
+    assert (launcher.returncode, "--timeout 6 expired" in errors) == (70, True)
 
 
 def saved(folder):

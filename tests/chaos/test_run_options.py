@@ -63,7 +63,10 @@ def test_a_failed_task_is_restarted_and_each_attempt_is_kept(script, tmp_path):
 def test_a_job_ends_after_its_timeout(script, tmp_path):
     ended = run("--timeout", 2, script(STUCK), tmp_path)
     assert ended.returncode == 70
-    assert "tfdist: still running after 2." in ended.stderr
+    assert (
+        "tfdist: --timeout 2 expired; terminated the tasks that were still running: "
+        in ended.stderr
+    )
     assert "terminated by tfdist" in ended.stderr
 
 

@@ -414,9 +414,7 @@ def test_a_file_that_is_not_an_index_is_a_config_error(parts, tmp_path, field):
     index = json.loads(path.read_text())
     index.pop(field, None)
     path.write_text(json.dumps(index) if field else "{")
-    with pytest.raises(
-        ConfigError, match="is not an index that this version"
-    ):
+    with pytest.raises(ConfigError, match="is not an index that this version"):
         FileSet.load(str(path))
 
 

@@ -184,19 +184,8 @@ def command(parsed: argparse.Namespace) -> int:
     records: list[TaskRecord] = []
     try:
         _run(parsed, records)
-    except (ClusterError, ConfigError) as error:
-        code, failure = _exit_code(error), str(error)
-        if isinstance(error, RunTimeout):
-            failure += f"; --timeout {parsed.timeout:g} is over"
-    except KeyboardInterrupt:
-        code, failure = INTERRUPTED, "interrupted; all tasks have been terminated"
-    except _Terminated:
-        code, failure = TERMINATED, "terminated; all tasks have been terminated"
-    except _ReaderLeft:
-        code, failure = (
-            READER_LEFT,
-            "no process reads the output any more; all tasks have been terminated",
-        )
+    except (ClusterError, ConfigError, KeyboardInterrupt, _Terminated, _ReaderLeft) as error:
+        code, failure = _end_of(_first(error), parsed)
     if records and code != USAGE and not parsed.json:
         PipeConsole(stderr=True).print(summary_table(records))
     if failure is not None:
@@ -210,6 +199,32 @@ def command(parsed: argparse.Namespace) -> int:
         }
         print(json.dumps(about))
     return code
+
+
+def _first(error: BaseException) -> BaseException:
+    """The reason for the end of the run: a signal during the grace only ends the grace."""
+    context: BaseException | None = error
+    while context is not None:
+        if isinstance(context, (ClusterError, ConfigError)):
+            return context
+        context = context.__context__
+    return error
+
+
+def _end_of(error: BaseException, parsed: argparse.Namespace) -> tuple[int, str]:
+    """The exit code of a run that ended with this error, and the line that says why."""
+    terminated = "all tasks have been terminated"
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED, f"interrupted; {terminated}"
+    if isinstance(error, _Terminated):
+        return TERMINATED, f"received SIGTERM; {terminated}"
+    if isinstance(error, _ReaderLeft):
+        return READER_LEFT, f"no process reads the output any more; {terminated}"
+    assert isinstance(error, (ClusterError, ConfigError))
+    if isinstance(error, RunTimeout):
+        running = f"terminated the tasks that were still running: {', '.join(error.running)}"
+        return TASK_FAILED, f"--timeout {parsed.timeout:g} expired; {running}"
+    return _exit_code(error), str(error)
 
 
 def isolate_or_say(wanted: bool) -> None:

@@ -306,7 +306,7 @@ class LocalCluster:
         with self._lock:
             try:
                 self._end_all()
-            except BaseException:  # such as a second Ctrl-C
+            except BaseException:  # such as Ctrl-C during the grace
                 self._grace = 0.0
                 self._end_all()
                 raise
@@ -341,7 +341,7 @@ class LocalCluster:
         left = [each for each in running if not each.wait(soon.remaining)]
         if left and not deadline.expired:
             _log.warning(
-                "%s: still running after SIGTERM; SIGKILL follows in %.0f s, or on a second Ctrl-C",
+                "%s: still running after SIGTERM; SIGKILL follows in %.0f s, or on the next Ctrl-C",
                 _names(left),
                 deadline.remaining,
             )
