@@ -12,6 +12,7 @@ from tfdist.cluster.helper_process import call_in_fork
 from tfdist.diagnosis import stall
 from tfdist.diagnosis.barriers import Barriers, Question, ask_in_fork
 from tfdist.diagnosis.stall import PATIENCE, StallGuard
+from tfdist.diagnosis.verdict import Name
 from tfdist.errors import ClusterError, StallError
 from tfdist.runs.barrier_notes import BarrierNote
 from tfdist.runs.folder import RunFolder
@@ -92,7 +93,11 @@ def test_progress_during_the_report_discards_it(folder, monkeypatch, capsys):
     assert caught.value.places.keys() == {"worker:0"}
     assert caught.value.report is None
     since = f"\nno task has made progress for {caught.value.seconds:.1f} s:\n"
-    assert since in capsys.readouterr().err
+    shown = capsys.readouterr().err
+    assert since in shown
+    # The job is slow, and ends: waiting does not help.
+    assert "what to do: note progress in the long step, or raise --stall-timeout" in shown
+    assert caught.value.verdict.name is Name.SLOW
 
 
 @pytest.fixture

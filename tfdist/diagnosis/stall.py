@@ -15,7 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
@@ -30,6 +30,7 @@ from tfdist.runs.folder import PROGRESS_FILE, STREAMS, RunFolder
 
 # How often a slow job gets more time, each time twice as much.
 PATIENCE = 3
+_MORE_TIME = "note progress in the long step, or raise --stall-timeout"
 # Shorter than the 5 s in which the report is due; a ps that takes longer is reported as silent.
 _ANSWER_SECS = 3.0
 _EVENTS = 500  # the page shows the last ones of each task
@@ -263,7 +264,7 @@ class StallGuard:
         found = self._monitor.check()
         if found is None:
             return
-        stall, report = found.stall, found.details
+        stall, report = found.stall, self._without_wait(found.details)
         if found.gets_time:
             print(f"tfdist: {stall}: {found.verdict}", file=sys.stderr, flush=True)
             return
@@ -297,3 +298,9 @@ class StallGuard:
         asks = functools.partial(ask_in_fork, timeout=_ANSWER_SECS)
         report = report_of(self._run, self._trainers, asks, seconds=seconds)
         return report.verdict, report
+
+    def _without_wait(self, report: JobReport) -> JobReport:
+        """The report without the advice to wait, if a slow job is ended."""
+        if not (self._ends and report.verdict.name.is_slow):
+            return report
+        return replace(report, verdict=replace(report.verdict, fix=_MORE_TIME))
