@@ -38,6 +38,16 @@ def test_wrong_input_of_the_script_is_one_line_and_exit_code_2(script):
     assert "Traceback" not in ended.stderr
 
 
+def test_an_evaluator_that_calls_run_task_is_named(script):
+    job = script("import tfdist\ntfdist.run_task(lambda task, target: None)")
+    ended = run("--evaluator", job)
+    assert ended.returncode == 2
+    assert ended.stderr.splitlines()[-1] == (
+        "tfdist: task: got 'evaluator:0'; run_task does not evaluate; call your own evaluation "
+        "instead of it"
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [

@@ -81,7 +81,7 @@ def _add_cluster(group: argparse._ArgumentGroup) -> None:
         help="add a task `chief`; otherwise worker 0 is the chief (default: only with "
         "--coordinator)",
     )
-    _add_switch(group, "--evaluator", "add an evaluator, which runs the script too")
+    _add_switch(group, "--evaluator", "add an evaluator, which runs the script too, but not run_task")
     group.add_argument(
         "--coordinator",
         action="store_true",

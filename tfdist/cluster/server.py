@@ -95,7 +95,7 @@ def parameter_server(
         ConfigError: the task is no ps, or its port is taken.
     """
     if task.task_type != "ps":
-        raise ConfigError("task.type", task.task_type, "only a ps can call parameter_server")
+        raise ConfigError("task", task.name, "only a ps can call parameter_server")
     serve(task, config, serving=serving)
 
 
@@ -169,7 +169,7 @@ def worker_server(
         ClusterError: some ps belongs to another cluster (if TFDIST_CLUSTER_ID is set).
     """
     if not task.is_trainer:
-        raise ConfigError("task.type", task.task_type, "only a chief or a worker trains")
+        raise ConfigError("task", task.name, "only a chief or a worker can train")
     server = start_server(task, config)
     _wait_for_ps(task, timeout)
     yield server.target
@@ -183,7 +183,8 @@ def run_task(train: Callable[..., object], *args: object) -> None:
 
     A trainer calls ``train(task, target, *args)`` inside its `worker_server`. Bad input ends the
     program with one line and exit code 2 instead of a traceback; under `tfdist run` the launcher
-    prints that line, once for all tasks.
+    prints that line, once for all tasks. An evaluator must not reach this call: its script evaluates
+    instead, ``if task.task_type == "evaluator"``.
 
     Args:
         train: the training of one trainer.
@@ -191,9 +192,13 @@ def run_task(train: Callable[..., object], *args: object) -> None:
 
     Raises:
         StartTimeout: some ps does not answer.
+        ConfigError: under `tfdist run`, for bad input or an evaluator.
     """
     try:
         task = Task.from_env()
+        if task.task_type == "evaluator":
+            rule = "run_task does not evaluate; call your own evaluation instead of it"
+            raise ConfigError("task", task.name, rule)
         if task.task_type == "ps":
             parameter_server(task)
         else:
