@@ -63,6 +63,7 @@ def command(parsed: argparse.Namespace) -> int:
             "findings": [asdict(finding) for finding in findings],
             "errors": counts["error"],
             "warnings": counts["warning"],
+            "notes": counts["note"],
         }
         print(json.dumps(report))
     else:

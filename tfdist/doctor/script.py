@@ -27,7 +27,9 @@ def parse(path: str) -> tuple[ast.Module | None, list[Finding]]:
     try:
         source = Path(path).read_bytes()
     except OSError as error:
-        raise ConfigError("script", path, error.strerror or str(error)) from error
+        what = error.strerror or str(error)
+        rule = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {what}"
+        raise ConfigError("script", path, rule) from error
     return parse_source(source, path)
 
 

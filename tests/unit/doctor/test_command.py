@@ -130,7 +130,7 @@ def test_json_is_one_object_and_warnings_exit_with_0(config):
     ended = doctor("--json", TF_CONFIG=config)
     report = json.loads(ended.stdout)
     assert (ended.returncode, ended.stderr) == (0, "")
-    assert set(report) == {"task", "findings", "errors", "warnings"}
+    assert set(report) == {"task", "findings", "errors", "warnings", "notes"}
     assert (report["task"], report["errors"]) == ("worker:0", 0)
     assert all(
         set(finding) == {"check", "severity", "what", "why", "fix"} and all(finding.values())
@@ -150,7 +150,7 @@ def test_an_error_exits_with_1():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.py"], "tfdist: script: got 'nowhere.py'; No such file or directory\n"),
+        (["nowhere.py"], "tfdist: script: got 'nowhere.py'; no such file\n"),
         (["--timeout", "0"], "tfdist: --timeout: got 0.0; must be a number of seconds above 0\n"),
         (["--timeout", "inf"], "tfdist: --timeout: got inf; must be a number of seconds above 0\n"),
         (["--timeout", "soon"], "invalid float value"),
