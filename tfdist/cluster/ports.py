@@ -50,7 +50,13 @@ class HeldPorts:
 
 def _bound_socket() -> socket.socket:
     for _ in range(_MOST_TRIES):
-        port = portpicker.pick_unused_port()
+        try:
+            port = portpicker.pick_unused_port()
+        except portpicker.NoFreePortFoundError:
+            raise ClusterError(
+                "found no free port for a task; all are in use, or this process may not open more "
+                "files (ulimit -n)"
+            ) from None
         held = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         try:
             held.bind(("", port))
