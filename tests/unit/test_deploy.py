@@ -207,6 +207,7 @@ def test_the_command_in_the_header_writes_the_same_file(form, shape, capsys):
     [
         (["--workers", "0"], "--workers", "at least 1"),
         (["--ps", "-1"], "--ps", "at least 0"),
+        (["--ps", "0", "--coordinator"], "--ps", "at least 1 with --coordinator"),
         (["--classic-flags", "--chief"], "--chief", "cannot be combined with --classic-flags"),
         (["--for", "swarm", "--source", "."], "--source", "needs --for compose"),
         (["--source", ""], "--source", "a folder"),
@@ -225,6 +226,11 @@ def test_bad_input_is_one_line_and_2(arguments, field, rule, capsys):
     assert (out, err.count("\n")) == ("", 1)
     assert err.startswith((f"tfdist: {field}: got ", f"tfdist: {field} cannot be "))
     assert rule in err
+
+
+def test_a_script_outside_the_working_directory_is_rejected(capsys):
+    assert main(["compose", "a/../../x.py"]) == 2
+    assert capsys.readouterr().err == "tfdist: script: got 'a/../../x.py'; must be in /srv/job\n"
 
 
 def test_an_argument_with_a_newline_is_rejected():

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from tfdist.cluster.script import Script
+from tfdist.errors import ConfigError
 
 
 class Parser(argparse.ArgumentParser):
@@ -68,15 +70,33 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def check_counts(parsed: argparse.Namespace) -> None:
+    """Raises ConfigError if --ps or --workers is too small."""
+    if parsed.ps < 0:
+        raise ConfigError("--ps", parsed.ps, "must be at least 0")
+    if parsed.ps < 1 and parsed.coordinator:
+        raise ConfigError("--ps", parsed.ps, "must be at least 1 with --coordinator")
+    if parsed.workers < 1:
+        raise ConfigError("--workers", parsed.workers, "must be at least 1")
+
+
 def add_script(parser: argparse.ArgumentParser, meaning: str) -> None:
     """Adds the script and its arguments, for `script_of`."""
     parser.add_argument("script", help=meaning)
     rest = parser.add_argument(
         "arguments",
         nargs=argparse.REMAINDER,
-        help="arguments of the script; -- may stand before them",
+        help="arguments of the script; may be preceded by --",
     )
     rest.required = False  # or Python 3.11 reports it as missing when the script is
+
+
+def check_script(path: str) -> None:
+    """Raises ConfigError if `path` is no file."""
+    if os.path.isdir(path):
+        raise ConfigError("script", path, "must be a file, and is a folder")
+    if not os.path.isfile(path):
+        raise ConfigError("script", path, "no such file")
 
 
 def script_of(parsed: argparse.Namespace) -> Script:

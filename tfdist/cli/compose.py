@@ -6,7 +6,7 @@ import argparse
 import os
 from collections.abc import Callable, Mapping
 
-from tfdist.cli.arguments import add_script, script_of
+from tfdist.cli.arguments import add_script, check_counts, script_of
 from tfdist.cluster.shape import Shape
 from tfdist.deploy.deployment import CHECKPOINTS, WORKING_DIR, Deployment
 from tfdist.deploy.docker import compose_file, stack_file
@@ -59,7 +59,10 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="also pass --ps_hosts, --worker_hosts, --job_name and --task_index to the script",
     )
     parser.add_argument(
-        "--image", default=Deployment.image, help=f"contains tfdist (default: {Deployment.image})"
+        "--image",
+        default=Deployment.image,
+        metavar="IMAGE",
+        help=f"the image; it must contain tfdist (default: {Deployment.image})",
     )
     parser.add_argument(
         "--source",
@@ -76,6 +79,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     parser.add_argument(
         "--name",
         default=Deployment.name,
+        metavar="NAME",
         help=f"the job's name; kubernetes and tfjob only (default: {Deployment.name})",
     )
     add_script(parser, f"the Python script, relative to {WORKING_DIR}")
@@ -84,10 +88,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
 def command(parsed: argparse.Namespace) -> int:
     """Prints the file and returns the exit code."""
-    if parsed.ps < 0:
-        raise ConfigError("--ps", parsed.ps, "must be at least 0")
-    if parsed.workers < 1:
-        raise ConfigError("--workers", parsed.workers, "must be at least 1")
+    check_counts(parsed)
     if parsed.classic_flags and (parsed.chief or parsed.coordinator):
         other = "--chief" if parsed.chief else "--coordinator"
         raise ConfigError(other, True, "cannot be combined with --classic-flags")

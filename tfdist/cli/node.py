@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
-from tfdist.cli.arguments import add_script, script_of
+from tfdist.cli.arguments import add_script, check_script, script_of
 from tfdist.cli.output import drop_unread
 from tfdist.cluster.script import end_on_signals, import_tensorflow_quietly, node_environment
 from tfdist.errors import HELD, INTERRUPTED, READER_LEFT, TASK_FAILED, USAGE, ConfigError
@@ -51,7 +51,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=0,
         help="show the log of tfdist (INFO); -vv: DEBUG, and the log of TensorFlow",
     )
-    add_script(parser, "the Python script; a task that serves does not need it")
+    add_script(parser, "the Python script; a server does not run it")
     parser.set_defaults(command_function=command)
 
 
@@ -63,8 +63,8 @@ def command(parsed: argparse.Namespace) -> int:
     """
     task = _task(parsed)
     serves = task.task_type == "ps" or (parsed.coordinator and task.task_type == "worker")
-    if not serves and not os.path.isfile(parsed.script):
-        raise ConfigError("script", parsed.script, "no such file")
+    if not serves:
+        check_script(parsed.script)
     require_tensorflow("tfdist node")
     _prepare(task, parsed.verbose)
     script = script_of(parsed)

@@ -13,7 +13,7 @@ class Shape:
     """The tasks of a cluster by type.
 
     Attributes:
-        num_ps: number of parameter servers.
+        num_ps: number of parameter servers; with a coordinator at least 1.
         num_workers: number of workers, at least 1.
         chief: whether there is a task `chief`; otherwise worker 0 is the chief.
         evaluator: whether there is an evaluator. It has no server and no place in the cluster.
@@ -29,6 +29,8 @@ class Shape:
     def __post_init__(self) -> None:
         if self.num_ps < 0:
             raise ConfigError("num_ps", self.num_ps, "must be at least 0")
+        if self.coordinator and self.num_ps == 0:
+            raise ConfigError("num_ps", 0, "must be at least 1 for a ClusterCoordinator")
         if self.num_workers < 1:
             raise ConfigError("num_workers", self.num_workers, "must be at least 1")
 

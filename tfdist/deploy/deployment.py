@@ -55,6 +55,8 @@ class Deployment:
         ]:
             if not value.isprintable():
                 raise ConfigError(field, value, "must contain only printable characters")
+        if posixpath.normpath(self.script).split("/")[0] == "..":
+            raise ConfigError("script", self.script, f"must be in {WORKING_DIR}")
         if _NAME.fullmatch(self.name) is None:
             rule = "must be at most 40 of a-z, 0-9 and -, start with a letter, and not end with -"
             raise ConfigError("--name", self.name, rule)
