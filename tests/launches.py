@@ -79,7 +79,7 @@ def run(*arguments, env=None):
         env={**os.environ, **(env or {})},
     )
     # This line is printed only if this machine did not let pytest isolate itself.
-    ended.stderr = re.sub(r"^tfdist: TensorFlow's ports are open .*\n", "", ended.stderr)
+    ended.stderr = re.sub(r"^tfdist: warning: other machines can reach .*\n", "", ended.stderr)
     return ended
 
 

@@ -67,7 +67,7 @@ def test_trainers_save_after_the_timeout(script, tmp_path):
         "tfdist: --timeout 8 expired; terminated the tasks that were still running: "
         in ended.stderr
     )
-    assert "tfdist: sends SIGTERM to worker:1\n" in ended.stderr
+    assert "tfdist: sending SIGTERM to worker:1\n" in ended.stderr
     assert saved(tmp_path) == {"worker:0", "worker:1"}
 
 
@@ -87,7 +87,7 @@ def test_a_task_that_ignores_sigterm_is_killed_after_the_grace(script, tmp_path)
     assert time.monotonic() - before >= 2
     assert_gone(family)
     assert launcher.returncode == 130
-    assert "tfdist: kills worker:0, worker:1, 2 s after SIGTERM\n" in errors
+    assert "tfdist: killing worker:0, worker:1, 2 s after SIGTERM\n" in errors
 
 
 @pytest.mark.parametrize("second", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])

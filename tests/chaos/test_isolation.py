@@ -235,7 +235,7 @@ def test_a_run_that_cannot_be_isolated_prints_one_line_and_continues(as_root, tm
         check=False,
     )
     assert (ended.returncode, ended.stdout) == (0, "ran\n")
-    assert ended.stderr.startswith("tfdist: --isolate failed, so TensorFlow's ports are open: ")
+    assert ended.stderr.startswith("tfdist: warning: --isolate failed, and other machines can ")
     assert ended.stderr.count("--isolate failed") == 1
 
 
@@ -253,7 +253,10 @@ def test_open_ports_are_reported_if_there_is_a_network(monkeypatch, capsys, flag
     monkeypatch.setattr(psutil, "net_if_stats", lambda: {"lo": loopback, "card": card})
     isolate_or_say(wanted=False)
     printed = capsys.readouterr()
-    line = "tfdist: TensorFlow's ports are open to the network; --isolate or a firewall closes them"
+    line = (
+        "tfdist: warning: other machines can reach the TensorFlow servers; use --isolate or a "
+        "firewall"
+    )
     assert (printed.out, printed.err) == ("", f"{line}\n" if reachable else "")
 
 

@@ -44,8 +44,7 @@ def test_a_failed_task_is_restarted_and_each_attempt_is_kept(script, tmp_path):
     ended = run("-v", "--restart", 1, "--log-dir", logs, "--json", job, tmp_path)
     assert ended.returncode == 0
     assert "tfdist: restarted worker:1 (attempt 2); attempt 1: exit code 1\n" in ended.stderr
-    for line in ("starts worker:1", "restarts worker:1 (attempt 2 of 2)"):
-        assert f"tfdist: {line}\n" in ended.stderr
+    assert "tfdist: starting worker:1\n" in ended.stderr
     tasks = json.loads(ended.stdout)["tasks"]
     assert [(task["task"], task["attempt"], task["exit_code"]) for task in tasks] == [
         *[("ps:0", 1, 0), ("worker:0", 1, 0), ("worker:1", 1, 1), ("worker:1", 2, 0)]

@@ -53,7 +53,12 @@ def test_an_evaluator_that_calls_run_task_is_named(script):
     [
         (["--workers", "0", __file__], "tfdist: --workers: got 0; must be at least 1\n"),
         (["--ps", "-1", __file__], "tfdist: --ps: got -1; must be at least 0\n"),
+        (
+            ["--ps", "0", "--coordinator", __file__],
+            "tfdist: --ps: got 0; must be at least 1 with --coordinator\n",
+        ),
         (["nowhere.py"], "tfdist: script: got 'nowhere.py'; no such file\n"),
+        (["/tmp"], "tfdist: script: got '/tmp'; must be a file, and is a folder\n"),
         (
             ["--log-dir", "/dev/null", __file__],
             "tfdist: --log-dir: got '/dev/null'; cannot create this folder: File exists\n",

@@ -148,13 +148,14 @@ class ShownRun(RunFolder):
 
 def summary_table(records: Sequence[TaskRecord]) -> Table:
     """A table with a row for each attempt of each task."""
-    table = Table("task", box=SIMPLE)
+    table = Table(box=SIMPLE)
+    table.add_column("task", no_wrap=True)
     again = any(record.attempt > 1 for record in records)
     if again:
-        table.add_column("attempt", justify="right")
-    table.add_column("end")
+        table.add_column("attempt", justify="right", no_wrap=True)
+    table.add_column("end", no_wrap=True)
     for title in ("seconds", "CPU s", "peak MB"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for record in records:
         used = record.usage
         table.add_row(

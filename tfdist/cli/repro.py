@@ -41,7 +41,7 @@ _DESCRIPTION = """\
 Runs cases: small jobs that hang, lose data or save too early, each in one known
 way. For each case it prints the verdict and the reasons, and it can run the same
 job with a fix. Each task is a process on this machine. The command ends them all
-before it returns, also the ones that hang.
+before it returns, including the ones that hang.
 
   tfdist repro list                              find the job that looks like yours
   tfdist repro run sync/worker-short             see it hang, and why

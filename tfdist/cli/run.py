@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tfdist.cli.arguments import add_script, script_of
+from tfdist.cli.arguments import add_script, check_counts, check_script, script_of
 from tfdist.cli.output import (
     Output,
     PipeConsole,
@@ -30,6 +30,7 @@ from tfdist.cluster.local import GRACE_SECS, LocalCluster
 from tfdist.cluster.processes import Surroundings
 from tfdist.cluster.shape import Shape
 from tfdist.diagnosis.stall import StallGuard
+from tfdist.diagnosis.status import print_table
 from tfdist.errors import (
     HELD,
     INTERRUPTED,
@@ -53,9 +54,12 @@ from tfdist.task import Task
 _DESCRIPTION = """\
 Runs a parameter-server job on this machine: one process for each task, each
 with its own TF_CONFIG. The job ends when all workers have ended. It leaves no
-process behind, also after a failure or Ctrl-C. Worker 0 is the chief. The
+process behind, even after a failure or Ctrl-C. Worker 0 is the chief. The
 script needs no branch for the ps, because tfdist runs the ps itself.
 """
+
+
+_OPEN = "warning: other machines can reach the TensorFlow servers; use --isolate or a firewall"
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -68,20 +72,24 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_cluster(parser.add_argument_group("the cluster"))
     _add_end(parser.add_argument_group("how it ends"))
     _add_output(parser.add_argument_group("what it shows"))
-    add_script(parser, "the Python script that every worker runs")
+    add_script(parser, "the Python script that every trainer and the evaluator run")
     parser.set_defaults(command_function=command)
 
 
 def _add_cluster(group: argparse._ArgumentGroup) -> None:
-    group.add_argument("--ps", type=int, default=1, help="parameter servers (default: 1)")
-    group.add_argument("--workers", type=int, default=2, help="workers (default: 2)")
+    group.add_argument(
+        "--ps", type=int, default=1, metavar="N", help="parameter servers (default: 1)"
+    )
+    group.add_argument("--workers", type=int, default=2, metavar="N", help="workers (default: 2)")
     group.add_argument(
         "--chief",
         action=argparse.BooleanOptionalAction,
         help="add a task `chief`; otherwise worker 0 is the chief (default: only with "
         "--coordinator)",
     )
-    _add_switch(group, "--evaluator", "add an evaluator, which runs the script too, but not run_task")
+    _add_switch(
+        group, "--evaluator", "add an evaluator, which runs the script too, but not run_task"
+    )
     group.add_argument(
         "--coordinator",
         action="store_true",
@@ -110,7 +118,11 @@ def _add_cluster(group: argparse._ArgumentGroup) -> None:
 
 def _add_end(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
-        "--timeout", type=float, metavar="S", help="end the job after S seconds, with exit code 70"
+        "--timeout",
+        type=float,
+        metavar="S",
+        help="end the job after S seconds, with exit code 70; the clock starts when the ps tasks "
+        "have been started",
     )
     group.add_argument(
         "--grace",
@@ -187,7 +199,7 @@ def command(parsed: argparse.Namespace) -> int:
     except (ClusterError, ConfigError, KeyboardInterrupt, _Terminated, _ReaderLeft) as error:
         code, failure = _end_of(_first(error), parsed)
     if records and code != USAGE and not parsed.json:
-        PipeConsole(stderr=True).print(summary_table(records))
+        print_table(PipeConsole(stderr=True), summary_table(records))
     if failure is not None:
         _say(failure)
     if parsed.json:
@@ -233,9 +245,9 @@ def isolate_or_say(wanted: bool) -> None:
         try:
             isolate()
         except ClusterError as error:
-            _say(f"--isolate failed, so TensorFlow's ports are open: {error}")
+            _say(f"warning: --isolate failed, and other machines can reach the servers: {error}")
     elif is_reachable():
-        _say("TensorFlow's ports are open to the network; --isolate or a firewall closes them")
+        _say(_OPEN)
 
 
 def _say(line: str) -> None:
@@ -243,10 +255,7 @@ def _say(line: str) -> None:
 
 
 def _check(parsed: argparse.Namespace) -> None:
-    if parsed.ps < 0:
-        raise ConfigError("--ps", parsed.ps, "must be at least 0")
-    if parsed.workers < 1:
-        raise ConfigError("--workers", parsed.workers, "must be at least 1")
+    check_counts(parsed)
     if parsed.restart < 0:
         raise ConfigError("--restart", parsed.restart, "must be at least 0")
     for flag, seconds in {
@@ -264,8 +273,7 @@ def _check(parsed: argparse.Namespace) -> None:
     if parsed.classic_flags and (parsed.chief or parsed.evaluator or parsed.coordinator):
         other = next(name for name in ("chief", "evaluator", "coordinator") if vars(parsed)[name])
         raise ConfigError(f"--{other}", True, "cannot be combined with --classic-flags")
-    if not os.path.isfile(parsed.script):
-        raise ConfigError("script", parsed.script, "no such file")
+    check_script(parsed.script)
     if parsed.log_dir is not None and not os.path.isdir(parsed.log_dir):
         try:
             os.makedirs(parsed.log_dir)

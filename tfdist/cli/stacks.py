@@ -33,7 +33,7 @@ from tfdist.runs.folder import RunFolder
 from tfdist.runs.live import chosen_run, while_it_lasts
 
 _DESCRIPTION = """\
-Prints the stacks of each task of a job that `tfdist run` started, the most recent call first, also
+Prints the stacks of each task of a job that `tfdist run` started, the most recent call first, even
 while a task is stuck in TensorFlow. For a job that has ended it prints how each task ended.
 """
 
@@ -61,7 +61,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         type=int,
         nargs="+",
         metavar="PID",
-        help="any processes instead of a run, read by /proc and py-spy; they get no signal",
+        help="inspect these processes through /proc and py-spy, without signaling them, instead of "
+        "a run",
     )
     parser.set_defaults(command_function=command)
 

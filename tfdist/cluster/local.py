@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import math
 import queue
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from tfdist.cluster.ports import HeldPorts
@@ -195,7 +196,9 @@ class LocalCluster:
         self._held.close()
 
     def _hold_ports(self) -> None:
-        self._held = HeldPorts(0 if self._addresses is not None else self._shape.num_servers)
+        count = 0 if self._addresses is not None else self._shape.num_servers
+        with _no_os_error(f"cannot reserve {count} ports"):
+            self._held = HeldPorts(count)
         here = [f"127.0.0.1:{port}" for port in self._held.ports]
         self.tasks = self._shape.tasks(here if self._addresses is None else list(self._addresses))
         self.trainers = tuple(
@@ -213,10 +216,11 @@ class LocalCluster:
             self._attempts[task.name] = self._attempts.get(task.name, 0) + 1
             if used := self._most_restarts - self._restarts.get(task.name, self._most_restarts):
                 total = self._most_restarts + 1
-                _log.info("restarts %s (attempt %d of %d)", task.name, used + 1, total)
+                _log.debug("restarting %s (attempt %d of %d)", task.name, used + 1, total)
             else:
-                _log.info("starts %s", task.name)
-            self._running[task.name] = self._started(task, function)
+                _log.info("starting %s", task.name)
+            with _no_os_error(f"cannot start {task.name}"):
+                self._running[task.name] = self._started(task, function)
 
     def _started(self, task: Task, function: Callable[[Task], object]) -> RunningTask:
         if self._backend == "threads":
@@ -336,7 +340,7 @@ class LocalCluster:
         """Sends SIGTERM and waits until all tasks have ended, or the grace is over."""
         deadline, soon = Deadline(self._grace), Deadline(min(self._grace, _NOTICE_SECS))
         for each in running:
-            _log.info("sends SIGTERM to %s", each.task.name)
+            _log.info("sending SIGTERM to %s", each.task.name)
             each.send_signal(signal.SIGTERM)
         left = [each for each in running if not each.wait(soon.remaining)]
         if left and not deadline.expired:
@@ -347,7 +351,17 @@ class LocalCluster:
             )
             left = [each for each in left if not each.wait(deadline.remaining)]
         if left:
-            _log.warning("kills %s, %g s after SIGTERM", _names(left), self._grace)
+            _log.warning("killing %s, %g s after SIGTERM", _names(left), self._grace)
+
+
+@contextlib.contextmanager
+def _no_os_error(what: str) -> Iterator[None]:
+    """Raises ClusterError if this machine lacks a resource, such as descriptors or processes."""
+    try:
+        yield
+    except OSError as error:
+        hint = "; raise the limit with ulimit -n" if error.errno == errno.EMFILE else ""
+        raise ClusterError(f"{what}: {error.strerror or error}{hint}") from error
 
 
 def _names(running: list[RunningTask]) -> str:

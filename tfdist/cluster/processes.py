@@ -224,7 +224,7 @@ class ProcessTask:
             outcome: Outcome = channel.recv()
             return outcome
         except (EOFError, ConnectionError):
-            return Outcome(details="its process ended without an error message", usage=usage)
+            return Outcome(details="it printed no traceback", usage=usage)
 
     def _forward(self, read_end: int, stream: int, observer: Observer) -> None:
         with os.fdopen(read_end, "rb", buffering=0) as pipe:

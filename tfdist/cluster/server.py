@@ -183,8 +183,8 @@ def run_task(train: Callable[..., object], *args: object) -> None:
 
     A trainer calls ``train(task, target, *args)`` inside its `worker_server`. Bad input ends the
     program with one line and exit code 2 instead of a traceback; under `tfdist run` the launcher
-    prints that line, once for all tasks. An evaluator must not reach this call: its script evaluates
-    instead, ``if task.task_type == "evaluator"``.
+    prints that line, once for all tasks. An evaluator must not reach this call: let the script
+    evaluate instead, ``if task.task_type == "evaluator"``.
 
     Args:
         train: the training of one trainer.

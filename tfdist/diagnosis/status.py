@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from rich.cells import cell_len
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
@@ -113,7 +114,10 @@ def line_width(console: Console) -> int:
 
 
 def print_table(console: Console, table: Table) -> None:
-    """Prints a table with one column that wraps, between words, even if a line becomes too long."""
+    """Prints a table that cuts no word, even if a line becomes too long; its cells are strings."""
+    for column in table.columns:
+        if column.no_wrap:
+            column.min_width = max(cell_len(str(cell)) for cell in [column.header, *column.cells])
     least = Measurement.get(console, console.options.update_width(_UNLIMITED), table).minimum
     before = console.width
     console.width = max(before, least + 2)  # rich leaves out the padding at the edges
