@@ -152,7 +152,7 @@ def test_an_error_ends_the_fault_too(echo):
         (faults.Unplug("d"), "host: got 'd'; must be one of a, b, c"),
         (faults.Cut("a", "a"), "hosts: got"),
         (faults.Cut("a", "d"), "host: got 'd'"),
-        (faults.Delay("a", 0.1), "host: got 'a'; a host in `relayed`"),
+        (faults.Delay("a", 0.1), "host: got 'a'; this fault needs a host in `relayed`"),
         (faults.Delay("c", -0.1), "delay_secs: got -0.1"),
         (faults.Loss("c", 1.5), "loss: got 1.5"),
         (faults.Bandwidth("a", 0), "bytes_per_sec: got 0"),
