@@ -44,6 +44,28 @@ def test_ctrl_c_in_the_grace_keeps_the_reason():
     assert isinstance(_first(raised_in_the_grace(KeyboardInterrupt())), KeyboardInterrupt)
 
 
+class NeverEnds:
+    """A server that neither ends by itself nor on SIGTERM; the grace is over with a Ctrl-C."""
+
+    def __init__(self, task):
+        self.task = task
+
+    def send_signal(self, number):
+        raise KeyboardInterrupt
+
+    def kill(self):
+        pass
+
+
+def test_ctrl_c_while_the_servers_of_a_successful_run_are_terminated_is_no_timeout():
+    cluster = LocalCluster(Shape(1, 1, coordinator=True), "processes", Surroundings())
+    cluster._running = {"ps:0": NeverEnds(cluster.tasks[0])}
+    with pytest.raises(KeyboardInterrupt) as caught:
+        cluster._let_servers_leave()  # a coordinator gives them no time
+    cluster.close()
+    assert _first(caught.value) is caught.value
+
+
 def test_an_expired_timeout_names_its_option_and_the_tasks():
     code, line = _end_of(RunTimeout(["worker:0", "worker:1"], 3.1), argparse.Namespace(timeout=3))
     assert (code, line) == (

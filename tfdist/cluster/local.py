@@ -293,11 +293,11 @@ class LocalCluster:
         # tfdist's own ps has nothing left to do; a script that serves may have.
         own = self._serve is _serve
         deadline = Deadline(0 if self._shape.coordinator else _OWN_SECS if own else _LEAVE_SECS)
-        while self._running:
-            try:
+        with contextlib.suppress(RunTimeout):
+            while self._running:
                 self._next_end(deadline)
-            except RunTimeout:
-                self._stop()
+        if self._running:  # not in an `except`, where a Ctrl-C would have RunTimeout as its context
+            self._stop()
 
     def _find(self, name: str) -> RunningTask:
         if name not in self._running:
