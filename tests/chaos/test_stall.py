@@ -113,7 +113,7 @@ def test_a_stopped_task_is_reported_in_time(script, tmp_path, name):
     if name == "ps:0":
         assert "barriers: ps:0, which keeps the barriers, is stopped" in text
     else:
-        assert "; worker:1: stopped, steps: " in text
+        assert "worker:1: stopped, steps: " in text
         assert "step " in text
     assert not any(psutil.pid_exists(record.pid) for record in records.values())
 

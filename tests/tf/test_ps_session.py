@@ -5,7 +5,10 @@ import socket
 import pytest
 import tensorflow as tf
 
+from tfdist.cluster import mailbox
+from tfdist.deadline import Deadline
 from tfdist.ps.session import PS_DEVICE, DirectSession
+from tfdist.task import Task
 
 
 def session_with(address):
@@ -28,3 +31,14 @@ def test_a_silent_ps_exceeds_the_deadline():
         session, seven = session_with(f"127.0.0.1:{server.getsockname()[1]}")
         with session, pytest.raises(tf.errors.DeadlineExceededError):
             session.run(seven)
+
+
+def test_a_message_to_a_lost_ps_fails_long_before_its_timeout(monkeypatch):
+    monkeypatch.setattr("tfdist.cluster.mailbox._RECHECK_SECS", 0.3)
+    with socket.socket() as bound:  # nothing listens on it
+        bound.bind(("127.0.0.1", 0))
+        ps = Task("ps", 0, {"ps": [f"127.0.0.1:{bound.getsockname()[1]}"], "worker": ["h:1"]})
+        deadline = Deadline(60)
+        with pytest.raises(tf.errors.UnavailableError, match="nothing listens"):
+            mailbox.send(ps, mailbox.DONE, 0, timeout=60)
+        assert deadline.elapsed < 30

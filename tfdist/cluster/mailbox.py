@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 from typing import TYPE_CHECKING, Any
 
+from tfdist.deadline import Deadline
 from tfdist.task import Task
 
 if TYPE_CHECKING:
@@ -12,9 +13,14 @@ if TYPE_CHECKING:
 
 DONE, KNOWS, DISMISS = range(3)
 
+# TensorFlow goes on trying a task that is gone until the run times out; a shorter one notices it.
+_RECHECK_SECS = 2.0
+
 
 def send(to: Task, message: int, rank: int, *, timeout: float) -> None:
-    """Puts a message from trainer `rank` into the mailbox; blocks for at most `timeout` seconds.
+    """Puts a message from trainer `rank` into the mailbox; blocks for about `timeout` seconds.
+
+    A task without an answer may get the message twice, which changes nothing.
 
     Raises:
         tf.errors.UnavailableError: the task is gone.
@@ -24,8 +30,15 @@ def send(to: Task, message: int, rank: int, *, timeout: float) -> None:
 
     with tf.Graph().as_default() as graph:
         put = _queue_of(to).enqueue((message, rank))
-        with session_with(to, graph, timeout=timeout) as session:
-            session.run(put)
+        deadline = Deadline(timeout)
+        while True:
+            try:
+                with session_with(to, graph, timeout=min(timeout, _RECHECK_SECS)) as session:
+                    session.run(put)
+                return
+            except tf.errors.DeadlineExceededError:
+                if deadline.expired:
+                    raise
 
 
 def receive(target: str, own: Task, received: queue.SimpleQueue[tuple[int, int]]) -> None:
