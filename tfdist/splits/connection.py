@@ -35,61 +35,52 @@ class Connection:
     """
 
     def __init__(self, address: str, ops: TableOps, incarnation: int, batch_size: int) -> None:
-        self._address, self._incarnation, self._ops = address, incarnation, ops
-        self._batch_size = np.int64(batch_size)
-        self._graph, self._built = tf.Graph(), dict[str, Any]()
-        with self._graph.as_default(), tf.compat.v1.device(PS_DEVICE):
+        self._address, self._incarnation, graph = address, incarnation, tf.Graph()
+        with graph.as_default(), tf.compat.v1.device(PS_DEVICE):
             number = [tf.compat.v1.placeholder(tf.int64, []) for _ in range(3)]
             self._fed_incarnation, self._fed_epoch, self._fed_offset = number
             self._fed_attempt = self._fed_epoch
             self._starts = tf.compat.v1.placeholder(tf.int64, [None])
             self._stops = tf.compat.v1.placeholder(tf.int64, [None])
-        self._session = DirectSession(address, self._graph, timeout=_ANSWER_SECS)
+            size = np.int64(batch_size)
+            self._enter = ops.enter(self._fed_incarnation)
+            self._leave = ops.leave(self._fed_incarnation)
+            self._freeze = ops.freeze(self._fed_incarnation)
+            self._unfreeze = ops.unfreeze(self._fed_incarnation)
+            self._recover = ops.recover()
+            self._claim = ops.claim(self._fed_incarnation, self._fed_epoch, size)
+            self._commit = ops.commit(
+                self._fed_incarnation, self._fed_attempt, self._fed_offset, size
+            )
+            self._release = ops.release(self._fed_incarnation, self._fed_attempt)
+            self._begin = ops.begin_epoch(self._fed_epoch, self._starts, self._stops)
+            self._snapshot = ops.snapshot()
+        self._session = DirectSession(address, graph, timeout=_ANSWER_SECS)
 
     def enter(self) -> Answer:
         """Lets this process act for the trainer."""
-        return self._ask(
-            "enter",
-            lambda: self._ops.enter(self._fed_incarnation),
-            {self._fed_incarnation: self._incarnation},
-        )
+        return self._ask(self._enter, {self._fed_incarnation: self._incarnation})
 
     def leave(self) -> Answer:
         """Ends this incarnation, unless another process has replaced it."""
-        return self._ask(
-            "leave",
-            lambda: self._ops.leave(self._fed_incarnation),
-            {self._fed_incarnation: self._incarnation},
-        )
+        return self._ask(self._leave, {self._fed_incarnation: self._incarnation})
 
     def freeze(self) -> Answer:
         """Freezes the table."""
-        return self._ask(
-            "freeze",
-            lambda: self._ops.freeze(self._fed_incarnation),
-            {self._fed_incarnation: self._incarnation},
-        )
+        return self._ask(self._freeze, {self._fed_incarnation: self._incarnation})
 
     def unfreeze(self) -> Answer:
         """Unfreezes the table."""
-        return self._ask(
-            "unfreeze",
-            lambda: self._ops.unfreeze(self._fed_incarnation),
-            {self._fed_incarnation: self._incarnation},
-        )
+        return self._ask(self._unfreeze, {self._fed_incarnation: self._incarnation})
 
     def recover(self) -> None:
         """Ends every lease and every incarnation, after a restore."""
-        self._ask("recover", self._ops.recover)
+        self._ask(self._recover)
 
     def claim(self, epoch: int) -> Answer:
         """Claims a split of the epoch."""
         fed = {self._fed_incarnation: self._incarnation, self._fed_epoch: epoch}
-        return self._ask(
-            "claim",
-            lambda: self._ops.claim(self._fed_incarnation, self._fed_epoch, self._batch_size),
-            fed,
-        )
+        return self._ask(self._claim, fed)
 
     def commit(self, attempt: int, offset: int) -> Answer:
         """Commits all records before `offset`."""
@@ -98,50 +89,32 @@ class Connection:
             self._fed_attempt: attempt,
             self._fed_offset: offset,
         }
-        return self._ask(
-            "commit",
-            lambda: self._ops.commit(
-                self._fed_incarnation, self._fed_attempt, self._fed_offset, self._batch_size
-            ),
-            fed,
-        )
+        return self._ask(self._commit, fed)
 
     def release(self, attempt: int) -> Answer:
         """Ends the lease."""
         fed = {self._fed_incarnation: self._incarnation, self._fed_attempt: attempt}
-        return self._ask(
-            "release", lambda: self._ops.release(self._fed_incarnation, self._fed_attempt), fed
-        )
+        return self._ask(self._release, fed)
 
     def begin_epoch(self, epoch: int, splits: list[tuple[int, int]]) -> Answer:
         """Makes the splits free in this order, if the epoch before is over."""
         starts, stops = np.array(splits, np.int64).reshape(-1, 2).T
         fed = {self._fed_epoch: epoch, self._starts: starts, self._stops: stops}
-        return self._ask(
-            "begin", lambda: self._ops.begin_epoch(self._fed_epoch, self._starts, self._stops), fed
-        )
+        return self._ask(self._begin, fed)
 
     def snapshot(self) -> dict[str, Any]:
         """All variables of the table by name."""
-        values = self._op("snapshot", self._ops.snapshot)
-        found: dict[str, Any] = self._until(lambda found: len(found["counts"]) > 0, values, None)
+        found: dict[str, Any] = self._until(
+            lambda values: len(values["counts"]) > 0, self._snapshot, None
+        )
         return found
 
     def close(self) -> None:
         """Closes the connection, also if the ps is gone."""
         self._session.close()
 
-    def _op(self, name: str, build: Callable[[], Any]) -> Any:
-        """Builds an op when it is first run: all of them take 0.2 s, and most trainers run few."""
-        if name not in self._built:
-            with self._graph.as_default(), tf.compat.v1.device(PS_DEVICE):
-                self._built[name] = build()
-        return self._built[name]
-
-    def _ask(
-        self, name: str, build: Callable[[], Any], feed: Mapping[Any, Any] | None = None
-    ) -> Answer:
-        found = self._until(lambda values: values[0] != BUSY, self._op(name, build), feed)
+    def _ask(self, fetches: Any, feed: Mapping[Any, Any] | None = None) -> Answer:
+        found = self._until(lambda values: values[0] != BUSY, fetches, feed)
         return Answer(*map(int, found))
 
     def _until(
