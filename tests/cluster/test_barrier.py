@@ -25,8 +25,6 @@ from tfdist.runs.barrier_notes import passed_at
 from tfdist.task import PROGRESS_VARIABLE
 from tfdist.testing import poll_until
 
-pytestmark = pytest.mark.rotates(1)  # each test with one kind of barrier a day
-
 NUM_TRAINERS = 3
 TIMEOUT = 20.0  # for what is expected to end; far more than it takes
 SOON = 0.2  # for what is expected to time out

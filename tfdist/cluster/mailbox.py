@@ -31,14 +31,14 @@ def send(to: Task, message: int, rank: int, *, timeout: float) -> None:
     with tf.Graph().as_default() as graph:
         put = _queue_of(to).enqueue((message, rank))
         deadline = Deadline(timeout)
-        while True:
-            try:
-                with session_with(to, graph, timeout=min(timeout, _RECHECK_SECS)) as session:
+        with session_with(to, graph, timeout=min(timeout, _RECHECK_SECS)) as session:
+            while True:
+                try:
                     session.run(put)
-                return
-            except tf.errors.DeadlineExceededError:
-                if deadline.expired:
-                    raise
+                    return
+                except tf.errors.DeadlineExceededError:
+                    if deadline.expired:
+                        raise
 
 
 def receive(target: str, own: Task, received: queue.SimpleQueue[tuple[int, int]]) -> None:
