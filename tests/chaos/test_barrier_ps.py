@@ -1,5 +1,6 @@
 """The ps that keeps the barrier is lost, or cut off from the trainers."""
 
+import contextlib
 import dataclasses
 import selectors
 import socket
@@ -59,10 +60,10 @@ class Link(threading.Thread):
     def _forward(self, ready, side):
         if side not in self._other:
             return  # closed by the event just before
-        data = side.recv(65536)
-        if data:
-            self._other[side].sendall(data)
-            return
+        with contextlib.suppress(ConnectionError):  # a reset ends a connection as its end does
+            if data := side.recv(65536):
+                self._other[side].sendall(data)
+                return
         for each in (side, self._other[side]):
             ready.unregister(each)
             del self._other[each]
