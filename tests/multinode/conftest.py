@@ -24,10 +24,10 @@ def _needs_a_network():
 
 
 class EchoNetwork:
-    """A network with an echo.py server on each host, whose hosts know each other's hardware address.
+    """A network with an echo.py server on each host; the hosts know each other's hardware address.
 
-    A host that asks for such an address while its questions are lost repeats one only after a second,
-    so its first connection after a fault would be late.
+    A host whose question for such an address is lost repeats it only after a second, so its first
+    connection after a fault would be late.
     """
 
     def __init__(self, network):
