@@ -12,6 +12,7 @@ from tfdist.train import checkpoint, graph
 
 RECORDS, BATCH, EPOCHS = 2000, 7, 2
 SLOW_SECS = 0.02  # per batch
+START_SECS = 20.0  # that a trainer waits at its start for a ps, which may be lost
 SPLITS = [(start, min(start + 100, RECORDS)) for start in range(0, RECORDS, 100)]
 
 
@@ -51,7 +52,7 @@ def read_all(task, folder, seed, lease_secs, slow=None):
             saver.restore(session)
             queue.recover()
 
-        with graph.session(task, target, restore=restore) as session:
+        with graph.session(task, target, restore=restore, timeout=START_SECS) as session:
 
             def end_epoch(result):
                 report, counts = queue.report(), session.run(reads).reshape(EPOCHS, RECORDS)

@@ -24,7 +24,8 @@ pytestmark = pytest.mark.usefixtures("no_leaks")
 LEASE_SECS = 0.5
 NAMES = ["worker:0", "worker:1", "worker:2"]
 MOST_SECS = 75.0  # of a job, shorter than the deadline of the test
-NOTICE_SECS = 25.0  # in which a job without a ps has to fail
+# In which a job without a ps has to fail, also if its last trainer has just been restarted.
+NOTICE_SECS = 25.0 + split_jobs.START_SECS
 
 
 class Schedule:
