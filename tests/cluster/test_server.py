@@ -1,10 +1,12 @@
 """Servers of tasks: taken ports, missing ps, ids of clusters, reports of long waits."""
 
 import socket
+import threading
 
 import pytest
 
 import tfdist
+from tfdist.cluster import mailbox, server
 from tfdist.cluster.identity import check_identity
 from tfdist.cluster.ports import HeldPorts, is_taken
 from tfdist.deadline import Deadline
@@ -118,3 +120,25 @@ def test_a_ps_logs_the_trainers_that_it_waits_for(monkeypatch, caplog, make_clus
                 poll_until(lambda: line in caplog.text, "the ps has named worker:1")
 
     make_cluster(1, 2, backend="threads").run(train, timeout=60)
+
+
+def test_a_server_ends_after_the_thread_that_receives_its_messages(monkeypatch, make_cluster):
+    # A thread that comes back from TensorFlow while Python ends would abort the process.
+    taken, may_end, receive = threading.Event(), threading.Event(), mailbox.receive
+
+    def late(*arguments):
+        receive(*arguments)
+        taken.set()
+        may_end.wait(20)
+
+    monkeypatch.setattr(mailbox, "receive", late)
+    cluster = make_cluster(1, 1, backend="threads")
+    ps = ps_of(cluster.trainers[0])
+    [serving] = (thread for thread in threading.enumerate() if thread.name == ps.name)
+    server.dismiss(ps)
+    assert taken.wait(20)
+    serving.join(0.2)
+    assert serving.is_alive()
+    may_end.set()
+    serving.join(20)
+    assert not serving.is_alive()

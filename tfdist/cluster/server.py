@@ -110,12 +110,13 @@ def serve(
     show_identity(task, server.target)
     received: queue.SimpleQueue[tuple[int, int]] = queue.SimpleQueue()
     # In a thread, because the main thread would not see Ctrl-C inside TensorFlow.
-    threading.Thread(
+    receiving = threading.Thread(
         target=mailbox.receive,
         args=(server.target, task, received),
         name=f"{task.name} done",
         daemon=True,
-    ).start()
+    )
+    receiving.start()
     if serving is not None:
         serving()
     training = set(range(len(task.trainers)))
@@ -140,10 +141,14 @@ def serve(
                 )
             continue
         if message == mailbox.DISMISS:
-            return
+            break
         (training if message == mailbox.DONE else unaware).discard(rank)
         waiting = waiting or Deadline(None)
-    time.sleep(LINGER_SECS)
+    else:
+        time.sleep(LINGER_SECS)
+    # It closes its session. A thread that comes back from TensorFlow while Python ends aborts the
+    # process: "exception not rethrown".
+    receiving.join(_ANSWER_SECS)
 
 
 @contextmanager
