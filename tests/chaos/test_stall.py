@@ -3,8 +3,10 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
+import textwrap
 import threading
 import time
 
@@ -72,6 +74,21 @@ def test_a_job_that_makes_slow_progress_is_left_alone(script, sign):
     ended = run("--workers", 1, "--stall-timeout", STALL_SECS, script(STEADY), sign)
     assert ended.returncode == 0, ended.stderr
     assert "no task has made progress" not in ended.stderr
+
+
+def test_the_report_of_a_long_wait_is_no_progress(script):
+    text = """
+        import tfdist, tfdist.deadline
+        tfdist.deadline.FIRST_NOTICE_SECS = 0.5
+        task = tfdist.Task.from_env()
+        with tfdist.worker_server(task):
+            if task.is_chief:
+                tfdist.Barrier(task, "end").wait()
+    """
+    ended = run("--stall-timeout", STALL_SECS, script(textwrap.dedent(text)))
+    assert ended.returncode == 75, ended.stderr
+    assert re.search(r"\[worker:0\] barrier 'end' .* missing worker:1", ended.stderr)
+    assert "printed something" not in ended.stderr
 
 
 @pytest.mark.parametrize("name", ["worker:1", "ps:0"])

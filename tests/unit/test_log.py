@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from tfdist.runs.log import LEVEL_VARIABLE, show_log, show_log_of_task
+from tfdist.runs.log import LEVEL_VARIABLE, logged_at, show_log, show_log_of_task
 
 
 @pytest.fixture(autouse=True)
@@ -33,11 +33,29 @@ def test_each_v_shows_one_level_more_in_the_launcher_and_in_its_tasks(capsys, ve
     assert printed(capsys) == lines
     assert (LEVEL_VARIABLE in environ) == (verbosity > 0)
     if verbosity > 0:
-        show_log_of_task(environ)
+        show_log_of_task(environ, None)
         assert printed(capsys) == lines
 
 
-def test_a_task_without_the_variable_keeps_the_scripts_own_logging():
-    handlers = logging.getLogger("tfdist").handlers[:]
-    show_log_of_task({})
-    assert logging.getLogger("tfdist").handlers == handlers
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_task_without_the_variable_keeps_the_scripts_own_logging(
+    capsys, monkeypatch, tmp_path, marked
+):
+    show_log_of_task({}, str(tmp_path) if marked else None)
+    monkeypatch.setattr(logging.root, "handlers", [])
+    assert printed(capsys) == ["warning"]
+    own = logging.StreamHandler()
+    own.setFormatter(logging.Formatter("own: %(message)s"))
+    logging.root.addHandler(own)
+    assert printed(capsys) == ["own: warning"]
+
+
+@pytest.mark.parametrize("environ", [{}, {LEVEL_VARIABLE: "INFO"}])
+def test_a_task_marks_that_it_has_logged(capsys, tmp_path, environ):
+    show_log_of_task(environ, str(tmp_path))
+    assert logged_at(tmp_path) is None
+    logging.getLogger("script").warning("not tfdist's")
+    assert logged_at(tmp_path) is None
+    logging.getLogger("tfdist.barrier").warning("still waiting")
+    assert logged_at(tmp_path) is not None
+    assert capsys.readouterr().err.count("still waiting") <= 1

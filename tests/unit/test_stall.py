@@ -73,6 +73,13 @@ def test_all_signs_of_the_same_moment_are_named(job):
     assert job.look(1.0, ended=True).last == ("worker:0 passed a barrier", "worker:1 ended")
 
 
+def test_the_log_of_tfdist_is_no_sign(job):
+    assert job.look(1.0, logged_at=7, printed=80).seconds == 1.0
+    assert job.look(1.0, printed=160) == Stall(
+        0.0, ("worker:1 printed something",), {"worker:1": "printed something"}
+    )
+
+
 def test_output_is_no_sign_once_a_trainer_has_noted_progress(job):
     assert job.look(1.0, progress="12 of 100", printed=80).last == ("worker:1 noted progress",)
     job.signs["worker:0"] = replace(RUNS, printed=80)

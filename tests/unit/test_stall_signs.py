@@ -1,5 +1,6 @@
 """The signs of progress in the folder of a run, as the launcher and the tasks leave them."""
 
+import logging
 import os
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from tfdist.diagnosis.stall import Signs, signs_of_run
 from tfdist.runs.barrier_notes import PassMark, passed_at
 from tfdist.runs.folder import RunFolder
+from tfdist.runs.log import LogMark, logged_at
 from tfdist.runs.outcome import Outcome
 from tfdist.runs.progress import Progress
 from tfdist.task import PROGRESS_VARIABLE, Task
@@ -53,6 +55,12 @@ def test_each_kind_of_sign_is_read(run):
 
     run.ended("worker:0", 1, Outcome(exit_code=1))
     assert signs_of_run(run, TRAINERS)["worker:0"] == Signs(1, True, noted, at, 10)
+
+    mark = LogMark(os.path.dirname(path))
+    mark.handle(logging.makeLogRecord({"msg": "barrier 'end': 1 of 2 trainers after 30 s"}))
+    at = logged_at(run.folder_of("worker:0", 1))
+    assert at is not None
+    assert signs_of_run(run, TRAINERS)["worker:0"].logged_at == at
 
 
 def test_only_the_latest_attempt_counts(run):

@@ -279,7 +279,7 @@ def _task_main(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the launcher may ignore SIGTERM
     streams.redirect()
     os.environ.update(environment)
-    show_log_of_task(os.environ)
+    show_log_of_task(os.environ, folder)
     if folder is not None:
         # Kept open: the signal handler writes to its descriptor, even if Python is stuck.
         stacks = open(os.path.join(folder, STACKS_FILE), "wb", buffering=0)  # noqa: SIM115

@@ -27,6 +27,7 @@ from tfdist.errors import StallError
 from tfdist.runs.barrier_notes import passed_at
 from tfdist.runs.events import STEP
 from tfdist.runs.folder import PROGRESS_FILE, STREAMS, RunFolder
+from tfdist.runs.log import logged_at
 
 # How often a slow job gets more time, each time twice as much.
 PATIENCE = 3
@@ -50,6 +51,7 @@ class Signs:
             none, and for a task that does not train.
         passed_at: when it last passed a barrier, by any clock; None if it never did.
         printed: number of bytes that it has printed.
+        logged_at: when tfdist last logged something in it, by any clock; None if it never did.
     """
 
     attempt: int
@@ -57,6 +59,7 @@ class Signs:
     progress: str | None = None
     passed_at: int | None = None
     printed: int = 0
+    logged_at: int | None = None
 
 
 def signs_in(folder: Path) -> Signs:
@@ -66,7 +69,12 @@ def signs_in(folder: Path) -> Signs:
         progress, _, _ = (folder / PROGRESS_FILE).read_text("utf-8").partition("\n")
     except FileNotFoundError:
         progress = None
-    return Signs(attempt=1, progress=progress or None, passed_at=passed_at(folder))
+    return Signs(
+        attempt=1,
+        progress=progress or None,
+        passed_at=passed_at(folder),
+        logged_at=logged_at(folder),
+    )
 
 
 def signs_of_run(run: RunFolder, trainers: Collection[str]) -> dict[str, Signs]:
@@ -85,6 +93,7 @@ def signs_of_run(run: RunFolder, trainers: Collection[str]) -> dict[str, Signs]:
             ended=record.ended is not None,
             progress=noted.progress if record.name in trainers else None,
             passed_at=noted.passed_at,
+            logged_at=noted.logged_at,
             printed=sum((folder / stream).stat().st_size for stream in STREAMS.values()),
         )
     return signs
@@ -113,7 +122,8 @@ class StallClock:
 
     A sign of progress is that a task starts or ends, that a trainer notes progress that differs
     from its last note, or that it passes a barrier. Until a trainer has noted progress, the output
-    of a task is one too: a script without notes has no other sign.
+    of a task is one too: a script without notes has no other sign. The log of tfdist is not: it
+    reports that a task waits.
 
     Args:
         clock: returns seconds that never decrease.
@@ -148,7 +158,8 @@ class StallClock:
             return "noted progress"
         if before.passed_at != now.passed_at:
             return "passed a barrier"
-        if before.printed != now.printed and not self._notes_are_made:
+        is_logged = before.logged_at != now.logged_at
+        if before.printed != now.printed and not is_logged and not self._notes_are_made:
             return "printed something"
         return None
 
