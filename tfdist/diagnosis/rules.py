@@ -108,7 +108,7 @@ def _slow(evidence: Evidence) -> Verdict | None:
         return _verdict(
             Name.SLOW,
             [task for task, _ in busy],
-            [*(f"{task.name} is running Python: {call}" for task, call in busy),
+            [*(f"{task.name} is in Python code outside TensorFlow: {call}" for task, call in busy),
              *_also_lost(evidence)],
             Confidence.LIKELY,
             "note progress in that part of the script, with tfdist.Progress",

@@ -35,7 +35,7 @@ class Name(str, enum.Enum):
 
     @property
     def is_slow(self) -> bool:
-        """Whether the job will continue by itself."""
+        """Whether the job seems slow and probably continues by itself."""
         return self in (Name.SLOW, Name.SLOW_START, Name.SLOW_EXIT)
 
     @property
@@ -68,8 +68,8 @@ _ADVICE = {
     Name.DEADLOCK: "place what the trainers share on a ps; never block in a function that a "
     "ClusterCoordinator runs",
     Name.UNKNOWN: "read the native stacks of all tasks: tfdist stacks --native",
-    Name.SLOW: "wait; if the step is meant to take so long, note progress in it or raise the "
-    "timeout",
+    Name.SLOW: "look again later: a task that is at the same line then hangs there; if the step "
+    "is meant to take so long, note progress in it or raise the timeout",
     Name.SLOW_START: "wait; tfdist.train.session checks more often than TensorFlow whether the "
     "chief has initialized",
     Name.SLOW_EXIT: "wait",
