@@ -57,7 +57,7 @@ def test_an_evaluator_that_calls_run_task_is_named(script):
             ["--ps", "0", "--coordinator", __file__],
             "tfdist: --ps: got 0; must be at least 1 with --coordinator\n",
         ),
-        (["nowhere.py"], "tfdist: script: got 'nowhere.py'; no such file\n"),
+        (["nowhere.py"], "tfdist: script: got 'nowhere.py'; the file does not exist\n"),
         (["/tmp"], "tfdist: script: got '/tmp'; must be a file, and is a folder\n"),
         (
             ["--log-dir", "/dev/null", __file__],

@@ -179,7 +179,7 @@ def test_a_job_that_hangs_and_then_ends(launch, tmp_path):
     rows = [line.split() for line in tfdist("status", logs).stdout.splitlines()]
     assert ["worker:3", str(pids["worker:3"]), "stopped"] in [row[:3] for row in rows]
     [row] = [" ".join(row) for row in rows if row[:1] == ["meeting"]]
-    expected = r"meeting 2 worker:1 \d+ s ago worker:0 \d+ s ago 1 waiting for \d+ s"
+    expected = r"meeting 2 worker:1 \d+ s ago worker:0 \d+ s ago longest wait: \d+ s"
     assert re.fullmatch(expected, row)
 
     # No task was harmed by the signals.

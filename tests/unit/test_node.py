@@ -14,7 +14,7 @@ ALONE = {"cluster": {"worker": ["worker-0:2222"]}, "task": {"type": "worker", "i
 @pytest.mark.parametrize(
     ("arguments", "tf_config", "line"),
     [
-        (["gone.py"], ALONE, "script: got 'gone.py'; no such file"),
+        (["gone.py"], ALONE, "script: got 'gone.py'; the file does not exist"),
         (["gone.py"], None, "TF_CONFIG: missing; set it for each task"),
         (["gone.py"], {"cluster": {}}, "TF_CONFIG.task: missing; must be an object"),
         (["--coordinator", "gone.py"], ALONE, "TF_CONFIG.cluster"),

@@ -68,7 +68,7 @@ def test_the_plain_line_shows_the_progress_that_trainers_note(run, view, capfd):
     folder = begin(run, "worker:0")
     (folder / "draft").write_text(json.dumps(note))
     (folder / "draft").rename(folder / PROGRESS_FILE)
-    wait_for("worker:0 epoch 1 of 3 25 %\n", capfd)
+    wait_for("worker:0 epoch 1 of 3: 25 %\n", capfd)
 
 
 def test_the_plain_line_shows_no_percentage_of_an_unknown_total(run, view, capfd):

@@ -57,7 +57,7 @@ def test_a_table_shows_the_state_of_each_task(world):
     world.listening = {11}
     assert world.look(2.5, record_of("ps:0")) is None
     title, header, _, *rows = world.look(10, record_of("ps:0"), record_of("worker:0"))
-    assert title == "tfdist: after 10 s 3 of 4 tasks are not ready"
+    assert title == "tfdist: after 10 s, 3 of 4 tasks are not ready"
     assert header == "task address pid state"
     assert rows == [
         "ps:0 127.0.0.1:11 7 ready after 2.5 s",

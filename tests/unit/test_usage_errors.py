@@ -26,6 +26,15 @@ def test_an_unknown_flag_with_its_value(capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("--stall", "--stall-timeout"), ("--on", "--on-stall"), ("--no", "--no-chief")],
+)
+def test_the_beginning_of_a_flag_suggests_that_flag(capsys, typed, meant):
+    _, last = complaint(capsys, "run", typed, "3", "train.py")
+    assert last.endswith(f"unrecognized arguments: {typed}; did you mean {meant}?")
+
+
 def test_an_argument_too_many_gets_no_suggestion(capsys):
     assert complaint(capsys, "status", "a", "b")[1] == (
         "tfdist status: error: unrecognized arguments: b"
@@ -64,4 +73,5 @@ def test_a_family_of_cases_is_not_a_case_and_its_cases_are_listed(capsys):
 
 def test_a_list_is_repeated_as_it_was_typed(capsys):
     assert main(["repro", "run", "sync/worker-short", "--ps", "2,4"]) == 2
-    assert capsys.readouterr().err.startswith("tfdist: --ps: got '2,4'; is only for ")
+    said = "tfdist: --ps: got '2,4'; only t23846/end-of-epoch takes it\n"
+    assert capsys.readouterr().err == said

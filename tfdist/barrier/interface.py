@@ -315,7 +315,7 @@ class Barrier:
 
     def _silence_error(self, deadline: Deadline) -> BarrierTimeout:
         message = (
-            f"barrier {self.name!r}: ps:0, which keeps it, does not answer after "
+            f"barrier {self.name!r}: ps:0, which holds the barrier's state, does not answer after "
             f"{deadline.elapsed:.1f} s; it is stopped, overloaded or cut off"
         )
         return BarrierTimeout(message, name=self.name, generation=0, arrived=(), missing=("ps:0",))

@@ -30,11 +30,16 @@ class Parser(argparse.ArgumentParser):
         parsed, unknown = super().parse_known_args(args, namespace)
         if unknown:
             flags = [one[2:].partition("=")[0] for one in unknown if one.startswith("--")]
-            known = [flag[2:] for flag in self._option_string_actions]
-            close = difflib.get_close_matches(flags[0], known, 1) if flags else []
+            close = self._like(flags[0]) if flags else []
             hint = f"; did you mean --{close[0]}?" if close else ""
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return parsed, unknown
+
+    def _like(self, typed: str) -> list[str]:
+        """The flag that was probably meant: the shortest that starts so, or the most similar."""
+        known = [flag[2:] for flag in self._option_string_actions if flag.startswith("--")]
+        longer = sorted((flag for flag in known if flag.startswith(typed)), key=len)
+        return longer[:1] or difflib.get_close_matches(typed, known, 1)
 
 
 class _HelpFormatter(argparse.HelpFormatter):
@@ -59,7 +64,7 @@ def add_run(parser: argparse.ArgumentParser) -> None:
         "run",
         nargs="?",
         metavar="RUN",
-        help="the folder of a run or of several runs (default: your only running job)",
+        help="the folder of a run, or a folder that contains runs (default: your only running job)",
     )
 
 
@@ -86,7 +91,7 @@ def add_script(parser: argparse.ArgumentParser, meaning: str) -> None:
     rest = parser.add_argument(
         "arguments",
         nargs=argparse.REMAINDER,
-        help="arguments of the script; may be preceded by --",
+        help="arguments for the script; a -- may come before them",
     )
     rest.required = False  # or Python 3.11 reports it as missing when the script is
 
@@ -96,7 +101,7 @@ def check_script(path: str) -> None:
     if os.path.isdir(path):
         raise ConfigError("script", path, "must be a file, and is a folder")
     if not os.path.isfile(path):
-        raise ConfigError("script", path, "no such file")
+        raise ConfigError("script", path, "the file does not exist")
 
 
 def script_of(parsed: argparse.Namespace) -> Script:

@@ -120,7 +120,7 @@ def _notes_text(notes: dict[str, ProgressNote]) -> str:
     return "; ".join(
         f"{name} {note.state}: {note.count}"
         if note.total is None
-        else f"{name} {note.state} {100 * note.done / max(1, note.total):.0f} %"
+        else f"{name} {note.state}: {100 * note.done / max(1, note.total):.0f} %"
         for name, note in notes.items()
     )
 
@@ -184,8 +184,8 @@ class StartUp:
         return self._listens(*parse_address(task.address), _PROBE_SECS)
 
     def _table(self, records: dict[str, TaskRecord], seconds: float) -> Table:
-        missing = len(self._tasks) - self.num_ready
-        title = f"tfdist: after {seconds:.0f} s {missing} of {len(self._tasks)} tasks are not ready"
+        missing = f"{len(self._tasks) - self.num_ready} of {len(self._tasks)} tasks"
+        title = f"tfdist: after {seconds:.0f} s, {missing} are not ready"
         table = Table("task", "address", "pid", "state", title=title, box=SIMPLE)
         table.title_justify = "left"
         for task in self._tasks:

@@ -179,7 +179,7 @@ def _sizes(parsed: argparse.Namespace, case: Case) -> list[Case]:
     if case.name != T23846.name:
         for name, value in given.items():
             typed = ",".join(map(str, value)) if isinstance(value, list) else value
-            raise ConfigError(f"--{name.replace('_', '-')}", typed, f"is only for {T23846.name}")
+            raise ConfigError(f"--{name.replace('_', '-')}", typed, f"only {T23846.name} takes it")
         return [case]
     if not given:
         return [case]

@@ -53,9 +53,10 @@ from tfdist.task import Task
 
 _DESCRIPTION = """\
 Runs a parameter-server job on this machine: one process for each task, each
-with its own TF_CONFIG. The job ends when all workers have ended. It leaves no
-process behind, even after a failure or Ctrl-C. Worker 0 is the chief. The
-script needs no branch for the ps, because tfdist runs the ps itself.
+with its own TF_CONFIG. The job ends when all trainers have ended. It leaves no
+process behind, even after a failure or Ctrl-C. Worker 0 is the chief, unless
+--chief or --coordinator adds one. The script needs no branch for the ps,
+because tfdist runs the ps itself.
 """
 
 
@@ -88,7 +89,10 @@ def _add_cluster(group: argparse._ArgumentGroup) -> None:
         "--coordinator)",
     )
     _add_switch(
-        group, "--evaluator", "add an evaluator, which runs the script too, but not run_task"
+        group,
+        "--evaluator",
+        "add an evaluator; it runs the script too, but must not reach run_task: test for "
+        'task.task_type == "evaluator" first',
     )
     group.add_argument(
         "--coordinator",
@@ -136,7 +140,7 @@ def _add_end(group: argparse._ArgumentGroup) -> None:
         type=float,
         metavar="S",
         help="if no task makes progress for S seconds, print a report of all tasks and end the job "
-        "with exit code 75",
+        "with exit code 75; if the job only seems slow, after up to 8 S",
     )
     group.add_argument(
         "--on-stall",

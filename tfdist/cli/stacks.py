@@ -48,7 +48,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     add_run(parser)
     parser.add_argument("--task", metavar="NAME", help="only this task, such as worker:1")
     parser.add_argument(
-        "--native", action="store_true", help="also print the frames of C and C++, by py-spy"
+        "--native", action="store_true", help="also print the frames of C and C++, with py-spy"
     )
     parser.add_argument(
         "--verdict",

@@ -164,7 +164,7 @@ def _state(report: BarrierReport) -> str:
         return f"{report.places[0].trainer} runs the action"
     waits = [place.seconds or 0.0 for place in report.places if place.state == ARRIVED]
     if waits:
-        return f"{len(waits)} waiting for {max(waits):.0f} s"
+        return f"longest wait: {max(waits):.0f} s"
     return "no trainer waits"
 
 

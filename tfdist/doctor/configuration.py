@@ -31,7 +31,7 @@ _ADVICE = {
         'Add "task": {"type": "worker", "index": 0}, with the task\'s own type and index.',
     ),
     "tf_config.type": (
-        "The process has no role, so the other tasks wait for one that never starts.",
+        "This process has no valid role, so the other tasks wait for a task that never starts.",
         f"Use one of {', '.join(TASK_TYPES)}.",
     ),
     "tf_config.index": (

@@ -397,7 +397,7 @@ def exposure(own_addresses: Sequence[str]) -> list[Finding]:
         Finding(
             "network.exposure",
             "warning",
-            f"other machines reach this one at {', '.join(outside)}",
+            f"other machines can reach this one at {', '.join(outside)}",
             "A TensorFlow server listens on every interface, even if its address is 127.0.0.1, and "
             "runs any graph that it receives.",
             "Block the ports with a firewall, or run in a network namespace (`tfdist run "

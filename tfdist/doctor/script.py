@@ -28,7 +28,8 @@ def parse(path: str) -> tuple[ast.Module | None, list[Finding]]:
         source = Path(path).read_bytes()
     except OSError as error:
         what = error.strerror or str(error)
-        rule = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read: {what}"
+        is_missing = isinstance(error, FileNotFoundError)
+        rule = "the file does not exist" if is_missing else f"cannot be read: {what}"
         raise ConfigError("script", path, rule) from error
     return parse_source(source, path)
 

@@ -110,5 +110,5 @@ def chosen_run(path: str | None) -> RunFolder:
         raise ConfigError(
             "RUN", None, f"several of your jobs are running; name the folder of one: {names}"
         )
-    rule = f"no running job of yours found in {tempfile.gettempdir()}; name the folder of the run"
-    raise ConfigError("RUN", None, rule)
+    found = f"no running job of yours found in {tempfile.gettempdir()}"
+    raise ConfigError("RUN", None, f"{found}; give the folder of a run, or use tfdist stacks --pid")

@@ -150,7 +150,7 @@ def test_an_error_exits_with_1():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nowhere.py"], "tfdist: script: got 'nowhere.py'; no such file\n"),
+        (["nowhere.py"], "tfdist: script: got 'nowhere.py'; the file does not exist\n"),
         (["--timeout", "0"], "tfdist: --timeout: got 0.0; must be a number of seconds above 0\n"),
         (["--timeout", "inf"], "tfdist: --timeout: got inf; must be a number of seconds above 0\n"),
         (["--timeout", "soon"], "invalid float value"),

@@ -119,7 +119,7 @@ def test_a_syntax_error_is_a_finding(source, where):
 
 
 def test_a_missing_script_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match="no such file"):
+    with pytest.raises(ConfigError, match="does not exist"):
         script.parse(str(tmp_path / "gone.py"))
     with pytest.raises(ConfigError, match="directory"):
         script.parse(str(tmp_path))
