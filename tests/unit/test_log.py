@@ -10,7 +10,8 @@ from tfdist.runs.log import LEVEL_VARIABLE, logged_at, show_log, show_log_of_tas
 
 @pytest.fixture(autouse=True)
 def log(monkeypatch):
-    monkeypatch.delenv(LEVEL_VARIABLE, raising=False)
+    monkeypatch.setenv(LEVEL_VARIABLE, "")  # so that it is restored: show_log sets it
+    monkeypatch.delenv(LEVEL_VARIABLE)
     log = logging.getLogger("tfdist")
     before = log.level, log.handlers[:], log.propagate
     yield
