@@ -51,6 +51,12 @@ def test_a_task_without_the_variable_keeps_the_scripts_own_logging(
     assert printed(capsys) == ["own: warning"]
 
 
+def test_a_mark_that_cannot_be_made_does_not_hurt_the_script(capsys, monkeypatch, tmp_path):
+    show_log_of_task({}, str(tmp_path / "gone"))
+    monkeypatch.setattr(logging.root, "handlers", [])
+    assert printed(capsys) == ["warning"]
+
+
 @pytest.mark.parametrize("environ", [{}, {LEVEL_VARIABLE: "INFO"}])
 def test_a_task_marks_that_it_has_logged(capsys, tmp_path, environ):
     show_log_of_task(environ, str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping
@@ -40,16 +41,18 @@ def show_log_of_task(environ: Mapping[str, str], folder: str | None) -> None:
 class LogMark(logging.Handler):
     """Touches a file in `folder` before tfdist prints a line of its log.
 
-    Otherwise the report of a long wait, which is output of the task, would count as progress.
+    Otherwise the report of a long wait, which is output of the task, would count as progress. If
+    the file cannot be touched, it does.
     """
 
     def __init__(self, folder: str) -> None:
         super().__init__()
-        self._path = Path(folder, _MARK_FILE)
+        self._path = Path(folder, _MARK_FILE).absolute()  # the script may change its directory
 
     def emit(self, record: logging.LogRecord) -> None:
         """Touches the file; prints the record if the script has no handler, as Python would."""
-        self._path.touch()
+        with contextlib.suppress(OSError):
+            self._path.touch()
         log = logging.getLogger("tfdist")
         is_alone = log.handlers == [self] and not (log.propagate and logging.root.handlers)
         if is_alone and logging.lastResort and record.levelno >= logging.lastResort.level:
