@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import io
+import math
 import os
 import sys
 import time
 from collections.abc import Callable
-from typing import NoReturn
+from functools import partial
 
 from tfdist.cli.arguments import add_script, check_script, script_of
 from tfdist.cli.output import drop_unread
+from tfdist.cluster.program_end import GRACE_SECS, end_process
 from tfdist.cluster.script import end_on_signals, import_tensorflow_quietly, node_environment
 from tfdist.errors import HELD, INTERRUPTED, READER_LEFT, TASK_FAILED, USAGE, ConfigError
 from tfdist.lazy import require_tensorflow
@@ -45,6 +47,14 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="pass --ps_hosts, --worker_hosts, --job_name and --task_index to the script",
     )
     parser.add_argument(
+        "--grace",
+        type=float,
+        default=GRACE_SECS,
+        metavar="S",
+        help="seconds that the threads and exit handlers of the script may take after its end "
+        "(default: 10)",
+    )
+    parser.add_argument(
         "-v",
         "--verbose",
         action="count",
@@ -62,6 +72,8 @@ def command(parsed: argparse.Namespace) -> int:
         ConfigError: the options, TF_CONFIG or the path of the script are wrong.
     """
     task = _task(parsed)
+    if not 0 <= parsed.grace < math.inf:
+        raise ConfigError("--grace", parsed.grace, "must be a number of seconds, at least 0")
     serves = task.task_type == "ps" or (parsed.coordinator and task.task_type == "worker")
     if not serves:
         check_script(parsed.script)
@@ -71,10 +83,12 @@ def command(parsed: argparse.Namespace) -> int:
     end_on_signals()
     if parsed.verbose < 2:
         import_tensorflow_quietly()
+    pid = os.getpid()
     code = _exit_code_of(task, _serve if serves else script)
-    if code == HELD and not serves:
-        code = _exit_code_of(task, lambda task: _release_servers(task, parsed.coordinator))
-    _leave(code)
+    # A child that the script has forked may come back too, and does not speak for the task.
+    trained = code == HELD and not serves and os.getpid() == pid
+    release = partial(_exit_code_of, task, partial(_release_servers, parsed.coordinator))
+    end_process(code, task.name, parsed.grace, release if trained else None)
 
 
 def _task(parsed: argparse.Namespace) -> Task:
@@ -114,7 +128,7 @@ def _serve(task: Task) -> None:
     time.sleep(LINGER_SECS)  # the answer to the chief that dismissed it has to leave first
 
 
-def _release_servers(task: Task, coordinator: bool) -> None:
+def _release_servers(coordinator: bool, task: Task) -> None:
     from tfdist.cluster.server import let_servers_leave
 
     if silent := let_servers_leave(task, coordinator=coordinator):
@@ -144,14 +158,3 @@ def _exit_code_of(task: Task, function: Callable[[Task], object]) -> int:
             return READER_LEFT
         print(Outcome.of_error(error).details, end="", file=sys.stderr)
         return TASK_FAILED
-
-
-def _leave(code: int) -> NoReturn:
-    """Ends the process: TensorFlow's servers keep threads that an orderly end would wait for."""
-    try:
-        for stream in (sys.stdout, sys.stderr):
-            if stream is not None:  # None if it was closed before the start
-                stream.flush()
-    except BrokenPipeError:
-        code = READER_LEFT
-    os._exit(code)

@@ -26,8 +26,9 @@ from tfdist.cli.progress import ProgressView
 from tfdist.cluster.fork_server import start_fork_server, stop_fork_server
 from tfdist.cluster.identity import ID_VARIABLE
 from tfdist.cluster.isolation import is_reachable, isolate
-from tfdist.cluster.local import GRACE_SECS, LocalCluster
+from tfdist.cluster.local import LocalCluster
 from tfdist.cluster.processes import Surroundings
+from tfdist.cluster.program_end import GRACE_SECS
 from tfdist.cluster.shape import Shape
 from tfdist.diagnosis.stall import StallGuard
 from tfdist.diagnosis.status import print_table
@@ -133,7 +134,8 @@ def _add_end(group: argparse._ArgumentGroup) -> None:
         type=float,
         default=GRACE_SECS,
         metavar="S",
-        help="seconds between SIGTERM and SIGKILL, in which a task can save (default: 10)",
+        help="seconds between SIGTERM and SIGKILL, in which a task can save; and for its threads "
+        "and exit handlers after the end of the script (default: 10)",
     )
     group.add_argument(
         "--stall-timeout",

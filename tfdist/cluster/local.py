@@ -15,6 +15,7 @@ from typing import TypeVar
 
 from tfdist.cluster.ports import HeldPorts
 from tfdist.cluster.processes import ProcessTask, Surroundings
+from tfdist.cluster.program_end import GRACE_SECS
 from tfdist.cluster.shape import Shape
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError, ConfigError, RunTimeout, TaskFailed
@@ -29,8 +30,6 @@ Result = TypeVar("Result")
 BACKENDS = ("threads", "processes")
 # Time for an evaluator to end after the trainers.
 EVALUATOR_SECS = 60.0
-# Time for a process to save after SIGTERM.
-GRACE_SECS = 10.0
 _NOTICE_SECS = 1.0
 _LEAVE_SECS = 2.0
 _OWN_SECS = 0.5
@@ -228,7 +227,12 @@ class LocalCluster:
 
             return ThreadTask(task, function, self._note_end, serves=self._shape.serves(task))
         return ProcessTask(
-            task, function, self._note_end, self._surroundings, self._attempts[task.name]
+            task,
+            function,
+            self._note_end,
+            self._surroundings,
+            self._attempts[task.name],
+            grace=self._grace,
         )
 
     def _note_end(self, running: RunningTask, outcome: Outcome) -> None:
@@ -400,7 +404,8 @@ def local_cluster(
         coordinator: for a ClusterCoordinator: there is a chief, only the chief runs your function,
             and the workers are servers.
         surroundings: the environment of the processes.
-        grace: seconds between SIGTERM and SIGKILL when tfdist ends a process.
+        grace: seconds between SIGTERM and SIGKILL when tfdist ends a process; and for the threads
+            and exit handlers of a process whose function has returned.
 
     Raises:
         ConfigError: a parameter is wrong.

@@ -10,13 +10,14 @@ import contextlib
 import faulthandler
 import multiprocessing
 import os
+import select
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
-from multiprocessing.reduction import DupFd
+from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any
 
 from tfdist.cluster.fork_server import (
@@ -26,7 +27,9 @@ from tfdist.cluster.fork_server import (
     release_fork_server,
     start_fork_server,
 )
+from tfdist.cluster.program_end import end_process
 from tfdist.cluster.server import SERVER_ENVIRONMENT
+from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError
 from tfdist.runs.folder import PROGRESS_FILE, STACKS_FILE
 from tfdist.runs.log import show_log_of_task
@@ -37,6 +40,8 @@ from tfdist.task import PROGRESS_VARIABLE, Task
 STACKS_SIGNAL = signal.SIGRTMAX
 
 _LEAVE_SECS = 5.0
+# How long the output of a task is read after its end, and the silence that ends it earlier.
+_DRAIN_SECS, _SILENT_SECS = 2.0, 0.2
 _SAMPLE_SECS = 0.5
 _READY, _GO = b"ready", b"go"
 
@@ -68,9 +73,11 @@ class ProcessTask:
         ended: Callable[[ProcessTask, Outcome], None],
         surroundings: Surroundings,
         attempt: int = 1,
+        *,
+        grace: float,
     ) -> None:
         self.task = task
-        self._ended, self._attempt = ended, attempt
+        self._ended, self._attempt, self._grace = ended, attempt, grace
         self._observer, self._terminated = surroundings.observer, False
         self._failure: Exception | None = None  # of this process, about the task
         self._is_gone = threading.Event()
@@ -108,6 +115,7 @@ class ProcessTask:
                 end_of_task,
                 _Streams(streams),
                 folder,
+                grace,
             ),
             name=task.name,
         )
@@ -221,14 +229,37 @@ class ProcessTask:
             channel.send_bytes(_GO)
             while not channel.poll(_SAMPLE_SECS):
                 usage = Usage.of(self.pid) or usage
-            outcome: Outcome = channel.recv()
-            return outcome
+                # A child of the task may keep its end of the channel open.
+                if not self._process.is_alive() and not channel.poll():
+                    raise EOFError
+            outcome: Outcome
+            outcome, error = channel.recv()
         except (EOFError, ConnectionError):
             return Outcome(details="it printed no traceback", usage=usage)
+        # It ends itself when the grace is over, unless Python is stuck in a call.
+        self._process.join(self._grace + _LEAVE_SECS)
+        if self._process.is_alive():
+            self._signal_group(signal.SIGKILL)
+        return outcome if error is None else replace(outcome, error=_loaded(error, outcome))
 
     def _forward(self, read_end: int, stream: int, observer: Observer) -> None:
+        """Passes the output on: until its end, or for a moment after the process has ended.
+
+        A process that the task has started in a session of its own may keep the pipe open.
+        """
+        ready, drained = select.poll(), None
         with os.fdopen(read_end, "rb", buffering=0) as pipe:
-            while data := pipe.read(65536):
+            ready.register(pipe)
+            while True:
+                if drained is None and self._is_gone.is_set():
+                    drained = Deadline(_DRAIN_SECS)
+                if not ready.poll(1000 * _SILENT_SECS):
+                    if drained is not None:
+                        return
+                    continue
+                data = pipe.read(65536)
+                if not data or (drained is not None and drained.expired):
+                    return
                 with self._noting_failure():
                     observer.output(self.task.name, self._attempt, stream, data)
 
@@ -269,8 +300,10 @@ def _task_main(
     channel: Connection,
     streams: _Streams,
     folder: str | None,
+    grace: float,
 ) -> None:
     """The main function of a task's process."""
+    pid = os.getpid()
     die_with_parent()
     release_fork_server()
     os.setsid()
@@ -292,22 +325,40 @@ def _task_main(
         outcome = Outcome.of_exit(error)
     except BaseException as error:
         outcome = Outcome.of_error(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    handles_sigterm = callable(signal.getsignal(signal.SIGTERM))
-    usage = Usage.of_this_process()
-    _send(channel, replace(outcome, usage=usage, handles_sigterm=handles_sigterm))
-    # Not sys.exit, which would wait for the threads of TensorFlow's servers.
-    os._exit(outcome.exit_code or int(outcome.failed))
+    if os.getpid() == pid:  # otherwise it is a child, forked by the function, which has come back
+        handles_sigterm = callable(signal.getsignal(signal.SIGTERM))
+        usage = Usage.of_this_process()
+        _send(channel, replace(outcome, usage=usage, handles_sigterm=handles_sigterm))
+    elif outcome.details:
+        print(outcome.details, file=sys.stderr)
+    end_process(outcome.exit_code or int(outcome.failed), task.name, grace)
 
 
 def _send(channel: Connection, outcome: Outcome) -> None:
+    """Sends the outcome, and its error as bytes of their own, which may not load elsewhere."""
+    error = None if outcome.error is None else _dumped(outcome.error)
     try:
-        channel.send(outcome)
-    except Exception as error:  # a result or an error that cannot be pickled
-        details = f"{outcome.details}\ncould not be sent to the launcher: {error!r}"
-        failure = ClusterError(details.strip())
-        channel.send(replace(outcome, result=None, error=failure, details=details.strip()))
+        channel.send((replace(outcome, error=None), error))
+    except Exception as failure:  # a result that cannot be pickled
+        details = f"the result could not be sent to the launcher: {failure!r}"
+        lost = replace(outcome, result=None, error=None, details=details)
+        channel.send((lost, _dumped(ClusterError(details))))
+
+
+def _dumped(error: BaseException) -> bytes:
+    try:
+        return bytes(ForkingPickler.dumps(error))
+    except Exception:  # its text is in the details of the outcome
+        return b""
+
+
+def _loaded(error: bytes, outcome: Outcome) -> BaseException:
+    """The error of a task; if it cannot be made here, one with the last line of its traceback."""
+    try:
+        loaded: BaseException = ForkingPickler.loads(error)
+    except Exception:  # such as of a class that only the script can import
+        return RuntimeError(outcome.details.rstrip().rpartition("\n")[2])
+    return loaded
 
 
 def _wait_for_go(channel: Connection) -> None:

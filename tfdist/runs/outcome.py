@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import itertools
 import resource
+import runpy
 import signal
 import traceback
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import psutil
 
 from tfdist.errors import ConfigError, TaskFailed
 from tfdist.task import Task
+
+_PACKAGE = Path(__file__).parents[1]
+# The files whose frames are above those of a script.
+LAUNCHERS = (
+    str(_PACKAGE / "cluster" / "processes.py"),
+    str(_PACKAGE / "cluster" / "script.py"),
+    str(_PACKAGE / "cluster" / "in_process.py"),
+    str(_PACKAGE / "cli" / "node.py"),
+    runpy.run_path.__code__.co_filename,
+)
 
 
 @dataclass(frozen=True)
@@ -73,8 +86,11 @@ class Outcome:
 
     @classmethod
     def of_error(cls, error: BaseException) -> Outcome:
-        """The outcome of a function that raised."""
-        return cls(error=error, details="".join(traceback.format_exception(error)))
+        """The outcome of a function that raised; its traceback begins in the user's code."""
+        trace = traceback.TracebackException.from_exception(error)
+        users = list(itertools.dropwhile(_is_of_launcher, trace.stack))
+        trace.stack = traceback.StackSummary.from_list(users or trace.stack)
+        return cls(error=error, details="".join(trace.format()))
 
     @classmethod
     def of_exit(cls, error: SystemExit) -> Outcome:
@@ -94,6 +110,10 @@ class Outcome:
             raise self.error
         if self.failed:
             raise TaskFailed(task.name, self.exit_code, self.details) from self.error
+
+
+def _is_of_launcher(frame: traceback.FrameSummary) -> bool:
+    return frame.filename in LAUNCHERS
 
 
 class RunningTask(Protocol):

@@ -1,0 +1,120 @@
+"""A script ends under `tfdist run` and `tfdist node` as it ends under `python`."""
+
+import json
+import os
+import subprocess
+import sys
+
+import psutil
+import pytest
+
+from tests.launches import run
+
+# Returns while a handler, a thread and a pool have something to write.
+WORKS_ON = """
+import atexit, os, sys, threading
+from concurrent.futures import ThreadPoolExecutor
+returned = threading.Event()
+
+def write(name):
+    returned.wait(0.5)
+    open(os.path.join(sys.argv[1], name), "w").close()
+
+atexit.register(write, "handler")
+threading.Thread(target=write, args=["thread"]).start()
+ThreadPoolExecutor().submit(write, "pool")
+"""
+
+
+def node(script, *arguments, grace=10):
+    """Runs the script as the only task of its cluster."""
+    cluster = {"worker": ["127.0.0.1:2222"]}
+    spec = json.dumps({"cluster": cluster, "task": {"type": "worker", "index": 0}})
+    return subprocess.run(
+        [sys.executable, "-m", "tfdist", "node", "--grace", str(grace), script, *arguments],
+        env={**os.environ, "TF_CONFIG": spec},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def run_alone(script, *arguments, grace=10):
+    return run("--ps", 0, "--workers", 1, "--grace", grace, script, *arguments)
+
+
+LAUNCHERS = pytest.mark.parametrize("launch", [run_alone, node])
+
+
+@LAUNCHERS
+def test_threads_pools_and_exit_handlers_finish_their_work(script, tmp_path, launch):
+    folder = tmp_path / "written"
+    folder.mkdir()
+    ended = launch(script(WORKS_ON), folder)
+    assert ended.returncode == 0, ended.stderr
+    assert {path.name for path in folder.iterdir()} == {"handler", "thread", "pool"}
+
+
+@LAUNCHERS
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        ("threading.Thread(target=threading.Event().wait, name='upload').start()", "thread upload"),
+        ("atexit.register(threading.Event().wait)", "an exit handler"),
+    ],
+)
+def test_after_the_grace_the_task_ends_and_says_what_still_ran(script, launch, code, what):
+    ended = launch(script(f"import atexit, threading\n{code}\n"), grace=0.5)
+    assert ended.returncode == 0, ended.stderr
+    assert f"tfdist: worker:0: {what} still runs 0.5 s after the end of the" in ended.stderr
+
+
+@LAUNCHERS
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import os, sys\nif os.fork() == 0:\n    sys.exit(3)\nos.wait()\nprint('trains on')",
+        "import sys\nprint('trains on')\nsys.stdout.close()",
+        "import sys\nprint('trains on', flush=True)\nsys.stdout = sys.stderr = None",
+        "import io, sys\nprint('trains on', flush=True)\nsys.stdout = io.StringIO()",
+    ],
+    ids=["forked child", "closed output", "no output", "replaced output"],
+)
+def test_odd_ends_that_are_good_under_python_are_good(script, launch, code):
+    ended = launch(script(code))
+    assert ended.returncode == 0, ended.stderr
+    assert "trains on" in ended.stdout
+
+
+@LAUNCHERS
+def test_an_error_is_shown_from_the_users_code_on(script, tmp_path, launch):
+    (tmp_path / "mylib.py").write_text(
+        "class Missing(Exception):\n"
+        "    def __init__(self, path, line):\n"
+        "        super().__init__(f'{path}:{line} is missing')\n"
+    )
+    ended = launch(script("import mylib\nraise mylib.Missing('a.csv', 3)\n"))
+    assert ended.returncode == 70
+    path = tmp_path / "job.py"
+    assert (
+        "Traceback (most recent call last):\n"
+        f'  File "{path}", line 2, in <module>\n'
+        "    raise mylib.Missing('a.csv', 3)\n"
+        "mylib.Missing: a.csv:3 is missing\n"
+    ) in ended.stderr
+
+
+def test_a_process_in_a_session_of_its_own_does_not_keep_the_task_running(script, tmp_path):
+    code = (
+        "import subprocess, sys\n"
+        "helper = subprocess.Popen(['sleep', '60'], start_new_session=True)\n"
+        "open(sys.argv[1], 'w').write(str(helper.pid))\n"
+    )
+    ended = run_alone(script(code), tmp_path / "pid")
+    helper = psutil.Process(int((tmp_path / "pid").read_text()))
+    try:
+        assert ended.returncode == 0, ended.stderr
+        assert helper.is_running()  # nothing else ended the run
+    finally:
+        helper.kill()

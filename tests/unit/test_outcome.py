@@ -1,0 +1,26 @@
+"""How the outcome of a task describes its error."""
+
+import os
+
+import pytest
+
+from tfdist.runs.outcome import LAUNCHERS, Outcome
+
+
+def test_each_file_of_the_launchers_exists():
+    assert all(os.path.exists(path) for path in LAUNCHERS if not path.startswith("<"))
+
+
+def test_an_error_without_a_frame_of_the_user_keeps_all_frames():
+    with pytest.raises(ZeroDivisionError) as caught:
+        exec(compile("1 / 0", LAUNCHERS[0], "exec"))  # as if the launcher itself had failed
+    caught.value.__traceback__ = caught.tb.tb_next
+    assert f'File "{LAUNCHERS[0]}"' in Outcome.of_error(caught.value).details
+
+
+def test_an_error_that_has_no_text_is_described_by_its_type():
+    class Odd(Exception):
+        def __str__(self):
+            raise ValueError
+
+    assert "Odd" in Outcome.of_error(Odd()).details
