@@ -96,3 +96,29 @@ def test_a_malformed_tf_config_is_one_line_and_exit_code_2(script):
     assert ended.returncode == 2
     assert ended.stderr.startswith("tfdist: TF_CONFIG: got '{oops'; is not JSON")
     assert ended.stderr.count("\n") == 1
+
+
+def test_a_module_runs_as_under_python_m(tmp_path, monkeypatch):
+    package = tmp_path / "trainer"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "model.py").write_text("SIZE = 7\n")
+    (package / "task.py").write_text(
+        "import sys\nfrom . import model\nprint(__name__, model.SIZE, sys.argv[1:])\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    alone = ["--ps", 0, "--workers", 1, "-m"]
+    ended = run(*alone, "trainer.task", "--epochs", "3")
+    assert (ended.returncode, ended.stdout) == (0, "[worker:0] __main__ 7 ['--epochs', '3']\n")
+    for name in ("trainer.tusk", "treiner.task"):
+        ended = run(*alone, name)
+        assert ended.returncode == 2
+        assert f"-m: got '{name}'; there is no such module in {tmp_path}" in ended.stderr
+
+
+def test_a_module_in_the_scripts_folder_shadows_one_that_tensorflow_imports(script, tmp_path):
+    (tmp_path / "six.py").write_text("SIZE = 6\n")  # tensorflow has imported its own
+    (tmp_path / "wrapt").mkdir()  # without __init__.py, so it shadows nothing
+    text = "import six, wrapt\nprint(six.SIZE, wrapt.__file__ is not None)\n"
+    ended = run("--ps", 0, "--workers", 1, script(text))
+    assert (ended.returncode, ended.stdout) == (0, "[worker:0] 6 True\n"), ended.stderr

@@ -85,6 +85,16 @@ def check_counts(parsed: argparse.Namespace) -> None:
         raise ConfigError("--workers", parsed.workers, "must be at least 1")
 
 
+def add_module(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Adds -m, with which the script is a module, for `script_of`."""
+    parser.add_argument(
+        "-m",
+        "--module",
+        action="store_true",
+        help="the script is a module, such as trainer.task, and runs as under `python -m`",
+    )
+
+
 def add_script(parser: argparse.ArgumentParser, meaning: str) -> None:
     """Adds the script and its arguments, for `script_of`."""
     parser.add_argument("script", help=meaning)
@@ -96,8 +106,11 @@ def add_script(parser: argparse.ArgumentParser, meaning: str) -> None:
     rest.required = False  # or Python 3.11 reports it as missing when the script is
 
 
-def check_script(path: str) -> None:
-    """Raises ConfigError if `path` is no file."""
+def check_script(parsed: argparse.Namespace) -> None:
+    """Raises ConfigError if the script is no file; only a task knows whether a module exists."""
+    path = parsed.script
+    if parsed.module:
+        return
     if os.path.isdir(path):
         raise ConfigError("script", path, "must be a file, and is a folder")
     if not os.path.isfile(path):
@@ -107,4 +120,5 @@ def check_script(path: str) -> None:
 def script_of(parsed: argparse.Namespace) -> Script:
     """The script, its arguments, and whether it gets the classic flags."""
     arguments = parsed.arguments[1:] if parsed.arguments[:1] == ["--"] else parsed.arguments
-    return Script(parsed.script, arguments, parsed.classic_flags)
+    is_module = getattr(parsed, "module", False)
+    return Script(parsed.script, arguments, parsed.classic_flags, is_module)

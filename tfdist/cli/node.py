@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
-from tfdist.cli.arguments import add_script, check_script, script_of
+from tfdist.cli.arguments import add_module, add_script, check_script, script_of
 from tfdist.cli.output import drop_unread
 from tfdist.cluster.program_end import GRACE_SECS, end_process
 from tfdist.cluster.script import end_on_signals, import_tensorflow_quietly, node_environment
@@ -61,6 +61,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         default=0,
         help="show the log of tfdist (INFO); -vv: DEBUG, and the log of TensorFlow",
     )
+    add_module(parser)
     add_script(parser, "the Python script; a server does not run it")
     parser.set_defaults(command_function=command)
 
@@ -76,7 +77,7 @@ def command(parsed: argparse.Namespace) -> int:
         raise ConfigError("--grace", parsed.grace, "must be a number of seconds, at least 0")
     serves = task.task_type == "ps" or (parsed.coordinator and task.task_type == "worker")
     if not serves:
-        check_script(parsed.script)
+        check_script(parsed)
     require_tensorflow("tfdist node")
     _prepare(task, parsed.verbose)
     script = script_of(parsed)

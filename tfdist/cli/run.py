@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tfdist.cli.arguments import add_script, check_counts, check_script, script_of
+from tfdist.cli.arguments import add_module, add_script, check_counts, check_script, script_of
 from tfdist.cli.output import (
     Output,
     PipeConsole,
@@ -74,6 +74,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     _add_cluster(parser.add_argument_group("the cluster"))
     _add_end(parser.add_argument_group("how it ends"))
     _add_output(parser.add_argument_group("what it shows"))
+    add_module(parser)
     add_script(parser, "the Python script that every trainer and the evaluator run")
     parser.set_defaults(command_function=command)
 
@@ -279,7 +280,7 @@ def _check(parsed: argparse.Namespace) -> None:
     if parsed.classic_flags and (parsed.chief or parsed.evaluator or parsed.coordinator):
         other = next(name for name in ("chief", "evaluator", "coordinator") if vars(parsed)[name])
         raise ConfigError(f"--{other}", True, "cannot be combined with --classic-flags")
-    check_script(parsed.script)
+    check_script(parsed)
     if parsed.log_dir is not None and not os.path.isdir(parsed.log_dir):
         try:
             os.makedirs(parsed.log_dir)

@@ -11,12 +11,14 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import FrameType, ModuleType
 
 from tfdist.cluster.server import FAIL_FAST
+from tfdist.errors import ConfigError
 from tfdist.task import Task, parse_address
 
+_KEPT = ("__main__", "tfdist")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -25,21 +27,59 @@ class Script:
     """The function of a task that runs a script as `python PATH ARGUMENTS...` would.
 
     Attributes:
-        path: path of the script.
+        path: path of the script, or the name of a module.
         arguments: its ``sys.argv[1:]``.
         classic_flags: whether to append the flags that `Task.from_flags` reads.
+        is_module: whether `path` names a module, to run as `python -m` would.
     """
 
     path: str
     arguments: Sequence[str]
     classic_flags: bool = False
+    is_module: bool = False
 
     def __call__(self, task: Task) -> None:
-        """Runs the script; `TF_CONFIG` names the task already."""
+        """Runs the script; `TF_CONFIG` names the task already.
+
+        Raises:
+            ConfigError: there is no such module.
+        """
         flags = _classic_flags(task) if self.classic_flags else []
         sys.argv = [self.path, *self.arguments, *flags]
-        sys.path.insert(0, os.path.dirname(os.path.abspath(self.path)))
-        runpy.run_path(self.path, run_name="__main__")
+        folder = os.getcwd() if self.is_module else os.path.dirname(os.path.abspath(self.path))
+        sys.path.insert(0, folder)
+        _forget_shadowed(folder)
+        if not self.is_module:
+            runpy.run_path(self.path, run_name="__main__")
+            return
+        if not _exists(self.path):
+            raise ConfigError("-m", self.path, f"there is no such module in {folder} or sys.path")
+        runpy.run_module(self.path, run_name="__main__", alter_sys=True)
+
+
+def _forget_shadowed(folder: str) -> None:
+    """Lets a module in the script's folder shadow one that is imported already, as under `python`.
+
+    The fork server has imported TensorFlow and all that it needs.
+    """
+    for name in [name for name in sys.modules if "." not in name]:
+        if name in (*_KEPT, *sys.builtin_module_names):
+            continue
+        spec = PathFinder.find_spec(name, [folder])
+        if spec is None or spec.loader is None:  # none, or a folder without __init__.py
+            continue
+        if getattr(sys.modules[name], "__file__", None) != spec.origin:
+            for known in [known for known in sys.modules if known.partition(".")[0] == name]:
+                del sys.modules[known]
+
+
+def _exists(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError as error:
+        if error.name is not None and module.startswith(error.name):
+            return False
+        raise  # the error of a package above it
 
 
 def _classic_flags(task: Task) -> list[str]:
