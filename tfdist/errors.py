@@ -36,7 +36,7 @@ TASK_FAILED = 70  # EX_SOFTWARE of sysexits.h
 STALLED = 75  # EX_TEMPFAIL of sysexits.h
 INTERRUPTED = 130  # SIGINT: Ctrl-C
 READER_LEFT = 141  # SIGPIPE: no process reads the output
-TERMINATED = 143  # SIGTERM
+BY_SIGNAL = 128  # plus the number of another signal that ended the run
 
 # The lines that precede the reason in an error's text (TensorFlow 2.21).
 _HEADING = re.compile(

@@ -122,3 +122,29 @@ def test_a_module_in_the_scripts_folder_shadows_one_that_tensorflow_imports(scri
     text = "import six, wrapt\nprint(six.SIZE, wrapt.__file__ is not None)\n"
     ended = run("--ps", 0, "--workers", 1, script(text))
     assert (ended.returncode, ended.stdout) == (0, "[worker:0] 6 True\n"), ended.stderr
+
+
+def test_the_last_lines_of_a_task_that_ends_without_a_traceback_are_repeated(script):
+    text = "import os, sys\nprint('no more descriptors', file=sys.stderr, flush=True)\nos.abort()\n"
+    ended = run("--ps", 0, "--workers", 1, script(text))
+    assert ended.returncode == 70
+    assert (
+        "tfdist: worker:0 was killed by signal 6 (SIGABRT)\n"
+        "it printed no traceback; the end of its standard error:\n"
+        "  no more descriptors\n"
+    ) in ended.stderr
+
+
+@pytest.mark.parametrize(
+    "config", ["{}", '{"cluster": {}, "task": {"type": "master", "index": 0}}']
+)
+def test_a_tf_config_without_a_cluster_is_ignored(script, monkeypatch, config):
+    monkeypatch.setenv("TF_CONFIG", config)
+    ended = run("--ps", 0, "--workers", 1, script("print('ok')"))
+    assert (ended.returncode, ended.stdout) == (0, "[worker:0] ok\n"), ended.stderr
+    assert "TF_CONFIG is set, but makes this process no task of a cluster" in ended.stderr
+
+
+def test_a_task_may_open_as_many_files_as_the_hard_limit_allows(script):
+    text = "import resource as r\nsoft, hard = r.getrlimit(r.RLIMIT_NOFILE)\nprint(hard - soft)"
+    assert run("--ps", 0, "--workers", 1, script(text)).stdout == "[worker:0] 0\n"

@@ -8,13 +8,22 @@ import psutil
 import pytest
 
 from tests.launches import GONE_SECS, STUCK, family_of, start, wait_for_trainers
+from tfdist.cluster.fork_server import OF_TERMINAL
 from tfdist.testing import poll_until
 
 
 @pytest.mark.rotates(2)
 @pytest.mark.parametrize("moment", ["immediately", "during the import", "at the barrier"])
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"]
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        (signal.SIGTERM, 143),
+        (signal.SIGHUP, 129),
+        (signal.SIGQUIT, 131),
+        (signal.SIGUSR1, 138),
+    ],
+    ids=["Ctrl-C", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1"],
 )
 def test_a_signal_ends_all_processes_at_any_moment(script, tmp_path, moment, number, code):
     launcher = start(script(STUCK), tmp_path)
@@ -26,8 +35,10 @@ def test_a_signal_ends_all_processes_at_any_moment(script, tmp_path, moment, num
         poll_until(lambda: catches(launcher.pid, signal.SIGTERM), "tfdist has started")
     family = family_of(launcher)
     signalled_at = time.monotonic()
-    # Ctrl-C on a terminal goes to the whole foreground group.
-    os.killpg(launcher.pid, number) if number == signal.SIGINT else launcher.send_signal(number)
+    if number in OF_TERMINAL:
+        os.killpg(launcher.pid, number)
+    else:
+        launcher.send_signal(number)
     output, errors = launcher.communicate(timeout=GONE_SECS)
     _, alive = psutil.wait_procs(family, timeout=GONE_SECS - (time.monotonic() - signalled_at))
     assert alive == []

@@ -13,6 +13,7 @@ from functools import partial
 
 from tfdist.cli.arguments import add_module, add_script, check_script, script_of
 from tfdist.cli.output import drop_unread
+from tfdist.cluster.kernel_calls import raise_descriptor_limit
 from tfdist.cluster.program_end import GRACE_SECS, end_process
 from tfdist.cluster.script import end_on_signals, import_tensorflow_quietly, node_environment
 from tfdist.errors import HELD, INTERRUPTED, READER_LEFT, TASK_FAILED, USAGE, ConfigError
@@ -113,6 +114,7 @@ def _prepare(task: Task, verbose: int) -> None:
     show_log(verbose)
     if verbose < 2:
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    raise_descriptor_limit()
     os.environ.update(node_environment(task, os.environ))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

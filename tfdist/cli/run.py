@@ -33,18 +33,19 @@ from tfdist.cluster.shape import Shape
 from tfdist.diagnosis.stall import StallGuard
 from tfdist.diagnosis.status import print_table
 from tfdist.errors import (
+    BY_SIGNAL,
     HELD,
     INTERRUPTED,
     READER_LEFT,
     STALLED,
     TASK_FAILED,
-    TERMINATED,
     USAGE,
     ClusterError,
     ConfigError,
     RunTimeout,
     StallError,
     TaskFailed,
+    signal_name,
 )
 from tfdist.lazy import require_tensorflow
 from tfdist.runs.folder import TaskRecord
@@ -195,8 +196,7 @@ def command(parsed: argparse.Namespace) -> int:
     require_tensorflow("tfdist run")
     show_log(parsed.verbose)
     if os.environ.get("TF_CONFIG"):
-        task = Task.from_env()
-        _say(f"TF_CONFIG makes this process {task.name} of another cluster; ignored here")
+        _say(f"TF_CONFIG {_meaning_of_tf_config()}; ignored here")
     isolate_or_say(parsed.isolate)  # before there are ports, processes or threads
     start = time.monotonic()
     code, failure = HELD, None
@@ -220,6 +220,13 @@ def command(parsed: argparse.Namespace) -> int:
     return code
 
 
+def _meaning_of_tf_config() -> str:
+    try:
+        return f"makes this process {Task.from_env().name} of another cluster"
+    except ConfigError:
+        return "is set, but makes this process no task of a cluster"
+
+
 def _first(error: BaseException) -> BaseException:
     """The reason for the end of the run: a signal during the grace only ends the grace."""
     context: BaseException | None = error
@@ -236,7 +243,7 @@ def _end_of(error: BaseException, parsed: argparse.Namespace) -> tuple[int, str]
     if isinstance(error, KeyboardInterrupt):
         return INTERRUPTED, f"interrupted; {terminated}"
     if isinstance(error, _Terminated):
-        return TERMINATED, f"received SIGTERM; {terminated}"
+        return BY_SIGNAL + error.number, f"received {signal_name(error.number)}; {terminated}"
     if isinstance(error, _ReaderLeft):
         return READER_LEFT, f"no process reads the output any more; {terminated}"
     assert isinstance(error, (ClusterError, ConfigError))
@@ -369,7 +376,14 @@ def _exit_code(error: ClusterError | ConfigError) -> int:
 
 
 class _Terminated(BaseException):
-    """Raised on SIGTERM, as KeyboardInterrupt is on SIGINT."""
+    """Raised on a signal that ends a program by default, as KeyboardInterrupt is on SIGINT."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+_ENDING = (signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class _ReaderLeft(BaseException):
@@ -378,17 +392,22 @@ class _ReaderLeft(BaseException):
 
 @contextmanager
 def _ended_by_signals() -> Iterator[None]:
-    """Makes SIGTERM and SIGPIPE raise inside the block, so that its end ends every task."""
+    """Makes signals raise inside the block, so that its end ends every task.
+
+    An ignored signal stays ignored, as SIGHUP is under `nohup`.
+    """
 
     def leave(number: int, frame: object) -> None:
-        raise _Terminated
+        raise _Terminated(number)
 
     def leave_unread(number: int, frame: object) -> None:
         # Only once: later output, while the tasks are ended, is discarded.
         if drop_unread():
             raise _ReaderLeft
 
-    handlers = {signal.SIGTERM: leave, signal.SIGPIPE: leave_unread}
+    handlers = {signal.SIGPIPE: leave_unread} | {
+        number: leave for number in _ENDING if signal.getsignal(number) is not signal.SIG_IGN
+    }
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield

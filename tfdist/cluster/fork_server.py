@@ -19,6 +19,9 @@ import psutil
 from tfdist.cluster.guardian import Guardian
 from tfdist.cluster.kernel_calls import end_with_parent
 
+# The terminal sends these to the whole foreground group.
+OF_TERMINAL = {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP}
+
 context = multiprocessing.get_context("forkserver")
 guardian = Guardian()
 
@@ -32,7 +35,7 @@ def start_fork_server() -> None:
     resource_tracker.ensure_running()
     # The fork server and its children inherit the mask. Ctrl-C on the terminal reaches this
     # process alone, which ends the others in order.
-    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, OF_TERMINAL)
     try:
         forkserver.ensure_running()
     finally:

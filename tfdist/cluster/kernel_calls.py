@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
 
 CLONE_NEWNS, CLONE_NEWUTS = 0x00020000, 0x04000000  # linux/sched.h
@@ -51,6 +52,15 @@ def pivot_root(new: str) -> None:
     _check(_libc.pivot_root(b".", b"."), f"pivot_root to {new}")
     unmount(".")
     os.chdir("/")
+
+
+def raise_descriptor_limit() -> None:
+    """Raises the soft limit of open descriptors to the hard one: a ps has one for each connection.
+
+    TensorFlow aborts when it cannot open another one.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def end_with_parent() -> None:

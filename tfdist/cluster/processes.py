@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,12 +22,14 @@ from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any
 
 from tfdist.cluster.fork_server import (
+    OF_TERMINAL,
     context,
     die_with_parent,
     guardian,
     release_fork_server,
     start_fork_server,
 )
+from tfdist.cluster.kernel_calls import raise_descriptor_limit
 from tfdist.cluster.program_end import end_process
 from tfdist.cluster.server import SERVER_ENVIRONMENT
 from tfdist.deadline import Deadline
@@ -43,6 +46,9 @@ _LEAVE_SECS = 5.0
 # How long the output of a task is read after its end, and the silence that ends it earlier.
 _DRAIN_SECS, _SILENT_SECS = 2.0, 0.2
 _SAMPLE_SECS = 0.5
+# What is kept of standard error, and shown if a task ends without a traceback.
+_SAID_BYTES, _LAST_LINES = 4096, 8
+_NO_TRACEBACK = "it printed no traceback"
 _READY, _GO = b"ready", b"go"
 
 
@@ -81,6 +87,7 @@ class ProcessTask:
         self._observer, self._terminated = surroundings.observer, False
         self._failure: Exception | None = None  # of this process, about the task
         self._is_gone = threading.Event()
+        self._said = b""  # the end of its standard error
         environment = {
             **SERVER_ENVIRONMENT,
             **surroundings.environment,
@@ -200,6 +207,10 @@ class ProcessTask:
         guardian.forget_group(self.pid)
         for reader in readers:
             reader.join()
+        if outcome.details == _NO_TRACEBACK and (said := self._said.decode(errors="replace")):
+            last = textwrap.indent("\n".join(said.splitlines()[-_LAST_LINES:]), "  ")
+            details = f"{_NO_TRACEBACK}; the end of its standard error:\n{last}"
+            outcome = replace(outcome, details=details)
         if self._terminated and outcome.failed and outcome.handles_sigterm:
             # A terminated task is no failure, so nothing else shows what its handler raised.
             with self._noting_failure():
@@ -235,7 +246,7 @@ class ProcessTask:
             outcome: Outcome
             outcome, error = channel.recv()
         except (EOFError, ConnectionError):
-            return Outcome(details="it printed no traceback", usage=usage)
+            return Outcome(details=_NO_TRACEBACK, usage=usage)
         # It ends itself when the grace is over, unless Python is stuck in a call.
         self._process.join(self._grace + _LEAVE_SECS)
         if self._process.is_alive():
@@ -260,6 +271,8 @@ class ProcessTask:
                 data = pipe.read(65536)
                 if not data or (drained is not None and drained.expired):
                     return
+                if stream == 2:
+                    self._said = (self._said + data)[-_SAID_BYTES:]
                 with self._noting_failure():
                     observer.output(self.task.name, self._attempt, stream, data)
 
@@ -308,7 +321,8 @@ def _task_main(
     release_fork_server()
     os.setsid()
     _wait_for_go(channel)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_TERMINAL)
+    raise_descriptor_limit()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the launcher may ignore SIGTERM
     streams.redirect()
     os.environ.update(environment)
