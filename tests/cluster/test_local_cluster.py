@@ -5,6 +5,8 @@ import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -357,3 +359,54 @@ def test_with_a_coordinator_only_the_chief_trains():
         assert len(cluster.tasks) == 4
     finally:
         cluster.close()
+
+
+def test_a_lambda_runs_in_a_process(make_cluster):
+    names = make_cluster(1, 2, backend="processes").run(lambda task: task.name, timeout=60)
+    assert names == ["worker:0", "worker:1"]
+
+
+def test_a_function_that_cannot_be_sent_is_a_config_error(make_cluster):
+    lock = threading.Lock()
+    with pytest.raises(tfdist.ConfigError, match=r"function: got .* cannot be sent to another"):
+        make_cluster(0, 1, backend="processes").run(lambda task: lock, timeout=60)
+
+
+FROM_A_PIPE = """
+import dataclasses, tfdist
+
+@dataclasses.dataclass
+class Found:
+    name: str
+
+def train(task):
+    if task.name == "worker:1" and fails:
+        raise Missing("a.csv")
+    return Found(task.name)
+
+class Missing(Exception):
+    pass
+
+for fails in (False, True):
+    with tfdist.local_cluster(0, 2, backend="processes") as cluster:
+        try:
+            print(cluster.run(train, timeout=60))
+        except tfdist.TaskFailed as error:
+            print(error.task_name, type(error.__cause__).__name__, error.__cause__)
+"""
+
+
+def test_the_functions_and_classes_of_a_program_from_a_pipe_work_in_processes():
+    ended = subprocess.run(
+        [sys.executable, "-"],
+        input=FROM_A_PIPE,
+        capture_output=True,
+        text=True,
+        timeout=80,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.splitlines() == [
+        "[Found(name='worker:0'), Found(name='worker:1')]",
+        "worker:1 Missing a.csv",
+    ]

@@ -14,8 +14,13 @@ from functools import partial
 from tfdist.cli.arguments import add_module, add_script, check_script, script_of
 from tfdist.cli.output import drop_unread
 from tfdist.cluster.kernel_calls import raise_descriptor_limit
-from tfdist.cluster.program_end import GRACE_SECS, end_process
-from tfdist.cluster.script import end_on_signals, import_tensorflow_quietly, node_environment
+from tfdist.cluster.script import (
+    GRACE_SECS,
+    end_on_signals,
+    end_process,
+    import_tensorflow_quietly,
+    node_environment,
+)
 from tfdist.errors import HELD, INTERRUPTED, READER_LEFT, TASK_FAILED, USAGE, ConfigError
 from tfdist.lazy import require_tensorflow
 from tfdist.runs.log import show_log

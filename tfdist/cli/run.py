@@ -28,7 +28,7 @@ from tfdist.cluster.identity import ID_VARIABLE
 from tfdist.cluster.isolation import is_reachable, isolate
 from tfdist.cluster.local import LocalCluster
 from tfdist.cluster.processes import Surroundings
-from tfdist.cluster.program_end import GRACE_SECS
+from tfdist.cluster.script import GRACE_SECS
 from tfdist.cluster.shape import Shape
 from tfdist.diagnosis.stall import StallGuard
 from tfdist.diagnosis.status import print_table

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from tfdist.cluster.ports import HeldPorts
 from tfdist.cluster.processes import ProcessTask, Surroundings
-from tfdist.cluster.program_end import GRACE_SECS
+from tfdist.cluster.script import GRACE_SECS
 from tfdist.cluster.shape import Shape
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError, ConfigError, RunTimeout, TaskFailed

@@ -21,6 +21,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.reduction import DupFd, ForkingPickler
 from typing import Any
 
+from tfdist.cluster.by_value import ByValue, portable, without_program
 from tfdist.cluster.fork_server import (
     OF_TERMINAL,
     context,
@@ -30,7 +31,7 @@ from tfdist.cluster.fork_server import (
     start_fork_server,
 )
 from tfdist.cluster.kernel_calls import raise_descriptor_limit
-from tfdist.cluster.program_end import end_process
+from tfdist.cluster.script import end_process
 from tfdist.cluster.server import SERVER_ENVIRONMENT
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError
@@ -116,7 +117,7 @@ class ProcessTask:
             target=_task_main,
             args=(
                 task,
-                function,
+                portable(function),
                 surroundings.enter,
                 environment,
                 end_of_task,
@@ -126,7 +127,8 @@ class ProcessTask:
             ),
             name=task.name,
         )
-        self._process.start()
+        with without_program():
+            self._process.start()
         # Otherwise `multiprocessing` polls it when it starts another process. If the watcher polls
         # at the same time, one of the two reads exit code 255. (CPython 3.10 to 3.13.)
         multiprocessing.process._children.discard(self._process)  # type: ignore[attr-defined]
@@ -342,28 +344,26 @@ def _task_main(
     if os.getpid() == pid:  # otherwise it is a child, forked by the function, which has come back
         handles_sigterm = callable(signal.getsignal(signal.SIGTERM))
         usage = Usage.of_this_process()
-        _send(channel, replace(outcome, usage=usage, handles_sigterm=handles_sigterm))
+        dumps = function.dumps if isinstance(function, ByValue) else ForkingPickler.dumps
+        _send(channel, replace(outcome, usage=usage, handles_sigterm=handles_sigterm), dumps)
     elif outcome.details:
         print(outcome.details, file=sys.stderr)
     end_process(outcome.exit_code or int(outcome.failed), task.name, grace)
 
 
-def _send(channel: Connection, outcome: Outcome) -> None:
+def _send(channel: Connection, outcome: Outcome, dumps: Callable[[Any], Any]) -> None:
     """Sends the outcome, and its error as bytes of their own, which may not load elsewhere."""
-    error = None if outcome.error is None else _dumped(outcome.error)
+    error = None
+    if outcome.error is not None:
+        error = b""
+        with contextlib.suppress(Exception):  # its text is in the details
+            error = bytes(dumps(outcome.error))
     try:
-        channel.send((replace(outcome, error=None), error))
+        channel.send_bytes(dumps((replace(outcome, error=None), error)))
     except Exception as failure:  # a result that cannot be pickled
         details = f"the result could not be sent to the launcher: {failure!r}"
         lost = replace(outcome, result=None, error=None, details=details)
-        channel.send((lost, _dumped(ClusterError(details))))
-
-
-def _dumped(error: BaseException) -> bytes:
-    try:
-        return bytes(ForkingPickler.dumps(error))
-    except Exception:  # its text is in the details of the outcome
-        return b""
+        channel.send((lost, bytes(dumps(ClusterError(details)))))
 
 
 def _loaded(error: bytes, outcome: Outcome) -> BaseException:
