@@ -1,5 +1,6 @@
 """The output of `tfdist run`, also when its reader leaves."""
 
+import shlex
 import subprocess
 
 import psutil
@@ -63,3 +64,30 @@ def test_the_job_ends_when_its_output_has_no_reader(script):
 
 def test_the_job_ends_when_both_streams_have_no_reader(script):
     read_a_line_and_leave(script(CHATTY), stderr=subprocess.STDOUT)
+
+
+@pytest.mark.parametrize("redirect", ["> /dev/full", ">&-", "2>&-"])
+def test_a_stream_that_cannot_be_written_does_not_end_the_job(script, tmp_path, redirect):
+    text = "import sys\nfor number in range(99): print(number)\nopen(sys.argv[1], 'w').close()"
+    line = shlex.join(map(str, command("--ps", 0, "--workers", 1, script(text), tmp_path / "end")))
+    ended = subprocess.run(
+        f"{line} {redirect}", shell=True, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "end").exists()
+    full = "tfdist: cannot write the output of the tasks: No space left on device"
+    assert ended.stderr.count(full) == (redirect == "> /dev/full")
+
+
+def test_a_console_that_takes_only_ascii_shows_other_characters_as_escapes(script, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    text = "import os\nos.write(1, 'Größe\\n'.encode())"
+    ended = run("--ps", 0, "--workers", 1, script(text))
+    assert (ended.returncode, ended.stdout) == (0, "[worker:0] Gr\\xf6\\xdfe\n"), ended.stderr
+
+
+def test_a_long_line_is_passed_on_in_pieces(script):
+    text = "import sys\nfor _ in range(20): sys.stdout.write('x' * 1_000_000)"
+    ended = run("--ps", 0, "--workers", 1, "--no-prefix", script(text))
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("x") == 20_000_000

@@ -11,7 +11,7 @@ from importlib import metadata
 from tfdist import __version__
 from tfdist.cli import compose, doctor, node, repro, run, stacks, status
 from tfdist.cli.arguments import Parser
-from tfdist.cli.output import reader_may_leave
+from tfdist.cli.output import open_closed_streams, reader_may_leave
 from tfdist.errors import INTERRUPTED, USAGE, ConfigError
 
 
@@ -63,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: wrong usage, or no process reads the output.
     """
+    open_closed_streams()
     with reader_may_leave():
         try:
             parsed = build_parser().parse_args(arguments)

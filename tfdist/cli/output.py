@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
+import re
 import select
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
@@ -21,6 +24,12 @@ from tfdist.runs.folder import RunFolder, TaskRecord, describe_end
 
 _STANDARD_STREAMS = (1, 2)
 _COLORS = (36, 33, 32, 35, 34, 31)  # ANSI: cyan, yellow, green, magenta, blue, red
+# A carriage return at the end of the data may be the first half of "\r\n".
+_LINE_END = re.compile(rb"(\r?\n|\r(?!$))")
+_LONGEST = 65536
+_UPDATE_SECS = 1.0
+# Control characters, except tabs and the sequences that set colors.
+_CONTROL = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
 _LONGEST_NAME = len("worker:00")
 
 
@@ -55,6 +64,23 @@ def reader_may_leave() -> Iterator[None]:
         sys.exit(READER_LEFT)
 
 
+def open_closed_streams() -> None:
+    """Discards what is written to a standard stream that was closed before the start.
+
+    Otherwise the next file that is opened would get the stream's descriptor.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor == number:
+                os.set_inheritable(number, True)
+            else:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            stream = open(number, "r" if number == 0 else "w", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
 def drop_unread() -> bool:
     """True if a standard stream has no reader; later output to that stream is discarded."""
     poll = select.poll()
@@ -68,6 +94,52 @@ def drop_unread() -> bool:
     return bool(unread)
 
 
+class Lines:
+    """Splits the output of a stream into lines, in time that is linear in its length.
+
+    A line that is longer than 64 KiB comes in pieces. A carriage return ends the update of a
+    progress bar: of the updates, one per second is a line.
+
+    Args:
+        clock: returns seconds that never decrease.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._next_update = -math.inf
+        self._rest = self._update = b""
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """The lines that end in `data`."""
+        parts = _LINE_END.split(self._rest + data)
+        found = []
+        for text, end in zip(parts[::2], parts[1::2], strict=False):
+            if end != b"\r":
+                found.append(text)
+                self._update = b""
+            elif text:
+                self._update = text
+                if self._clock() >= self._next_update:
+                    found.append(text)
+                    self._next_update, self._update = self._clock() + _UPDATE_SECS, b""
+        rest = parts[-1]
+        cut = len(rest) - len(rest) % _LONGEST
+        found += [rest[start : start + _LONGEST] for start in range(0, cut, _LONGEST)]
+        self._rest = rest[cut:]
+        return found
+
+    def rest(self) -> list[bytes]:
+        """The unfinished line at the end, or the last update."""
+        last = self._rest or self._update
+        return [last] if last else []
+
+
+def shown(line: bytes) -> str:
+    """The line as text that a terminal shows and does not obey, apart from colors."""
+    text = line.decode(errors="replace")
+    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
 class Output:
     """Prints whole lines of the tasks on this process's streams.
 
@@ -79,7 +151,8 @@ class Output:
     def __init__(self, *, prefix: bool, all_on_stderr: bool) -> None:
         self._prefix, self._all_on_stderr = prefix, all_on_stderr
         self._lock = threading.Lock()
-        self._rests: dict[tuple[str, int], bytes] = {}
+        self._streams: dict[tuple[str, int], Lines] = {}
+        self._cannot_write = False
         self._colors: dict[str, int] = {}
 
     @property
@@ -91,25 +164,34 @@ class Output:
     def write(self, name: str, stream: int, data: bytes) -> None:
         """Prints the lines in `data` of a task's stream 1 or 2; keeps an unfinished line."""
         with self._lock:
-            *lines, rest = (self._rests.get((name, stream), b"") + data).split(b"\n")
-            self._rests[name, stream] = rest
-            for line in lines:
+            for line in self._streams.setdefault((name, stream), Lines()).feed(data):
                 self._print(name, stream, line)
 
     def flush(self) -> None:
         """Prints unfinished lines too."""
         with self._lock:
-            for (name, stream), rest in self._rests.items():
-                if rest:
-                    self._print(name, stream, rest)
-            self._rests.clear()
+            for (name, stream), lines in self._streams.items():
+                for line in lines.rest():
+                    self._print(name, stream, line)
+            self._streams.clear()
 
     def _print(self, name: str, stream: int, line: bytes) -> None:
         file = sys.stderr if stream == 2 or self._all_on_stderr else sys.stdout
         prefix = self._prefix_of(name, colored=file.isatty()) if self._prefix else ""
         # SIGPIPE ends the run if the reader has left; until then the task may continue.
-        with suppress(BrokenPipeError):
-            print(prefix + line.decode(errors="replace"), file=file, flush=True)
+        try:
+            print(prefix + shown(line), file=file, flush=True)
+        except BrokenPipeError:
+            pass
+        except OSError as error:  # such as of a full disk; it must not end the job
+            self.complain(f"cannot write the output of the tasks: {error.strerror}")
+
+    def complain(self, what: str) -> None:
+        """Says on standard error what cannot be written, once; never raises."""
+        if not self._cannot_write:
+            self._cannot_write = True
+            with suppress(OSError, ValueError):
+                print(f"tfdist: {what}; the job continues", file=sys.stderr, flush=True)
 
     def _prefix_of(self, name: str, *, colored: bool) -> str:
         color = self._colors.setdefault(name, _COLORS[len(self._colors) % len(_COLORS)])
@@ -141,9 +223,12 @@ class ShownRun(RunFolder):
             )
 
     def output(self, name: str, attempt: int, stream: int, data: bytes) -> None:
-        """Prints the data and appends it to the file of the stream."""
-        super().output(name, attempt, stream, data)
+        """Prints the data and appends it to the file of the stream, if the disk allows that."""
         self._output.write(name, stream, data)
+        try:
+            super().output(name, attempt, stream, data)
+        except OSError as error:
+            self._output.complain(f"cannot write to {self.path}: {error.strerror}")
 
 
 def summary_table(records: Sequence[TaskRecord]) -> Table:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import math
 import os
@@ -195,6 +196,9 @@ def command(parsed: argparse.Namespace) -> int:
     _check(parsed)
     require_tensorflow("tfdist run")
     show_log(parsed.verbose)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # it may take only ASCII
+            stream.reconfigure(errors="backslashreplace")
     if os.environ.get("TF_CONFIG"):
         _say(f"TF_CONFIG {_meaning_of_tf_config()}; ignored here")
     isolate_or_say(parsed.isolate)  # before there are ports, processes or threads
