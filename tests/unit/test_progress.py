@@ -2,9 +2,10 @@
 
 import threading
 
+import numpy as np
 import pytest
 
-from tfdist import Progress
+from tfdist import ConfigError, Progress
 from tfdist.runs.progress import ProgressNote
 
 
@@ -61,12 +62,51 @@ def test_without_a_note_there_is_none(path):
     assert ProgressNote.read(path) is None
 
 
-def test_a_file_that_holds_no_note_is_an_error(path):
-    path.write_text("{")
-    with pytest.raises(ValueError, match="Expecting"):
-        ProgressNote.read(path)
-
-
 def test_an_unknown_total_is_not_shown():
     assert ProgressNote("epoch 1", 8, None).count == "8"
     assert ProgressNote("epoch 1", 8, 10).count == "8 of 10"
+
+
+@pytest.mark.parametrize(
+    ("given", "noted"), [(np.int64(3), 3), (np.array(3), 3), (3.0, 3), (np.float32(3), 3)]
+)
+def test_integers_of_other_types_are_converted(path, given, noted):
+    Progress(str(path)).update("epoch 1", given, given)
+    assert ProgressNote.read(path) == ProgressNote("epoch 1", noted, noted)
+
+
+@pytest.mark.parametrize(
+    "wrong", [True, np.bool_(True), 1.5, float("nan"), float("inf"), "3", None]
+)
+def test_a_wrong_number_is_refused_at_the_call_also_without_a_launcher(path, wrong):
+    for progress in (Progress(str(path)), Progress(None)):
+        with pytest.raises(ConfigError, match=r"done: .*; must be an integer"):
+            progress.update("epoch 1", wrong, 10)
+    with pytest.raises(ConfigError, match=r"state: got b'epoch'; must be a str"):
+        Progress(None).update(b"epoch", 1, 10)
+
+
+def test_a_note_that_cannot_be_written_is_logged_once(tmp_path, caplog):
+    progress = Progress(str(tmp_path / "gone" / "progress.json"))
+    for step in range(3):
+        progress.update("epoch 1", step, 10)
+    [line] = caplog.messages
+    assert line.startswith("the progress cannot be noted in ")
+    assert line.endswith("progress.json: No such file or directory")
+
+
+def test_a_script_may_change_its_directory(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    progress = Progress("progress.json")
+    monkeypatch.chdir("/")
+    progress.update("epoch 1", 1, 10)
+    assert ProgressNote.read(tmp_path / "progress.json") == ProgressNote("epoch 1", 1, 10)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['{"state": "epo', "[1, 2]", "7", '{"state": 1, "done": 2, "total": 3}', '{"other": 1}', "é\n"],
+)
+def test_a_file_that_is_no_note_is_none(path, text):
+    path.write_text(text, "utf-8")
+    assert ProgressNote.read(path) is None

@@ -44,7 +44,7 @@ class ProgressView:
             TextColumn("{task.fields[name]}"),
             BarColumn(bar_width=None),
             TaskProgressColumn(),
-            TextColumn("{task.fields[state]}", style="dim"),
+            TextColumn("{task.fields[state]}", style="dim", markup=False),
             console=console,
             transient=True,
             # Lines of the tasks go above the bars, but stay on their own stream.
@@ -70,7 +70,8 @@ class ProgressView:
         self._bars.stop()
 
     def _show_while_read(self) -> None:
-        with suppress(BrokenPipeError):  # the main thread gets SIGPIPE
+        # The main thread gets SIGPIPE; a full disk must not end the job.
+        with suppress(OSError):
             self._show()
 
     def _show(self) -> None:

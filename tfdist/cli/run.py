@@ -361,7 +361,9 @@ def _folder(log_dir: str | None) -> Iterator[str]:
         with temporary_folder() as folder:
             yield folder
         return
-    folder = tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=log_dir)
+    # An absolute path, because a script may change its directory.
+    parent = os.path.abspath(log_dir)
+    folder = tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=parent)
     _say(f"the logs are in {folder}")
     with linked(folder) as complaint:
         if complaint is not None:

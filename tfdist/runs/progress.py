@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
+import operator
 import os
 import weakref
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from tfdist.errors import ConfigError
 from tfdist.task import PROGRESS_VARIABLE
+
+_log = logging.getLogger(__name__)
 
 _READS = 100  # one in thousands meets a write, so that many in succession do not
 
@@ -28,18 +37,26 @@ class ProgressNote:
 
     @classmethod
     def read(cls, path: Path) -> ProgressNote | None:
-        """The latest note in the file; None if there is none."""
-        for reads_left in reversed(range(_READS)):
+        """The latest note in the file; None if there is none, or none that is whole."""
+        for _ in range(_READS):
             try:
                 # After the first line is what is left of an earlier, longer note.
                 line, _, _ = path.read_text("ascii").partition("\n")
-                return cls(**json.loads(line)) if line else None
+                return cls.parse(json.loads(line)) if line else None
             except FileNotFoundError:
                 return None
-            except (ValueError, TypeError):  # read during a write
-                if not reads_left:
-                    raise
-        raise AssertionError("unreachable")
+            except (OSError, ValueError, TypeError):
+                continue  # it was read during a write
+        return None  # the disk was full when it was written, or it is no note of tfdist
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> ProgressNote:
+        """The note of these values; raises TypeError or ConfigError if they are none."""
+        note = cls(**values)
+        if not isinstance(note.state, str):
+            raise TypeError("state must be a str")
+        total = None if note.total is None else _integer("total", note.total)
+        return cls(note.state, _integer("done", note.done), total)
 
     def write(self, file: int) -> None:
         """Replaces the latest note; `file` is a file descriptor."""
@@ -57,7 +74,8 @@ class Progress:
     """
 
     def __init__(self, path: str | None) -> None:
-        self._path = path
+        self._path = None if path is None else os.path.abspath(path)
+        self._is_lost = False
         self._file: int | None = None
 
     @classmethod
@@ -68,11 +86,34 @@ class Progress:
     def update(self, state: str, done: int, total: int | None) -> None:
         """Notes that `done` of `total` steps of `state`, such as "epoch 3 of 10", are done.
 
-        If the total is not known, `total` is None.
+        If the total is not known, `total` is None. If the note cannot be written, for example
+        because the disk is full, that is logged once, and the training continues.
+
+        Raises:
+            ConfigError: `state` is no text, or a number of steps is no integer.
         """
+        if not isinstance(state, str):
+            raise ConfigError("state", state, "must be a str")
+        steps = _integer("done", done)
+        note = ProgressNote(state, steps, None if total is None else _integer("total", total))
         if self._path is None:
             return
-        if self._file is None:
-            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-            weakref.finalize(self, os.close, self._file)
-        ProgressNote(state, done, total).write(self._file)
+        try:
+            if self._file is None:
+                self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                weakref.finalize(self, os.close, self._file)
+            note.write(self._file)
+        except OSError as error:
+            if not self._is_lost:
+                _log.warning("the progress cannot be noted in %s: %s", self._path, error.strerror)
+            self._is_lost = True
+
+
+def _integer(field: str, value: Any) -> int:
+    """The value as an int; numpy's integers and whole floats are integers, a bool is not."""
+    if not isinstance(value, (bool, np.bool_)):
+        with suppress(TypeError):
+            return operator.index(value)
+        if isinstance(value, (float, np.floating)) and value.is_integer():
+            return int(value)
+    raise ConfigError(field, value, "must be an integer")
