@@ -283,6 +283,16 @@ def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str:
     return f"; did you mean {', '.join(close)}?" if close else ""
 
 
+def described(error: BaseException) -> str:
+    """Type and reason of any error in one line that can be encoded; never raises."""
+    try:
+        reason = reason_of(str(error))
+    except Exception:
+        reason = "its text cannot be made"
+    line = f"{type(error).__name__}: {reason}"
+    return line.encode(errors="backslashreplace").decode()
+
+
 def reason_of(text: str) -> str:
     """The first line of an error's text that gives the reason: no heading, no stack trace."""
     lines = (line.strip() for line in text.splitlines())

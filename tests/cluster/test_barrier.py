@@ -282,6 +282,54 @@ def test_a_failing_action_raises_its_text_in_all_waits(make, kind, text):
         assert "worker:0 raised ValueError: disk full" in str(error)
 
 
+class WithoutText(Exception):
+    def __str__(self):
+        raise RuntimeError("no text")
+
+
+@pytest.mark.parametrize(
+    ("raised", "text"),
+    [
+        (ValueError("caf\udce9.csv"), r"ValueError: caf\udce9.csv"),
+        (WithoutText(), "WithoutText: its text cannot be made"),
+        (KeyboardInterrupt(), "KeyboardInterrupt: "),
+    ],
+    ids=["surrogate", "without text", "Ctrl-C"],
+)
+def test_whatever_the_action_raises_breaks_the_barrier_for_all(make, raised, text):
+    def fail():
+        raise raised
+
+    chief, *others = make("queue", action=fail)
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(wait, barrier) for barrier in others]
+        with pytest.raises((BrokenBarrierError, KeyboardInterrupt)):
+            wait(chief)
+        for each in waiting:
+            error = each.exception(TIMEOUT)
+            assert isinstance(error, BrokenBarrierError)
+            assert f"the action of worker:0 raised {text}" in str(error)
+
+
+def test_an_action_that_waits_at_its_own_barrier_is_refused(make):
+    def meet_again():
+        chief.wait(TIMEOUT)
+
+    chief, *_ = barriers = make("queue", action=meet_again)
+    for error in together(wait, barriers):
+        assert isinstance(error, BrokenBarrierError)
+        assert "its own action called wait(), and would wait for itself" in str(error)
+
+
+@pytest.mark.parametrize("timeout", [-1, float("nan"), "5", True])
+def test_a_wrong_timeout_is_refused(make, timeout):
+    with pytest.raises(ConfigError, match=r"timeout: got .*; must be at least 0 seconds"):
+        make("queue", timeout=timeout)
+    [barrier, *_] = make("queue")
+    with pytest.raises(ConfigError, match=r"timeout: got .*; must be at least 0 seconds"):
+        barrier.wait(timeout)
+
+
 def test_abort_raises_in_present_and_later_waits(make, kind):
     barriers = make(kind)
     errors = []

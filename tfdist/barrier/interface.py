@@ -91,7 +91,7 @@ class Barrier:
         self.name, self._parties, self._names = name, parties, trainers[:parties]
         self._task, self._rank = task, task.rank
         self._action = action if self._rank == 0 else None
-        self._timeout, self._break_on_timeout = timeout, break_on_timeout
+        self._timeout, self._break_on_timeout = _checked(timeout), break_on_timeout
         note_barrier(BarrierNote(name, parties))  # also if the ps never answers
         self._pass_mark = PassMark()
         self._participant = Participant(task, name, self._names, action=self._action, kind=kind)
@@ -137,10 +137,16 @@ class Barrier:
                 the next `wait` finds out what became of the generation.
             BrokenBarrierError: the barrier was aborted or reset, the action failed, or the ps was
                 lost.
-            BarrierError: this trainer has resigned, or a tf.function is being traced.
+            BarrierError: this trainer has resigned, a tf.function is being traced, or the
+                barrier's own action called this.
+            ConfigError: the timeout is negative or no number.
         """
         if self._participant.resigned:
             raise BarrierError(f"barrier {self.name!r}: {self._task.name} has resigned for good")
+        if self._participant.acts:
+            raise BarrierError(
+                f"barrier {self.name!r}: its own action called wait(), and would wait for itself"
+            )
         if tf.inside_function():
             raise BarrierError(
                 f"barrier {self.name!r}: wait() was called while a tf.function was being traced, "
@@ -148,7 +154,7 @@ class Barrier:
                 "op(). In functions scheduled by a ClusterCoordinator neither works: it runs only "
                 "as many at a time as it has workers, so they deadlock; use coordinator.join()"
             )
-        deadline = Deadline(self._timeout if timeout is None else timeout)
+        deadline = Deadline(self._timeout if timeout is None else _checked(timeout))
         with self._ps_errors(deadline):
             decision = self._participant.wait(deadline, break_on_timeout=self._break_on_timeout)
             if decision is Decision.PASS:
@@ -331,3 +337,15 @@ class Barrier:
         else:
             reason = "it was reset while this trainer waited"
         return BrokenBarrierError(self.name, reason)
+
+
+def _checked(timeout: float | None) -> float | None:
+    if timeout is None:
+        return None
+    try:
+        is_valid = not isinstance(timeout, bool) and timeout >= 0  # false for NaN
+    except TypeError:
+        is_valid = False
+    if not is_valid:
+        raise ConfigError("timeout", timeout, "must be at least 0 seconds, or None")
+    return timeout

@@ -13,7 +13,7 @@ from tfdist.barrier import rules
 from tfdist.barrier.connection import Connection, Snapshot
 from tfdist.barrier.rules import RESIGNED, Decision
 from tfdist.deadline import Deadline
-from tfdist.errors import BrokenBarrierError, StartTimeout, reason_of
+from tfdist.errors import BrokenBarrierError, StartTimeout, described
 from tfdist.ps.section import IN_USE
 from tfdist.task import Task
 
@@ -81,6 +81,7 @@ class Participant:
         self._task, self._name, self._names = task, name, names
         self._rank, self._address = task.rank, task.cluster_spec["ps"][0]
         self._action, self._kind = action, kind
+        self.acts = False
         self.join()
 
     def join(self) -> None:
@@ -258,17 +259,19 @@ class Participant:
         if decision is not Decision.ACT or not snapshot.arrivals.acting:
             return decision  # broken, reset or replaced in between
         _log.info("barrier %r: %s runs the action", self._name, self._task.name)
+        self.acts = True
         try:
             if self._action is not None:
                 self._action()
         except BaseException as error:
-            why = f"{type(error).__name__}: {reason_of(str(error))}"
-            reason = f"the action of {self._task.name} raised {why}"
+            reason = f"the action of {self._task.name} raised {described(error)}"
             connection.run(connection.graph.abort, reason)
             self.arrived = False
             if not isinstance(error, Exception):
                 raise
             raise BrokenBarrierError(self._name, reason) from error
+        finally:
+            self.acts = False
         connection.run(connection.graph.release)
         return self._decide_by(connection.look())
 
