@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 
@@ -85,14 +86,19 @@ def run(*arguments, env=None):
 
 def start(job, folder, *options):
     """Starts `tfdist run` with one ps and two workers; the script gets `folder` as its argument."""
-    return subprocess.Popen(
-        command("--ps", 1, "--workers", 2, *options, job, folder),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    # Under nohup, SIGHUP is ignored here, and would be there.
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    try:
+        return subprocess.Popen(
+            command("--ps", 1, "--workers", 2, *options, job, folder),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def wait_for_trainers(folder):

@@ -20,7 +20,8 @@ def test_the_readmes_first_barrier_prints_what_it_shows():
     (shown,) = re.findall(r"```text\n(.*?)```", README, re.DOTALL)
     ended = run([sys.executable, "-c", code])
     assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == shown
+    # A busy machine may wake the trainer a little late.
+    assert re.sub(r"after 5\.\d s", "after 5.0 s", ended.stdout) == shown
 
 
 def test_the_readmes_commands_exist_and_take_their_arguments():
