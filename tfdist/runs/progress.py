@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tfdist.errors import ConfigError
 from tfdist.task import PROGRESS_VARIABLE
 
@@ -111,9 +109,10 @@ class Progress:
 
 def _integer(field: str, value: Any) -> int:
     """The value as an int; numpy's integers and whole floats are integers, a bool is not."""
-    if not isinstance(value, (bool, np.bool_)):
+    if not isinstance(value, bool):
         with suppress(TypeError):
-            return operator.index(value)
-        if isinstance(value, (float, np.floating)) and value.is_integer():
+            return operator.index(value)  # numpy's bool has none
+        is_whole = getattr(value, "is_integer", None)  # of a float, also of numpy
+        if is_whole is not None and is_whole():
             return int(value)
     raise ConfigError(field, value, "must be an integer")
