@@ -44,7 +44,7 @@ def test_a_note_is_read_while_others_are_written(path):
     def write():
         step = 0
         while not over.is_set():
-            progress.update("epoch" * (step % 40), step, 10**step % 10**20)
+            progress.update("epoch" * (step % 40), step, 10 ** (step % 20))
             step += 1
 
     thread = threading.Thread(target=write)
