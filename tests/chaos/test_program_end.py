@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from tests.launches import run
+from tfdist.cluster.ports import HeldPorts
 
 # Returns while a handler, a thread and a pool have something to write.
 WORKS_ON = """
@@ -118,3 +119,34 @@ def test_a_process_in_a_session_of_its_own_does_not_keep_the_task_running(script
         assert helper.is_running()  # nothing else ended the run
     finally:
         helper.kill()
+
+
+def test_without_a_grace_a_node_still_reports_to_the_ps_that_it_is_done(script):
+    with HeldPorts(2) as held:
+        ps, worker = (f"127.0.0.1:{port}" for port in held.ports)
+        cluster = {"ps": [ps], "worker": [worker]}
+        server = subprocess.Popen(**node_command(cluster, "ps", 0, script("")))
+        try:
+            ended = subprocess.run(
+                **node_command(cluster, "worker", 0, script("")), timeout=60, check=False
+            )
+            assert ended.returncode == 0
+            assert server.wait(30) == 0
+        finally:
+            server.kill()
+            server.wait(10)
+
+
+def node_command(cluster, task_type, index, script):
+    spec = json.dumps({"cluster": cluster, "task": {"type": task_type, "index": index}})
+    return {
+        "args": [sys.executable, "-m", "tfdist", "node", "--grace", "0", script],
+        "env": {**os.environ, "TF_CONFIG": spec, "TF_GRPC_REUSE_PORT": "1"},
+        "stderr": subprocess.DEVNULL,
+    }
+
+
+@LAUNCHERS
+def test_a_hanging_handler_is_ended_also_if_standard_error_is_closed(script, launch):
+    code = "import atexit, os, threading\natexit.register(threading.Event().wait)\nos.close(2)\n"
+    assert launch(script(code), grace=0.5).returncode == 0

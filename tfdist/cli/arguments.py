@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import os
 import textwrap
 from collections.abc import Sequence
@@ -83,6 +84,12 @@ def check_counts(parsed: argparse.Namespace) -> None:
         raise ConfigError("--ps", parsed.ps, "must be at least 1 with --coordinator")
     if parsed.workers < 1:
         raise ConfigError("--workers", parsed.workers, "must be at least 1")
+
+
+def check_grace(parsed: argparse.Namespace) -> None:
+    """Raises ConfigError if --grace is no time."""
+    if not 0 <= parsed.grace < math.inf:
+        raise ConfigError("--grace", parsed.grace, "must be a number of seconds, at least 0")
 
 
 def add_module(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import io
-import math
 import os
 import sys
 import time
 from collections.abc import Callable
 from functools import partial
 
-from tfdist.cli.arguments import add_module, add_script, check_script, script_of
+from tfdist.cli.arguments import add_module, add_script, check_grace, check_script, script_of
 from tfdist.cli.output import drop_unread
 from tfdist.cluster.kernel_calls import raise_descriptor_limit
 from tfdist.cluster.script import (
@@ -79,8 +78,7 @@ def command(parsed: argparse.Namespace) -> int:
         ConfigError: the options, TF_CONFIG or the path of the script are wrong.
     """
     task = _task(parsed)
-    if not 0 <= parsed.grace < math.inf:
-        raise ConfigError("--grace", parsed.grace, "must be a number of seconds, at least 0")
+    check_grace(parsed)
     serves = task.task_type == "ps" or (parsed.coordinator and task.task_type == "worker")
     if not serves:
         check_script(parsed)

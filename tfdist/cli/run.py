@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import math
 import os
 import signal
 import sys
@@ -14,7 +13,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tfdist.cli.arguments import add_module, add_script, check_counts, check_script, script_of
+from tfdist.cli.arguments import (
+    add_module,
+    add_script,
+    check_counts,
+    check_grace,
+    check_script,
+    script_of,
+)
 from tfdist.cli.output import (
     Output,
     PipeConsole,
@@ -282,8 +288,7 @@ def _check(parsed: argparse.Namespace) -> None:
     }.items():
         if seconds is not None and not seconds > 0:
             raise ConfigError(flag, seconds, "must be more than 0 seconds")
-    if not 0 <= parsed.grace < math.inf:
-        raise ConfigError("--grace", parsed.grace, "must be a number of seconds, at least 0")
+    check_grace(parsed)
     if parsed.on_stall != "end" and parsed.stall_timeout is None:
         raise ConfigError("--on-stall", parsed.on_stall, "needs --stall-timeout")
     if parsed.coordinator and parsed.chief is False:

@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from types import FrameType, ModuleType
@@ -104,37 +104,50 @@ def end_process(
 
     Python would then destroy TensorFlow's servers, which can block for ever; this process exits
     without that. If the threads and the handlers take longer than `grace` seconds, it prints one
-    line and exits too; with 0 it does not run them.
+    line and exits too; with 0 it waits for none of them.
 
     Args:
         code: exit code; 120 if it is 0 and the output cannot be written.
         name: of the task.
         grace: in seconds.
-        then: called when the threads have ended; returns the exit code.
+        then: called when the threads have ended, without that limit; returns the exit code.
     """
+    start = time.monotonic()
     if grace > 0:
-        limit = threading.Thread(target=_exit_late, args=(code, name, grace), daemon=True)
-        limit.start()
-        # Python ends a program with these two, and has no public function that does.
-        threading._shutdown()  # type: ignore[attr-defined]
-        if then is not None:
-            code = then()
-        atexit._run_exitfuncs()
+        # Python ends a program with this and `_run_exitfuncs`, and has no public function for it.
+        with _limit(code, name, grace, grace):
+            threading._shutdown()  # type: ignore[attr-defined]
+    rest = grace - (time.monotonic() - start)
+    if then is not None:
+        code = then()
+    if rest > 0:
+        with _limit(code, name, grace, rest):
+            atexit._run_exitfuncs()
     os._exit(_flushed(code))
 
 
+@contextmanager
+def _limit(code: int, name: str, grace: float, seconds: float) -> Iterator[None]:
+    """Exits if the block takes longer than so many seconds."""
+    timer = threading.Timer(seconds, _exit_late, (code, name, grace))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
 def _exit_late(code: int, name: str, grace: float) -> None:
-    time.sleep(grace)
     main = threading.main_thread()
     threads = [
         thread.name for thread in threading.enumerate() if thread is not main and not thread.daemon
     ]
     what = f"thread {', '.join(threads)}" if threads else "an exit handler"
-    line = (
-        f"tfdist: {name}: {what} still runs {grace:g} s after the end of the program; the process "
-        "ends now. Raise --grace to wait longer\n"
+    _say(
+        f"{name}: {what} still runs {grace:g} s after the end of the program; the process ends "
+        "now. Raise --grace to wait longer"
     )
-    os.write(2, line.encode(errors="replace"))
     os._exit(_flushed(code))
 
 
@@ -148,10 +161,15 @@ def _flushed(code: int) -> int:
         except BrokenPipeError:
             code = READER_LEFT
         except Exception as error:
-            line = f"tfdist: the output could not be written: {error}\n"
-            os.write(2, line.encode(errors="replace"))
+            _say(f"the output could not be written: {error}")
             code = code or _FLUSH_FAILED
     return code
+
+
+def _say(what: str) -> None:
+    """Prints a line, also if `sys.stderr` was replaced; nothing if the stream is closed."""
+    with suppress(OSError):
+        os.write(2, f"tfdist: {what}\n".encode(errors="replace"))
 
 
 def end_on_signals() -> None:
