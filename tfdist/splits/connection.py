@@ -35,77 +35,59 @@ class Connection:
     """
 
     def __init__(self, address: str, ops: TableOps, incarnation: int, batch_size: int) -> None:
-        self._address, self._incarnation, graph = address, incarnation, tf.Graph()
-        with graph.as_default(), tf.compat.v1.device(PS_DEVICE):
+        self._address, self._ops, self._incarnation = address, ops, incarnation
+        self._size, self._graph = np.int64(batch_size), tf.Graph()
+        self._built: dict[Callable[..., Any], Any] = {}
+        with self._graph.as_default(), tf.compat.v1.device(PS_DEVICE):
             number = [tf.compat.v1.placeholder(tf.int64, []) for _ in range(3)]
-            self._fed_incarnation, self._fed_epoch, self._fed_offset = number
-            self._fed_attempt = self._fed_epoch
+            self._fed_incarnation, self._fed_number, self._fed_offset = number
             self._starts = tf.compat.v1.placeholder(tf.int64, [None])
             self._stops = tf.compat.v1.placeholder(tf.int64, [None])
-            size = np.int64(batch_size)
-            self._enter = ops.enter(self._fed_incarnation)
-            self._leave = ops.leave(self._fed_incarnation)
-            self._freeze = ops.freeze(self._fed_incarnation)
-            self._unfreeze = ops.unfreeze(self._fed_incarnation)
-            self._recover = ops.recover()
-            self._claim = ops.claim(self._fed_incarnation, self._fed_epoch, size)
-            self._commit = ops.commit(
-                self._fed_incarnation, self._fed_attempt, self._fed_offset, size
-            )
-            self._release = ops.release(self._fed_incarnation, self._fed_attempt)
-            self._begin = ops.begin_epoch(self._fed_epoch, self._starts, self._stops)
-            self._snapshot = ops.snapshot()
-        self._session = DirectSession(address, graph, timeout=_ANSWER_SECS)
+        self._session = DirectSession(address, self._graph, timeout=_ANSWER_SECS)
 
     def enter(self) -> Answer:
         """Lets this process act for the trainer."""
-        return self._ask(self._enter, {self._fed_incarnation: self._incarnation})
+        return self._ask(self._ops.enter, self._own())
 
     def leave(self) -> Answer:
         """Ends this incarnation, unless another process has replaced it."""
-        return self._ask(self._leave, {self._fed_incarnation: self._incarnation})
+        return self._ask(self._ops.leave, self._own())
 
     def freeze(self) -> Answer:
         """Freezes the table."""
-        return self._ask(self._freeze, {self._fed_incarnation: self._incarnation})
+        return self._ask(self._ops.freeze, self._own())
 
     def unfreeze(self) -> Answer:
         """Unfreezes the table."""
-        return self._ask(self._unfreeze, {self._fed_incarnation: self._incarnation})
+        return self._ask(self._ops.unfreeze, self._own())
 
     def recover(self) -> None:
         """Ends every lease and every incarnation, after a restore."""
-        self._ask(self._recover)
+        self._ask(self._ops.recover, {})
 
     def claim(self, epoch: int) -> Answer:
         """Claims a split of the epoch."""
-        fed = {self._fed_incarnation: self._incarnation, self._fed_epoch: epoch}
-        return self._ask(self._claim, fed)
+        return self._ask(self._ops.claim, self._own() | {self._fed_number: epoch}, self._size)
 
     def commit(self, attempt: int, offset: int) -> Answer:
         """Commits all records before `offset`."""
-        fed = {
-            self._fed_incarnation: self._incarnation,
-            self._fed_attempt: attempt,
-            self._fed_offset: offset,
-        }
-        return self._ask(self._commit, fed)
+        feed = self._own() | {self._fed_number: attempt, self._fed_offset: offset}
+        return self._ask(self._ops.commit, feed, self._size)
 
     def release(self, attempt: int) -> Answer:
         """Ends the lease."""
-        fed = {self._fed_incarnation: self._incarnation, self._fed_attempt: attempt}
-        return self._ask(self._release, fed)
+        return self._ask(self._ops.release, self._own() | {self._fed_number: attempt})
 
     def begin_epoch(self, epoch: int, splits: list[tuple[int, int]]) -> Answer:
         """Makes the splits free in this order, if the epoch before is over."""
         starts, stops = np.array(splits, np.int64).reshape(-1, 2).T
-        fed = {self._fed_epoch: epoch, self._starts: starts, self._stops: stops}
-        return self._ask(self._begin, fed)
+        feed = {self._fed_number: epoch, self._starts: starts, self._stops: stops}
+        return self._ask(self._ops.begin_epoch, feed)
 
     def snapshot(self) -> dict[str, Any]:
         """All variables of the table by name."""
         found: dict[str, Any] = self._until(
-            lambda values: len(values["counts"]) > 0, self._snapshot, None
+            lambda values: len(values["counts"]) > 0, self._op(self._ops.snapshot), {}
         )
         return found
 
@@ -113,13 +95,23 @@ class Connection:
         """Closes the connection, also if the ps is gone."""
         self._session.close()
 
-    def _ask(self, fetches: Any, feed: Mapping[Any, Any] | None = None) -> Answer:
-        found = self._until(lambda values: values[0] != BUSY, fetches, feed)
+    def _own(self) -> dict[Any, Any]:
+        return {self._fed_incarnation: self._incarnation}
+
+    def _op(self, build: Callable[..., Any], *args: Any) -> Any:
+        """What `build` builds from `args`, on first use: all of them take a third of a second."""
+        if build not in self._built:
+            with self._graph.as_default():
+                self._built[build] = build(*args)
+        return self._built[build]
+
+    def _ask(self, build: Callable[..., Any], feed: dict[Any, Any], *constants: Any) -> Answer:
+        """Runs the op that `build` builds from the placeholders of `feed` and the constants."""
+        op = self._op(build, *feed, *constants)
+        found = self._until(lambda values: values[0] != BUSY, op, feed)
         return Answer(*map(int, found))
 
-    def _until(
-        self, is_done: Callable[[Any], bool], fetches: Any, feed: Mapping[Any, Any] | None
-    ) -> Any:
+    def _until(self, is_done: Callable[[Any], bool], fetches: Any, feed: Mapping[Any, Any]) -> Any:
         deadline = Deadline(_ANSWER_SECS)
         while not is_done(found := self._run(fetches, feed)):
             if deadline.expired:
@@ -130,7 +122,7 @@ class Connection:
             time.sleep(_BUSY_SECS)
         return found
 
-    def _run(self, fetches: Any, feed: Mapping[Any, Any] | None) -> Any:
+    def _run(self, fetches: Any, feed: Mapping[Any, Any]) -> Any:
         try:
             return self._session.run(fetches, feed)
         except (tf.errors.UnavailableError, tf.errors.AbortedError) as error:
