@@ -27,8 +27,8 @@ import signal
 import threading
 from collections.abc import Iterable, Mapping, Sequence
 
-# Exit codes, the same for every command of tfdist. A script's own exit code passes through
-# `tfdist run` and `tfdist node`. 128 + N means signal N, as in a shell.
+# Exit codes, the same for every command of tfdist. `tfdist node` is the task, and so ends with the
+# script's own exit code. 128 + N means signal N, as in a shell.
 HELD = 0  # the run succeeded, or what was checked holds
 NOT_HELD = 1  # what was checked does not hold
 USAGE = 2  # wrong input: a flag, a file, TF_CONFIG
@@ -155,11 +155,13 @@ class TaskFailed(ClusterError):
         exit_code: its exit code, or minus the number of the signal that killed it; None for
             a thread.
         details: its traceback, or what else is known.
+        how: such as ``"worker:1 ended with exit code 1"``.
     """
 
     def __init__(self, task_name: str, exit_code: int | None, details: str) -> None:
-        how = "raised an error" if exit_code is None else _how_it_ended(exit_code)
-        super().__init__(f"{task_name} {how}\n{details}".rstrip())
+        ended = "raised an error" if exit_code is None else _how_it_ended(exit_code)
+        self.how = f"{task_name} {ended}"
+        super().__init__(f"{self.how}\n{details}".rstrip())
         self.task_name = task_name
         self.exit_code = exit_code
         self.details = details

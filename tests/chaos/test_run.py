@@ -23,9 +23,14 @@ def test_a_failed_task_is_shown_with_one_traceback_and_exit_code_70(script):
     assert "worker:" in ended.stderr
 
 
-def test_the_exit_code_of_the_script_is_passed_on(script):
-    ended = run(script(MEET + "sys.exit(7)\n"))
-    assert ended.returncode == 7
+@pytest.mark.parametrize(("code", "at_end"), [("2", 2), ("'no data'", 1)])
+def test_the_exit_code_of_a_script_is_said_and_never_taken_for_one_of_tfdist(script, code, at_end):
+    ended = run("--workers", 1, script(f"import sys\nsys.exit({code})"))
+    assert ended.returncode == 70
+    assert (
+        ended.stderr.splitlines()[-1]
+        == f"tfdist: exit code 70, because worker:0 ended with exit code {at_end}"
+    )
 
 
 def test_wrong_input_of_the_script_is_one_line_and_exit_code_2(script):

@@ -209,16 +209,20 @@ def command(parsed: argparse.Namespace) -> int:
         _say(f"TF_CONFIG {_meaning_of_tf_config()}; ignored here")
     isolate_or_say(parsed.isolate)  # before there are ports, processes or threads
     start = time.monotonic()
-    code, failure = HELD, None
+    code, failure, failed = HELD, None, None
     records: list[TaskRecord] = []
     try:
         _run(parsed, records)
     except (ClusterError, ConfigError, KeyboardInterrupt, _Terminated, _ReaderLeft) as error:
-        code, failure = _end_of(_first(error), parsed)
+        first = _first(error)
+        code, failure = _end_of(first, parsed)
+        failed = first if isinstance(first, TaskFailed) else None
     if records and code != USAGE and not parsed.json:
         print_table(PipeConsole(stderr=True), summary_table(records))
     if failure is not None:
         _say(failure)
+        if failed is not None:
+            _say(f"exit code {code}, because {failed.how}")
     if parsed.json:
         about = {
             "exit_code": code,
@@ -381,9 +385,7 @@ def _exit_code(error: ClusterError | ConfigError) -> int:
         return USAGE
     if isinstance(error, StallError):
         return STALLED
-    # The script's own exit code is passed on; a traceback or a signal is a failed task.
-    on_purpose = isinstance(error, TaskFailed) and error.__cause__ is None and error.exit_code
-    return on_purpose if on_purpose and on_purpose > 0 else TASK_FAILED
+    return TASK_FAILED
 
 
 class _Terminated(BaseException):
