@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from typing import IO
 
 import psutil
 
+from tfdist.cluster.fork_server import SAFE_PATH
 from tfdist.cluster.processes import STACKS_SIGNAL
 from tfdist.errors import STALLED, ConfigError
 from tfdist.runs.folder import PROGRESS_FILE, STACKS_FILE
@@ -31,6 +33,7 @@ from tfdist.task import PROGRESS_VARIABLE
 
 _END = b"end\n"  # the second process's request to the first one
 _LOOK_SECS = 0.25
+_FLUSH_SECS = 1.0
 _END_SECS = 2.0  # for the first process to end by itself
 _LEAVE_SECS = 5.0  # for the second process to end by itself
 
@@ -91,15 +94,18 @@ class Watchdog:
             [sys.executable, "-m", "tfdist.diagnosis.watchdog", json.dumps(asdict(watched))],
             stdin=subprocess.PIPE,  # its end means that this process is gone, or has left the block
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), SAFE_PATH: "1"},
             start_new_session=True,  # Ctrl-C is for this process
         )
+        self._pid = os.getpid()
         threading.Thread(target=self._obey, name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
+        if os.getpid() != self._pid:  # a forked child, which is not watched
+            return
         try:
             self._process.wait(_LEAVE_SECS)
         except subprocess.TimeoutExpired:  # it is stopped
@@ -123,8 +129,18 @@ class Watchdog:
     def _obey(self) -> None:
         assert self._process.stdout is not None
         if self._process.stdout.read() == _END:
-            # An orderly exit would hang like the process itself.
+            # In a thread, because the one that hangs may hold the stream. An orderly exit would
+            # hang like the process itself.
+            flush = threading.Thread(target=_flush_streams, daemon=True)
+            flush.start()
+            flush.join(_FLUSH_SECS)
             os._exit(STALLED)
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # closed, replaced, or its reader has gone
+            stream.flush()
 
 
 # --- the second process
@@ -167,13 +183,14 @@ def _watch(watched: _Watched) -> None:
         return diagnose(Evidence((task,), seconds=seconds, whole=False)), sample
 
     monitor = StallMonitor(watched.timeout, lambda: {name: signs_in(folder)}, diagnosed)
-    while not select.select([sys.stdin], [], [], _LOOK_SECS)[0]:
+    # A child of the process may hold the pipe that is standard input here for longer.
+    while not select.select([sys.stdin], [], [], _LOOK_SECS)[0] and _runs(process):
         found = monitor.check()
         if found is None:
             continue
         stalled = f"{name} has made no progress for {found.stall.seconds:.1f} s"
         if found.gets_time:
-            print(f"tfdist: {stalled}: {found.verdict}", file=sys.stderr, flush=True)
+            _print([f"tfdist: {stalled}: {found.verdict}"])
             continue
         width = shutil.get_terminal_size().columns
         lines = [
@@ -181,10 +198,24 @@ def _watch(watched: _Watched) -> None:
             *kernel_lines(found.details.kernel),
             *answer_lines(found.details.answer, width),
         ]
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        _print(lines)
         if watched.ends:
             _end(process)
             return
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _print(lines: Sequence[str]) -> None:
+    """Prints the lines if there is a standard error that takes them."""
+    with suppress(OSError):
+        # With print, a closed standard error would be standard output.
+        os.write(2, ("\n".join(lines) + "\n").encode(errors="backslashreplace"))
 
 
 def _end(process: psutil.Process) -> None:
