@@ -22,10 +22,15 @@ TensorFlow's errors pass through unchanged, or are the `__cause__` of one of the
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
+import operator
 import re
 import signal
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 # Exit codes, the same for every command of tfdist. `tfdist node` is the task, and so ends with the
 # script's own exit code. 128 + N means signal N, as in a shell.
@@ -277,6 +282,52 @@ class DataError(TfdistError):
         self.path = path
         self.offset = offset
         self.what = what
+
+
+def checked_integer(
+    field: str, value: Any, least: int | None = None, most: int | None = None
+) -> int:
+    """The value of a parameter as an int: numpy's integers are integers, a bool is not.
+
+    Raises:
+        ConfigError: it is no integer, or it is out of range.
+    """
+    if not _is_bool(value):
+        with suppress(TypeError):
+            number = operator.index(value)
+            if (least is None or least <= number) and (most is None or number <= most):
+                return number
+    limits = "" if least is None else f", at least {least}"
+    limits = limits if most is None else f" from {least} to {most}"
+    raise ConfigError(field, value, f"must be a whole number{limits}")
+
+
+def checked_secs(field: str, value: Any, *, may_be_0: bool = True, most: float = math.inf) -> float:
+    """The value of a parameter as a number of seconds; NaN, a bool and a text are none.
+
+    Raises:
+        ConfigError: it is no number, or it is out of range.
+    """
+    if isinstance(value, numbers.Real) and not _is_bool(value):
+        secs = float(value)
+        if (secs >= 0 if may_be_0 else secs > 0) and secs <= most:
+            return secs
+    limits = "at least 0" if may_be_0 else "more than 0"
+    limits += "" if most == math.inf else f" and at most {most:g}"
+    raise ConfigError(field, value, f"must be a number of seconds, {limits}")
+
+
+def checked_timeout(value: Any) -> float | None:
+    """The value of a parameter `timeout`, which may be None.
+
+    Raises:
+        ConfigError: it is neither None nor a number of at least 0.
+    """
+    return None if value is None else checked_secs("timeout", value)
+
+
+def _is_bool(value: object) -> bool:
+    return type(value).__name__ in ("bool", "bool_")  # numpy's, without its import
 
 
 def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str:

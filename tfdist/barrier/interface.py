@@ -14,7 +14,14 @@ from tfdist.barrier.connection import ANSWER_SECS, Snapshot
 from tfdist.barrier.participant import KINDS, QUEUE, Participant
 from tfdist.barrier.rules import RESIGNED, Decision
 from tfdist.deadline import Deadline
-from tfdist.errors import BarrierError, BarrierTimeout, BrokenBarrierError, ConfigError
+from tfdist.errors import (
+    BarrierError,
+    BarrierTimeout,
+    BrokenBarrierError,
+    ConfigError,
+    checked_integer,
+    checked_timeout,
+)
 from tfdist.ps.session import PS_LOST
 from tfdist.runs.barrier_notes import BarrierNote, PassMark, note_barrier
 from tfdist.task import Task
@@ -71,13 +78,13 @@ class Barrier:
         break_on_timeout: bool = False,
     ) -> None:
         trainers = task.trainers
-        parties = len(trainers) if parties is None else parties
+        parties = len(trainers) if parties is None else checked_integer("parties", parties)
         if kind not in KINDS:
             raise ConfigError("kind", kind, f"must be one of {', '.join(KINDS)}")
         if not task.is_trainer:
             raise ConfigError("task", task.name, "only a chief or a worker can wait at a barrier")
-        if not name:
-            raise ConfigError("name", name, "must not be empty")
+        if not isinstance(name, str) or not name:
+            raise ConfigError("name", name, "must be a text that is not empty")
         if not 1 <= parties <= len(trainers):
             raise ConfigError(
                 "parties", parties, f"must be 1 to {len(trainers)}, the number of trainers"
@@ -91,7 +98,7 @@ class Barrier:
         self.name, self._parties, self._names = name, parties, trainers[:parties]
         self._task, self._rank = task, task.rank
         self._action = action if self._rank == 0 else None
-        self._timeout, self._break_on_timeout = _checked(timeout), break_on_timeout
+        self._timeout, self._break_on_timeout = checked_timeout(timeout), break_on_timeout
         note_barrier(BarrierNote(name, parties))  # also if the ps never answers
         self._pass_mark = PassMark()
         self._participant = Participant(task, name, self._names, action=self._action, kind=kind)
@@ -154,7 +161,7 @@ class Barrier:
                 "op(). In functions scheduled by a ClusterCoordinator neither works: it runs only "
                 "as many at a time as it has workers, so they deadlock; use coordinator.join()"
             )
-        deadline = Deadline(self._timeout if timeout is None else _checked(timeout))
+        deadline = Deadline(self._timeout if timeout is None else timeout)
         with self._ps_errors(deadline):
             decision = self._participant.wait(deadline, break_on_timeout=self._break_on_timeout)
             if decision is Decision.PASS:
@@ -337,15 +344,3 @@ class Barrier:
         else:
             reason = "it was reset while this trainer waited"
         return BrokenBarrierError(self.name, reason)
-
-
-def _checked(timeout: float | None) -> float | None:
-    if timeout is None:
-        return None
-    try:
-        is_valid = not isinstance(timeout, bool) and timeout >= 0  # false for NaN
-    except TypeError:
-        is_valid = False
-    if not is_valid:
-        raise ConfigError("timeout", timeout, "must be at least 0 seconds, or None")
-    return timeout

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from tfdist.data import reading
 from tfdist.data.entry import Change, FileEntry, Format
-from tfdist.errors import ConfigError, DataError
+from tfdist.errors import ConfigError, DataError, checked_integer
 
 IssueKind = Literal["damaged", "empty", "too_few_files", "uneven"] | Change
 
@@ -158,7 +158,7 @@ class FileSet:
 
     def splits(self, records_per_split: int) -> tuple[tuple[int, int], ...]:
         """Cuts all records into ranges ``(start, stop)``; no range spans two files."""
-        _check_at_least_1("records_per_split", records_per_split)
+        records_per_split = checked_integer("records_per_split", records_per_split, 1)
         return tuple(
             (start, min(start + records_per_split, last))
             for first, last in pairwise(reading.first_records(self.files))
@@ -167,8 +167,7 @@ class FileSet:
 
     def file_of(self, record: int) -> FileEntry:
         """The file that contains the record of this number."""
-        if not 0 <= record < len(self):
-            raise ConfigError("record", record, f"must be at least 0 and less than {len(self)}")
+        record = checked_integer("record", record, 0, len(self) - 1)
         firsts = reading.first_records(self.files)
         return self.files[bisect.bisect_right(firsts, record) - 1]
 
@@ -204,7 +203,7 @@ class FileSet:
 
         One op numbers a whole batch. Raises the same errors as `read`.
         """
-        _check_at_least_1("batch_size", batch_size)
+        batch_size = checked_integer("batch_size", batch_size, 1)
         start, stop = self._bounds(start, stop)
 
         def numbered(batch: Any, record: Any) -> tuple[Any, Any]:
@@ -216,7 +215,7 @@ class FileSet:
 
     def _bounds(self, start: Any, stop: Any) -> tuple[Any, Any]:
         stop = len(self) if stop is None else stop
-        start, stop = (tf.cast(number, tf.int64) for number in (start, stop))
+        start, stop = _record_number("start", start), _record_number("stop", stop)
         known = tf.get_static_value(start), tf.get_static_value(stop)
         if None not in known and not 0 <= known[0] <= known[1] <= len(self):
             given = tuple(map(int, known))
@@ -232,7 +231,7 @@ class FileSet:
 
     def preflight(self, num_trainers: int) -> tuple[FileIssue, ...]:
         """Finds files that would fail or stall a job of `num_trainers`; checks the files again."""
-        _check_at_least_1("num_trainers", num_trainers)
+        num_trainers = checked_integer("num_trainers", num_trainers, 1)
         changes = [entry.change() for entry in self.files]
         return (*_file_issues(self.files, changes), *_share_issues(self.files, num_trainers))
 
@@ -284,6 +283,13 @@ def _share_issues(files: Sequence[FileEntry], num_trainers: int) -> list[FileIss
     return found
 
 
+def _record_number(field: str, number: Any) -> Any:
+    """The number as an int64 tensor, which it may be already."""
+    if tf.is_tensor(number):
+        return tf.cast(number, tf.int64)
+    return tf.constant(checked_integer(field, number), tf.int64)
+
+
 def _matching(patterns: list[str]) -> list[str]:
     found = set[str]()
     for pattern in patterns:
@@ -299,8 +305,3 @@ def _matching(patterns: list[str]) -> list[str]:
     if not found:
         raise ConfigError("files", patterns, "must name at least one path or pattern")
     return sorted(found)
-
-
-def _check_at_least_1(field: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(field, value, "must be a whole number, at least 1")

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tfdist.errors import ConfigError, EpochError
+from tfdist.errors import ConfigError, EpochError, checked_integer
 
 Range = tuple[int, int]
 
@@ -119,8 +119,7 @@ class Ledger:
         Raises:
             ConfigError: an example beyond that range was read.
         """
-        if expected < 0:
-            raise ConfigError("expected", expected, "must be at least 0")
+        expected = checked_integer("expected", expected, 0)
         self._compact()
         last = int(self._ranges[:, 1].max(initial=0)) - 1
         if last >= expected:

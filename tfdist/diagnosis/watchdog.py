@@ -26,7 +26,7 @@ import psutil
 
 from tfdist.cluster.fork_server import SAFE_PATH
 from tfdist.cluster.processes import STACKS_SIGNAL
-from tfdist.errors import STALLED, ConfigError
+from tfdist.errors import STALLED, ConfigError, checked_secs
 from tfdist.runs.folder import PROGRESS_FILE, STACKS_FILE
 from tfdist.runs.progress import Progress
 from tfdist.task import PROGRESS_VARIABLE
@@ -68,11 +68,10 @@ class Watchdog:
     """
 
     def __init__(self, timeout: float, *, on_stall: str = "end") -> None:
-        if not timeout > 0:
-            raise ConfigError("timeout", timeout, "must be more than 0 seconds")
         if on_stall not in ("end", "report"):
             raise ConfigError("on_stall", on_stall, "must be 'end' or 'report'")
-        self._timeout, self._on_stall = timeout, on_stall
+        self._timeout = checked_secs("timeout", timeout, may_be_0=False)
+        self._on_stall = on_stall
         self._own_folder: Path | None = None
         self._stacks: IO[bytes] | None = None
 
