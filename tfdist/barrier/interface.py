@@ -77,6 +77,10 @@ class Barrier:
         kind: str = QUEUE,
         break_on_timeout: bool = False,
     ) -> None:
+        if not isinstance(task, Task):
+            raise ConfigError("task", task, "must be a tfdist.Task")
+        if action is not None and not callable(action):
+            raise ConfigError("action", action, "must be a function without arguments, or None")
         trainers = task.trainers
         parties = len(trainers) if parties is None else checked_integer("parties", parties)
         if kind not in KINDS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import json
+import os
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import tensorflow as tf
 
 from tfdist.data import reading
 from tfdist.data.entry import Change, FileEntry, Format
+from tfdist.data.ledger import check_no_folder
 from tfdist.errors import ConfigError, DataError, checked_integer
 
 IssueKind = Literal["damaged", "empty", "too_few_files", "uneven"] | Change
@@ -65,7 +67,7 @@ class FileSet:
     @classmethod
     def scan(
         cls,
-        files: str | Iterable[str],
+        files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         format: Format = "tfrecord",
         *,
         compression: str | None = None,
@@ -92,7 +94,7 @@ class FileSet:
             raise ConfigError("compression", compression, "must be None or 'GZIP'")
         if header and format != "csv":
             raise ConfigError("header", header, "only CSV files have a header")
-        paths = _matching([files] if isinstance(files, str) else list(files))
+        paths = _matching(_patterns(files))
         found = cls(
             tuple(FileEntry.scan(path, format, compression, header) for path in paths),
             format,
@@ -110,7 +112,11 @@ class FileSet:
         """Writes the index as JSON, so that only one task has to scan.
 
         The index appears whole or not at all, as far as its file system can rename.
+
+        Raises:
+            ConfigError: `path` is a folder.
         """
+        check_no_folder(path)
         text = json.dumps({"tfdist_files": _INDEX_VERSION, **dataclasses.asdict(self)})
         unfinished = f"{path}.{uuid.uuid4().hex}"  # two trainers may save at the same time
         with tf.io.gfile.GFile(unfinished, "w") as file:
@@ -281,6 +287,19 @@ def _share_issues(files: Sequence[FileEntry], num_trainers: int) -> list[FileIss
         )
         found.append(FileIssue("uneven", text, (largest.path,)))
     return found
+
+
+def _patterns(files: Any) -> list[str]:
+    patterns = [files] if isinstance(files, (str, os.PathLike)) else files
+    if not isinstance(patterns, Iterable) or isinstance(patterns, bytes):
+        raise ConfigError("files", files, "must be a path, a pattern, or several")
+    checked = []
+    for each in patterns:
+        pattern = os.fspath(each) if isinstance(each, os.PathLike) else each
+        if not isinstance(pattern, str) or not pattern:
+            raise ConfigError("files", each, "must be a path or a pattern that is not empty")
+        checked.append(pattern)
+    return checked
 
 
 def _record_number(field: str, number: Any) -> Any:

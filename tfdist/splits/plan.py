@@ -34,9 +34,9 @@ class Plan:
             raise ConfigError("lease_us", self.lease_us, "must be more than 0")
         if self.max_retries < 0:
             raise ConfigError("max_retries", self.max_retries, "must be at least 0")
-        if not len(self.splits):
-            raise ConfigError("splits", (), "must be at least one; do the files have no records?")
         object.__setattr__(self, "splits", checked_splits(self.splits))
+        if not self.splits:
+            raise ConfigError("splits", (), "must be at least one; do the files have no records?")
 
 
 def checked_splits(splits: Any) -> tuple[Range, ...]:
