@@ -176,10 +176,11 @@ class Job:
 
     def _begin_all(self):
         for rank in range(TRAINERS):
-            self._begin(rank, self._processes.take(rank) if rank else self.chief)
+            process = self._processes.take(rank) if rank else self.chief
+            self._begin(rank, process, self._losses_of_ps)
 
-    def _begin(self, rank, process, after_leases=0):
-        args = (rank, process, self._losses_of_ps, after_leases)
+    def _begin(self, rank, process, ps, after_leases=0):
+        args = (rank, process, ps, after_leases)
         thread = threading.Thread(target=self._train, args=args, name=f"trainer {rank}")
         self._threads.append(thread)
         thread.start()
@@ -222,7 +223,8 @@ class Job:
                 process.session.run(process.update, process.fed(split, epoch))
             if what in (RESTARTS, IS_REPLACED, DIES_SAVING):
                 late = self.schedule.chance.choice([0, 0.5, 2])
-                self._begin(rank, self._processes.take(rank), late)
+                # The ps may be lost by now; then the session of the new process is broken too.
+                self._begin(rank, self._processes.take(rank), ps, late)
             if what in (DIES, RESTARTS, DIES_SAVING):
                 return False
             if what in (STOPS, IS_REPLACED) and not self._stop(ps) and not after_update:

@@ -188,8 +188,10 @@ class Participant:
             self._blocks = not arrives
             _log.debug("barrier %r: woken without a release; reads the state", self._name)
             return False
-        except tf.errors.DeadlineExceededError:
+        except BaseException as error:  # also Ctrl-C
             self.uncertain = self.uncertain or arrives
+            if not isinstance(error, tf.errors.DeadlineExceededError):
+                raise
             return False
         return self._action is None  # the token of a chief with an action says that all are there
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -110,6 +111,11 @@ class DirectSession:
         except tf.errors.DeadlineExceededError:
             self._check_task()
             raise
+        except RuntimeError as error:
+            raised = _raised_by_handler(error)
+            if raised is None:
+                raise
+            raise raised from None
 
     def _in_valid_session(self, run: Callable[[], Any]) -> Any:
         """Runs, if necessary in a new session.
@@ -132,6 +138,20 @@ class DirectSession:
     def _check_task(self) -> None:
         if is_refused(self.address):
             raise tf.errors.UnavailableError(None, None, f"nothing listens at {self.address}")
+
+
+def _raised_by_handler(error: RuntimeError) -> BaseException | None:
+    """What a signal handler raised while TensorFlow made its own error from the end of the run.
+
+    TensorFlow then raises a RuntimeError that has only the text of both (TensorFlow 2.21).
+    """
+    found = re.search(r"REPLACED BY (KeyboardInterrupt|SystemExit): (.*)", str(error))
+    if found is None:
+        return None
+    name, text = found.groups()
+    if name == "KeyboardInterrupt":
+        return KeyboardInterrupt()
+    return SystemExit(int(text) if text.isdigit() else None if text == "<EMPTY MESSAGE>" else text)
 
 
 def is_refused(address: str) -> bool:
