@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from tfdist.runs.barrier_notes import BarrierNote, PassMark, note_barrier
 from tfdist.task import Task
 
 _log = logging.getLogger(__name__)
+
+# How many objects of this process stand for the same trainer at the same barrier.
+_made: dict[tuple[str, str, str], int] = {}
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,9 @@ class Barrier:
         self._task, self._rank = task, task.rank
         self._action = action if self._rank == 0 else None
         self._timeout, self._break_on_timeout = checked_timeout(timeout), break_on_timeout
+        self._pid, self._is_closed = os.getpid(), False
+        self._key = (task.cluster_spec["ps"][0], name, task.name)
+        self._number = _made[self._key] = _made.get(self._key, 0) + 1
         note_barrier(BarrierNote(name, parties))  # also if the ps never answers
         self._pass_mark = PassMark()
         self._participant = Participant(task, name, self._names, action=self._action, kind=kind)
@@ -148,9 +155,10 @@ class Barrier:
                 the next `wait` finds out what became of the generation.
             BrokenBarrierError: the barrier was aborted or reset, the action failed, or the ps was
                 lost.
-            BarrierError: this trainer has resigned, a tf.function is being traced, or the
-                barrier's own action called this.
+            BarrierError: this trainer has resigned, the barrier was closed or made before a fork, a
+                tf.function is being traced, or the barrier's own action called this.
             ConfigError: the timeout is negative or no number.
+            KeyboardInterrupt: Ctrl-C, within 2 s. The next `wait` continues in the same generation.
         """
         if self._participant.resigned:
             raise BarrierError(f"barrier {self.name!r}: {self._task.name} has resigned for good")
@@ -194,6 +202,7 @@ class Barrier:
 
         After the ps was lost it only joins the state of the new one.
         """
+        self._check_usable()
         own = self._participant
         try:
             if own.uncertain:
@@ -279,8 +288,10 @@ class Barrier:
             return tf.numpy_function(lambda: self.wait(timeout), [], tf.int64, name="wait").op
 
     def close(self) -> None:
-        """Closes the connection to the ps; the state stays there."""
-        self._participant.connection.close()
+        """Closes the connection to the ps; the state stays there. In a forked child: nothing."""
+        if os.getpid() == self._pid and not self._is_closed:
+            self._is_closed = True
+            self._participant.connection.close()
 
     def __enter__(self) -> Barrier:
         return self
@@ -301,9 +312,19 @@ class Barrier:
         with self._ps_errors():
             return self._participant.connection.look()
 
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise BarrierError(
+                f"barrier {self.name!r} was made in process {self._pid}, of which this one is a "
+                "fork; its connection cannot be used here. Make the barrier after the fork"
+            )
+        if self._is_closed:
+            raise BarrierError(f"barrier {self.name!r} was closed; make a new one")
+
     @contextmanager
     def _ps_errors(self, deadline: Deadline | None = None) -> Iterator[None]:
         """Turns TensorFlow's errors about a lost or silent ps into those of a barrier."""
+        self._check_usable()
         deadline = deadline or Deadline(ANSWER_SECS)
         try:
             yield
@@ -340,6 +361,11 @@ class Barrier:
     def _broken_error(self, snapshot: Snapshot, decision: Decision) -> BrokenBarrierError:
         if decision is Decision.REPLACED:
             reason = f"another process has taken the place of {self._task.name}"
+            if _made[self._key] != self._number:
+                reason = (
+                    f"this process has made another Barrier of this name for {self._task.name}, "
+                    "which replaces this one; use one object"
+                )
             _log.info("barrier %r: %s", self.name, reason)
         elif snapshot.ps_incarnation != self._participant.ps_incarnation:
             reason = "ps:0 was restarted and has lost the barrier"
