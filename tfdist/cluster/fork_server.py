@@ -21,7 +21,7 @@ from tfdist.cluster.guardian import Guardian
 from tfdist.cluster.kernel_calls import end_with_parent
 
 # A program given by `-c` or `-m` would import the modules in the current folder before those of the
-# standard library: a script elsewhere ends well beside a `socket.py`, and must do so here. (Python
+# standard library: a script elsewhere ignores a `socket.py` there, and so must the tasks. (Python
 # 3.10 has no such switch.)
 SAFE_PATH, FOR_FORK_SERVER = "PYTHONSAFEPATH", "tfdist"
 
