@@ -9,6 +9,7 @@ To replay a seed: `scripts/test chaos -k "thread_schedules and [17]"`. The sched
 the threads may interleave differently.
 """
 
+import functools
 import itertools
 import threading
 
@@ -30,6 +31,7 @@ from tests.chaos.split_schedule import (
     check,
 )
 from tfdist.errors import SplitLostError
+from tfdist.ps.retry import retry_duplicate_request
 from tfdist.ps.session import DirectSession
 from tfdist.splits.rules import Loss
 from tfdist.testing import poll_until
@@ -72,6 +74,7 @@ class Process:
             rest = [v for v in tf.compat.v1.global_variables() if v is not self.reads]
             self.savers = [tf.compat.v1.train.Saver(part) for part in (rest, [self.reads])]
             self.session = DirectSession(task.cluster_spec["ps"][0], graph, timeout=0).session
+            self.session.run = functools.partial(retry_duplicate_request, self.session.run)
 
     def forget(self):
         """Makes the queue act like one of a new process."""

@@ -25,11 +25,12 @@ from tfdist.runs.folder import RunFolder, TaskRecord, describe_end
 _STANDARD_STREAMS = (1, 2)
 _COLORS = (36, 33, 32, 35, 34, 31)  # ANSI: cyan, yellow, green, magenta, blue, red
 # A carriage return at the end of the data may be the first half of "\r\n".
-_LINE_END = re.compile(rb"(\r?\n|\r(?!$))")
+_LINE_END = re.compile(rb"(\n|\r\n|\r(?!$))")
 _LONGEST = 65536
 _UPDATE_SECS = 1.0
-# Control characters, except tabs and the sequences that set colors.
-_CONTROL = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
+# Control characters other than tabs, and of those what does not set a color. The first is fast.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_HOSTILE = re.compile(r"\x1b(?!\[[0-9;]*m)|(?!\x1b)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LONGEST_NAME = len("worker:00")
 
 
@@ -111,7 +112,10 @@ class Lines:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The lines that end in `data`."""
-        parts = _LINE_END.split(self._rest + data)
+        if self._rest.endswith(b"\r"):
+            self._rest, data = self._rest[:-1], b"\r" + data
+        parts = _LINE_END.split(data)
+        parts[0] = self._rest + parts[0]
         found = []
         for text, end in zip(parts[::2], parts[1::2], strict=False):
             if end != b"\r":
@@ -137,7 +141,9 @@ class Lines:
 def shown(line: bytes) -> str:
     """The line as text that a terminal shows and does not obey, apart from colors."""
     text = line.decode(errors="replace")
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    if _CONTROL.search(text) is None:
+        return text
+    return _HOSTILE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 class Output:
