@@ -14,7 +14,7 @@
     |  `- BrokenBarrierError  (threading.BrokenBarrierError)
     |- EpochError                           missing and duplicate examples
     |- SplitLostError                       a trainer no longer owns its split
-    `- DataError                            a damaged input file: path, offset, what is wrong
+    `- DataError                            a damaged file: path, offset, what is wrong
 
 TensorFlow's errors pass through unchanged, or are the `__cause__` of one of these.
 """
@@ -261,7 +261,7 @@ class SplitLostError(TfdistError):
 
 
 class DataError(TfdistError):
-    """An input file cannot be read, is damaged, or has changed since it was scanned.
+    """An input file cannot be read, is damaged, or has changed; or a file of a checkpoint is so.
 
     Attributes:
         path: the file.

@@ -377,11 +377,11 @@ def test_without_space_there_is_one_error_and_the_checkpoint_before_stays(tmp_pa
         assert caught.value.path == str(tmp_path / f"model-{step}")
         assert "cannot be written: " in str(caught.value)
         assert "File too large" in str(caught.value)
-        assert sum(path.stat().st_size for path in tmp_path.glob("*.unfinished/*")) == 0
+        assert sum(path.stat().st_size for path in tmp_path.glob("*.unfinished*")) == 0
         assert restore() == 5
         save(7)
     assert restored(tmp_path, weights=weights) == 7
-    assert not list(tmp_path.glob("*.unfinished"))
+    assert not list(tmp_path.glob("*.unfinished*"))
 
 
 @pytest.mark.parametrize("first", [True, False])
@@ -410,7 +410,7 @@ def test_a_failure_at_any_moment_of_a_save_harms_nothing(tmp_path, monkeypatch, 
             assert restored(folder) in ((0, 2) if first else (1, 2))
             saved(folder, 3)
             assert restored(folder) == 3
-            assert not list(folder.glob("*.unfinished"))
+            assert not list(folder.glob("*.unfinished*"))
         else:
             break
     assert 1 < moment < 9
@@ -479,14 +479,35 @@ def test_a_chief_that_did_not_restore_takes_over_a_folder(tmp_path):
             save(2)
 
 
+def test_a_process_that_was_replaced_during_its_save_names_nothing(tmp_path, monkeypatch):
+    with job(tmp_path) as (save, _), job(tmp_path) as (new_save, new_restore):
+        save(1)
+
+        def replaced(folder, *args):
+            monkeypatch.undo()
+            assert new_restore() == 1
+            new_save(2)
+            return sync(folder, *args)
+
+        sync = checkpoint._sync
+        monkeypatch.setattr(checkpoint, "_sync", replaced)
+        with pytest.raises(tfdist.TfdistError):
+            save(3)
+        assert new_restore() == 2
+        new_save(4)
+    assert steps(tmp_path) == [1, 2, 4]
+
+
 def test_only_leftovers_of_a_save_are_no_checkpoint(tmp_path):
-    (tmp_path / "model-5.unfinished/model-5_temp").mkdir(parents=True)
-    (tmp_path / "model-5.unfinished/model-5_temp/part-00000").write_bytes(b"x")
+    (tmp_path / "model-5.unfinished").touch()
+    (tmp_path / "model-5.unfinished.data-00000-of-00001.tempstate12").write_bytes(b"x")
+    (tmp_path / "model-5.unfinished.index").write_bytes(b"x")
     (tmp_path / "model-5.index.tempstate123").touch()  # of an older version
     (tmp_path / "checkpoint.unfinished").write_text("model_che")
     assert restored(tmp_path) == 0
     saved(tmp_path, 1)
     assert restored(tmp_path) == 1
+    assert not list(tmp_path.glob("*.unfinished*"))
 
 
 def test_a_folder_that_was_deleted_is_made_again(tmp_path):
@@ -499,8 +520,8 @@ def test_a_folder_that_was_deleted_is_made_again(tmp_path):
 
 def test_restoring_writes_nothing(tmp_path):
     saved(tmp_path, 1)
-    (tmp_path / "model-2.unfinished").mkdir()
-    (tmp_path / "model-2.unfinished/part").touch()
+    (tmp_path / "model-2.unfinished").touch()
+    (tmp_path / "model-2.unfinished.index").touch()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
     assert restored(tmp_path) == 1
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
@@ -537,8 +558,8 @@ def test_the_data_are_on_the_disk_before_they_are_named(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "replace", named)
     saved(tmp_path, 5)
     assert events == [
-        ("sync", DATA),
-        ("sync", "model-5.index"),
+        ("sync", "model-5.unfinished.data-00000-of-00001"),
+        ("sync", "model-5.unfinished.index"),
         ("name", DATA),
         ("name", "model-5.index"),
         ("sync", tmp_path.name),

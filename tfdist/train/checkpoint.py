@@ -1,8 +1,9 @@
 """Checkpoints that hold the work of all trainers: the chief saves in the action of a barrier.
 
-A save never changes the checkpoint before it. Its files are written into model-STEP.unfinished,
+A save never changes the checkpoint before it. Its files are written as model-STEP.unfinished.*,
 flushed to the disk and renamed; then the file `checkpoint`, which names the one to restore, is
-replaced. Every name in that file is relative, so a folder can be moved and copied.
+replaced. Until then an empty file model-STEP.unfinished marks them. Every name in `checkpoint` is
+relative, so a folder can be moved and copied.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import logging
 import operator
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ from tfdist.ps.session import PS_LOST
 _log = logging.getLogger(__name__)
 
 _STATE = "checkpoint"  # as TensorFlow names this file
-_UNFINISHED = ".unfinished"
+_UNFINISHED = re.compile(r"(model--?\d+)\.unfinished(.*)", re.DOTALL)
 _FILE = re.compile(r"(.+)\.(?:index|data-\d{5}-of-(\d{5}))", re.DOTALL)
 _OURS = re.compile(r"model-(-?\d+)")
 _OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"  # a key in every checkpoint of tf.train.Checkpoint
@@ -96,17 +96,10 @@ class Checkpointer:
         """
         name = f"model-{int(session.run(self._global_step))}"
         try:
-            state = _read_state(self._folder)
-            if self._known is not None and state is not None and state not in self._known:
-                raise ConfigError(
-                    "directory",
-                    _shown(self._folder),
-                    "must be a folder in which no other job saves; another process has saved "
-                    f"{_named(state)} in it since this job last saved or restored",
-                )
+            self._own_state()
             step = self._write(session, name)
-            self._choose(name, state)
-            _remove_unfinished(self._folder)
+            self._choose(name)
+            _delete(self._folder, _unfinished(self._folder))
         except (OSError, tf.errors.OpError) as error:
             if not _is_about_files(error, "SaveV2"):
                 raise
@@ -131,7 +124,8 @@ class Checkpointer:
             files = _files(folder)
             if state is None:
                 # An interrupted save does not count if the state file has never named it.
-                files = {name: files[name] for name in files.keys() - _unfinished(folder).keys()}
+                marked = {file.removesuffix(".unfinished") for file in _unfinished(folder)}
+                files = {name: found for name, found in files.items() if name not in marked}
             self._known = (state,)
             if state is not None or files:
                 self._load(session, _chosen(folder, state), files)
@@ -141,37 +135,53 @@ class Checkpointer:
             where = _shown(Path(os.fsdecode(error.filename or folder)))
             raise DataError(where, None, f"cannot be read: {error.strerror}") from error
 
+    def _own_state(self) -> bytes | None:
+        """The state file; raises ConfigError if another process has written it."""
+        state = _read_state(self._folder)
+        if self._known is not None and state is not None and state not in self._known:
+            raise ConfigError(
+                "directory",
+                _shown(self._folder),
+                "must be a folder in which no other job saves; another process has saved "
+                f"{_named(state)} in it since this job last saved or restored",
+            )
+        self._known = (state,)
+        return state
+
     def _write(self, session: tf.compat.v1.Session, name: str) -> int:
         """Writes the files of a checkpoint, which nothing names yet; returns its global step."""
         folder = self._folder
-        place = folder / f"{name}{_UNFINISHED}"
-        place.mkdir(parents=True, exist_ok=True)
-        _empty_unfinished(folder)  # what an interrupted save left may fill the disk
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.unfinished").touch()
+        _delete_unfinished(folder)  # what an interrupted save left may fill the disk
         try:
-            with _plain(place) as plain:
-                prefix = f"{plain}/{name}"
+            with _plain(folder) as plain:
+                prefix = f"{plain}/{name}.unfinished"
                 self._saver.save(session, prefix, write_meta_graph=False, write_state=False)
-                step = int(_open(place, prefix).get_tensor(self._global_step.op.name))
-            written = sorted(place.iterdir())  # the index is the last
-            for path in written:
-                _sync(path)
+                step = int(_open(folder, prefix).get_tensor(self._global_step.op.name))
+            written = [
+                file for file in _unfinished(folder) if file.startswith(f"{name}.unfinished.")
+            ]
+            for file in written:
+                _sync(folder / file)
         except BaseException:
-            _empty_unfinished(folder)
+            _delete_unfinished(folder)
             raise
-        for path in written:
-            path.replace(folder / path.name)
+        for file in written:  # the index is the last
+            (folder / file).replace(folder / file.replace(".unfinished", ""))
         _sync(folder)
         return step
 
-    def _choose(self, name: str, state: bytes | None) -> None:
+    def _choose(self, name: str) -> None:
         """Makes `name` the checkpoint to restore, and deletes the oldest beyond `keep`."""
         folder = self._folder
+        state = self._own_state()  # this process may have been stopped, and another one started
         files = _files(folder)
         names = [*(other for other in _by_age(files, state) if other != name), name]
         names = names[-self._keep :] if self._keep else names
         text = _state_text(name, names, time.time())
         self._known = (state, text)
-        unfinished = folder / f"{_STATE}{_UNFINISHED}"
+        unfinished = folder / f"{_STATE}.unfinished"
         unfinished.write_bytes(text)
         _sync(unfinished)
         unfinished.replace(folder / _STATE)
@@ -286,8 +296,11 @@ def _few(words: list[str]) -> str:
 
 
 def _reason(error: OSError | tf.errors.OpError) -> str:
-    text = error.strerror if isinstance(error, OSError) else reason_of(str(error))
-    return str(text)
+    if isinstance(error, OSError):
+        return str(error.strerror)
+    text = reason_of(str(error))
+    # TensorFlow 2.21 puts the path of a temporary file before the text of the system.
+    return text.rpartition("; ")[2] if text.startswith("/") else text
 
 
 def _is_about_files(error: Any, op_type: str) -> bool:
@@ -391,7 +404,7 @@ def _files(folder: Path) -> dict[str, list[str]]:
     """The files of each checkpoint in the folder, by its name."""
     found: dict[str, list[str]] = {}
     for file in os.listdir(folder):
-        if match := _FILE.fullmatch(file):
+        if (match := _FILE.fullmatch(file)) and not _UNFINISHED.fullmatch(file):
             found.setdefault(match[1], []).append(file)
     return found
 
@@ -444,25 +457,11 @@ def _delete(folder: Path, files: list[str]) -> None:
             _log.warning("%s cannot be deleted: %s", _shown(folder / file), error.strerror)
 
 
-def _unfinished(folder: Path) -> dict[str, Path]:
-    """The folders of saves that have not ended, by the name of the checkpoint."""
-    return {
-        file.removesuffix(_UNFINISHED): folder / file
-        for file in os.listdir(folder)
-        if file.endswith(_UNFINISHED) and _OURS.fullmatch(file.removesuffix(_UNFINISHED))
-    }
+def _unfinished(folder: Path) -> list[str]:
+    """The sorted names of the files of unfinished saves, and of their marks."""
+    return sorted(file for file in os.listdir(folder) if _UNFINISHED.fullmatch(file))
 
 
-def _empty_unfinished(folder: Path) -> None:
-    """Deletes what unfinished saves have written. Their folders still mark them as unfinished."""
-    for place in _unfinished(folder).values():
-        for path in place.iterdir():
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-
-
-def _remove_unfinished(folder: Path) -> None:
-    for place in _unfinished(folder).values():
-        shutil.rmtree(place)
+def _delete_unfinished(folder: Path) -> None:
+    """Deletes what unfinished saves have written, but not their marks."""
+    _delete(folder, [file for file in _unfinished(folder) if not file.endswith(".unfinished")])
