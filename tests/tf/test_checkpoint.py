@@ -63,6 +63,16 @@ def cut(path, size):
     path.write_bytes(path.read_bytes()[:size])
 
 
+@contextmanager
+def no_file_above(size):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
 def test_a_new_folder_restores_nothing(tmp_path):
     assert restored(tmp_path / "a/b") == 0
 
@@ -203,9 +213,12 @@ def test_the_oldest_go_first_although_steps_begin_again_and_times_were_copied(tm
     assert steps(tmp_path) == [1, 2, 3]
 
 
-def test_after_a_return_to_an_older_step_the_abandoned_ones_go_first(tmp_path):
+@pytest.mark.parametrize("lines", [1, None], ids=["only the name", "the name and the old list"])
+def test_after_a_return_to_an_older_step_the_abandoned_ones_go_first(tmp_path, lines):
     saved(tmp_path, 5, 10, 15)
-    (tmp_path / "checkpoint").write_text('model_checkpoint_path: "model-5"\n')
+    state = (tmp_path / "checkpoint").read_text().splitlines()
+    state[0] = 'model_checkpoint_path: "model-5"'
+    (tmp_path / "checkpoint").write_text("\n".join(state[:lines]))
     with job(tmp_path) as (save, restore):
         assert restore() == 5
         save(7)
@@ -356,20 +369,14 @@ def test_an_error_that_is_not_about_files_passes(tmp_path):
     assert restored(tmp_path) == 0
 
 
-@contextmanager
-def no_file_above(size):
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
 @pytest.mark.parametrize("step", [5, 6])
-@pytest.mark.parametrize("room", [0, 30, 300])  # none; not for the index; not for the data
-def test_without_space_there_is_one_error_and_the_checkpoint_before_stays(tmp_path, room, step):
-    weights = np.ones(room)
+@pytest.mark.parametrize(
+    ("room", "size"), [(0, 2), (60, 2), (900, 1000)], ids=["none", "for the data", "for the index"]
+)
+def test_without_space_there_is_one_error_and_the_checkpoint_before_stays(
+    tmp_path, room, size, step
+):
+    weights = np.ones(size)
     with job(tmp_path, weights=weights) as (save, restore):
         save(5)
         with no_file_above(room), pytest.raises(tfdist.DataError) as caught:
@@ -479,33 +486,45 @@ def test_a_chief_that_did_not_restore_takes_over_a_folder(tmp_path):
             save(2)
 
 
-def test_a_process_that_was_replaced_during_its_save_names_nothing(tmp_path, monkeypatch):
+@pytest.mark.parametrize("moment", [1, 3], ids=["before the rename", "after it"])
+def test_a_process_that_was_replaced_during_its_save_names_nothing(tmp_path, monkeypatch, moment):
     with job(tmp_path) as (save, _), job(tmp_path) as (new_save, new_restore):
         save(1)
+        calls, sync = [], checkpoint._sync
 
-        def replaced(folder, *args):
-            monkeypatch.undo()
-            assert new_restore() == 1
-            new_save(2)
-            return sync(folder, *args)
+        def replaced(path):
+            calls.append(path)
+            if len(calls) == moment:
+                monkeypatch.undo()
+                assert new_restore() == 1
+                new_save(2)
+            sync(path)
 
-        sync = checkpoint._sync
         monkeypatch.setattr(checkpoint, "_sync", replaced)
         with pytest.raises(tfdist.TfdistError):
             save(3)
         assert new_restore() == 2
         new_save(4)
-    assert steps(tmp_path) == [1, 2, 4]
+        new_save(5)
+    assert steps(tmp_path) == [2, 4, 5]
 
 
-def test_only_leftovers_of_a_save_are_no_checkpoint(tmp_path):
+def test_only_leftovers_of_a_save_are_no_checkpoint(tmp_path, monkeypatch):
     (tmp_path / "model-5.unfinished").touch()
     (tmp_path / "model-5.unfinished.data-00000-of-00001.tempstate12").write_bytes(b"x")
     (tmp_path / "model-5.unfinished.index").write_bytes(b"x")
     (tmp_path / "model-5.index.tempstate123").touch()  # of an older version
     (tmp_path / "checkpoint.unfinished").write_text("model_che")
     assert restored(tmp_path) == 0
+    left, sync = [], checkpoint._sync
+
+    def synced(path):
+        left.append(list(tmp_path.glob("model-5.unfinished.*")))
+        sync(path)
+
+    monkeypatch.setattr(checkpoint, "_sync", synced)
     saved(tmp_path, 1)
+    assert left[0] == []  # they may have filled the disk
     assert restored(tmp_path) == 1
     assert not list(tmp_path.glob("*.unfinished*"))
 
