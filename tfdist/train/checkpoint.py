@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import tensorflow as tf
-from google.protobuf import text_format
+from google.protobuf import text_format  # type: ignore[import-untyped]
 
 from tfdist.errors import ConfigError, DataError, reason_of
 from tfdist.ps.session import PS_LOST
