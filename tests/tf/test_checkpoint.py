@@ -55,7 +55,7 @@ def steps(folder):
 
 def choose(folder, error):
     """Follows the advice in the message."""
-    line = re.search(r"by this line: (.*)$", str(error)).group(1)
+    line = re.search(r"with this line: (.*)$", str(error)).group(1)
     pathlib.Path(folder, "checkpoint").write_text(line)
 
 
@@ -320,16 +320,18 @@ def test_a_state_file_that_cannot_be_read_is_not_a_missing_one(tmp_path):
 
 def test_the_model_of_another_job_is_named_by_its_variables(tmp_path):
     saved(tmp_path, 5)
-    with pytest.raises(tfdist.ConfigError, match=r"must be a folder of this job: .* no other;"):
+    with pytest.raises(
+        tfdist.ConfigError, match=r"must be a folder of this job, .* lacks other: the"
+    ):
         restored(tmp_path, name="other")
-    with pytest.raises(tfdist.ConfigError, match=r"w with shape \[2\] instead of \[3\];"):
+    with pytest.raises(tfdist.ConfigError, match=r"has w with shape \[2\] instead of \[3\]:"):
         restored(tmp_path, weights=(1, 2, 3))
     with tf.Graph().as_default(), v1.Session() as session:
         v1.train.get_or_create_global_step()
         for number in range(9):
             v1.get_variable(f"more{number}", initializer=0)
         saver = Checkpointer(tmp_path)
-        with pytest.raises(tfdist.ConfigError, match=r"no more0, .*no more4 and 4 more;"):
+        with pytest.raises(tfdist.ConfigError, match=r"lacks more0, .*lacks more4 and 4 more:"):
             saver.restore(session)
 
 
@@ -391,37 +393,73 @@ def test_without_space_there_is_one_error_and_the_checkpoint_before_stays(
     assert not list(tmp_path.glob("*.unfinished*"))
 
 
-@pytest.mark.parametrize("first", [True, False])
-@pytest.mark.parametrize("failing", ["_sync", "_state_text"])
-def test_a_failure_at_any_moment_of_a_save_harms_nothing(tmp_path, monkeypatch, failing, first):
-    """Fails in the first, second, ... call of a function until a save passes."""
-    real, texts = getattr(checkpoint, failing), []
-    for moment in range(1, 99):
+@pytest.mark.parametrize("first", [True, False], ids=["the first save", "a later one"])
+@pytest.mark.parametrize(
+    "end", [OSError(errno.ENOSPC, "No space left"), KeyboardInterrupt()], ids=repr
+)
+def test_an_end_at_any_moment_of_a_save_harms_nothing(tmp_path, monkeypatch, first, end):
+    """Ends the first, second, ... call that follows a change, until a save passes."""
+    real = checkpoint._sync
+    raised = tfdist.DataError if isinstance(end, OSError) else KeyboardInterrupt
+    for moment in (1, 2, 3, 4, 5):
         folder = tmp_path / str(moment)
         if not first:
             saved(folder, 1)
         calls = []
 
-        def fail(*args, calls=calls, moment=moment):
-            calls.append(args)
+        def fail(path, calls=calls, moment=moment):
+            calls.append(path)
             if len(calls) == moment:
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            return real(*args)
+                raise end
+            real(path)
 
-        monkeypatch.setattr(checkpoint, failing, fail)
-        try:
+        monkeypatch.setattr(checkpoint, "_sync", fail)
+        with pytest.raises(raised):
             saved(folder, 2)
-        except tfdist.DataError as error:
-            texts.append(str(error))
-            monkeypatch.setattr(checkpoint, failing, real)
-            assert restored(folder) in ((0, 2) if first else (1, 2))
-            saved(folder, 3)
-            assert restored(folder) == 3
-            assert not list(folder.glob("*.unfinished*"))
-        else:
-            break
-    assert 1 < moment < 9
-    assert all("No space left on device" in text for text in texts)
+        monkeypatch.undo()
+        assert restored(folder) == (2 if moment == 5 else 0 if first else 1)
+        saved(folder, 3)
+        assert restored(folder) == 3
+        assert not list(folder.glob("*.unfinished*"))
+
+
+@pytest.mark.parametrize("moment", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("step", [2, 3])
+def test_a_signal_handler_can_save_during_a_save(tmp_path, monkeypatch, moment, step):
+    with job(tmp_path, keep=2) as (save, restore):
+        save(1)
+        calls, sync = [], checkpoint._sync
+
+        def interrupted(path):
+            calls.append(path)
+            if len(calls) == moment:
+                save(step)
+            sync(path)
+
+        monkeypatch.setattr(checkpoint, "_sync", interrupted)
+        save(2)
+        assert len(calls) > 8
+        assert restore() == step
+        assert not list(tmp_path.glob("*.unfinished*"))
+        save(4)
+        assert restore() == 4
+        assert steps(tmp_path) == [step, 4]
+
+
+def test_a_checkpoint_that_is_deleted_while_it_is_restored_is_replaced_by_a_newer_one(
+    tmp_path, monkeypatch
+):
+    with job(tmp_path, keep=1) as (save, _), job(tmp_path) as (_, evaluator_restore):
+        save(1)
+        check = checkpoint._check_files
+
+        def late(*args):
+            monkeypatch.undo()
+            save(2)
+            return check(tmp_path, "model-1", sorted(os.listdir(tmp_path)))
+
+        monkeypatch.setattr(checkpoint, "_check_files", late)
+        assert evaluator_restore() == 2
 
 
 @pytest.fixture

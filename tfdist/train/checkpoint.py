@@ -13,6 +13,7 @@ import logging
 import operator
 import os
 import re
+import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -86,6 +87,8 @@ class Checkpointer:
         self._variables = _variables(next(op for op in added if op.type == "SaveV2"))
         # The contents of the state file that this job has read or written; None before that.
         self._known: tuple[bytes | None, ...] | None = None
+        self._lock = threading.RLock()
+        self._saves = 0  # that run now: a signal handler may save during a save
 
     def save(self, session: tf.compat.v1.Session) -> Saved:
         """Writes a checkpoint; blocks until it is on disk. Only the chief may call it.
@@ -95,19 +98,24 @@ class Checkpointer:
             ConfigError: another job has saved in the folder.
         """
         name = f"model-{int(session.run(self._global_step))}"
-        try:
-            self._own_state()
-            step = self._write(session, name)
-            self._choose(name)
-            _delete(self._folder, _unfinished(self._folder))
-        except (OSError, tf.errors.OpError) as error:
-            if not _is_about_files(error, "SaveV2"):
-                raise
-            what = (
-                f"the checkpoint cannot be written: {_reason(error)}. The earlier ones are "
-                "unchanged. Free some space, or make the folder writable"
-            )
-            raise DataError(_shown(self._folder / name), None, what) from error
+        with self._lock:
+            self._saves += 1
+            try:
+                state = self._own_state()
+                step = self._write(session, name)
+                self._choose(name, state)
+                if self._saves == 1:
+                    _delete(self._folder, _unfinished(self._folder))
+            except (OSError, tf.errors.OpError) as error:
+                if not _is_about_files(error, "SaveV2"):
+                    raise
+                what = (
+                    f"the checkpoint cannot be written: {_reason(error)}. The earlier ones are "
+                    "unchanged. Free some space, or make the folder writable"
+                )
+                raise DataError(_shown(self._folder / name), None, what) from error
+            finally:
+                self._saves -= 1
         return Saved(str(self._folder / name), step)
 
     def restore(self, session: tf.compat.v1.Session) -> None:
@@ -130,10 +138,16 @@ class Checkpointer:
             if state is not None or files:
                 self._load(session, _chosen(folder, state), files)
         except DataError as error:
+            if _read_state(folder) != state:  # the job has saved, and deleted this one meanwhile
+                self.restore(session)
+                return
             raise DataError(error.path, None, f"{error.what}. {self._advice(files)}") from error
         except OSError as error:
             where = _shown(Path(os.fsdecode(error.filename or folder)))
             raise DataError(where, None, f"cannot be read: {error.strerror}") from error
+
+    def _unfinished(self) -> str:
+        return ".unfinished" if self._saves == 1 else f".unfinished-{self._saves}"
 
     def _own_state(self) -> bytes | None:
         """The state file; raises ConfigError if another process has written it."""
@@ -153,37 +167,41 @@ class Checkpointer:
         folder = self._folder
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.unfinished").touch()
-        _delete_unfinished(folder)  # what an interrupted save left may fill the disk
+        unfinished = f"{name}{self._unfinished()}"
+        if self._saves == 1:
+            _delete_unfinished(folder)  # what an interrupted save left may fill the disk
         try:
             with _plain(folder) as plain:
-                prefix = f"{plain}/{name}.unfinished"
+                prefix = f"{plain}/{unfinished}"
                 self._saver.save(session, prefix, write_meta_graph=False, write_state=False)
                 step = int(_open(folder, prefix).get_tensor(self._global_step.op.name))
-            written = [
-                file for file in _unfinished(folder) if file.startswith(f"{name}.unfinished.")
-            ]
+            written = [file for file in _unfinished(folder) if file.startswith(f"{unfinished}.")]
             for file in written:
                 _sync(folder / file)
         except BaseException:
-            _delete_unfinished(folder)
+            if self._saves == 1:
+                _delete_unfinished(folder)
             raise
         for file in written:  # the index is the last
-            (folder / file).replace(folder / file.replace(".unfinished", ""))
+            (folder / file).replace(folder / f"{name}{file.removeprefix(unfinished)}")
         _sync(folder)
         return step
 
-    def _choose(self, name: str) -> None:
+    def _choose(self, name: str, state: bytes | None) -> None:
         """Makes `name` the checkpoint to restore, and deletes the oldest beyond `keep`."""
         folder = self._folder
-        state = self._own_state()  # this process may have been stopped, and another one started
         files = _files(folder)
         names = [*(other for other in _by_age(files, state) if other != name), name]
         names = names[-self._keep :] if self._keep else names
         text = _state_text(name, names, time.time())
-        self._known = (state, text)
-        unfinished = folder / f"{_STATE}.unfinished"
+        unfinished = folder / f"{_STATE}{self._unfinished()}"
         unfinished.write_bytes(text)
         _sync(unfinished)
+        # This process may have been stopped, and another one started in its place.
+        if self._own_state() != state:
+            unfinished.unlink()  # a signal handler has saved, maybe a later step
+            return
+        self._known = (state, text)
         unfinished.replace(folder / _STATE)
         _sync(folder)
         for other in files:
@@ -211,16 +229,16 @@ class Checkpointer:
         wrong = []
         for key, (shape, dtype) in self._variables.items():
             if key not in shapes:
-                wrong.append(f"no {key}")
+                wrong.append(f"lacks {key}")
             elif not shape.is_compatible_with(shapes[key]):
-                wrong.append(f"{key} with shape {shapes[key]} instead of {shape.as_list()}")
+                wrong.append(f"has {key} with shape {shapes[key]} instead of {shape.as_list()}")
             elif dtype != types[key]:
-                wrong.append(f"{key} as {types[key].name} instead of {dtype.name}")
+                wrong.append(f"has {key} as {types[key].name} instead of {dtype.name}")
         if wrong:
             raise ConfigError(
                 "directory",
                 _shown(self._folder),
-                f"must be a folder of this job: {name} in it has {_few(wrong)}; the model has "
+                f"must be a folder of this job, but {name} in it {_few(wrong)}: the model has "
                 "changed, or another job saved it. To start at step 0, use another folder",
             )
 
@@ -231,7 +249,7 @@ class Checkpointer:
                 line = _state_text(name).decode().strip()
                 return (
                     f"{name} is whole; to continue from it, replace the contents of "
-                    f"{_shown(self._folder / _STATE)} by this line: {line}"
+                    f"{_shown(self._folder / _STATE)} with this line: {line}"
                 )
         found = _few(sorted(file for names in files.values() for file in names)) or "no other file"
         return (
