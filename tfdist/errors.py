@@ -261,7 +261,7 @@ class SplitLostError(TfdistError):
 
 
 class DataError(TfdistError):
-    """An input file cannot be read, is damaged, or has changed; or a file of a checkpoint is so.
+    """A file of the input or of a checkpoint is missing, damaged or changed, or cannot be written.
 
     Attributes:
         path: the file.

@@ -219,7 +219,7 @@ class Checkpointer:
             except tf.errors.OpError as error:
                 if not _is_about_files(error, "RestoreV2"):
                     raise
-                what = f"the file is truncated or damaged: {_reason(error)}"
+                what = f"the file cannot be read; it may be truncated or damaged: {_reason(error)}"
                 raise DataError(_shown(self._folder / data), None, what) from error
 
     def _check_variables(self, name: str, reader: Any) -> None:
@@ -351,7 +351,7 @@ def _open(folder: Path, prefix: str) -> Any:
         return tf.compat.v1.train.NewCheckpointReader(prefix)
     except Exception as error:  # TensorFlow 2.21 raises OpError, IndexError and others here
         index = folder / f"{os.path.basename(prefix)}.index"
-        what = f"the file is truncated or damaged: {reason_of(str(error))}"
+        what = f"the file cannot be read; it may be truncated or damaged: {reason_of(str(error))}"
         raise DataError(_shown(index), None, what) from error
 
 
