@@ -14,7 +14,7 @@
     |  `- BrokenBarrierError  (threading.BrokenBarrierError)
     |- EpochError                           missing and duplicate examples
     |- SplitLostError                       a trainer no longer owns its split
-    `- DataError                            a damaged input file: path, offset, what is wrong
+    `- DataError                            a damaged file: path, offset, what is wrong
 
 TensorFlow's errors pass through unchanged, or are the `__cause__` of one of these.
 """
@@ -268,7 +268,7 @@ class SplitLostError(TfdistError):
 
 
 class DataError(TfdistError):
-    """An input file cannot be read, is damaged, or has changed since it was scanned.
+    """A file of the input or of a checkpoint is missing, damaged or changed, or cannot be written.
 
     Attributes:
         path: the file.
