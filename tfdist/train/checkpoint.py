@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import operator
 import os
 import re
 import threading
@@ -24,7 +23,7 @@ from typing import Any
 import tensorflow as tf
 from google.protobuf import text_format  # type: ignore[import-untyped]
 
-from tfdist.errors import ConfigError, DataError, reason_of
+from tfdist.errors import ConfigError, DataError, checked_integer, reason_of
 from tfdist.ps.session import PS_LOST
 
 _log = logging.getLogger(__name__)
@@ -73,7 +72,7 @@ class Checkpointer:
                 graph has no global step.
         """
         self._folder = _folder(directory)
-        self._keep = None if keep is None else _positive("keep", keep)
+        self._keep = None if keep is None else checked_integer("keep", keep, 1)
         try:
             self._global_step = tf.compat.v1.train.get_global_step()
         except (TypeError, ValueError) as error:  # no integer, or no scalar
@@ -278,16 +277,6 @@ def _folder(directory: Any) -> Path:
         rule = f"must be a folder that can be made: {error.strerror}"
         raise ConfigError("directory", directory, rule) from error
     return folder
-
-
-def _positive(field: str, value: Any) -> int:
-    try:
-        number = None if isinstance(value, bool) else operator.index(value)
-    except TypeError:
-        number = None
-    if number is None or number < 1:
-        raise ConfigError(field, value, "must be an integer of at least 1, or None for no limit")
-    return number
 
 
 def _variables(save: Any) -> dict[str, tuple[Any, Any]]:
