@@ -342,8 +342,12 @@ def described(error: BaseException) -> str:
         reason = reason_of(str(error))
     except Exception:
         reason = "its text cannot be made"
-    line = f"{type(error).__name__}: {reason}"
-    return line.encode(errors="backslashreplace").decode()
+    return encodable(f"{type(error).__name__}: {reason}")
+
+
+def encodable(text: str) -> str:
+    """The text with escapes for surrogates, such as those of file names that are not UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def reason_of(text: str) -> str:

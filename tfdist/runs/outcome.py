@@ -13,7 +13,7 @@ from typing import Protocol
 
 import psutil
 
-from tfdist.errors import ConfigError, TaskFailed
+from tfdist.errors import ConfigError, TaskFailed, encodable
 from tfdist.task import Task
 
 _PACKAGE = Path(__file__).parents[1]
@@ -90,14 +90,14 @@ class Outcome:
         trace = traceback.TracebackException.from_exception(error)
         users = list(itertools.dropwhile(_is_of_launcher, trace.stack))
         trace.stack = traceback.StackSummary.from_list(users or trace.stack)
-        return cls(error=error, details="".join(trace.format()))
+        return cls(error=error, details=encodable("".join(trace.format())))
 
     @classmethod
     def of_exit(cls, error: SystemExit) -> Outcome:
         """The outcome of a function that called `sys.exit`."""
         if error.code is None or isinstance(error.code, int):
             return cls(exit_code=error.code or 0)
-        return cls(exit_code=1, details=str(error.code))
+        return cls(exit_code=1, details=encodable(str(error.code)))
 
     @property
     def failed(self) -> bool:
