@@ -146,3 +146,23 @@ def test_a_tf_config_without_a_cluster_is_ignored(script, monkeypatch, config):
 def test_a_task_may_open_as_many_files_as_the_hard_limit_allows(script):
     text = "import resource as r\nsoft, hard = r.getrlimit(r.RLIMIT_NOFILE)\nprint(hard - soft)"
     assert run("--ps", 0, "--workers", 1, script(text)).stdout == "[worker:0] 0\n"
+
+
+def test_a_loop_over_the_generations_of_a_barrier_survives_a_restart(script, tmp_path):
+    ended = run(
+        *("--workers", 2, "--restart", 1),
+        script("""
+import os, signal, sys, tfdist
+task = tfdist.Task.from_env()
+with tfdist.worker_server(task), tfdist.Barrier(task, "epoch_end", timeout=50) as epoch_end:
+    while epoch_end.generation <= 4:
+        is_third = task.name == "worker:1" and epoch_end.generation == 3
+        if is_third and not os.path.exists(sys.argv[1]):
+            open(sys.argv[1], "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        epoch_end.wait()
+"""),
+        tmp_path / "killed",
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "killed").exists()

@@ -347,6 +347,15 @@ def test_a_forked_child_cannot_use_the_barrier_and_does_not_close_it(make):
     assert barrier.wait(10) == 0
 
 
+def test_a_timeout_of_a_process_that_joined_late_says_so(make):
+    barriers = make("queue", ranks=[0, 1], parties=2)
+    for _ in range(2):
+        together(wait, barriers)
+    [again] = make("queue", ranks=[1], parties=2, name=barriers[0].name)
+    with pytest.raises(BarrierTimeout, match=r"has joined in generation 3: if its loop counts"):
+        again.wait(SOON)
+
+
 def test_a_second_object_for_the_same_trainer_is_reported_as_that(make, trainers):
     [first] = make("queue", ranks=[0], parties=1)
     with Barrier(trainers[0], first.name, parties=1) as second:

@@ -341,6 +341,11 @@ class Barrier:
             f"barrier {self.name!r} generation {state.generation}: "
             f"{rules.describe(state, self._names, snapshot.ages, deadline.elapsed)}"
         )
+        if state.missing and (joined_at := self._participant.joined_at) > 1:
+            message += (
+                f". This process has joined in generation {joined_at}: if its loop counts from "
+                "1, it waits too often; use `while barrier.generation <= N`"
+            )
         if state.missing:
             message += ". A trainer that ended early has to call resign(); see docs/barrier.md"
         return BarrierTimeout(
