@@ -1,8 +1,5 @@
 """The barrier in Keras, MonitoredTrainingSession and tf.function."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -33,43 +30,6 @@ def train_keras(task):
 def test_an_eager_keras_loop_waits_and_stays_eager(make_cluster):
     for losses in make_cluster(1, 2, backend="processes").run(train_keras, timeout=60):
         assert losses[-1] < losses[0]
-
-
-INTERRUPTED = """
-import os, signal, sys, threading, tfdist
-
-def save_and_exit(number, frame):
-    sys.exit(7)
-
-signal.signal(signal.SIGTERM, save_and_exit)
-with tfdist.local_cluster(1, 2) as cluster:
-    barrier = tfdist.Barrier(cluster.trainers[0], "end")
-    for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
-        threading.Timer(0.3, os.kill, (os.getpid(), number)).start()
-        try:
-            barrier.wait(20)
-        except KeyboardInterrupt:
-            print("interrupted", flush=True)
-        except SystemExit as error:
-            print("exit code", error.code, flush=True)
-    other = threading.Thread(target=tfdist.Barrier(cluster.trainers[1], "end").wait)
-    other.start()
-    print("passed", barrier.wait(20), flush=True)
-    other.join()
-os._exit(0)
-"""
-
-
-def test_what_a_signal_handler_raises_ends_a_wait_and_the_barrier_can_be_used_again():
-    ended = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED],
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=80,
-    )
-    lines = ended.stdout.splitlines()
-    assert lines == ["interrupted", "interrupted", "exit code 7", "passed 0"], ended.stderr
 
 
 def train_monitored(task, ends, steps):
