@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +18,19 @@ from tfdist.diagnosis.kernel import KernelThread, KernelThreads
 from tfdist.diagnosis.page import Event, Report, page_of, timeline
 from tfdist.diagnosis.rules import diagnose
 from tfdist.diagnosis.stacks import INSTALL_PY_SPY, Answer
-from tfdist.diagnosis.status import JobStatus, line_width, show_barriers, status_of
-from tfdist.diagnosis.verdict import Verdict
+from tfdist.diagnosis.status import (
+    JobStatus,
+    SafeConsole,
+    line_width,
+    show_barriers,
+    status_of,
+)
+from tfdist.diagnosis.verdict import Confidence, Name, Verdict
+from tfdist.runs.files import parse_record, read_json
 from tfdist.runs.folder import RunFolder
 
 STALL_FILE = "stall.json"  # in the folder of a run: the report on its stall
+_STALL_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class JobReport:
     def text(self) -> str:
         """What `tfdist status` and `tfdist stacks` print."""
         text, width = io.StringIO(), line_width(Console(stderr=True))
-        console = Console(file=text, width=width, highlight=False, markup=False, emoji=False)
+        console = SafeConsole(file=text, width=width, highlight=False, markup=False, emoji=False)
         self.status.show_tasks(console)
         show_barriers(self.barriers, console)
         console.print()
@@ -95,15 +102,31 @@ def report_of(
     verdict = diagnose(evidence)
     if evidence.over and any(task.state is State.TERMINATED for task in evidence.tasks):
         verdict = _verdict_of_stall(run) or verdict
-    return JobReport(status, barriers, job, evidence, verdict)
+    unreadable = [view.name for view in job.tasks if view.unreadable]
+    return JobReport(status, barriers, job, evidence, _without_records(verdict, unreadable))
+
+
+def _without_records(verdict: Verdict, unreadable: Sequence[str]) -> Verdict:
+    """The verdict, if the records of these tasks cannot be read: it is a guess then."""
+    if not unreadable:
+        return verdict
+    missing = f"the record of {', '.join(unreadable)} cannot be read"
+    name = Name.UNKNOWN if verdict.name is Name.FINE else verdict.name
+    because = (*verdict.because, missing)
+    return replace(verdict, name=name, because=because, confidence=Confidence.GUESS)
 
 
 def _verdict_of_stall(run: RunFolder) -> Verdict | None:
-    """The verdict for which tfdist ended the run; None if it did not stall."""
+    """The verdict for which tfdist ended the run; None if it did not stall, or cannot be read."""
     file = run.path / STALL_FILE
-    try:
-        verdict = Verdict.of_plain(json.loads(file.read_text("utf-8"))["verdict"])
-    except FileNotFoundError:
+
+    def read() -> Verdict:
+        values = read_json(file, most=_STALL_BYTES)
+        verdict = values.get("verdict") if isinstance(values, dict) else None
+        return parse_record(Verdict, file, verdict)
+
+    verdict = run.readable(read)
+    if verdict is None:
         return None
     reason = f"tfdist terminated the job after this verdict, which is in {file}"
     return replace(verdict, because=(*verdict.because, reason))

@@ -12,10 +12,12 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,14 @@ import psutil
 from tfdist.cluster.processes import STACKS_SIGNAL
 from tfdist.deadline import Deadline
 from tfdist.diagnosis.evidence import Frame, Stack, folded
-from tfdist.errors import ClusterError
+from tfdist.errors import ClusterError, DataError, printable
+from tfdist.runs.files import read_file, status_of_file
 
 INSTALL_PY_SPY = "py-spy is not installed: pip install py-spy"
 
 # The outcomes of `ask`.
 ANSWERED, STOPPED, GONE = "answered", "stopped", "gone"
-DEAF, SILENT, DENIED = "deaf", "silent", "denied"
+DEAF, SILENT, DENIED, FOREIGN = "deaf", "silent", "denied", "foreign"
 MEANINGS = {
     ANSWERED: "answers",
     STOPPED: "is stopped, by SIGSTOP or a debugger",
@@ -39,10 +42,12 @@ MEANINGS = {
     DEAF: "has no signal handler: it is still starting",
     SILENT: "does not answer the signal",
     DENIED: "belongs to another user",
+    FOREIGN: "gets no signal, because it does not have the file `stacks` of its folder open",
 }
 
 ANSWER_SECS = 5.0
 _POLL_SECS = 0.02
+_MOST_BYTES = 2**23  # of one answer
 STOPPED_STATES = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 _GONE_ERRORS = (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError)
 _THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+).*:$")
@@ -68,10 +73,13 @@ class Answer:
 def ask(process: psutil.Process, path: Path, timeout: float = ANSWER_SECS) -> Answer:
     """Sends the signal to a process and blocks until its stacks are in `path`.
 
-    A process without a handler for the signal is not sent it. The handler reads the frames of all
-    threads without the GIL. If another thread runs Python at that moment, the handler may read a
-    frame that is being changed, and the process crashes. (CPython 3.11: after 4,457 and 5,651
-    signals to a process that ran Python all the time; a third process survived 8,876.)
+    A process without a handler for the signal is not sent it, nor one that does not have the file
+    open: the record of the task may be old or foreign, or the script has closed the file.
+
+    The handler reads the frames of all threads without the GIL. If another thread runs Python at
+    that moment, the handler may read a frame that is being changed, and the process crashes.
+    (CPython 3.11: after 4,457 and 5,651 signals to a process that ran Python all the time; a third
+    process survived 8,876.)
 
     Args:
         process: of a task that tfdist has started.
@@ -82,8 +90,10 @@ def ask(process: psutil.Process, path: Path, timeout: float = ANSWER_SECS) -> An
         return _ask(process, path, Deadline(timeout))
     except _GONE_ERRORS:
         return Answer(GONE)
-    except psutil.AccessDenied:
+    except (psutil.AccessDenied, PermissionError):
         return Answer(DENIED)
+    except DataError:  # the file was replaced during the answer
+        return Answer(FOREIGN)
 
 
 def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
@@ -93,9 +103,12 @@ def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
         return Answer(STOPPED)
     masks = _masks(process.pid)
     # Without a handler the signal would end it.
-    if not path.exists() or process.pid not in masks or not masks[process.pid].caught:
+    file = status_of_file(path)
+    if file is None or process.pid not in masks or not masks[process.pid].caught:
         return Answer(DEAF)
-    start = path.stat().st_size
+    if not _has_open(process.pid, file):
+        return Answer(FOREIGN)
+    start = file.st_size
     process.send_signal(STACKS_SIGNAL)
     seen = None  # the answer, once no thread was about to write more
     while True:
@@ -114,10 +127,18 @@ def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
         time.sleep(min(_POLL_SECS, deadline.remaining))
 
 
+def _has_open(pid: int, file: os.stat_result) -> bool:
+    """Whether the process has this regular file open, which only its own task opens."""
+    folder = f"/proc/{pid}/fd"
+    for number in os.listdir(folder) if stat.S_ISREG(file.st_mode) else ():
+        with suppress(OSError):  # closed in the meantime
+            if os.path.samestat(os.stat(f"{folder}/{number}"), file):
+                return True
+    return False
+
+
 def _text(path: Path, start: int) -> str:
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read().decode("ascii", "replace")
+    return printable(read_file(path, start=start, most=_MOST_BYTES).decode("ascii", "replace"))
 
 
 @dataclass(frozen=True)
@@ -242,4 +263,4 @@ def _frame(values: Mapping[str, Any]) -> Frame:
     name = values["name"]
     if values["module"] is None:  # Python: "Session.run", where faulthandler writes "run"
         name = name.rpartition(".")[2]
-    return Frame(values["filename"], values["line"] or None, name)
+    return Frame(printable(values["filename"]), values["line"] or None, printable(name))

@@ -24,7 +24,7 @@ from typing import IO
 import psutil
 
 from tfdist.cluster.processes import STACKS_SIGNAL
-from tfdist.errors import STALLED, ConfigError
+from tfdist.errors import STALLED, ConfigError, printable
 from tfdist.runs.folder import PROGRESS_FILE, STACKS_FILE
 from tfdist.runs.progress import Progress
 from tfdist.task import PROGRESS_VARIABLE
@@ -155,16 +155,20 @@ def _watch(watched: _Watched) -> None:
     from tfdist.diagnosis.report import answer_lines, kernel_lines
     from tfdist.diagnosis.rules import diagnose
     from tfdist.diagnosis.sample import Sample, take_sample
-    from tfdist.diagnosis.stall import StallMonitor, signs_in
+    from tfdist.diagnosis.stacks import SILENT, Answer
+    from tfdist.diagnosis.stall import StallMonitor, failed_diagnosis, signs_in
     from tfdist.diagnosis.verdict import Verdict
 
     process, name = psutil.Process(watched.pid), f"process {watched.pid}"
     folder = Path(watched.folder)
 
     def diagnosed(seconds: float) -> tuple[Verdict, Sample]:
-        sample = take_sample(process, folder / STACKS_FILE)
-        task = sample.evidence(name=name, quiet_secs=seconds)
-        return diagnose(Evidence((task,), seconds=seconds, whole=False)), sample
+        try:
+            sample = take_sample(process, folder / STACKS_FILE)
+            task = sample.evidence(name=name, quiet_secs=seconds)
+            return diagnose(Evidence((task,), seconds=seconds, whole=False)), sample
+        except Exception as error:  # a report that fails changes nothing else
+            return failed_diagnosis(error), Sample(Answer(SILENT))
 
     monitor = StallMonitor(watched.timeout, lambda: {name: signs_in(folder)}, diagnosed)
     while not select.select([sys.stdin], [], [], _LOOK_SECS)[0]:
@@ -173,7 +177,7 @@ def _watch(watched: _Watched) -> None:
             continue
         stalled = f"{name} has made no progress for {found.stall.seconds:.1f} s"
         if found.gets_time:
-            print(f"tfdist: {stalled}: {found.verdict}", file=sys.stderr, flush=True)
+            _say(f"tfdist: {stalled}: {found.verdict}")
             continue
         width = shutil.get_terminal_size().columns
         lines = [
@@ -181,10 +185,15 @@ def _watch(watched: _Watched) -> None:
             *kernel_lines(found.details.kernel),
             *answer_lines(found.details.answer, width),
         ]
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        _say("\n".join(lines))
         if watched.ends:
             _end(process)
             return
+
+
+def _say(text: str) -> None:
+    with suppress(OSError, ValueError):  # the stream is full, or closed
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def _end(process: psutil.Process) -> None:
