@@ -255,15 +255,15 @@ def test_a_file_that_cannot_be_read_is_an_error_of_its_own(tmp_path):
 
 # --- no signal for a foreign process
 
-TASK = """
+TASK = f"""
 import faulthandler, sys
 file = open(sys.argv[1], "wb", buffering=0)
-faulthandler.register({signal}, file, all_threads=True)
+faulthandler.register({int(STACKS_SIGNAL)}, file, all_threads=True)
 if sys.argv[2:]:
     file.close()
 print(flush=True)
 input()
-""".format(signal=int(STACKS_SIGNAL))
+"""
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -64,14 +65,15 @@ class JobReport:
 
     def page(self, events: Mapping[str, Sequence[Event]]) -> str:
         """An HTML page; `events` are the signs of progress of each task."""
-        seconds = self.status.seconds
+        seconds, script = self.status.seconds, self.status.about.script
         return page_of(
             Report(
-                title=f"{self.status.about.script or 'a job'}, after {seconds:.0f} s",
+                title=f"{os.path.basename(script) or 'a job'}, after {seconds:.0f} s",
                 verdict=self.verdict,
                 evidence=self.evidence,
                 tracks=timeline(self.status.run, seconds, events),
                 seconds=seconds,
+                script=script,
             )
         )
 
