@@ -14,7 +14,9 @@ import pytest
 from tfdist.cli import main
 from tfdist.cluster.processes import STACKS_SIGNAL
 from tfdist.diagnosis.barriers import Barriers
-from tfdist.diagnosis.stacks import ANSWERED, DEAF, FOREIGN, ask
+from tfdist.diagnosis.collect import view_job
+from tfdist.diagnosis.kernel import KernelThreads
+from tfdist.diagnosis.stacks import ANSWERED, DEAF, FOREIGN, is_foreign
 from tfdist.errors import ConfigError, DataError
 from tfdist.runs.barrier_notes import BarrierNote, PassMark, note_barrier
 from tfdist.runs.files import read_file
@@ -286,20 +288,35 @@ def task(tmp_path):
         process.stdout.close()
 
 
-def test_a_process_gets_the_signal_only_if_it_has_the_file_open(task, tmp_path):
-    file, other = tmp_path / "stacks", tmp_path / "other"
-    process = task(file)
-    other.touch()
-    assert ask(process, file).state == ANSWERED
-    assert ask(process, other).state == FOREIGN
-    other.unlink()
-    for damage in (fifo, leads_to("stacks"), Path.mkdir):
-        damage(other)
-        assert ask(process, other).state == FOREIGN
-        other.rmdir() if other.is_dir() else other.unlink()
-    assert ask(process, other).state == DEAF
-    assert ask(task(tmp_path / "closed", "closes"), tmp_path / "closed").state == FOREIGN
-    assert process.is_running()
+@pytest.mark.parametrize(
+    ("file", "state"),
+    [
+        (None, ANSWERED),
+        (Path.unlink, DEAF),
+        *((damage, FOREIGN) for damage in (Path.touch, fifo, leads_to("other"), Path.mkdir)),
+    ],
+)
+@pytest.mark.parametrize("sampled", [True, False])
+def test_a_process_gets_the_signal_only_if_it_has_the_file_open(run, task, sampled, file, state):
+    """Its pid and its start are in the record of the task, as in a copy of a folder."""
+    path = run.folder_of("worker:0", 1) / "stacks"
+    process = task(path)
+    change(run.path / RECORD, pid=process.pid, ticks=start_ticks(process.pid), ended=None)
+    if file is not None:
+        path.rename(path.with_name("other"))
+        if file is not Path.unlink:
+            file(path)
+    [view] = view_job(run, ["worker:0"], sampled=sampled).tasks
+    assert view.sample.answer.state == state
+    if state == FOREIGN:
+        assert view.sample.kernel == KernelThreads()
+    other = path if file is None else path.with_name("other")
+    assert bool(other.read_bytes()) == (state == ANSWERED)  # it got the signal, or did not
+
+
+def test_a_task_that_has_closed_its_file_gets_no_signal(task, tmp_path):
+    process = task(tmp_path / "stacks", "closes")
+    assert is_foreign(process, tmp_path / "stacks")
 
 
 def test_the_first_process_of_the_machine_is_no_task():
@@ -318,7 +335,17 @@ def test_a_launcher_whose_folder_is_lost_keeps_its_records(folder, capsys):
     [record] = run.records()
     assert (record.exit_code, run.latest()) == (1, [record])
     errors = capsys.readouterr().err.splitlines()
-    assert [line.rpartition(": ")[2] for line in errors] == ["No such file or directory"] * 2
+    end = ": No such file or directory; the job continues"
+    assert [line.endswith(end) for line in errors] == [True, True]
+
+
+def test_a_launcher_does_not_wait_for_a_reader_of_a_file_of_output(folder):
+    run = folder("tfdist-a")
+    path = Path(run.folder("worker:0", 1), "stdout")
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(OSError, match="No such device or address"):
+        run.output("worker:0", 1, 1, b"x")
 
 
 def test_notes_never_raise_into_the_training(tmp_path, caplog, monkeypatch):

@@ -17,11 +17,13 @@ from tfdist.diagnosis.sample import Sample, name_peers, sample_foreign, take_sam
 from tfdist.diagnosis.stacks import (
     ANSWER_SECS,
     ANSWERED,
+    FOREIGN,
     GONE,
     INSTALL_PY_SPY,
     MEANINGS,
     Answer,
     ask,
+    is_foreign,
     py_spy_stacks,
 )
 from tfdist.errors import ClusterError, ConfigError, reason_of
@@ -121,6 +123,8 @@ def _looked_at(run: RunFolder, view: TaskView, native: bool, sampled: bool) -> T
     process, file = record.process, run.folder_of(view.name, record.attempt) / STACKS_FILE
     if process is None:
         return replace(view, sample=Sample(Answer(GONE)))
+    if is_foreign(process, file):
+        return replace(view, sample=Sample(Answer(FOREIGN)))
     if sampled:
         sample = take_sample(process, file)
     else:

@@ -70,19 +70,39 @@ class Answer:
     more_threads: bool = False
 
 
+def is_foreign(process: psutil.Process, path: Path) -> bool:
+    """Whether the process is not the task whose stacks are to be in `path`.
+
+    Only that task has the file open. The record of a task may be old, or come from another machine,
+    and its pid and start may be those of another process. False while there is no file: the task is
+    starting. Also False for a process of another user, which gets no signal anyway.
+    """
+    file, folder = status_of_file(path), f"/proc/{process.pid}/fd"
+    if file is None:
+        return False
+    if not stat.S_ISREG(file.st_mode):
+        return True
+    try:
+        numbers = os.listdir(folder)
+    except OSError:  # ended, or denied
+        return False
+    for number in numbers:
+        with suppress(OSError):  # closed in the meantime
+            if os.path.samestat(os.stat(f"{folder}/{number}"), file):
+                return False
+    return True
+
+
 def ask(process: psutil.Process, path: Path, timeout: float = ANSWER_SECS) -> Answer:
     """Sends the signal to a process and blocks until its stacks are in `path`.
 
-    A process without a handler for the signal is not sent it, nor one that does not have the file
-    open: the record of the task may be old or foreign, or the script has closed the file.
-
-    The handler reads the frames of all threads without the GIL. If another thread runs Python at
-    that moment, the handler may read a frame that is being changed, and the process crashes.
-    (CPython 3.11: after 4,457 and 5,651 signals to a process that ran Python all the time; a third
-    process survived 8,876.)
+    A process without a handler for the signal is not sent it. The handler reads the frames of all
+    threads without the GIL. If another thread runs Python at that moment, the handler may read a
+    frame that is being changed, and the process crashes. (CPython 3.11: after 4,457 and 5,651
+    signals to a process that ran Python all the time; a third process survived 8,876.)
 
     Args:
-        process: of a task that tfdist has started.
+        process: of a task that tfdist has started, and that is not `is_foreign`.
         path: the file that its handler appends to.
         timeout: seconds to wait for the answer.
     """
@@ -92,7 +112,7 @@ def ask(process: psutil.Process, path: Path, timeout: float = ANSWER_SECS) -> An
         return Answer(GONE)
     except (psutil.AccessDenied, PermissionError):
         return Answer(DENIED)
-    except DataError:  # the file was replaced during the answer
+    except DataError:  # it is no regular file, or is too large
         return Answer(FOREIGN)
 
 
@@ -106,8 +126,6 @@ def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
     file = status_of_file(path)
     if file is None or process.pid not in masks or not masks[process.pid].caught:
         return Answer(DEAF)
-    if not _has_open(process.pid, file):
-        return Answer(FOREIGN)
     start = file.st_size
     process.send_signal(STACKS_SIGNAL)
     seen = None  # the answer, once no thread was about to write more
@@ -125,16 +143,6 @@ def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
             state = GONE if gone else STOPPED if stopped else SILENT
             return Answer(state, parse(dump, whole=False))
         time.sleep(min(_POLL_SECS, deadline.remaining))
-
-
-def _has_open(pid: int, file: os.stat_result) -> bool:
-    """Whether the process has this regular file open, which only its own task opens."""
-    folder = f"/proc/{pid}/fd"
-    for number in os.listdir(folder) if stat.S_ISREG(file.st_mode) else ():
-        with suppress(OSError):  # closed in the meantime
-            if os.path.samestat(os.stat(f"{folder}/{number}"), file):
-                return True
-    return False
 
 
 def _text(path: Path, start: int) -> str:

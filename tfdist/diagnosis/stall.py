@@ -303,14 +303,14 @@ class StallGuard:
             report = replace(report, verdict=verdict)
         rows = [] if report is None else report.status.rows
         places = {row.task: row.place for row in rows if row.task in self._trainers}
-        error = StallError(stall.seconds, stall.last, places, None, verdict)
+        path = str(self._run.path / _TEXT_FILE) if self._is_kept else None
+        error = StallError(stall.seconds, stall.last, places, path, verdict)
         text = _part(report.text) if report is not None else None
         # In one write, so that no line of a task comes in between.
         lines = "".join(f"tfdist: {line}\n" for line in verdict.lines())
         _say(f"{lines}{stall}:\n{text or ''}")
-        if report is not None and self._keep(error, text or "", report) and self._is_kept:
-            path = str(self._run.path / _TEXT_FILE)
-            error = StallError(stall.seconds, stall.last, places, path, verdict)
+        if report is None or not self._keep(error, text or "", report):
+            error = StallError(stall.seconds, stall.last, places, None, verdict)
         if self._ends:
             raise error
 

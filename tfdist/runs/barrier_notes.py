@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tfdist.errors import DataError, printable
-from tfdist.runs.files import parse_json, parse_record, read_file, status_of_file
+from tfdist.runs.files import append_to_file, parse_json, parse_record, read_file, status_of_file
 from tfdist.task import PROGRESS_VARIABLE
 
 _log = logging.getLogger(__name__)
@@ -98,9 +98,7 @@ def note_barrier(note: BarrierNote, environ: Mapping[str, str] | None = None) ->
     try:
         if note in noted_barriers(path.parent):
             return
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-        with open(os.open(path, flags, 0o666), "ab") as file:
-            file.write(line.encode("ascii"))
+        append_to_file(path, line.encode("ascii"))
     except (OSError, DataError) as error:
         _log.warning("the barrier %r cannot be noted for tfdist status: %s", note.name, error)
 

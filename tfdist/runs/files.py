@@ -1,4 +1,4 @@
-"""Reads the files of a run, which are input: any program may have written or replaced them.
+"""Reads and extends the files of a run, which are input: any program may have written them.
 
 `read_file` reads each of them: never a device, never for ever. `read_record` gives each field of a
 record a value of its type, and makes its texts printable.
@@ -66,6 +66,13 @@ def _check_regular(path: str, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = _KINDS.get(stat.S_IFMT(mode), "a device")
         raise DataError(path, None, f"is {kind}, and must be a regular file")
+
+
+def append_to_file(path: Path, data: bytes) -> None:
+    """Appends to a file of a run, which it makes if there is none; never waits for a reader."""
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o666), "ab") as file:
+        file.write(data)
 
 
 def status_of_file(path: Path) -> os.stat_result | None:

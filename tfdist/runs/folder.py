@@ -34,7 +34,7 @@ from typing import TypeVar
 import psutil
 
 from tfdist.errors import ConfigError, DataError, printable, signal_name
-from tfdist.runs.files import read_record, status_of_file
+from tfdist.runs.files import append_to_file, read_record, status_of_file
 from tfdist.runs.outcome import Outcome, Usage
 from tfdist.task import TASK_TYPES, ClusterSpec, Task
 
@@ -273,7 +273,10 @@ class RunFolder:
 
     def skip(self, error: Exception) -> None:
         """Says on standard error, once for each error, that a file is left out; never raises."""
-        line = printable(f"tfdist: skipped {error}")
+        self._say(f"skipped {error}")
+
+    def _say(self, what: str) -> None:
+        line = printable(f"tfdist: {what}")
         with self._lock:
             if line in self._skipped:
                 return
@@ -375,8 +378,7 @@ class RunFolder:
 
     def output(self, name: str, attempt: int, stream: int, data: bytes) -> None:
         """Appends to the file of the stream."""
-        with open(self.folder_of(name, attempt) / STREAMS[stream], "ab") as file:
-            file.write(data)
+        append_to_file(self.folder_of(name, attempt) / STREAMS[stream], data)
 
     def ended(self, name: str, attempt: int, outcome: Outcome) -> None:
         """Completes `task.json`; writes `error.json` if the task failed and was not terminated."""
@@ -405,7 +407,7 @@ class RunFolder:
         try:
             self._write(path, record)
         except OSError as error:
-            self.skip(DataError(str(path), None, f"cannot be written: {error.strerror}"))
+            self._say(f"cannot write {path}: {error.strerror}; the job continues")
 
     def _write(self, path: Path, record: RunRecord | TaskRecord | FailureRecord) -> None:
         # Renamed into place, so that no reader sees a partial file.
