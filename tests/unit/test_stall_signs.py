@@ -7,6 +7,7 @@ import os
 import pytest
 
 from tfdist.diagnosis.barriers import Barriers
+from tfdist.diagnosis.report import JobReport
 from tfdist.diagnosis.stall import Signs, StallGuard, signs_of_run
 from tfdist.errors import StallError
 from tfdist.runs.barrier_notes import PassMark, passed_at
@@ -107,7 +108,7 @@ def stalled(guard, capsys):
     with pytest.raises(StallError) as raised:
         guard()
     lines = capsys.readouterr().err.splitlines()
-    return raised.value, [line for line in lines if line.startswith("tfdist: a part of the report")]
+    return raised.value, [line for line in lines if line.startswith("tfdist: the report ")]
 
 
 def test_a_whole_report_is_kept(guard, run, capsys):
@@ -134,7 +135,7 @@ def test_a_part_that_cannot_be_written_is_one_line_and_the_others_are_kept(
     (run.path / name).mkdir()  # a test as root may write everywhere
     error, lines = stalled(guard, capsys)
     assert len(lines) == 1
-    assert "Is a directory" in lines[0]
+    assert lines[0].startswith(f"tfdist: the report is not in {name}: IsADirectoryError: ")
     assert (error.report is None) == (name == "stall.txt")
     assert len([path for path in run.path.glob("stall.*") if path.is_file()]) == 2
 
@@ -143,6 +144,19 @@ def test_without_the_folder_of_the_run_the_job_still_ends_as_a_stall(guard, run,
     run.path.rename(run.path.with_name("moved"))
     error, _ = stalled(guard, capsys)
     assert error.report is None
+
+
+def test_a_part_that_is_not_whole_is_deleted(guard, run, capsys, monkeypatch):
+    def page(*_):
+        raise ValueError("no page")
+
+    monkeypatch.setattr(JobReport, "page", page)
+    for name in ("stall.html", "stall.txt"):
+        os.mkfifo(run.path / name)  # has no reader: to open it would block
+    _, lines = stalled(guard, capsys)
+    assert len(lines) == 1
+    assert "stall.txt, stall.html: " in lines[0]
+    assert [path.name for path in run.path.glob("stall.*")] == ["stall.json"]
 
 
 def test_after_the_report_the_job_goes_on_if_that_is_wanted(run, capsys, monkeypatch):

@@ -27,7 +27,7 @@ from tfdist.diagnosis.verdict import Confidence, Name, Verdict
 from tfdist.errors import DataError, StallError, described, printable
 from tfdist.runs.barrier_notes import passed_at
 from tfdist.runs.events import STEP
-from tfdist.runs.files import read_file, status_of_file
+from tfdist.runs.files import read_file, status_of_file, write_file
 from tfdist.runs.folder import PROGRESS_FILE, STREAMS, RunFolder
 from tfdist.runs.log import logged_at
 
@@ -40,7 +40,6 @@ _EVENTS = 500  # the page shows the last ones of each task
 _TEXT_FILE, _PAGE_FILE = "stall.txt", "stall.html"
 
 _Details = TypeVar("_Details")
-_Part = TypeVar("_Part")
 
 
 @dataclass(frozen=True)
@@ -305,11 +304,11 @@ class StallGuard:
         places = {row.task: row.place for row in rows if row.task in self._trainers}
         path = str(self._run.path / _TEXT_FILE) if self._is_kept else None
         error = StallError(stall.seconds, stall.last, places, path, verdict)
-        text = _part(report.text) if report is not None else None
+        text = "" if report is None else _text(report)
         # In one write, so that no line of a task comes in between.
         lines = "".join(f"tfdist: {line}\n" for line in verdict.lines())
-        _say(f"{lines}{stall}:\n{text or ''}")
-        if report is None or not self._keep(error, text or "", report):
+        _say(f"{lines}{stall}:\n{text}")
+        if report is None or not self._keep(error, text, report):
             error = StallError(stall.seconds, stall.last, places, None, verdict)
         if self._ends:
             raise error
@@ -317,19 +316,24 @@ class StallGuard:
     def _keep(self, error: StallError, text: str, report: JobReport) -> bool:
         """Writes the files of the report; returns whether the text is there."""
         about = {"seconds": round(error.seconds, 3), "last": error.last, "places": error.places}
-        written = self._write(_TEXT_FILE, lambda: f"{error}\n\n{text}")
-        self._write(STALL_FILE, lambda: json.dumps({**about, **report.as_json()}) + "\n")
-        self._write(_PAGE_FILE, lambda: report.page(self._events))
-        return written
-
-    def _write(self, name: str, make: Callable[[], str]) -> bool:
-        path = self._run.path / name
-
-        def write() -> bool:
-            path.write_text(make(), "utf-8", "backslashreplace")
-            return True
-
-        return _part(write) or False
+        files: dict[str, Callable[[], str]] = {
+            _TEXT_FILE: lambda: f"{error}\n\n{text}",
+            STALL_FILE: lambda: json.dumps({**about, **report.as_json()}) + "\n",
+            _PAGE_FILE: lambda: report.page(self._events),
+        }
+        lost: dict[str, str] = {}
+        for name, make in files.items():
+            path = self._run.path / name
+            try:
+                write_file(path, make())
+            except Exception as failure:
+                lost[name] = described(failure)
+                with suppress(OSError):
+                    path.unlink()  # half of it
+        if lost:
+            reasons = "; ".join(dict.fromkeys(lost.values()))
+            _say(f"tfdist: the report is not in {', '.join(lost)}: {reasons}\n")
+        return _TEXT_FILE not in lost
 
     def _note(self, news: Mapping[str, str]) -> None:
         at = time.time() - self._began
@@ -345,13 +349,12 @@ class StallGuard:
         return report.verdict, report
 
 
-def _part(make: Callable[[], _Part]) -> _Part | None:
-    """A part of a report; None if that fails, for example on a full disk, which is said."""
+def _text(report: JobReport) -> str:
+    """The text of the report; a line that says why, if it cannot be made."""
     try:
-        return make()
+        return report.text()
     except Exception as error:
-        _say(f"tfdist: a part of the report failed: {described(error)}\n")
-        return None
+        return f"tfdist: the report cannot be shown: {described(error)}\n"
 
 
 def _say(text: str) -> None:

@@ -22,6 +22,7 @@ from tfdist.errors import DataError, printable, reason_of
 
 LARGEST = 2**64  # of the integers in a record
 
+_WRITES = os.O_WRONLY | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _RECORD_BYTES = 2**20
 _KINDS = {
     stat.S_IFDIR: "a folder",
@@ -70,9 +71,14 @@ def _check_regular(path: str, mode: int) -> None:
 
 def append_to_file(path: Path, data: bytes) -> None:
     """Appends to a file of a run, which it makes if there is none; never waits for a reader."""
-    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
-    with open(os.open(path, flags, 0o666), "ab") as file:
+    with open(os.open(path, _WRITES | os.O_APPEND, 0o666), "ab") as file:
         file.write(data)
+
+
+def write_file(path: Path, text: str) -> None:
+    """Replaces a file of a run; a character without an encoding is written as an escape."""
+    with open(os.open(path, _WRITES | os.O_TRUNC, 0o666), "wb") as file:
+        file.write(text.encode("utf-8", "backslashreplace"))
 
 
 def status_of_file(path: Path) -> os.stat_result | None:

@@ -34,7 +34,7 @@ from typing import TypeVar
 import psutil
 
 from tfdist.errors import ConfigError, DataError, printable, signal_name
-from tfdist.runs.files import append_to_file, read_record, status_of_file
+from tfdist.runs.files import append_to_file, read_record, status_of_file, write_file
 from tfdist.runs.outcome import Outcome, Usage
 from tfdist.task import TASK_TYPES, ClusterSpec, Task
 
@@ -413,5 +413,5 @@ class RunFolder:
         # Renamed into place, so that no reader sees a partial file.
         with self._lock:
             draft = path.with_suffix(".new")
-            draft.write_text(json.dumps(asdict(record), indent=2) + "\n", encoding="utf-8")
+            write_file(draft, json.dumps(asdict(record), indent=2) + "\n")
             draft.replace(path)

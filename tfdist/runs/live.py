@@ -69,8 +69,8 @@ def live_runs() -> list[RunFolder]:
     for folder in sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*")):
         try:
             # The owner of the link counts too: another user's link may lead to a file of ours.
-            owners = {folder.lstat().st_uid, os.lstat(folder / RUN_FILE).st_uid}
-            if owners != {os.getuid()}:
+            own = os.getuid()
+            if folder.lstat().st_uid != own or os.lstat(folder / RUN_FILE).st_uid != own:
                 continue
             run = RunFolder(os.path.realpath(folder))
             if run.runs:

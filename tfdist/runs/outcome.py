@@ -52,7 +52,8 @@ class Usage:
         """The usage of another process until now; None if that has ended."""
         try:
             times = psutil.Process(pid).cpu_times()
-            with open(f"/proc/{pid}/status", encoding="ascii") as file:
+            # A process may give itself any name.
+            with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
                 status = dict(line.split(":", 1) for line in file)
         except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
             return None
