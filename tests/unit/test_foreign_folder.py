@@ -306,7 +306,7 @@ def test_a_process_gets_the_signal_only_if_it_has_the_file_open(run, task, sampl
         path.rename(path.with_name("other"))
         if file is not Path.unlink:
             file(path)
-    [view] = view_job(run, ["worker:0"], sampled=sampled).tasks
+    [view] = view_job(RunFolder(run.path), ["worker:0"], sampled=sampled).tasks
     assert view.sample.answer.state == state
     if state == FOREIGN:
         assert view.sample.kernel == KernelThreads()

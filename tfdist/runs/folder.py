@@ -212,7 +212,7 @@ class RunFolder:
         self.path = Path(path)
         self._lock = threading.Lock()
         self._skipped: set[str] = set()
-        # What this object has written, for a launcher whose files are lost or cannot be written.
+        # What this object has written. A launcher needs no file for it, which may be lost.
         self._tasks: tuple[str, ...] | None = None
         self._written: dict[tuple[str, int], TaskRecord] = {}
 
@@ -309,7 +309,7 @@ class RunFolder:
         The record is None if it cannot be read; then standard error says so, once.
         """
         names = self.about.tasks if self._tasks is None else self._tasks
-        numbers = {number for _, number in self._written}
+        numbers = {number for _, number in list(self._written)}  # threads add to it
         try:
             found = map(_ATTEMPT.fullmatch, os.listdir(self.path))
             numbers |= {int(match[1]) for match in found if match is not None}
@@ -330,6 +330,8 @@ class RunFolder:
 
     def _record(self, name: str, attempt: int) -> TaskRecord | None:
         """The record of an attempt; raises FileNotFoundError if the attempt has none yet."""
+        if (written := self._written.get((name, attempt))) is not None:
+            return written
         folder = self.folder_of(name, attempt)
         try:
             for path in (folder.parent, folder):
@@ -339,15 +341,10 @@ class RunFolder:
             if (record.name, record.attempt) != (name, attempt):
                 other = f"{record.name}, attempt {record.attempt}"
                 raise DataError(printable(str(folder / TASK_FILE)), None, f"is that of {other}")
-            return record
-        except FileNotFoundError:
-            if (name, attempt) not in self._written:
-                raise
         except DataError as error:
-            if (name, attempt) not in self._written:
-                self.skip(error)
-                return None
-        return self._written[name, attempt]
+            self.skip(error)
+            return None
+        return record
 
     def records(self) -> list[TaskRecord]:
         """The records of all attempts that can be read, in the order of the tasks."""
