@@ -19,6 +19,7 @@ from typing import Any
 
 from tfdist.errors import DataError, printable
 from tfdist.runs.files import append_to_file, parse_json, parse_record, read_file, status_of_file
+from tfdist.runs.progress import absolute
 from tfdist.task import PROGRESS_VARIABLE
 
 _log = logging.getLogger(__name__)
@@ -94,19 +95,19 @@ def note_barrier(note: BarrierNote, environ: Mapping[str, str] | None = None) ->
     path = _note_path(_FILE, environ)
     if path is None:
         return
-    line = json.dumps(asdict(note), default=operator.index) + "\n"  # numpy's integers too
     try:
+        line = json.dumps(asdict(note), default=operator.index) + "\n"  # numpy's integers too
         if note in noted_barriers(path.parent):
             return
         append_to_file(path, line.encode("ascii"))
-    except (OSError, DataError) as error:
+    except (OSError, DataError, TypeError) as error:  # TypeError: the name is no text
         _log.warning("the barrier %r cannot be noted for tfdist status: %s", note.name, error)
 
 
 def _note_path(file: str, environ: Mapping[str, str] | None) -> Path | None:
     """The absolute path of a file in the folder of the progress file; None without a launcher."""
-    progress = (os.environ if environ is None else environ).get(PROGRESS_VARIABLE)
-    return None if progress is None else Path(os.path.abspath(progress)).with_name(file)
+    progress = absolute((os.environ if environ is None else environ).get(PROGRESS_VARIABLE))
+    return None if progress is None else Path(os.path.dirname(progress), file)
 
 
 def noted_barriers(folder: Path) -> list[BarrierNote]:

@@ -81,7 +81,7 @@ class Progress:
     """
 
     def __init__(self, path: str | None) -> None:
-        self._path = None if path is None else os.path.abspath(path)
+        self._path = absolute(path)
         self._is_lost = False
         self._file: int | None = None
         self._is_of: tuple[int, int] | None = None
@@ -126,6 +126,15 @@ class Progress:
         return self._file
 
 
+def absolute(path: str | None) -> str | None:
+    """The path, for a script that may change its directory; None if there is none."""
+    try:
+        return os.path.abspath(path) if path else None
+    except OSError as error:  # a relative path, and the directory is deleted
+        _log.warning("nothing can be noted for the launcher in %s: %s", path, error.strerror)
+        return None
+
+
 def _file_of(descriptor: int) -> tuple[int, int] | None:
     """Device and number of the file that a descriptor leads to; None if it is closed."""
     try:
@@ -147,7 +156,7 @@ def _integer(field: str, value: Any) -> int:
         with suppress(TypeError):
             number = operator.index(value)  # numpy's bool has none
         is_whole = getattr(value, "is_integer", None)  # of a float, also of numpy
-        if number is None and is_whole is not None and is_whole():
+        if number is None and callable(is_whole) and is_whole():
             number = int(value)
     if number is None:
         raise ConfigError(field, value, "must be an integer")
