@@ -1,5 +1,6 @@
 """A run folder is input: whatever is in it, the commands print a line for each damaged file."""
 
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ import psutil
 import pytest
 
 from tfdist.cli import main
+from tfdist.cli.output import PipeConsole
 from tfdist.cluster.processes import STACKS_SIGNAL
 from tfdist.diagnosis.barriers import Barriers
 from tfdist.diagnosis.collect import view_job
@@ -214,6 +216,14 @@ def test_texts_of_a_task_are_shown_and_not_obeyed(run, capsys):
     code, text, lines = shown(capsys, "stacks", "--verdict", run.path)
     assert r"a\x1b]0;x\x07" in text
     assert (code, lines) == (1, [])
+
+
+def test_a_console_escapes_what_its_encoding_does_not_have():
+    for encoding, shown in (("ascii", rb"\xe9\u2192\x1b[2J"), ("utf-8", "é→\\x1b[2J".encode())):
+        written = io.BytesIO()
+        console = PipeConsole(file=io.TextIOWrapper(written, encoding, write_through=True))
+        console.print("é→\x1b[2J", highlight=False, markup=False)
+        assert written.getvalue() == shown + b"\n"
 
 
 def test_a_run_with_a_path_that_is_not_utf_8_is_shown(run, capsys):

@@ -179,3 +179,10 @@ def test_the_page_names_no_folder_of_this_machine(tmp_path, monkeypatch):
 def test_a_text_that_no_terminal_shows_is_in_the_page_as_an_escape():
     html = page_of(replace(REPORT, title="caf\udce9\x1b[31m"))
     assert r"caf\udce9\x1b[31m" in html.encode().decode()
+
+
+def test_texts_keep_their_size_in_a_narrow_window(page):
+    timeline, graph = page.of("svg")
+    assert (timeline["width"], "viewbox" in timeline) == ("100%", False)
+    assert graph["viewbox"].startswith(f"0 0 {graph['width']} ")
+    assert int(graph["width"]) <= 388  # of a window of 420 pixels

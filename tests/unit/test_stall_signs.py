@@ -118,6 +118,16 @@ def test_a_whole_report_is_kept(guard, run, capsys):
     assert names == {"stall.txt", "stall.html", "stall.json"}
 
 
+def test_a_note_that_is_not_utf_8_is_in_the_report(guard, run, capsys):
+    Progress(str(run.folder_of("worker:0", 1) / "progress.json")).update("caf\udce9.csv", 1, 10)
+    guard()  # the note is progress
+    error, lines = stalled(guard, capsys)
+    assert lines == []
+    assert r"worker:0: gone, caf\udce9.csv: 1 of 10" in str(error)
+    for name in ("stall.txt", "stall.json"):
+        assert r"caf\udce9.csv" in (run.path / name).read_text("utf-8").replace("\\\\", "\\")
+
+
 def test_a_diagnosis_that_fails_ends_the_job_as_a_stall(guard, run, capsys, monkeypatch):
     def report_of(*_, **__):
         raise UnicodeError("caf\udce9")
