@@ -86,9 +86,12 @@ def is_foreign(process: psutil.Process, path: Path) -> bool:
         numbers = os.listdir(folder)
     except OSError:  # ended, or denied
         return False
+    name = os.path.realpath(path)
     for number in numbers:
         with suppress(OSError):  # closed in the meantime
-            if os.path.samestat(os.stat(f"{folder}/{number}"), file):
+            one = f"{folder}/{number}"
+            # Some network file systems give the same file several numbers.
+            if os.path.samestat(os.stat(one), file) or os.readlink(one) == name:
                 return False
     return True
 
