@@ -89,9 +89,12 @@ def is_foreign(process: psutil.Process, path: Path) -> bool:
     name = os.path.realpath(path)
     for number in numbers:
         with suppress(OSError):  # closed in the meantime
-            one = f"{folder}/{number}"
-            # Some network file systems give the same file several numbers.
-            if os.path.samestat(os.stat(one), file) or os.readlink(one) == name:
+            link = os.readlink(one := f"{folder}/{number}")
+            if link == name:
+                return False
+            # In a container it may have another folder. No other file is asked for its status: it
+            # may be on a disk that does not answer.
+            if os.path.basename(link) == path.name and os.path.samestat(os.stat(one), file):
                 return False
     return True
 
