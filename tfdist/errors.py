@@ -49,6 +49,10 @@ _HEADING = re.compile(
 )
 
 
+# Control characters, line separators, marks that change the direction of a line, and surrogates.
+_NOT_PRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
 class TfdistError(Exception):
     """Base of every error that tfdist raises on purpose."""
 
@@ -342,12 +346,15 @@ def described(error: BaseException) -> str:
         reason = reason_of(str(error))
     except Exception:
         reason = "its text cannot be made"
-    return encodable(f"{type(error).__name__}: {reason}")
+    return printable(f"{type(error).__name__}: {reason}")
 
 
-def encodable(text: str) -> str:
-    """The text with escapes for surrogates, such as those of file names that are not UTF-8."""
-    return text.encode(errors="backslashreplace").decode()
+def printable(text: str) -> str:
+    """The text with an escape for each character that a terminal obeys, or that has no encoding.
+
+    Newlines and tabs stay.
+    """
+    return _NOT_PRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def reason_of(text: str) -> str:

@@ -15,10 +15,9 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
-from tfdist.diagnosis.status import line_width
+from tfdist.diagnosis.status import SafeConsole, line_width
 from tfdist.errors import READER_LEFT
 from tfdist.runs.folder import RunFolder, TaskRecord, describe_end
 
@@ -34,7 +33,7 @@ _HOSTILE = re.compile(r"\x1b(?!\[[0-9;]*m)|(?!\x1b)[\x00-\x08\x0b-\x1f\x7f-\x9f]
 _LONGEST_NAME = len("worker:00")
 
 
-class PipeConsole(Console):
+class PipeConsole(SafeConsole):
     """Does not wrap lines in a pipe, and raises BrokenPipeError, where rich exits with code 1."""
 
     def __init__(self, **options: Any) -> None:

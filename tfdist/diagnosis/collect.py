@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,25 +17,25 @@ from tfdist.diagnosis.sample import Sample, name_peers, sample_foreign, take_sam
 from tfdist.diagnosis.stacks import (
     ANSWER_SECS,
     ANSWERED,
+    FOREIGN,
     GONE,
     INSTALL_PY_SPY,
     MEANINGS,
     Answer,
     ask,
+    is_foreign,
     py_spy_stacks,
 )
 from tfdist.errors import ClusterError, ConfigError, reason_of
 from tfdist.runs import events
 from tfdist.runs.barrier_notes import passed_at
 from tfdist.runs.events import NOTES_FILE, Noted, noted
-from tfdist.runs.folder import (
-    PROGRESS_FILE,
-    STACKS_FILE,
-    RunFolder,
-    TaskRecord,
-    describe_end,
-)
+from tfdist.runs.files import status_of_file
+from tfdist.runs.folder import PROGRESS_FILE, STACKS_FILE, RunFolder, TaskRecord, describe_end
 from tfdist.runs.progress import ProgressNote
+
+_MOST_THREADS = 256
+UNREADABLE = "has a record that cannot be read"
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,8 @@ class TaskView:
     """What is known of a task.
 
     Attributes:
-        record: None if the task has not started.
+        record: None if the task has not started, or if its record cannot be read.
+        unreadable: whether its record cannot be read.
         sample: of its process; None if it has none, or is ending.
         notes: what the task noted, if it is one of the lab.
         native: its stacks with the frames of C and C++; empty unless py-spy read them.
@@ -53,6 +53,7 @@ class TaskView:
 
     name: str
     record: TaskRecord | None = None
+    unreadable: bool = False
     sample: Sample | None = None
     notes: Noted = field(default_factory=Noted)
     native: tuple[Stack, ...] = ()
@@ -62,7 +63,7 @@ class TaskView:
     def state(self) -> str:
         """Its state in a few words."""
         if self.record is None:
-            return "has not started"
+            return UNREADABLE if self.unreadable else "has not started"
         if self.record.ended is not None:
             return describe_end(self.record)
         return "is ending" if self.sample is None else MEANINGS[self.sample.answer.state]
@@ -104,13 +105,14 @@ def view_job(
         sampled: whether to sample the tasks for a verdict too, which takes a second more.
     """
     runs, notes = run.runs, noted(run)
-    records = {record.name: record for record in run.latest()}
+    records = dict(run.attempts())
 
     def view(name: str) -> TaskView:
-        one = TaskView(name, records.get(name), notes=notes.get(name, Noted()))
+        record, unreadable = records.get(name), name in records and records[name] is None
+        one = TaskView(name, record, unreadable, notes=notes.get(name, Noted()))
         return _looked_at(run, one, native, sampled)
 
-    with ThreadPoolExecutor(len(names)) as pool:
+    with ThreadPoolExecutor(min(len(names), _MOST_THREADS)) as pool:
         return JobView(run, runs, list(pool.map(view, names)))
 
 
@@ -121,6 +123,8 @@ def _looked_at(run: RunFolder, view: TaskView, native: bool, sampled: bool) -> T
     process, file = record.process, run.folder_of(view.name, record.attempt) / STACKS_FILE
     if process is None:
         return replace(view, sample=Sample(Answer(GONE)))
+    if is_foreign(process, file):
+        return replace(view, sample=Sample(Answer(FOREIGN)))
     if sampled:
         sample = take_sample(process, file)
     else:
@@ -166,7 +170,8 @@ def evidence_of(
 def _task(job: JobView, view: TaskView, trains: bool, resigned: bool) -> TaskEvidence:
     record, notes = view.record, view.notes
     if record is None:
-        return TaskEvidence(view.name, trains, State.ABSENT)
+        # A task whose record cannot be read has started; how it is doing is not known.
+        return TaskEvidence(view.name, trains, State.RUNS if view.unreadable else State.ABSENT)
     known: dict[str, Any] = {
         "name": view.name,
         "trains": trains,
@@ -214,9 +219,9 @@ def _error(run: RunFolder, record: TaskRecord) -> str | None:
 
 def _steps(run: RunFolder, view: TaskView, record: TaskRecord) -> int | None:
     folder = run.folder_of(view.name, record.attempt)
-    if (folder / NOTES_FILE).exists():
+    if status_of_file(folder / NOTES_FILE) is not None:
         return len(view.notes.all(events.STEP))
-    progress = ProgressNote.read(folder / PROGRESS_FILE)
+    progress = run.readable(lambda: ProgressNote.parse(folder / PROGRESS_FILE))
     return progress.done if progress is not None else None
 
 
@@ -228,8 +233,8 @@ def _quiet_secs(run: RunFolder, view: TaskView, record: TaskRecord) -> float:
     times = [record.began]
     if (passed := passed_at(folder)) is not None:
         times.append(passed / 1e9)
-    with suppress(FileNotFoundError):
-        times.append((folder / PROGRESS_FILE).stat().st_mtime)
+    if (progress := status_of_file(folder / PROGRESS_FILE)) is not None:
+        times.append(progress.st_mtime)
     return max(0.0, time.time() - max(times))
 
 

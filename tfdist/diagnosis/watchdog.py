@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ import psutil
 
 from tfdist.cluster.fork_server import SAFE_PATH
 from tfdist.cluster.processes import STACKS_SIGNAL
-from tfdist.errors import STALLED, ConfigError, checked_secs
+from tfdist.errors import STALLED, ConfigError, checked_secs, printable
 from tfdist.runs.folder import PROGRESS_FILE, STACKS_FILE
 from tfdist.runs.progress import Progress
 from tfdist.task import PROGRESS_VARIABLE
@@ -170,16 +169,20 @@ def _watch(watched: _Watched) -> None:
     from tfdist.diagnosis.report import answer_lines, kernel_lines
     from tfdist.diagnosis.rules import diagnose
     from tfdist.diagnosis.sample import Sample, take_sample
-    from tfdist.diagnosis.stall import StallMonitor, signs_in
+    from tfdist.diagnosis.stacks import SILENT, Answer
+    from tfdist.diagnosis.stall import StallMonitor, failed_diagnosis, signs_in
     from tfdist.diagnosis.verdict import Verdict
 
     process, name = psutil.Process(watched.pid), f"process {watched.pid}"
     folder = Path(watched.folder)
 
     def diagnosed(seconds: float) -> tuple[Verdict, Sample]:
-        sample = take_sample(process, folder / STACKS_FILE)
-        task = sample.evidence(name=name, quiet_secs=seconds)
-        return diagnose(Evidence((task,), seconds=seconds, whole=False)), sample
+        try:
+            sample = take_sample(process, folder / STACKS_FILE)
+            task = sample.evidence(name=name, quiet_secs=seconds)
+            return diagnose(Evidence((task,), seconds=seconds, whole=False)), sample
+        except Exception as error:  # a report that fails changes nothing else
+            return failed_diagnosis(error), Sample(Answer(SILENT))
 
     monitor = StallMonitor(watched.timeout, lambda: {name: signs_in(folder)}, diagnosed)
     # A child of the process may hold the pipe that is standard input here for longer.
@@ -189,7 +192,7 @@ def _watch(watched: _Watched) -> None:
             continue
         stalled = f"{name} has made no progress for {found.stall.seconds:.1f} s"
         if found.gets_time:
-            _print([f"tfdist: {stalled}: {found.verdict}"])
+            _say(f"tfdist: {stalled}: {found.verdict}")
             continue
         width = shutil.get_terminal_size().columns
         lines = [
@@ -197,7 +200,7 @@ def _watch(watched: _Watched) -> None:
             *kernel_lines(found.details.kernel),
             *answer_lines(found.details.answer, width),
         ]
-        _print(lines)
+        _say("\n".join(lines))
         if watched.ends:
             _end(process)
             return
@@ -210,11 +213,10 @@ def _runs(process: psutil.Process) -> bool:
         return False
 
 
-def _print(lines: Sequence[str]) -> None:
-    """Prints the lines if there is a standard error that takes them."""
-    with suppress(OSError):
+def _say(text: str) -> None:
+    with suppress(OSError):  # the stream is full, or closed
         # With print, a closed standard error would be standard output.
-        os.write(2, ("\n".join(lines) + "\n").encode(errors="backslashreplace"))
+        os.write(2, f"{printable(text)}\n".encode())
 
 
 def _end(process: psutil.Process) -> None:
