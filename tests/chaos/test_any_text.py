@@ -73,7 +73,7 @@ def test_no_tool_fails_at_any_text_of_a_script(tmp_path, seed):
         file.write(
             JOB.format(
                 output=[any_bytes(chance, 200) for _ in range(5)],
-                name=any_text(chance).replace("\0", ""),
+                name=any_bytes(chance).decode(errors="replace").replace("\0", ""),
                 state=any_text(chance),
                 text=any_text(chance),
                 fails=fails,

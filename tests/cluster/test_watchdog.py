@@ -12,6 +12,7 @@ import pytest
 import tfdist
 from tfdist import ConfigError
 from tfdist.task import PROGRESS_VARIABLE
+from tfdist.testing import poll_until
 
 BEGIN = """
 import threading, time, tfdist
@@ -82,7 +83,8 @@ def run(tmp_path, tmp_path_factory):
         )
 
     yield run_script
-    assert list(tmp_path.iterdir()) == []
+    # The second process removes the folder after the first one has ended.
+    poll_until(lambda: not list(tmp_path.iterdir()), "nothing is left behind")
 
 
 def test_a_process_that_hangs_is_reported_and_ended(run):

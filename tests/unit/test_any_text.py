@@ -53,7 +53,7 @@ def test_any_output_is_printed_on_any_console(pieces, encoding):
 
 
 @OFTEN
-@given(TEXTS, st.integers(0, 2**70), st.none() | st.integers(0, 2**70))
+@given(TEXTS, st.integers(0, 2**64), st.none() | st.integers(0, 2**64))
 def test_any_state_is_noted_and_read_back(tmp_path_factory, state, done, total):
     path = tmp_path_factory.getbasetemp() / "progress.json"
     Progress(str(path)).update(state, done, total)

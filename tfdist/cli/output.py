@@ -18,7 +18,7 @@ from rich.box import SIMPLE
 from rich.table import Table
 
 from tfdist.diagnosis.status import SafeConsole, line_width
-from tfdist.errors import READER_LEFT
+from tfdist.errors import READER_LEFT, printable
 from tfdist.runs.folder import RunFolder, TaskRecord, describe_end
 
 _STANDARD_STREAMS = (1, 2)
@@ -92,6 +92,11 @@ def drop_unread() -> bool:
         os.dup2(nowhere, stream)
         os.close(nowhere)
     return bool(unread)
+
+
+def say(line: str) -> None:
+    """Prints a line of tfdist on standard error; a terminal obeys nothing in it."""
+    print(f"tfdist: {printable(line)}", file=sys.stderr, flush=True)
 
 
 class Lines:
@@ -196,7 +201,7 @@ class Output:
         if not self._cannot_write:
             self._cannot_write = True
             with suppress(OSError, ValueError):
-                print(f"tfdist: {what}; the job continues", file=sys.stderr, flush=True)
+                say(f"{what}; the job continues")
 
     def _prefix_of(self, name: str, *, colored: bool) -> str:
         color = self._colors.setdefault(name, _COLORS[len(self._colors) % len(_COLORS)])
@@ -220,12 +225,8 @@ class ShownRun(RunFolder):
                 for record in self.records()
                 if (record.name, record.attempt) == (name, attempt - 1)
             )
-            print(
-                f"tfdist: restarted {name} (attempt {attempt}); "
-                f"attempt {attempt - 1}: {describe_end(before)}",
-                file=sys.stderr,
-                flush=True,
-            )
+            end = f"attempt {attempt - 1}: {describe_end(before)}"
+            say(f"restarted {name} (attempt {attempt}); {end}")
 
     def output(self, name: str, attempt: int, stream: int, data: bytes) -> None:
         """Prints the data and appends it to the file of the stream, if the disk allows that."""

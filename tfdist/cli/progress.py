@@ -15,7 +15,7 @@ from rich.box import SIMPLE
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-from tfdist.cli.output import PipeConsole
+from tfdist.cli.output import PipeConsole, say
 from tfdist.cluster.ports import is_listening
 from tfdist.runs.folder import PROGRESS_FILE, RunFolder, TaskRecord
 from tfdist.runs.progress import ProgressNote
@@ -86,7 +86,7 @@ class ProgressView:
             elif time.monotonic() >= next_line + _PLAIN_LINE_SECS:
                 next_line = time.monotonic()
                 text = _notes_text(notes) or self._tasks_text(records)
-                print(f"tfdist: {next_line - start:.0f} s: {text}", file=sys.stderr, flush=True)
+                say(f"{next_line - start:.0f} s: {text}")
 
     def _draw(self, records: Sequence[TaskRecord], notes: dict[str, ProgressNote]) -> None:
         for record in records:

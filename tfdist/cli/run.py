@@ -26,6 +26,7 @@ from tfdist.cli.output import (
     PipeConsole,
     ShownRun,
     drop_unread,
+    say,
     summary_json,
     summary_table,
 )
@@ -206,8 +207,8 @@ def command(parsed: argparse.Namespace) -> int:
         if isinstance(stream, io.TextIOWrapper):  # it may take only ASCII
             stream.reconfigure(errors="backslashreplace")
     if os.environ.get("TF_CONFIG"):
-        _say(f"TF_CONFIG {_meaning_of_tf_config()}; ignored here")
-    isolate_or_say(parsed.isolate)  # before there are ports, processes or threads
+        say(f"TF_CONFIG {_meaning_of_tf_config()}; ignored here")
+    isolate_orsay(parsed.isolate)  # before there are ports, processes or threads
     start = time.monotonic()
     code, failure, failed = HELD, None, None
     records: list[TaskRecord] = []
@@ -220,9 +221,9 @@ def command(parsed: argparse.Namespace) -> int:
     if records and code != USAGE and not parsed.json:
         print_table(PipeConsole(stderr=True), summary_table(records))
     if failure is not None:
-        _say(failure)
+        say(failure)
         if failed is not None:
-            _say(f"exit code {code}, because {failed.how}")
+            say(f"exit code {code}, because {failed.how}")
     if parsed.json:
         about = {
             "exit_code": code,
@@ -267,19 +268,15 @@ def _end_of(error: BaseException, parsed: argparse.Namespace) -> tuple[int, str]
     return _exit_code(error), str(error)
 
 
-def isolate_or_say(wanted: bool) -> None:
+def isolate_orsay(wanted: bool) -> None:
     """Isolates this process if `wanted`; prints a line if its ports are open to a network."""
     if wanted:
         try:
             isolate()
         except ClusterError as error:
-            _say(f"warning: --isolate failed, and other machines can reach the servers: {error}")
+            say(f"warning: --isolate failed, and other machines can reach the servers: {error}")
     elif is_reachable():
-        _say(_OPEN)
-
-
-def _say(line: str) -> None:
-    print(f"tfdist: {line}", file=sys.stderr)
+        say(_OPEN)
 
 
 def _check(parsed: argparse.Namespace) -> None:
@@ -373,10 +370,10 @@ def _folder(log_dir: str | None) -> Iterator[str]:
     # An absolute path, because a script may change its directory.
     parent = os.path.abspath(log_dir)
     folder = tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=parent)
-    _say(f"the logs are in {folder}")
+    say(f"the logs are in {folder}")
     with linked(folder) as complaint:
         if complaint is not None:
-            _say(f"tfdist status and stacks need the name of this folder: {complaint}")
+            say(f"tfdist status and stacks need the name of this folder: {complaint}")
         yield folder
 
 
