@@ -95,9 +95,11 @@ def test_progress_during_the_report_discards_it(folder, monkeypatch, capsys):
     since = f"\nno task has made progress for {caught.value.seconds:.1f} s:\n"
     shown = capsys.readouterr().err
     assert since in shown
-    # The job is slow, and ends: waiting does not help.
-    assert "what to do: note progress in the long step, or raise --stall-timeout" in shown
-    assert caught.value.verdict.name is Name.SLOW
+    # A job that is ended is not called slow: it names the call, and why tfdist waited.
+    assert shown.count("; the job gets time until ") == PATIENCE
+    assert caught.value.verdict.name is Name.STUCK_IN_CALL
+    assert "such a call may still return, so tfdist waited" in shown
+    assert "what to do: put a timeout around the call; if it is meant to take so long" in shown
 
 
 @pytest.fixture

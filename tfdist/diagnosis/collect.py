@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,6 +28,7 @@ from tfdist.diagnosis.stacks import (
     ask,
     py_spy_stacks,
 )
+from tfdist.diagnosis.waits import losses_in, shortages_in
 from tfdist.errors import ClusterError, ConfigError, reason_of
 from tfdist.runs import events
 from tfdist.runs.barrier_notes import passed_at
@@ -32,11 +36,15 @@ from tfdist.runs.events import NOTES_FILE, Noted, noted
 from tfdist.runs.folder import (
     PROGRESS_FILE,
     STACKS_FILE,
+    STREAMS,
     RunFolder,
     TaskRecord,
     describe_end,
 )
+from tfdist.runs.outcome import oom_kills
 from tfdist.runs.progress import ProgressNote
+
+_SAID_BYTES = 2**18
 
 
 @dataclass(frozen=True)
@@ -160,7 +168,15 @@ def evidence_of(
         for report in reports
         if report.places
     ]
-    return Evidence(tasks=tasks, over=not job.runs, seconds=seconds, barriers=tuple(waits))
+    about = job.run.about
+    lacked = (oom_kills(about.launcher.pid) or 0) - (about.oom_kills or 0) if job.runs else 0
+    return Evidence(
+        tasks=tasks,
+        over=not job.runs,
+        seconds=seconds,
+        oom_kills=lacked if about.oom_kills is not None else 0,
+        barriers=tuple(waits),
+    )
 
 
 def _task(job: JobView, view: TaskView, trains: bool, resigned: bool) -> TaskEvidence:
@@ -174,6 +190,7 @@ def _task(job: JobView, view: TaskView, trains: bool, resigned: bool) -> TaskEvi
         "steps": _steps(job.run, view, record),
         "quiet_secs": _quiet_secs(job.run, view, record),
         **{key: value for key, value in notes.about().items() if key != "global_step"},
+        **_said(job.run.folder_of(record.name, record.attempt) / STREAMS[2]),
     }
     if (end := _noted_end(notes)) is not None:
         state = State.FAILED if end.kind == events.FAILED else State.ENDED
@@ -189,7 +206,22 @@ def _task(job: JobView, view: TaskView, trains: bool, resigned: bool) -> TaskEvi
         )
     if view.sample is None:
         return TaskEvidence(**known, state=State.DEAD)
+    if view.sample.state is State.DEAD and not job.run.runs:
+        # tfdist ends the tasks of a launcher that was killed, which no longer noted their ends.
+        error = "the launcher of the job was killed or has crashed"
+        return TaskEvidence(**known, state=State.TERMINATED, error=error)
     return view.sample.evidence(**known)
+
+
+def _said(path: Path) -> dict[str, tuple[str, ...]]:
+    """What the end of its standard error says of its threads and of what the machine lacked."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - _SAID_BYTES))
+            text = file.read().decode("utf-8", "replace")
+    except FileNotFoundError:
+        return {}
+    return {"losses": losses_in(text), "shortages": shortages_in(text)}
 
 
 def _noted_end(notes: Noted) -> events.Note | None:
@@ -197,10 +229,12 @@ def _noted_end(notes: Noted) -> events.Note | None:
 
 
 def _end_state(job: JobView, record: TaskRecord, trains: bool) -> State:
-    # While the launcher runs, a terminated trainer is a fault that a test or the lab injected.
-    if record.terminated and trains and not job.run.runs:
-        return State.TERMINATED
     code = record.exit_code or 0
+    # While the launcher runs, SIGKILL of a trainer is a fault that a test or the lab injected: the
+    # end of a run begins with SIGTERM. After a run of the lab its launcher still runs.
+    is_end = not job.run.runs or (job.runs and code != -signal.SIGKILL)
+    if record.terminated and is_end:
+        return State.TERMINATED if trains else State.ENDED
     # At the end of a run tfdist terminates the servers.
     if code == 0 or (record.terminated and not trains and not job.runs):
         return State.ENDED

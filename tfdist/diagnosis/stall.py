@@ -31,7 +31,6 @@ from tfdist.runs.log import logged_at
 
 # How often a slow job gets more time, each time twice as much.
 PATIENCE = 3
-_MORE_TIME = "note progress in the long step, or raise --stall-timeout"
 # Shorter than the 5 s in which the report is due; a ps that takes longer is reported as silent.
 _ANSWER_SECS = 3.0
 _EVENTS = 500  # the page shows the last ones of each task
@@ -173,12 +172,18 @@ class Diagnosed(Generic[_Details]):
         verdict: on the job.
         details: from which the verdict was made.
         gets_time: whether the job is only slow, and is diagnosed again later.
+        next_secs: of stall, after which that will be.
     """
 
     stall: Stall
     verdict: Verdict
     details: _Details
     gets_time: bool
+    next_secs: float
+
+    def text(self, stalled: str) -> str:
+        """In one line, that the job has stalled, why, and that it gets more time."""
+        return f"{stalled}; the job gets time until {self.next_secs:g} s: {self.verdict}"
 
 
 class StallMonitor(Generic[_Details]):
@@ -236,7 +241,8 @@ class StallMonitor(Generic[_Details]):
             return None
         self._diagnoses += 1
         gets_time = patient and verdict.name.is_slow and self._diagnoses <= self._patience
-        return Diagnosed(now, verdict, details, gets_time)
+        next_secs = self._timeout * 2**self._diagnoses
+        return Diagnosed(now, verdict, details, gets_time, next_secs)
 
 
 class StallGuard:
@@ -259,7 +265,7 @@ class StallGuard:
         is_kept: bool,
         ends: bool = True,
     ) -> None:
-        self._run, self._trainers = run, trainers
+        self._run, self._trainers, self._timeout = run, trainers, timeout
         self._is_kept, self._ends = is_kept, ends
         signs = functools.partial(signs_of_run, run, trainers)
         self._monitor = StallMonitor(timeout, signs, self._report, on_news=self._note)
@@ -275,10 +281,13 @@ class StallGuard:
         found = self._monitor.check()
         if found is None:
             return
-        stall, report = found.stall, self._without_wait(found.details)
+        stall, report = found.stall, found.details
         if found.gets_time:
-            print(f"tfdist: {stall}: {found.verdict}", file=sys.stderr, flush=True)
+            print(f"tfdist: {found.text(str(stall))}", file=sys.stderr, flush=True)
             return
+        if self._ends and report.verdict.name.is_slow:
+            overdue = report.verdict.overdue(stall.seconds, self._timeout)
+            report = replace(report, verdict=overdue)
         error = StallError(
             stall.seconds,
             stall.last,
@@ -309,9 +318,3 @@ class StallGuard:
         asks = functools.partial(ask_in_fork, timeout=_ANSWER_SECS)
         report = report_of(self._run, self._trainers, asks, seconds=seconds)
         return report.verdict, report
-
-    def _without_wait(self, report: JobReport) -> JobReport:
-        """The report without the advice to wait, if a slow job is ended."""
-        if not (self._ends and report.verdict.name.is_slow):
-            return report
-        return replace(report, verdict=replace(report.verdict, fix=_MORE_TIME))

@@ -173,11 +173,14 @@ def _watch(watched: _Watched) -> None:
             continue
         stalled = f"{name} has made no progress for {found.stall.seconds:.1f} s"
         if found.gets_time:
-            print(f"tfdist: {stalled}: {found.verdict}", file=sys.stderr, flush=True)
+            print(f"tfdist: {found.text(stalled)}", file=sys.stderr, flush=True)
             continue
+        verdict = found.verdict
+        if watched.ends and verdict.name.is_slow:
+            verdict = verdict.overdue(found.stall.seconds, watched.timeout)
         width = shutil.get_terminal_size().columns
         lines = [
-            *(f"tfdist: {line}" for line in (stalled, *found.verdict.lines())),
+            *(f"tfdist: {line}" for line in (stalled, *verdict.lines())),
             *kernel_lines(found.details.kernel),
             *answer_lines(found.details.answer, width),
         ]

@@ -30,7 +30,7 @@ from pathlib import Path
 import psutil
 
 from tfdist.errors import ConfigError, signal_name
-from tfdist.runs.outcome import Outcome, Usage
+from tfdist.runs.outcome import Outcome, Usage, oom_kills
 from tfdist.task import ClusterSpec, Task
 
 RUN_FILE, TASK_FILE, ERROR_FILE = "run.json", "task.json", "error.json"
@@ -146,6 +146,7 @@ class RunRecord:
         cluster: addresses by task type.
         script: path of the script.
         id: a text that no other run has, by which trainers recognize their ps; "" if unused.
+        oom_kills: the count of `oom_kills` of the launcher when the run started.
     """
 
     began: float
@@ -156,6 +157,7 @@ class RunRecord:
     cluster: ClusterSpec
     script: str = ""
     id: str = ""
+    oom_kills: int | None = None
 
     @classmethod
     def parse(cls, text: str) -> RunRecord:
@@ -225,6 +227,7 @@ class RunFolder:
             cluster=tasks[0].cluster_spec,
             script=script,
             id=id,
+            oom_kills=oom_kills(pid),
         )
         self._write(self.path / RUN_FILE, record)
 
