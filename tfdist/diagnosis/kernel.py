@@ -153,11 +153,13 @@ def children_of(pid: int) -> dict[int, ChildState]:
     The servers that `multiprocessing` starts for itself are left out.
     """
     found = {}
-    with suppress(psutil.NoSuchProcess):
+    with suppress(psutil.NoSuchProcess, *_GONE_ERRORS):
+        own = Path(f"/proc/{pid}/cmdline").read_bytes()
         for child in psutil.Process(pid).children(recursive=True):
             with suppress(*_GONE_ERRORS, PermissionError):
                 command = Path(f"/proc/{child.pid}/cmdline").read_bytes()
-                if not any(name in command for name in _SERVICES):
+                # A fork has the command of the process; that may be of a fork server itself.
+                if command == own or not any(name in command for name in _SERVICES):
                     found[child.pid] = _child(child.pid)
     return found
 

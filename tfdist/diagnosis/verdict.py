@@ -126,8 +126,8 @@ class Verdict:
             timeout: after which a job that hangs would have been ended.
         """
         waited = (
-            f"such a call may still return, so tfdist waited {seconds:.0f} s, "
-            f"{seconds / timeout:.0f} times the timeout of {timeout:g} s"
+            f"such a call may still return, so tfdist waited {seconds:.0f} s instead of "
+            f"{timeout:g} s before it ended the job"
         )
         return replace(
             self,

@@ -115,7 +115,7 @@ def input_wait(task: TaskEvidence) -> str | None:
             return f"its {what} {call}{',' * (', ' in call)} does not return"
     wait = python_wait(task)
     if wait is not None and wait.is_input and not wait.may_return:
-        return f"{wait.call} waits for {wait.what}; {wait.why}"
+        return f"{wait.what}, in {wait.call}; {wait.why}"
     if waits := _data_waits(task):
         return f"a thread waits for data in the kernel, in {', '.join(waits)}"
     return "its iterator returns no element" if task.place is Place.INPUT else None
@@ -278,7 +278,7 @@ def python_wait(task: TaskEvidence) -> PythonWait | None:
     alive = [child for child in task.children if child.exit_code is None]
     is_active = any(_may_return(stack) for stack in threads) or any(one.works for one in alive)
     reasons = [f"its {loss}" for loss in losses]
-    reasons += [f"{stack.threads} of it: in {stack.user}" for stack in threads]
+    reasons += [f"{stack.threads} of it in {stack.user}" for stack in threads]
     if alive and not any(child.works for child in alive):
         reasons.append(f"of its {len(alive)} child processes none works")
     if not reasons and ends in (_Ends.THREAD, _Ends.CHILD):
