@@ -27,6 +27,7 @@ LONG = 2**14
 _ESTABLISHED = "01"
 _READS = 10  # between two reads, data that is sent anew may hide data that was taken
 
+_BUSY_PERCENT = 90.0
 _GONE_ERRORS = (FileNotFoundError, ProcessLookupError)
 _SERVICES = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
 
@@ -130,6 +131,18 @@ def cpu_times(pid: int) -> dict[int, tuple[float, float]]:
                 ran, waited, _ = map(int, file.read().split())
                 times[int(thread)] = (ran / 1e9, waited / 1e9)
     return times
+
+
+def is_busy(pressure: Path = Path("/proc/pressure/cpu")) -> bool:
+    """Whether some thread of this machine has been waiting for a CPU nearly all of the last 10 s.
+
+    Where the kernel has no such file (CONFIG_PSI), by the average load of the last minute.
+    """
+    try:
+        # "some avg10=35.34 avg60=..."; see the kernel's Documentation/accounting/psi.rst.
+        return float(pressure.read_text("ascii").split()[1].partition("=")[2]) >= _BUSY_PERCENT
+    except OSError:
+        return os.getloadavg()[0] >= 2 * (os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
