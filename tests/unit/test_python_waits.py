@@ -81,6 +81,7 @@ class Waits:
         self.thread = threading.Thread(target=self.event.wait, daemon=True)
         self.thread.start()
         self.address = self.server.getsockname()
+        self.web = socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler)
 
     def notify(self):
         with self.condition:
@@ -113,11 +114,6 @@ class Waits:
 
     async def sleep(self):
         await asyncio.to_thread(self.event.wait)
-
-    def serve(self):
-        with socketserver.TCPServer(("127.0.0.1", 0), socketserver.BaseRequestHandler) as server:
-            self.web = server
-            server.serve_forever()
 
 
 CASES = {
@@ -153,7 +149,7 @@ CASES = {
     ),
     "the lock of a file": (lambda w: w.lock_file(), lambda w: w.unlock_file()),
     "an asyncio task": (lambda w: asyncio.run(w.sleep()), lambda w: w.event.set()),
-    "a request": (lambda w: w.serve(), lambda w: w.web.shutdown()),
+    "a request": (lambda w: w.web.serve_forever(), lambda w: w.web.shutdown()),
     "the end of a sleep": (lambda w: time.sleep(1), lambda w: None),
 }
 
@@ -190,6 +186,7 @@ def test_a_wait_names_the_user_s_call_and_what_it_waits_for(what, tmp_path):
         waits.event.set()
         waits.child.kill()
         waits.child.communicate()
+        waits.web.server_close()
         for one in (waits.server, waits.near, waits.far, *waits.ends, waits.file):
             one.close()
     assert not thread.is_alive()

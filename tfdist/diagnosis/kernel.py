@@ -163,7 +163,7 @@ class ChildState:
 def children_of(pid: int) -> dict[int, ChildState]:
     """The processes that a process has started, and those that these have started, by pid.
 
-    The servers that `multiprocessing` starts for itself are left out.
+    The servers that `multiprocessing` starts for itself are left out, and so is this process.
     """
     found = {}
     with suppress(psutil.NoSuchProcess, *_GONE_ERRORS):
@@ -172,7 +172,8 @@ def children_of(pid: int) -> dict[int, ChildState]:
             with suppress(*_GONE_ERRORS, PermissionError):
                 command = Path(f"/proc/{child.pid}/cmdline").read_bytes()
                 # A fork has the command of the process; that may be of a fork server itself.
-                if command == own or not any(name in command for name in _SERVICES):
+                is_service = command != own and any(name in command for name in _SERVICES)
+                if child.pid != os.getpid() and not is_service:
                     found[child.pid] = _child(child.pid)
     return found
 

@@ -172,18 +172,18 @@ class Diagnosed(Generic[_Details]):
         verdict: on the job.
         details: from which the verdict was made.
         gets_time: whether the job is only slow, and is diagnosed again later.
-        next_secs: of stall, after which that will be.
+        most_secs: without progress that a slow job gets.
     """
 
     stall: Stall
     verdict: Verdict
     details: _Details
     gets_time: bool
-    next_secs: float
+    most_secs: float
 
     def text(self, stalled: str) -> str:
         """In one line, that the job has stalled, why, and that it gets more time."""
-        return f"{stalled}; the job gets time until {self.next_secs:g} s: {self.verdict}"
+        return f"{stalled}; a job that seems slow gets {self.most_secs:g} s: {self.verdict}"
 
 
 class StallMonitor(Generic[_Details]):
@@ -241,8 +241,8 @@ class StallMonitor(Generic[_Details]):
             return None
         self._diagnoses += 1
         gets_time = patient and verdict.name.is_slow and self._diagnoses <= self._patience
-        next_secs = self._timeout * 2**self._diagnoses
-        return Diagnosed(now, verdict, details, gets_time, next_secs)
+        most_secs = self._timeout * 2**self._patience
+        return Diagnosed(now, verdict, details, gets_time, most_secs)
 
 
 class StallGuard:
