@@ -299,7 +299,7 @@ def test_a_call_that_does_not_return_is_named_and_the_job_not_called_slow(script
     assert_named(
         lines[:6], 0, "run (subprocess.py:", "for_child (job.py:", "a child process to end"
     )
-    assert_named(lines[:6], 1, "for_data (job.py:", "waits for data from a connection")
+    assert_named(lines[:6], 1, "for_data (job.py:", "waits for the other end of a connection")
     assert_named(lines[:6], 2, "urlopen (request.py:", "for_answer (job.py:", "of a web server")
     assert_named(lines[:6], 3, "for_partner (job.py:", "the other end of a FIFO")
     assert_named(lines[:6], 4, "for_lock (job.py:", "waits for the lock of a file")

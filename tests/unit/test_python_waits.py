@@ -291,6 +291,18 @@ def test_a_script_in_a_folder_named_tfdist_is_the_user_s():
     assert wait.call == "wait (threading.py:1), called by train (train.py:3)"
 
 
+def test_a_generator_that_waits_for_an_item_of_a_dead_thread_is_named():
+    library = Frame(f"{SITE}tensorflow/python/ops/script_ops.py", 1, "__call__")
+    batches = Frame("/jobs/train.py", 4, "batches")
+    generator = Stack((*GET.frames[:2], batches, library))
+    seen = replace(at(Place.INPUT), losses=("thread a has died: ValueError: x",))
+    verdict = diagnose(job(replace(seen, stacks=(*seen.stacks, generator))))
+    assert verdict.because == (
+        "worker:0 waits for its input: its function batches (train.py:4), now in get (queue.py:1), "
+        "does not return; its thread a has died: ValueError: x",
+    )
+
+
 def test_threads_that_are_joined_at_the_end_of_the_program_are_named():
     started_by = (
         Frame("/x/tfdist/cluster/script.py", 1, "end_process"),

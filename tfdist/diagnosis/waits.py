@@ -112,7 +112,8 @@ def input_wait(task: TaskEvidence) -> str | None:
     for stack in task.stacks:
         if (call := _graph_function(stack)) is not None:
             what = "generator" if stack.calls(GENERATOR) else "function"
-            return f"its {what} {call}{',' * (', ' in call)} does not return"
+            losses = "".join(f"; {loss}" for loss in _losses(task))
+            return f"its {what} {call}{',' * (', ' in call)} does not return{losses}"
     wait = python_wait(task)
     if wait is not None and wait.is_input and not wait.may_return:
         return f"{wait.what}, in {wait.call}; {wait.why}"
@@ -143,7 +144,9 @@ def _graph_function(stack: Stack) -> str | None:
     if len(calls) == len(stack.frames) or place_of(Stack(calls)) not in (Place.PYTHON, Place.WAIT):
         return None
     users = [frame for frame in calls if "/tensorflow/python/" not in frame.file] or calls
-    return ", now in ".join(dict.fromkeys(str(frame) for frame in (users[-1], calls[0])))
+    known = _known_call(Stack(calls))
+    now = known[0] if known else calls[0]
+    return ", now in ".join(dict.fromkeys(str(frame) for frame in (users[-1], now)))
 
 
 def python_call(task: TaskEvidence) -> str | None:
@@ -257,7 +260,7 @@ _KERNEL_WAITS = (
     ("stream_wait_memory", "room in a connection"),
     ("wait_for_more_packets", "data from a connection"),
     ("stream_read", "data from a connection"),
-    ("wait_woken", "data from a connection or a terminal"),
+    ("wait_woken", "the other end of a connection, or a terminal"),
     ("tty", "input at the terminal"),
 )
 
@@ -273,11 +276,11 @@ def python_wait(task: TaskEvidence) -> PythonWait | None:
         return PythonWait(what, task.call or "", may_return=True) if what else None
     frame, what, ends = known
     call = ", called by ".join(map(str, filter(None, (frame, task.main.user))))
-    losses = [*task.losses, *map(_end_of_child, dead_children(task))]
+    losses = _losses(task)
     threads = [stack for stack in task.stacks if not stack.main and stack.user is not None]
     alive = [child for child in task.children if child.exit_code is None]
     is_active = any(_may_return(stack) for stack in threads) or any(one.works for one in alive)
-    reasons = [f"its {loss}" for loss in losses]
+    reasons = [*losses]
     reasons += [f"{stack.threads} of it in {stack.user}" for stack in threads]
     if alive and not any(child.works for child in alive):
         reasons.append(f"of its {len(alive)} child processes none works")
@@ -320,9 +323,10 @@ def _may_return(stack: Stack) -> bool:
     )
 
 
-def dead_children(task: TaskEvidence) -> list[Child]:
-    """Its child processes that have failed or were killed."""
-    return [child for child in task.children if child.exit_code]
+def _losses(task: TaskEvidence) -> list[str]:
+    """Its threads and child processes that have died, and how."""
+    dead = [_end_of_child(child) for child in task.children if child.exit_code]
+    return [f"its {loss}" for loss in (*task.losses, *dead)]
 
 
 def _end_of_child(child: Child) -> str:
