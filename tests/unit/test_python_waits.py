@@ -227,6 +227,7 @@ RECV = main(lib("multiprocessing/connection.py", "_recv"))
 FEEDS = Stack((Frame("/jobs/feed.py", 7, "feed"), lib("threading.py", "run")))
 LOCKED = Stack((lib("threading.py", "wait"), lib("threading.py", "wait"), FEEDS.frames[0]))
 IN_SESSION = Stack((*WAITS.stacks[0].frames[:1], Frame("/jobs/feed.py", 9, "train")))
+PACKAGE = Stack((Frame(f"{SITE}keras/images.py", 3, "load"), lib("threading.py", "run")))
 LIBRARY = Stack((lib("multiprocessing/connection.py", "_recv"), lib("threading.py", "run")))
 DEAD, IDLE, BUSY = Child(7, -9), Child(8), Child(9, works=True)
 
@@ -238,15 +239,16 @@ def task(*stacks, **more):
 @pytest.mark.parametrize(
     ("seen", "name", "reason"),
     [
-        (task(EVENT), Name.STUCK_IN_CALL, "no other thread of it runs code of the script"),
-        (task(EVENT, LIBRARY), Name.STUCK_IN_CALL, "no other thread of it runs code"),
+        (task(EVENT), Name.STUCK_IN_CALL, "no other thread of it runs the script"),
+        (task(EVENT, LIBRARY), Name.STUCK_IN_CALL, "no other thread of it runs the script"),
         (task(EVENT, LOCKED), Name.STUCK_IN_CALL, "1 thread of it in feed (feed.py:7)"),
         (task(EVENT, IN_SESSION), Name.STUCK_IN_CALL, "1 thread of it in train (feed.py:9)"),
         (task(EVENT, FEEDS), Name.SLOW, "1 thread of it in feed (feed.py:7)"),
+        (task(EVENT, PACKAGE), Name.SLOW, "1 thread of it in load (images.py:3)"),
         (task(EVENT, children=(BUSY,)), Name.SLOW, "a threading.Event"),
         (task(PUT, losses=("thread a has died: ValueError: x",)), Name.STUCK_IN_CALL,
          "its thread a has died: ValueError: x"),
-        (task(GET), Name.INPUT_STALLED, "no other thread of it runs code of the script"),
+        (task(GET), Name.INPUT_STALLED, "no other thread of it runs the script"),
         (task(GET, FEEDS), Name.SLOW, "an item of a queue"),
         (task(GET, FEEDS, losses=("thread a has died: ValueError: x",)), Name.INPUT_STALLED,
          "its thread a has died: ValueError: x"),

@@ -66,7 +66,20 @@ class Stack:
         """The most recent call of a function that is the user's."""
         # `python -c` runs the program of the user, and that of a fork server.
         calls = takewhile(lambda frame: not is_call_of(frame, FORK_SERVER), self.frames)
-        return next((frame for frame in calls if not _LIBRARY.search(frame.file)), None)
+        return next(
+            (
+                frame
+                for frame in calls
+                if not _RUNTIME.search(frame.file) and not _PACKAGE.search(frame.file)
+            ),
+            None,
+        )
+
+    @property
+    def program(self) -> Frame | None:
+        """The user's most recent call; if there is none, that of a package, such as Keras."""
+        calls = (frame for frame in self.frames if not _RUNTIME.search(frame.file))
+        return self.user or next(calls, None)
 
     def calls(self, known: Known) -> bool:
         """Whether one of these functions is among the calls."""
@@ -166,13 +179,14 @@ WAITING_MODULES = (
     *(f"multiprocessing/{name}.py" for name in ("connection", "popen_fork", "queues")),
     *("multiprocessing/synchronize.py", "multiprocessing/pool.py"),
 )
-# Files that are not the user's; the scripts of the lab's cases count as a user's, and so does a
+# Files of Python, TensorFlow and tfdist. The scripts of the lab's cases are not, and neither is a
 # script in a folder that happens to be named tfdist.
-_LIBRARY = re.compile(
-    r"^<frozen |/(site|dist)-packages/|(/lib|^)/python3[^/]*/|/tensorflow/python/"
+_RUNTIME = re.compile(
+    r"^<frozen |/python3[^/]*/(?!(site|dist)-packages/)|/tensorflow/python/"
     r"|/tfdist/((barrier|cli|cluster|data|deploy|diagnosis|doctor|ps|repro(?!/scenarios/)|runs"
     r"|splits|testing|train)/|(deadline|errors|lazy|task|__main__)\.py$)"
 )
+_PACKAGE = re.compile(r"/(site|dist)-packages/(?!tfdist/repro/scenarios/)")
 
 
 def place_of(stack: Stack) -> Place:
@@ -190,7 +204,7 @@ def place_of(stack: Stack) -> Place:
     # The rest of TensorFlow's Python, such as the building of a graph, waits for no other task.
     if _CALLS_INTO_TENSORFLOW.search(top):
         return Place.EAGER
-    waits = _LIBRARY.search(top) and any(top.endswith(f"/{name}") for name in WAITING_MODULES)
+    waits = _RUNTIME.search(top) and any(top.endswith(f"/{name}") for name in WAITING_MODULES)
     return Place.WAIT if waits else Place.PYTHON
 
 

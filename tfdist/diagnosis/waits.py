@@ -277,15 +277,17 @@ def python_wait(task: TaskEvidence) -> PythonWait | None:
     frame, what, ends = known
     call = ", called by ".join(map(str, filter(None, (frame, task.main.user))))
     losses = _losses(task)
-    threads = [stack for stack in task.stacks if not stack.main and stack.user is not None]
+    threads = [stack for stack in task.stacks if not stack.main and stack.program is not None]
     alive = [child for child in task.children if child.exit_code is None]
     is_active = any(_may_return(stack) for stack in threads) or any(one.works for one in alive)
     reasons = [*losses]
-    reasons += [f"{stack.threads} of it in {stack.user}" for stack in threads]
+    reasons += [f"{stack.threads} of it in {stack.program}" for stack in threads]
     if alive and not any(child.works for child in alive):
         reasons.append(f"of its {len(alive)} child processes none works")
     if not reasons and ends in (_Ends.THREAD, _Ends.CHILD):
-        reasons.append("no other thread of it runs code of the script, and it has no child process")
+        reasons.append(
+            "no other thread of it runs the script or a package, and it has no child process"
+        )
     may_return = {
         _Ends.THREAD: is_active,
         _Ends.CHILD: is_active,
