@@ -263,6 +263,8 @@ def task(*stacks, **more):
         (task(RECV, children=(BUSY,)), Name.SLOW, "data from another process"),
         (task(RECV, children=(DEAD,)), Name.STUCK_IN_CALL, "child process 7 was killed by SIGKILL"),
         (task(main(), main_wait="futex_do_wait"), Name.SLOW, "a lock"),
+        (task(main(), main_wait="futex_do_wait", losses=("thread a has died: ValueError: x",)),
+         Name.STUCK_IN_CALL, "its thread a has died: ValueError: x"),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize("whole", [True, False])
@@ -287,10 +289,24 @@ def test_a_chief_in_an_event_is_what_a_peer_at_a_barrier_waits_for():
     assert missing == "barrier 'end' waits for worker:0"
 
 
-def test_a_script_in_a_folder_named_tfdist_is_the_user_s():
-    frames = (*EVENT.frames[:2], Frame("/home/me/tfdist/train.py", 3, "train"))
-    wait = python_wait(task(Stack(frames, main=True)))
-    assert wait.call == "wait (threading.py:1), called by train (train.py:3)"
+@pytest.mark.parametrize(
+    ("file", "is_users"),
+    [
+        ("/home/me/tfdist/train.py", True),
+        ("/home/me/python3/train.py", True),
+        ("train.py", True),
+        ("<string>", True),
+        ("/tfdist/repro/scenarios/sync.py", True),
+        ("/usr/lib/python3/dist-packages/psutil/__init__.py", False),
+        ("/venv/lib/python3.11/site-packages/tfdist/train/epoch.py", False),
+        ("/work/tfdist/tfdist/task.py", False),
+        ("/opt/lib/python3.13t/threading.py", False),
+        ("<frozen runpy>", False),
+    ],
+)
+def test_the_user_s_calls_are_those_of_no_package(file, is_users):
+    frame = Frame(file, 3, "train")
+    assert (Stack((*EVENT.frames[:2], frame)).user == frame) is is_users
 
 
 def test_a_generator_that_waits_for_an_item_of_a_dead_thread_is_named():

@@ -344,6 +344,14 @@ def test_a_task_that_tfdist_terminated_is_not_the_cause():
     assert verdict.because == ("worker:2 was killed",)
 
 
+@pytest.mark.parametrize("state", [State.ABSENT, State.RUNS])
+def test_a_job_that_ended_before_a_trainer_is_not_fine(state):
+    other = replace(WELL[1], state=state)
+    verdict = diagnose(Evidence((WELL[0], other), over=True))
+    assert (verdict.name, verdict.culprits) == (Name.UNKNOWN, ("worker:1",))
+    assert verdict.because == (f"worker:1 {state.value}",)
+
+
 def test_the_exit_code_of_a_missing_trainer_is_told_if_it_is_known():
     verdict = diagnose(job(WAITS, replace(ENDED, exit_code=0)))
     assert verdict.because[0] == "worker:1 exited 3 s ago with code 0"

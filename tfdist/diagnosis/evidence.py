@@ -182,7 +182,7 @@ WAITING_MODULES = (
 # Files of Python, TensorFlow and tfdist. The scripts of the lab's cases are not, and neither is a
 # script in a folder that happens to be named tfdist.
 _RUNTIME = re.compile(
-    r"^<frozen |/python3[^/]*/(?!(site|dist)-packages/)|/tensorflow/python/"
+    r"^<frozen |/python3\.\d+[^/]*/(?!(site|dist)-packages/)|/tensorflow/python/"
     r"|/tfdist/((barrier|cli|cluster|data|deploy|diagnosis|doctor|ps|repro(?!/scenarios/)|runs"
     r"|splits|testing|train)/|(deadline|errors|lazy|task|__main__)\.py$)"
 )

@@ -393,8 +393,9 @@ def _lost(evidence: Evidence) -> Verdict | None:
 
 
 def _terminated(evidence: Evidence) -> Verdict | None:
-    """Ctrl-C, --timeout or a stall ended the job: why it had not ended is not known."""
-    tasks = [task for task in evidence.tasks if task.state is State.TERMINATED]
+    """Ctrl-C, --timeout or a stall ended the job, perhaps before a task had started."""
+    unfinished = (State.TERMINATED, State.ABSENT, State.RUNS)
+    tasks = [task for task in evidence.tasks if task.trains and task.state in unfinished]
     if not tasks:
         return None
     return _verdict(

@@ -239,10 +239,12 @@ CALLS: tuple[tuple[str, tuple[str, ...], str, _Ends], ...] = (
     ("threading.py", ("wait", "wait"), "a threading.Event to be set", _Ends.THREAD),
     ("threading.py", (), "a threading.Condition to be notified", _Ends.THREAD),
 )
+_LOCK = "a lock"
+_SHOWN = 3  # of its other threads
 # The same for parts of the names of kernel functions (Linux 6.18): a call in C has no Python frame.
 _KERNEL_WAITS = (
     ("nanosleep", "the end of a sleep"),
-    ("futex", "a lock"),
+    ("futex", _LOCK),
     ("do_wait", "a child process to end"),
     ("locks_lock", "the lock of a file"),
     ("setlk", "the lock of a file"),
@@ -269,19 +271,19 @@ def python_wait(task: TaskEvidence) -> PythonWait | None:
     """The wait of its main thread outside TensorFlow; None if it is in none."""
     if task.main is None or task.place not in (Place.WAIT, Place.PYTHON):
         return None
-    known = _known_call(task.main)
+    known, losses = _known_call(task.main), _losses(task)
     if known is None:
-        found = (what for part, what in _KERNEL_WAITS if part in task.main_wait)
-        what = next(found, None)
-        return PythonWait(what, task.call or "", may_return=True) if what else None
+        what = next((what for part, what in _KERNEL_WAITS if part in task.main_wait), None)
+        # A thread that died may have held the lock.
+        may_return = what != _LOCK or not losses
+        return PythonWait(what, task.call or "", may_return, "; ".join(losses)) if what else None
     frame, what, ends = known
     call = ", called by ".join(map(str, filter(None, (frame, task.main.user))))
-    losses = _losses(task)
     threads = [stack for stack in task.stacks if not stack.main and stack.program is not None]
     alive = [child for child in task.children if child.exit_code is None]
     is_active = any(_may_return(stack) for stack in threads) or any(one.works for one in alive)
     reasons = [*losses]
-    reasons += [f"{stack.threads} of it in {stack.program}" for stack in threads]
+    reasons += [f"{stack.threads} of it in {stack.program}" for stack in threads[:_SHOWN]]
     if alive and not any(child.works for child in alive):
         reasons.append(f"of its {len(alive)} child processes none works")
     if not reasons and ends in (_Ends.THREAD, _Ends.CHILD):
