@@ -228,6 +228,11 @@ FEEDS = Stack((Frame("/jobs/feed.py", 7, "feed"), lib("threading.py", "run")))
 LOCKED = Stack((lib("threading.py", "wait"), lib("threading.py", "wait"), FEEDS.frames[0]))
 IN_SESSION = Stack((*WAITS.stacks[0].frames[:1], Frame("/jobs/feed.py", 9, "train")))
 PACKAGE = Stack((Frame(f"{SITE}keras/images.py", 3, "load"), lib("threading.py", "run")))
+# Threads of the standard library: one of a pool at work and one without, and a thread of the user.
+WORKER = (lib("concurrent/futures/thread.py", "_worker"), lib("threading.py", "run"))
+ITEM = Stack((lib("concurrent/futures/thread.py", "run"), *WORKER))
+IDLE_THREAD = Stack(WORKER)
+COPIES = Stack((lib("shutil.py", "copyfile"), lib("threading.py", "run")))
 LIBRARY = Stack((lib("multiprocessing/connection.py", "_recv"), lib("threading.py", "run")))
 DEAD, IDLE, BUSY = Child(7, -9), Child(8), Child(9, works=True)
 
@@ -239,16 +244,19 @@ def task(*stacks, **more):
 @pytest.mark.parametrize(
     ("seen", "name", "reason"),
     [
-        (task(EVENT), Name.STUCK_IN_CALL, "no other thread of it runs the script"),
-        (task(EVENT, LIBRARY), Name.STUCK_IN_CALL, "no other thread of it runs the script"),
+        (task(EVENT), Name.STUCK_IN_CALL, "it has no other thread of the script"),
+        (task(EVENT, LIBRARY), Name.STUCK_IN_CALL, "it has no other thread of the script"),
         (task(EVENT, LOCKED), Name.STUCK_IN_CALL, "1 thread of it in feed (feed.py:7)"),
         (task(EVENT, IN_SESSION), Name.STUCK_IN_CALL, "1 thread of it in train (feed.py:9)"),
         (task(EVENT, FEEDS), Name.SLOW, "1 thread of it in feed (feed.py:7)"),
+        (task(EVENT, ITEM), Name.SLOW, "1 thread of it in run (thread.py:1)"),
+        (task(EVENT, COPIES), Name.SLOW, "1 thread of it in copyfile (shutil.py:1)"),
+        (task(EVENT, IDLE_THREAD), Name.STUCK_IN_CALL, "no other thread of the script"),
         (task(EVENT, PACKAGE), Name.SLOW, "1 thread of it in load (images.py:3)"),
         (task(EVENT, children=(BUSY,)), Name.SLOW, "a threading.Event"),
         (task(PUT, losses=("thread a has died: ValueError: x",)), Name.STUCK_IN_CALL,
          "its thread a has died: ValueError: x"),
-        (task(GET), Name.INPUT_STALLED, "no other thread of it runs the script"),
+        (task(GET), Name.INPUT_STALLED, "it has no other thread of the script"),
         (task(GET, FEEDS), Name.SLOW, "an item of a queue"),
         (task(GET, FEEDS, losses=("thread a has died: ValueError: x",)), Name.INPUT_STALLED,
          "its thread a has died: ValueError: x"),
@@ -296,6 +304,7 @@ def test_a_chief_in_an_event_is_what_a_peer_at_a_barrier_waits_for():
         ("/home/me/python3/train.py", True),
         ("train.py", True),
         ("<string>", True),
+        ("<stdin>", True),
         ("/tfdist/repro/scenarios/sync.py", True),
         ("/usr/lib/python3/dist-packages/psutil/__init__.py", False),
         ("/venv/lib/python3.11/site-packages/tfdist/train/epoch.py", False),
@@ -307,6 +316,11 @@ def test_a_chief_in_an_event_is_what_a_peer_at_a_barrier_waits_for():
 def test_the_user_s_calls_are_those_of_no_package(file, is_users):
     frame = Frame(file, 3, "train")
     assert (Stack((*EVENT.frames[:2], frame)).user == frame) is is_users
+
+
+def test_a_function_that_a_library_has_generated_is_not_the_user_s():
+    generated = Frame("<string>", 2, "get")
+    assert Stack((lib("multiprocessing/managers.py", "_callmethod"), generated, MAIN)).user == MAIN
 
 
 def test_a_generator_that_waits_for_an_item_of_a_dead_thread_is_named():

@@ -66,20 +66,23 @@ class Stack:
         """The most recent call of a function that is the user's."""
         # `python -c` runs the program of the user, and that of a fork server.
         calls = takewhile(lambda frame: not is_call_of(frame, FORK_SERVER), self.frames)
-        return next(
-            (
-                frame
-                for frame in calls
-                if not _RUNTIME.search(frame.file) and not _PACKAGE.search(frame.file)
-            ),
-            None,
-        )
+        users = [
+            frame
+            for frame in calls
+            if not _RUNTIME.search(frame.file) and not _PACKAGE.search(frame.file)
+        ]
+        # Functions that a library has generated are in "<string>" too.
+        named = [frame for frame in users if not frame.file.startswith("<")]
+        return next(iter(named or users), None)
 
     @property
-    def program(self) -> Frame | None:
-        """The user's most recent call; if there is none, that of a package, such as Keras."""
-        calls = (frame for frame in self.frames if not _RUNTIME.search(frame.file))
-        return self.user or next(calls, None)
+    def is_of_runtime(self) -> bool:
+        """Whether Python, TensorFlow or tfdist started the thread for itself."""
+        return (
+            all(_RUNTIME.search(frame.file) for frame in self.frames)
+            and any(_SERVES.search(frame.file) for frame in self.frames)
+            and not self.calls(EXECUTOR_ITEM)
+        )
 
     def calls(self, known: Known) -> bool:
         """Whether one of these functions is among the calls."""
@@ -139,6 +142,7 @@ _COORDINATOR = "tensorflow/python/distribute/coordinator/cluster_coordinator.py"
 BARRIER_ACTION = Known("tfdist/barrier/participant.py", ("_act",))
 WAIT_FOR_SESSION = Known("tensorflow/python/training/session_manager.py", ("wait_for_session",))
 SCHEDULED_FUNCTION = Known(_COORDINATOR, ("execute_on",))
+EXECUTOR_ITEM = Known("concurrent/futures/thread.py", ("run",))
 FORK_SERVER = Known("multiprocessing/forkserver.py", ("main",))
 SCRIPT_OP = Known("tensorflow/python/ops/script_ops.py", ("__call__",))
 GENERATOR = Known("tensorflow/python/data/ops/from_generator_op.py", ("generator_py_func",))
@@ -186,6 +190,7 @@ _RUNTIME = re.compile(
     r"|/tfdist/((barrier|cli|cluster|data|deploy|diagnosis|doctor|ps|repro(?!/scenarios/)|runs"
     r"|splits|testing|train)/|(deadline|errors|lazy|task|__main__)\.py$)"
 )
+_SERVES = re.compile(r"/tensorflow/python/|/tfdist/|/multiprocessing/|/concurrent/futures/")
 _PACKAGE = re.compile(r"/(site|dist)-packages/(?!tfdist/repro/scenarios/)")
 
 

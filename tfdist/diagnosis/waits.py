@@ -279,17 +279,21 @@ def python_wait(task: TaskEvidence) -> PythonWait | None:
         return PythonWait(what, task.call or "", may_return, "; ".join(losses)) if what else None
     frame, what, ends = known
     call = ", called by ".join(map(str, filter(None, (frame, task.main.user))))
-    threads = [stack for stack in task.stacks if not stack.main and stack.program is not None]
+    threads = [
+        stack
+        for stack in task.stacks
+        if stack.frames and not stack.main and not stack.is_of_runtime
+    ]
     alive = [child for child in task.children if child.exit_code is None]
     is_active = any(_may_return(stack) for stack in threads) or any(one.works for one in alive)
     reasons = [*losses]
-    reasons += [f"{stack.threads} of it in {stack.program}" for stack in threads[:_SHOWN]]
+    reasons += [
+        f"{stack.threads} of it in {stack.user or stack.frames[0]}" for stack in threads[:_SHOWN]
+    ]
     if alive and not any(child.works for child in alive):
         reasons.append(f"of its {len(alive)} child processes none works")
-    if not reasons and ends in (_Ends.THREAD, _Ends.CHILD):
-        reasons.append(
-            "no other thread of it runs the script or a package, and it has no child process"
-        )
+    if not reasons and not is_active and ends in (_Ends.THREAD, _Ends.CHILD):
+        reasons.append("it has no other thread of the script, and no child process")
     may_return = {
         _Ends.THREAD: is_active,
         _Ends.CHILD: is_active,
