@@ -275,8 +275,8 @@ def test_a_wait_that_no_thread_of_the_task_can_end_is_named(script):
     assert_named(because, 1, "room in a queue: put (queue.py:", "called by for_room (job.py:")
     assert_named(because, 2, "the result of a future: result (_base.py:", "for_future (job.py:")
     assert_named(because, 3, "for the processes of a pool: map (pool.py:", "for_pool (job.py:")
-    assert_named(because, 3, "of its 2 child processes none works")
-    assert_named(because, 4, "a thread to end", "1 thread of it in in_event (job.py:")
+    assert_named(because, 3, "2 child processes of it, and none works")
+    assert_named(because, 4, "a thread to end", "another thread of it is in in_event (job.py:")
 
 
 def test_a_queue_that_a_dead_thread_or_process_fed_is_named(script):

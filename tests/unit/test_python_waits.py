@@ -246,13 +246,14 @@ def task(*stacks, **more):
     [
         (task(EVENT), Name.STUCK_IN_CALL, "it has no other thread of the script"),
         (task(EVENT, LIBRARY), Name.STUCK_IN_CALL, "it has no other thread of the script"),
-        (task(EVENT, LOCKED), Name.STUCK_IN_CALL, "1 thread of it in feed (feed.py:7)"),
-        (task(EVENT, IN_SESSION), Name.STUCK_IN_CALL, "1 thread of it in train (feed.py:9)"),
-        (task(EVENT, FEEDS), Name.SLOW, "1 thread of it in feed (feed.py:7)"),
-        (task(EVENT, ITEM), Name.SLOW, "1 thread of it in run (thread.py:1)"),
-        (task(EVENT, COPIES), Name.SLOW, "1 thread of it in copyfile (shutil.py:1)"),
+        (task(EVENT, LOCKED), Name.STUCK_IN_CALL, "another thread of it is in feed (feed.py:7)"),
+        (task(EVENT, IN_SESSION), Name.STUCK_IN_CALL,
+         "another thread of it is in train (feed.py:9)"),
+        (task(EVENT, FEEDS), Name.SLOW, "another thread of it is in feed (feed.py:7)"),
+        (task(EVENT, ITEM), Name.SLOW, "another thread of it is in run (thread.py:1)"),
+        (task(EVENT, COPIES), Name.SLOW, "another thread of it is in copyfile (shutil.py:1)"),
         (task(EVENT, IDLE_THREAD), Name.STUCK_IN_CALL, "no other thread of the script"),
-        (task(EVENT, PACKAGE), Name.SLOW, "1 thread of it in load (images.py:3)"),
+        (task(EVENT, PACKAGE), Name.SLOW, "another thread of it is in load (images.py:3)"),
         (task(EVENT, children=(BUSY,)), Name.SLOW, "a threading.Event"),
         (task(PUT, losses=("thread a has died: ValueError: x",)), Name.STUCK_IN_CALL,
          "its thread a has died: ValueError: x"),
@@ -262,7 +263,7 @@ def task(*stacks, **more):
          "its thread a has died: ValueError: x"),
         (task(POOL, LIBRARY, children=(BUSY, IDLE)), Name.SLOW, "the processes of a pool"),
         (task(POOL, LIBRARY, children=(IDLE, IDLE)), Name.STUCK_IN_CALL,
-         "of its 2 child processes none works"),
+         "2 child processes of it, and none works"),
         (task(MP_GET, children=(DEAD,)), Name.INPUT_STALLED, "child process 7 was killed by SIG"),
         (task(MP_GET, children=(Child(7, 3), IDLE)), Name.INPUT_STALLED,
          "child process 7 ended with exit code 3"),
@@ -346,7 +347,7 @@ def test_threads_that_are_joined_at_the_end_of_the_program_are_named():
     wait = python_wait(task(end, LOCKED))
     assert wait.what == "a thread to end, at the end of the program"
     assert wait.call == "_shutdown (threading.py:1)"
-    assert "1 thread of it in feed (feed.py:7)" in wait.why
+    assert "another thread of it is in feed (feed.py:7)" in wait.why
 
 
 # --- what died, and what the machine lacked
@@ -440,16 +441,21 @@ def test_the_children_of_a_process_and_their_ends_are_seen():
 
 
 def test_a_child_that_waits_for_another_process_does_not_work():
-    idle, sleeps = ChildState(None, "anon_pipe_read", 5), ChildState(None, "hrtimer_nanosleep", 5)
-    ended = ChildState(-9, "", 0)
-    before = {1: idle, 2: sleeps, 3: idle, 4: ended}
-    after = {1: idle, 2: sleeps, 3: replace(idle, cpu_ticks=6), 4: ended, 5: idle}
+    idle, sleeps = (
+        ChildState(None, "anon_pipe_read", 5, 1),
+        ChildState(None, "hrtimer_nanosleep", 5, 1),
+    )
+    ended = ChildState(-9, "", 0, 0)
+    several = replace(idle, threads=2)
+    before = {1: idle, 2: sleeps, 3: idle, 4: ended, 6: several}
+    after = {1: idle, 2: sleeps, 3: replace(idle, cpu_ticks=6), 4: ended, 5: idle, 6: several}
     assert _children(before, after) == (
         Child(1),
         Child(2, works=True),
         Child(3, works=True),
         Child(4, -9),
         Child(5, works=True),  # it has just been started
+        Child(6, works=True),  # its other thread may work
     )
 
 

@@ -153,11 +153,13 @@ class ChildState:
         exit_code: its exit code, or minus the signal that killed it; None while it runs.
         wchan: the kernel function in which its main thread waits; "" if it does not wait.
         cpu_ticks: its CPU time.
+        threads: their number.
     """
 
     exit_code: int | None
     wchan: str
     cpu_ticks: int
+    threads: int
 
 
 def children_of(pid: int) -> dict[int, ChildState]:
@@ -179,12 +181,13 @@ def children_of(pid: int) -> dict[int, ChildState]:
 
 
 def _child(pid: int) -> ChildState:
-    # Fields 3, 14, 15 and 52 of proc_pid_stat(5); field 2, in parentheses, may hold anything.
+    # Fields 3, 14, 15, 20 and 52 of proc_pid_stat(5); field 2, in parentheses, may hold anything.
     fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     if fields[0] == b"Z":
-        return ChildState(os.waitstatus_to_exitcode(int(fields[49])), "", 0)
+        return ChildState(os.waitstatus_to_exitcode(int(fields[49])), "", 0, 0)
     wchan = Path(f"/proc/{pid}/wchan").read_text("ascii").strip()
-    return ChildState(None, "" if wchan == "0" else wchan, int(fields[11]) + int(fields[12]))
+    ticks, threads = int(fields[11]) + int(fields[12]), int(fields[17])
+    return ChildState(None, "" if wchan == "0" else wchan, ticks, threads)
 
 
 @dataclass(frozen=True)

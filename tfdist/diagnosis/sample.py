@@ -196,13 +196,14 @@ def _readiness(before: _Times, after: _Times, secs: float) -> tuple[bool, float]
 def _children(
     before: Mapping[int, ChildState], after: Mapping[int, ChildState]
 ) -> tuple[Child, ...]:
+    def is_idle(pid: int) -> bool:
+        child = after[pid]
+        # With several threads the main one may wait for another thread that works.
+        is_alone = child.threads == 1 and before.get(pid) == child
+        return is_alone and any(name in child.wchan for name in _IDLE_CHILD)
+
     return tuple(
-        Child(
-            pid,
-            child.exit_code,
-            child.exit_code is None
-            and not (before.get(pid) == child and any(name in child.wchan for name in _IDLE_CHILD)),
-        )
+        Child(pid, child.exit_code, works=child.exit_code is None and not is_idle(pid))
         for pid, child in after.items()
     )
 

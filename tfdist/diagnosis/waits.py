@@ -271,29 +271,28 @@ def python_wait(task: TaskEvidence) -> PythonWait | None:
     """The wait of its main thread outside TensorFlow; None if it is in none."""
     if task.main is None or task.place not in (Place.WAIT, Place.PYTHON):
         return None
-    known, losses = _known_call(task.main), _losses(task)
-    if known is None:
-        what = next((what for part, what in _KERNEL_WAITS if part in task.main_wait), None)
-        # A thread that died may have held the lock.
-        may_return = what != _LOCK or not losses
-        return PythonWait(what, task.call or "", may_return, "; ".join(losses)) if what else None
-    frame, what, ends = known
-    call = ", called by ".join(map(str, filter(None, (frame, task.main.user))))
     threads = [
         stack
         for stack in task.stacks
         if stack.frames and not stack.main and not stack.is_of_runtime
     ]
     alive = [child for child in task.children if child.exit_code is None]
-    is_active = any(_may_return(stack) for stack in threads) or any(one.works for one in alive)
-    reasons = [*losses]
-    reasons += [
-        f"{stack.threads} of it in {stack.user or stack.frames[0]}" for stack in threads[:_SHOWN]
-    ]
-    if alive and not any(child.works for child in alive):
-        reasons.append(f"of its {len(alive)} child processes none works")
-    if not reasons and not is_active and ends in (_Ends.THREAD, _Ends.CHILD):
-        reasons.append("it has no other thread of the script, and no child process")
+    works = any(child.works for child in alive)
+    is_active = works or any(_may_return(stack) for stack in threads)
+    losses, where = _losses(task), [stack.user or stack.frames[0] for stack in threads]
+    why = [*losses, *(f"another thread of it is in {frame}" for frame in where[:_SHOWN])]
+    known = _known_call(task.main)
+    if known is None:
+        what = next((what for part, what in _KERNEL_WAITS if part in task.main_wait), None)
+        # A thread that died may have held the lock.
+        may_return = what != _LOCK or not losses
+        shown = why if what == _LOCK else losses
+        return PythonWait(what, task.call or "", may_return, "; ".join(shown)) if what else None
+    frame, what, ends = known
+    if alive and not works:
+        why += [f"{len(alive)} child process{'es' if alive[1:] else ''} of it, and none works"]
+    if not why and not is_active and ends in (_Ends.THREAD, _Ends.CHILD):
+        why += ["it has no other thread of the script, and no child process"]
     may_return = {
         _Ends.THREAD: is_active,
         _Ends.CHILD: is_active,
@@ -302,7 +301,8 @@ def python_wait(task: TaskEvidence) -> PythonWait | None:
     }[ends]
     # Another thread that feeds the queue would have put an item by now.
     is_fed = what in (_ITEM, _ITEM_OF_PROCESS) and bool(losses)
-    return PythonWait(what, call, may_return and not is_fed, "; ".join(reasons))
+    call = ", called by ".join(map(str, filter(None, (frame, task.main.user))))
+    return PythonWait(what, call, may_return and not is_fed, "; ".join(why))
 
 
 def _known_call(stack: Stack) -> tuple[Frame, str, _Ends] | None:
