@@ -169,12 +169,12 @@ def evidence_of(
         if report.places
     ]
     about = job.run.about
-    lacked = (oom_kills(about.launcher.pid) or 0) - (about.oom_kills or 0) if job.runs else 0
+    before, now = about.oom_kills, oom_kills(about.launcher.pid) if job.runs else None
     return Evidence(
         tasks=tasks,
         over=not job.runs,
         seconds=seconds,
-        oom_kills=lacked if about.oom_kills is not None else 0,
+        oom_kills=0 if before is None or now is None else max(0, now - before),
         barriers=tuple(waits),
     )
 

@@ -183,7 +183,7 @@ class _Ends(enum.Enum):
 
 @dataclass(frozen=True)
 class PythonWait:
-    """A wait in a call of Python's library.
+    """A wait outside TensorFlow, in a call of Python's library or of the kernel.
 
     Attributes:
         what: what the call waits for, such as "an item of a queue".
@@ -356,7 +356,7 @@ _SHORTAGES = {
     "std::bad_alloc": "give it more memory",
     "OOM when allocating": "use smaller batches",
     "can't start new thread": "raise the limit of threads and processes with ulimit -u",
-    "Resource temporarily unavailable": "raise the limit of threads and processes with ulimit -u",
+    "pthread_create": "raise the limit of threads and processes with ulimit -u",
 }
 
 

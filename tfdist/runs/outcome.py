@@ -99,10 +99,10 @@ def out_of_memory(before: int | None, now: int | None) -> str:
     """What two counts of `oom_kills` say of the time between them; "" if nothing."""
     if before is None or now is None or now <= before:
         return ""
+    killed = "1 process" if now == before + 1 else f"{now - before} processes"
     return (
-        f"out of memory: the kernel killed {now - before} process{'es'[: 2 * (now > before + 1)]} "
-        "for lack of memory meanwhile; use smaller batches, or fewer tasks on this machine, or "
-        "raise the memory limit of the container"
+        f"out of memory: the kernel killed {killed} for lack of memory meanwhile; use smaller "
+        "batches, or fewer tasks on this machine, or raise the memory limit of the container"
     )
 
 
