@@ -469,11 +469,17 @@ def test_a_child_that_waits_for_another_process_does_not_work():
         (0.0, 0.0, False),
     ],
 )
-def test_a_thread_works_if_it_is_ready_most_of_the_time(ran, waited, is_ready):
+def test_a_task_works_if_it_is_ready_most_of_the_time(ran, waited, is_ready):
     before, after = {1: (5.0, 5.0), 2: (0.0, 0.0)}, {1: (5.0 + ran, 5.0 + waited), 3: (9.0, 9.0)}
     found, cpu_wait = _readiness(before, after, 1.0)
     assert found is is_ready
-    assert cpu_wait == pytest.approx(waited)
+    assert cpu_wait == pytest.approx(waited / (ran + waited or 1.0), abs=1e-3)
+
+
+def test_the_work_of_all_threads_counts():
+    before = dict.fromkeys(range(4), (0.0, 0.0))
+    assert _readiness(before, dict.fromkeys(range(4), (0.02, 0.2)), 1.0) == (True, 0.909)
+    assert _readiness(before, dict.fromkeys(range(4), (0.02, 0.2)), 2.0) == (False, 0.909)
     assert _readiness({}, {}, 1.0) == (False, 0.0)
 
 
@@ -500,5 +506,5 @@ def test_a_machine_without_that_file_is_busy_by_its_load(tmp_path, monkeypatch, 
 
 def test_a_busy_machine_is_part_of_the_reason_of_a_slow_job():
     verdict = diagnose(job(at(Place.RUN, works=True, cpu_wait=0.8)))
-    assert verdict.because[0].endswith("; it waits for a CPU 80% of the time")
-    assert "CPU 8" not in diagnose(job(at(Place.RUN, works=True, cpu_wait=0.1))).because[0]
+    assert verdict.because[0].endswith("; when ready to run, it has no CPU 80% of the time")
+    assert "no CPU" not in diagnose(job(at(Place.RUN, works=True, cpu_wait=0.1))).because[0]

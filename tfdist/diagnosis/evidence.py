@@ -250,8 +250,8 @@ class TaskEvidence:
             the error.
         shortages: what its output says that the machine had no more of, such as open files.
         works: whether it used the CPU, or read from a disk, during the sample.
-        cpu_wait: share of the sample in which its busiest thread was ready to run and other
-            threads had the CPU.
+        cpu_wait: of the time in which its threads were ready to run, the share in which they had
+            no CPU.
         unanswered: peers (task names or addresses) whose machine does not acknowledge data.
         sends_to: peers (task names or addresses) that took part of a long message during the
             sample.

@@ -103,7 +103,7 @@ def _slow(evidence: Evidence) -> Verdict | None:
             f"{task.name} is using the CPU or reading from a disk"
             + (f": {task.call}" if task.call else "")
             + (
-                f"; it waits for a CPU {task.cpu_wait:.0%} of the time"
+                f"; when ready to run, it has no CPU {task.cpu_wait:.0%} of the time"
                 if task.cpu_wait > 0.3
                 else ""
             )

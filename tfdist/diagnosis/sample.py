@@ -44,8 +44,8 @@ _ANSWER_SECS = 3.0
 _SAMPLE_SECS = 1.0
 _AGAIN_SECS = 0.1
 _WORKS_SHARE = 0.2  # of a core, during the sample
-# On a busy machine a thread that works gets less, but it is ready to run most of the time. A thread
-# that wakes up for a moment now and then may wait as long for a CPU, but it hardly uses one.
+# On a busy machine a task that works gets less, but its threads are ready to run most of the time.
+# Threads that wake up for a moment now and then may wait as long for a CPU, but hardly use one.
 _LEAST_SHARE, _READY_SHARE = 0.03, 0.5
 _NO_WAITS = (Place.EAGER, Place.PYTHON)
 # A process that waits for another one on this machine, such as one of a pool without work.
@@ -64,7 +64,7 @@ class Sample:
         main_wait: the kernel function in which its main thread waited all the time, or "".
         children: the processes that it has started.
         works: whether it used the CPU, or read from a disk.
-        cpu_wait: share of the time in which its busiest thread was ready, and had no CPU.
+        cpu_wait: share of the time in which its threads were ready to run, but had no CPU.
         connections: its TCP connections.
         takers: the remote ends that took part of a long message.
     """
@@ -183,14 +183,15 @@ _Times = Mapping[int, tuple[float, float]]
 
 
 def _readiness(before: _Times, after: _Times, secs: float) -> tuple[bool, float]:
-    """Whether a thread has work all the time, and the share in which the busiest had no CPU."""
-    shares = [
-        ((ran - before[thread][0]) / secs, (waited - before[thread][1]) / secs)
-        for thread, (ran, waited) in after.items()
-        if thread in before
-    ]
-    is_ready = any(ran >= _LEAST_SHARE and ran + waited >= _READY_SHARE for ran, waited in shares)
-    return is_ready, round(max(shares, default=(0.0, 0.0))[1], 3)
+    """Whether its threads had work most of the time, and in which share of that they had no CPU."""
+    both = after.keys() & before.keys()
+    ran, waited = (
+        sum(after[thread][which] - before[thread][which] for thread in both) / secs
+        for which in (0, 1)
+    )
+    ready = ran + waited
+    is_ready = ran >= _LEAST_SHARE and ready >= _READY_SHARE
+    return is_ready, round(waited / ready, 3) if ready > 0 else 0.0
 
 
 def _children(
