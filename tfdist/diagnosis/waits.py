@@ -241,7 +241,7 @@ CALLS: tuple[tuple[str, tuple[str, ...], str, _Ends], ...] = (
 )
 _LOCK = "a lock"
 _SHOWN = 3  # of its other threads
-# The same for parts of the names of kernel functions (Linux 6.18): a call in C has no Python frame.
+# The same for parts of the names of kernel functions (Linux 6.18): a call in C has no frame.
 _KERNEL_WAITS = (
     ("nanosleep", "the end of a sleep"),
     ("futex", _LOCK),
@@ -262,6 +262,8 @@ _KERNEL_WAITS = (
     ("stream_wait_memory", "room in a connection"),
     ("wait_for_more_packets", "data from a connection"),
     ("stream_read", "data from a connection"),
+    ("wait_data", "data from a connection"),
+    ("data_wait", "data from a connection"),
     ("wait_woken", "the other end of a connection, or a terminal"),
     ("tty", "input at the terminal"),
 )
