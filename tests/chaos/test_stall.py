@@ -161,4 +161,151 @@ def test_with_on_stall_report_the_job_goes_on(script, tmp_path):
     assert "tfdist: what to do: " in ended.stderr
     [folder] = logs.iterdir()
     assert "</html>" in (folder / "stall.html").read_text("utf-8")
-    assert json.loads((folder / "stall.json").read_text())["verdict"]["name"]
+    verdict = json.loads((folder / "stall.json").read_text())["verdict"]
+    assert (verdict["name"], verdict["culprits"]) == ("STUCK_IN_CALL", ["worker:0"])
+    assert "called by never_come (job.py:" in verdict["because"][0]
+    assert verdict["because"][1].startswith("worker:1 waits at a tfdist.Barrier: ")
+
+
+# Each worker waits in a call that only the worker itself could end.
+ENDLESS = """
+import concurrent.futures, multiprocessing, os, queue, threading, tfdist
+
+def die(number):
+    os._exit(number)
+
+def in_event():
+    threading.Event().wait()
+
+def for_room():
+    full = queue.Queue(1)
+    full.put(1)
+    full.put(2)
+
+def for_future():
+    concurrent.futures.Future().result()
+
+def for_pool():
+    multiprocessing.get_context("fork").Pool(2).map(die, [3])
+
+def for_thread():
+    threading.Thread(target=in_event).start()  # joined at the end
+
+[in_event, for_room, for_future, for_pool, for_thread][tfdist.Task.from_env().rank]()
+"""
+# Each worker waits for an item of a queue; the thread or process that fed it has died.
+UNFED = """
+import multiprocessing, os, queue, threading, tfdist
+
+def feed(items):
+    items.put(1)
+    raise ValueError("bad line in part-3")
+
+def feed_and_die(items):
+    items.put(1)
+    os.kill(os.getpid(), 9)
+
+def take(items):
+    while True:
+        items.get()
+
+task = tfdist.Task.from_env()
+if task.rank == 0:
+    items = queue.Queue()
+    threading.Thread(target=feed, args=(items,), daemon=True).start()
+else:
+    fork = multiprocessing.get_context("fork")
+    items = fork.SimpleQueue() if task.rank == 1 else fork.Queue()
+    fork.Process(target=feed_and_die, args=(items,)).start()
+take(items)
+"""
+# Each worker waits in a call that something outside could end.
+OUTSIDE = """
+import fcntl, os, socket, subprocess, sys, time, urllib.request, tfdist
+
+def for_child():
+    subprocess.run(["sleep", "600"])
+
+def for_data():
+    socket.create_connection(server.getsockname()).recv(1)
+
+def for_answer():
+    urllib.request.urlopen("http://127.0.0.1:%d" % server.getsockname()[1])
+
+def for_partner():
+    os.mkfifo(name)
+    open(name)
+
+def for_lock():
+    with open(name, "w") as first, open(name, "w") as second:
+        fcntl.flock(first, fcntl.LOCK_EX)
+        fcntl.flock(second, fcntl.LOCK_EX)
+
+def in_sleep():
+    time.sleep(600)
+
+server = socket.create_server(("127.0.0.1", 0))
+rank = tfdist.Task.from_env().rank
+name = f"{sys.argv[1]}/file-{rank}"
+[for_child, for_data, for_answer, for_partner, for_lock, in_sleep][rank]()
+"""
+
+
+def verdict_of(ended):
+    """The lines of the verdict, without their beginning."""
+    assert ended.returncode == 75, ended.stderr
+    lines = ended.stderr.splitlines()
+    first = next(number for number, line in enumerate(lines) if "tfdist: verdict: " in line)
+    return [line.removeprefix("tfdist:").strip() for line in lines[first:]]
+
+
+def assert_named(lines, rank, *words):
+    [line] = [line for line in lines if line.startswith(f"worker:{rank} ")]
+    assert all(word in line for word in words), line
+
+
+def test_a_wait_that_no_thread_of_the_task_can_end_is_named(script):
+    ended = run("--ps", 0, "--workers", 5, "--stall-timeout", 1.5, script(ENDLESS))
+    heading, *lines = verdict_of(ended)
+    assert heading == (
+        "verdict: STUCK_IN_CALL, cause: worker:0, worker:1, worker:2, worker:3, worker:4 (likely)"
+    )
+    because = lines[:5]
+    assert_named(because, 0, "a threading.Event to be set: wait (threading.py:", "in_event (job.py")
+    assert_named(because, 1, "room in a queue: put (queue.py:", "called by for_room (job.py:")
+    assert_named(because, 2, "the result of a future: result (_base.py:", "for_future (job.py:")
+    assert_named(because, 3, "for the processes of a pool: map (pool.py:", "for_pool (job.py:")
+    assert_named(because, 3, "2 child processes of it, and none works")
+    assert_named(because, 4, "a thread to end", "another thread of it is in in_event (job.py:")
+
+
+def test_a_queue_that_a_dead_thread_or_process_fed_is_named(script):
+    ended = run("--ps", 0, "--workers", 3, "--stall-timeout", 1.5, script(UNFED))
+    heading, *lines = verdict_of(ended)
+    assert heading.startswith("verdict: INPUT_STALLED, cause: ")
+    assert_named(lines[:3], 0, "get (queue.py:", "called by take (job.py:")
+    assert_named(
+        lines[:3], 0, "its thread Thread-1 (feed) has died: ValueError: bad line in part-3"
+    )
+    for rank in (1, 2):
+        assert_named(lines[:3], rank, "get (queues.py:", "called by take (job.py:")
+        assert_named(lines[:3], rank, "its child process ", " was killed by SIGKILL")
+
+
+def test_a_call_that_does_not_return_is_named_and_the_job_not_called_slow(script, tmp_path):
+    ended = run("--ps", 0, "--workers", 6, "--stall-timeout", 1, script(OUTSIDE), tmp_path)
+    heading, *lines = verdict_of(ended)
+    assert heading.startswith("verdict: STUCK_IN_CALL, cause: worker:0, worker:1, ")
+    assert_named(
+        lines[:6], 0, "run (subprocess.py:", "for_child (job.py:", "a child process to end"
+    )
+    assert_named(lines[:6], 1, "for_data (job.py:", "waits for the other end of a connection")
+    assert_named(lines[:6], 2, "urlopen (request.py:", "for_answer (job.py:", "of a web server")
+    assert_named(lines[:6], 3, "for_partner (job.py:", "the other end of a FIFO")
+    assert_named(lines[:6], 4, "for_lock (job.py:", "waits for the lock of a file")
+    assert_named(lines[:6], 5, "in_sleep (job.py:", "waits for the end of a sleep")
+    assert re.match(
+        r"such a call may still return, so tfdist waited \d+ s instead of 1 s", lines[6]
+    )
+    assert not any("SLOW" in line for line in lines)
+    assert re.search(r" s; a job that seems slow gets 8 s: SLOW, tasks: worker:0, ", ended.stderr)

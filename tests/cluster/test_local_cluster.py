@@ -15,7 +15,7 @@ import pytest
 
 import tfdist
 from tests.cluster import jobs
-from tfdist.cluster import local
+from tfdist.cluster import local, processes
 from tfdist.cluster.guardian import Guardian
 from tfdist.cluster.processes import Surroundings
 from tfdist.runs.folder import RunFolder
@@ -102,6 +102,18 @@ def test_a_killed_trainer_is_named_with_the_signal(make_cluster, tmp_path):
     run.join()
     assert isinstance(run.caught, tfdist.TaskFailed)
     assert (run.caught.task_name, run.caught.exit_code) == ("worker:1", -signal.SIGKILL)
+
+
+@pytest.mark.parametrize("rise", [1, 0])
+def test_a_kill_for_lack_of_memory_is_named(make_cluster, tmp_path, monkeypatch, rise):
+    kills = [3]
+    monkeypatch.setattr(processes, "oom_kills", lambda pid: kills[0])
+    run = _in_background(make_cluster(1, 1, backend="processes"), tmp_path)
+    kills[0] += rise
+    os.kill(int((tmp_path / "worker:0").read_text()), signal.SIGKILL)
+    run.join()
+    assert run.caught.exit_code == -signal.SIGKILL
+    assert run.caught.details.startswith("out of memory: the kernel killed 1 process") == bool(rise)
 
 
 def test_a_run_continues_when_a_killed_trainer_is_restarted(make_cluster, tmp_path):

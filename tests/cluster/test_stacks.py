@@ -153,7 +153,7 @@ def test_any_process_survives_to_be_read(foreign, native):
 
 # Programs that make no progress, and the verdict on each.
 HANGS = {
-    "import threading; print('here', flush=True); threading.Event().wait()": "UNKNOWN",
+    "import threading; print('here', flush=True); threading.Event().wait()": "STUCK_IN_CALL",
     "print('here', flush=True); list(iter(int, 1))": "SLOW",
     "import os, signal; print('here', flush=True); os.kill(0, signal.SIGSTOP)": "PEER_STOPPED",
     INPUT: "INPUT_STALLED",

@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+from contextlib import contextmanager
 
 import pytest
 
@@ -71,6 +72,24 @@ def folder(tmp_path):
     return run_folder
 
 
+@contextmanager
+def this_process_works():
+    """Keeps a thread busy."""
+    done = threading.Event()
+
+    def work():
+        while not done.is_set():
+            pass
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
 def test_progress_during_the_report_discards_it(folder, monkeypatch, capsys):
     progress = Progress(str(folder.folder_of("worker:0", 1) / "progress.json"))
     report_of = stall.report_of
@@ -85,19 +104,22 @@ def test_progress_during_the_report_discards_it(folder, monkeypatch, capsys):
         guard()  # sees that it has started
         guard()
     assert capsys.readouterr().err == ""
-    for _ in range(PATIENCE):
-        guard()  # the worker is this process, which works
-    with pytest.raises(StallError) as caught:
-        guard()
+    with this_process_works():  # it is the worker
+        for _ in range(PATIENCE):
+            guard()
+        with pytest.raises(StallError) as caught:
+            guard()
     assert caught.value.last == ("worker:0 noted progress",)
     assert caught.value.places.keys() == {"worker:0"}
     assert caught.value.report is None
     since = f"\nno task has made progress for {caught.value.seconds:.1f} s:\n"
     shown = capsys.readouterr().err
     assert since in shown
-    # The job is slow, and ends: waiting does not help.
-    assert "what to do: note progress in the long step, or raise --stall-timeout" in shown
-    assert caught.value.verdict.name is Name.SLOW
+    # A job that is ended is not called slow: it names the call, and why tfdist waited.
+    assert shown.count("; a job that seems slow gets ") == PATIENCE
+    assert caught.value.verdict.name is Name.STUCK_IN_CALL
+    assert "such a call may still return, so tfdist waited" in shown
+    assert "what to do: put a timeout around the call; if it is meant to take so long" in shown
 
 
 @pytest.fixture

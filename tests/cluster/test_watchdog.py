@@ -91,8 +91,9 @@ def test_a_process_that_hangs_is_reported_and_ended(run):
     ended = run(STUCK)
     assert ended.returncode == 75, ended.stderr
     assert "has made no progress for" in ended.stderr
-    assert "UNKNOWN" in ended.stderr
-    assert "threading.py" in ended.stderr
+    assert "STUCK_IN_CALL" in ended.stderr
+    assert "waits for a threading.Event to be set: wait (threading.py:" in ended.stderr
+    assert "called by <module> (<string>:" in ended.stderr
 
 
 def test_with_on_stall_report_the_process_goes_on(run):

@@ -1,10 +1,12 @@
 """The evidence of a run: the tasks that have left, the barriers, and how the tasks ended."""
 
 import json
+import os
 from dataclasses import asdict
 
 import pytest
 
+from tfdist.diagnosis import collect
 from tfdist.diagnosis.barriers import Barriers
 from tfdist.diagnosis.collect import JobView, TaskView, evidence_of, view_job
 from tfdist.diagnosis.evidence import State
@@ -14,7 +16,7 @@ from tfdist.runs import events
 from tfdist.runs.barrier_notes import BarrierReport, Place
 from tfdist.runs.events import NOTES_FILE, NoteFile
 from tfdist.runs.folder import RunFolder
-from tfdist.runs.outcome import Outcome
+from tfdist.runs.outcome import Outcome, oom_kills, out_of_memory
 from tfdist.task import Task
 
 TASK = Task("worker", 0, {"ps": ["a:1"], "worker": ["a:2", "a:3"]})
@@ -99,6 +101,10 @@ def end_by_tfdist(run, exit_code):
     """Ends the run as Ctrl-C does; its launcher seems to be gone."""
     for name in NAMES:
         run.ended(name, 1, Outcome(exit_code=exit_code, terminated=True))
+    launcher_is_gone(run)
+
+
+def launcher_is_gone(run):
     about = json.loads((run.path / "run.json").read_text())
     about["launcher"]["ticks"] -= 1
     (run.path / "run.json").write_text(json.dumps(about))
@@ -114,3 +120,114 @@ def test_notes_of_a_task_of_the_lab_count_before_its_process_has_ended(run):
     left, failed = evidence_of(view_job(run, NAMES, sampled=True), NAMES).tasks
     assert (left.left, left.steps, left.servers, left.state) == (True, 1, 3, State.DEAD)
     assert (failed.error, failed.steps, failed.state) == ("ValueError: x", 1, State.FAILED)
+
+
+@pytest.fixture
+def three(tmp_path):
+    """A run of three workers, whose launcher is this process."""
+    run = RunFolder(tmp_path)
+    tasks = [Task("worker", n, {"worker": ["a:1", "a:2", "a:3"]}) for n in range(3)]
+    run.create(tasks, tasks)
+    for task in tasks:
+        run.folder(task.name, 1)
+        run.started(task.name, 1, 2**22 + 1)
+    return run
+
+
+@pytest.mark.parametrize("exit_code", [-15, 0, 1])
+@pytest.mark.parametrize("is_over", [True, False])
+def test_a_task_that_tfdist_ends_because_of_another_one_is_not_blamed(three, exit_code, is_over):
+    names = three.about.tasks
+    three.ended("worker:1", 1, Outcome(exit_code=-9, details="it printed nothing"))
+    for name in ("worker:0", "worker:2"):
+        three.ended(name, 1, Outcome(exit_code=exit_code, terminated=True))
+    if is_over:
+        launcher_is_gone(three)
+    verdict = report_of(three, names, None).verdict
+    assert verdict.heading == "PEER_DEAD, cause: worker:1 (certain)"
+    assert verdict.because == ("worker:1 was killed: it printed nothing",)
+
+
+def test_the_tasks_of_a_launcher_that_was_killed_are_not_blamed(three):
+    launcher_is_gone(three)
+    three.ended("worker:1", 1, Outcome(exit_code=0))
+    verdict = report_of(three, three.about.tasks, None).verdict
+    assert verdict.heading == "UNKNOWN, tasks: worker:0, worker:2 (a guess)"
+    assert verdict.because[0].endswith("the launcher of the job was killed or has crashed")
+
+
+def test_a_run_whose_trainers_all_ended_with_0_is_fine(run):
+    run.ended("worker:0", 1, Outcome(exit_code=0))
+    run.ended("worker:1", 1, Outcome(exit_code=-15, terminated=True))  # a server
+    launcher_is_gone(run)
+    assert report_of(run, ["worker:0"], None).verdict.name is Name.FINE
+
+
+def test_a_restarted_task_that_ended_with_0_is_fine(run):
+    run.ended("worker:0", 1, Outcome(exit_code=0))
+    run.ended("worker:1", 1, Outcome(exit_code=-9))
+    run.folder("worker:1", 2)
+    run.started("worker:1", 2, 2**22 + 1)
+    run.ended("worker:1", 2, Outcome(exit_code=0))
+    launcher_is_gone(run)
+    assert report_of(run, NAMES, None).verdict.name is Name.FINE
+
+
+def test_what_a_task_printed_of_its_threads_is_evidence(run):
+    run.output("worker:0", 1, 2, b"Exception in thread T:\nTraceback (most recent call last):\n")
+    run.output("worker:0", 1, 2, b"OSError: [Errno 24] Too many open files\n")
+    first, second = evidence(run).tasks
+    assert first.losses == ("thread T has died: OSError: [Errno 24] Too many open files",)
+    assert (len(first.shortages), second.losses, second.shortages) == (1, (), ())
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "count"),
+    [
+        ("0::/job\n", {"fs/job/memory.events": "oom 3\noom_kill 2\n"}, 2),
+        ("0::/host/job\n", {"fs/memory.events": "low 0\noom_kill 4\n"}, 4),
+        (
+            "4:memory:/job\n0::/\n",
+            {"fs/memory/job/memory.oom_control": "oom_kill_disable 0\noom_kill 5\n"},
+            5,
+        ),
+        ("4:cpu,memory:/x\n", {"fs/memory/memory.oom_control": "under_oom 0\noom_kill 6\n"}, 6),
+        # Version 1 before Linux 4.13, and the root of version 2, count nothing.
+        (
+            "4:memory:/\n0::/\n",
+            {"fs/memory/memory.oom_control": "under_oom 0\n", "proc/vmstat": "x 1\noom_kill 7\n"},
+            7,
+        ),
+        ("0::/\n", {"proc/vmstat": "nr_free_pages 1\n"}, None),
+        (None, {"proc/vmstat": "oom_kill 8\n"}, 8),
+    ],
+)
+def test_the_kernel_s_count_of_kills_for_lack_of_memory_is_read(tmp_path, groups, files, count):
+    if groups is not None:
+        files = {**files, "proc/7/cgroup": groups}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert oom_kills(7, tmp_path / "proc", tmp_path / "fs") == count
+
+
+def test_this_machine_counts_kills_for_lack_of_memory():
+    assert isinstance(oom_kills(os.getpid()), int)
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "text"),
+    [(1, 2, "killed 1 process for"), (1, 3, "killed 2 processes for"), (1, 1, ""), (None, 3, "")],
+)
+def test_only_a_count_that_rose_means_a_lack_of_memory(before, now, text):
+    found = out_of_memory(before, now)
+    assert text in found
+    assert bool(found) == bool(text)
+
+
+def test_kills_for_lack_of_memory_during_the_run_are_evidence(run, monkeypatch):
+    before = run.about.oom_kills
+    assert evidence(run).oom_kills == 0
+    monkeypatch.setattr(collect, "oom_kills", lambda pid: before + 2)
+    assert evidence(run).oom_kills == 2
+    assert evidence(run, runs=False).oom_kills == 0  # the kernel counts those after the run too

@@ -78,7 +78,7 @@ SCHEDULED = Stack((Frame(SITE + AT[Place.JOIN][0], 1, "execute_on"),), count=2)
         (job(WAITS, replace(WAITS, name="worker:1", works=True)), Name.SLOW, ["worker:1"]),
         (job(WAITS, at(Place.PYTHON, "worker:1")), Name.SLOW, ["worker:1"]),
         (job(WAITS, at(Place.IMPORT, "worker:1"), seconds=5.0), Name.SLOW_START, ["worker:1"]),
-        (job(WAITS, at(Place.WAIT, "worker:1")), Name.UNKNOWN, ["worker:0", "worker:1"]),
+        (job(WAITS, at(Place.WAIT, "worker:1")), Name.STUCK_IN_CALL, ["worker:1"]),
         (job(TaskEvidence("worker:0", state=State.ABSENT), at(Place.STARTING, "worker:1")),
          Name.NOT_INITIALIZED, ["worker:0"]),
         (job(at(Place.RUN, steps=3), at(Place.STARTING, "worker:1", quiet_secs=5.0)),
@@ -96,7 +96,7 @@ SCHEDULED = Stack((Frame(SITE + AT[Place.JOIN][0], 1, "execute_on"),), count=2)
         (job(WAITS, works=True), Name.SLOW, ["ps:0"]),
         (job(replace(WAITS, works=True), at(Place.STARTING, "worker:1", quiet_secs=60.0)),
          Name.SLOW, ["worker:0"]),
-        (job(at(Place.WAIT), ENDED), Name.UNKNOWN, ["worker:0"]),
+        (job(at(Place.WAIT), ENDED), Name.STUCK_IN_CALL, ["worker:0"]),
         (job(at(Place.INPUT, left=True), replace(WAITS, name="worker:1")),
          Name.STRANDED_AT_BARRIER, ["worker:0"]),
         (job(at(Place.CLOSING, quiet_secs=5.0), replace(ENDED, state=State.DEAD)),
@@ -238,10 +238,9 @@ def test_a_barrier_that_misses_another_task_proves_nothing():
 
 
 def test_an_unknown_verdict_names_the_call_of_each_task():
-    assert diagnose(job(at(Place.WAIT))).because == (
-        "worker:0 waits in Python, outside TensorFlow: wait (threading.py:1), called by <module> "
-        "(train.py:10)",
-    )
+    absent = TaskEvidence("worker:1", state=State.ABSENT)
+    call = "_call_tf_sessionrun (session.py:1), called by <module> (train.py:10)"
+    assert diagnose(job(WAITS, absent)).because == (f"worker:0 is in Session.run: {call}",)
     assert diagnose(Evidence(())).because == ("no trainer was seen that still has work to do",)
 
 
@@ -345,6 +344,14 @@ def test_a_task_that_tfdist_terminated_is_not_the_cause():
     assert verdict.because == ("worker:2 was killed",)
 
 
+@pytest.mark.parametrize("state", [State.ABSENT, State.RUNS])
+def test_a_job_that_ended_before_a_trainer_is_not_fine(state):
+    other = replace(WELL[1], state=state)
+    verdict = diagnose(Evidence((WELL[0], other), over=True))
+    assert (verdict.name, verdict.culprits) == (Name.UNKNOWN, ("worker:1",))
+    assert verdict.because == (f"worker:1 {state.value}",)
+
+
 def test_the_exit_code_of_a_missing_trainer_is_told_if_it_is_known():
     verdict = diagnose(job(WAITS, replace(ENDED, exit_code=0)))
     assert verdict.because[0] == "worker:1 exited 3 s ago with code 0"
@@ -373,7 +380,8 @@ def test_a_verdict_as_text():
 
 
 def test_a_verdict_without_a_cause_names_the_tasks_as_such():
-    assert diagnose(job(at(Place.WAIT))).heading == "UNKNOWN, task: worker:0 (a guess)"
+    alone = Evidence((WAITS,), whole=False)
+    assert diagnose(alone).heading == "UNKNOWN, task: worker:0 (a guess)"
     slow = diagnose(job(WAITS, at(Place.PYTHON, "worker:1")))
     assert slow.heading == "SLOW, task: worker:1 (likely)"
 

@@ -37,7 +37,7 @@ from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError
 from tfdist.runs.folder import PROGRESS_FILE, STACKS_FILE
 from tfdist.runs.log import show_log_of_task
-from tfdist.runs.outcome import Observer, Outcome, Usage
+from tfdist.runs.outcome import Observer, Outcome, Usage, oom_kills, out_of_memory
 from tfdist.task import PROGRESS_VARIABLE, Task
 
 # On this signal a task writes its stacks into its folder, even if Python is stuck.
@@ -89,6 +89,7 @@ class ProcessTask:
         self._failure: Exception | None = None  # of this process, about the task
         self._is_gone = threading.Event()
         self._said = b""  # the end of its standard error
+        self._oom_kills = oom_kills(os.getpid())
         environment = {
             **SERVER_ENVIRONMENT,
             **surroundings.environment,
@@ -213,6 +214,9 @@ class ProcessTask:
             last = textwrap.indent("\n".join(said.splitlines()[-_LAST_LINES:]), "  ")
             details = f"{_NO_TRACEBACK}; the end of its standard error:\n{last}"
             outcome = replace(outcome, details=details)
+        if self._process.exitcode == -signal.SIGKILL and not self._terminated:
+            why = out_of_memory(self._oom_kills, oom_kills(os.getpid()))
+            outcome = replace(outcome, details="\n".join(filter(None, (why, outcome.details))))
         if self._terminated and outcome.failed and outcome.handles_sigterm:
             # A terminated task is no failure, so nothing else shows what its handler raised.
             with self._noting_failure():

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -26,15 +28,25 @@ from tfdist.diagnosis.stacks import (
     is_foreign,
     py_spy_stacks,
 )
+from tfdist.diagnosis.waits import losses_in, shortages_in
 from tfdist.errors import ClusterError, ConfigError, reason_of
 from tfdist.runs import events
 from tfdist.runs.barrier_notes import passed_at
 from tfdist.runs.events import NOTES_FILE, Noted, noted
-from tfdist.runs.files import status_of_file
-from tfdist.runs.folder import PROGRESS_FILE, STACKS_FILE, RunFolder, TaskRecord, describe_end
+from tfdist.runs.files import read_file, status_of_file
+from tfdist.runs.folder import (
+    PROGRESS_FILE,
+    STACKS_FILE,
+    STREAMS,
+    RunFolder,
+    TaskRecord,
+    describe_end,
+)
+from tfdist.runs.outcome import oom_kills
 from tfdist.runs.progress import ProgressNote
 
 _MOST_THREADS = 256
+_SAID_BYTES = 2**18
 UNREADABLE = "has a record that cannot be read"
 
 
@@ -164,7 +176,15 @@ def evidence_of(
         for report in reports
         if report.places
     ]
-    return Evidence(tasks=tasks, over=not job.runs, seconds=seconds, barriers=tuple(waits))
+    about = job.run.about
+    before, now = about.oom_kills, oom_kills(about.launcher.pid) if job.runs else None
+    return Evidence(
+        tasks=tasks,
+        over=not job.runs,
+        seconds=seconds,
+        oom_kills=0 if before is None or now is None else max(0, now - before),
+        barriers=tuple(waits),
+    )
 
 
 def _task(job: JobView, view: TaskView, trains: bool, resigned: bool) -> TaskEvidence:
@@ -179,6 +199,7 @@ def _task(job: JobView, view: TaskView, trains: bool, resigned: bool) -> TaskEvi
         "steps": _steps(job.run, view, record),
         "quiet_secs": _quiet_secs(job.run, view, record),
         **{key: value for key, value in notes.about().items() if key != "global_step"},
+        **_said(job.run, job.run.folder_of(record.name, record.attempt) / STREAMS[2]),
     }
     if (end := _noted_end(notes)) is not None:
         state = State.FAILED if end.kind == events.FAILED else State.ENDED
@@ -194,7 +215,21 @@ def _task(job: JobView, view: TaskView, trains: bool, resigned: bool) -> TaskEvi
         )
     if view.sample is None:
         return TaskEvidence(**known, state=State.DEAD)
+    if view.sample.state is State.DEAD and not job.run.runs:
+        # tfdist ends the tasks of a launcher that was killed, which no longer noted their ends.
+        error = "the launcher of the job was killed or has crashed"
+        return TaskEvidence(**known, state=State.TERMINATED, error=error)
     return view.sample.evidence(**known)
+
+
+def _said(run: RunFolder, path: Path) -> dict[str, tuple[str, ...]]:
+    """What the end of its standard error says of its threads and of what the machine lacked."""
+    status = status_of_file(path)
+    start = max(0, status.st_size - _SAID_BYTES) if status is not None else 0
+    # Twice as many, because the task may be writing.
+    content = run.readable(lambda: read_file(path, start=start, most=2 * _SAID_BYTES))
+    text = (content or b"").decode("utf-8", "replace")
+    return {"losses": losses_in(text), "shortages": shortages_in(text)}
 
 
 def _noted_end(notes: Noted) -> events.Note | None:
@@ -202,10 +237,12 @@ def _noted_end(notes: Noted) -> events.Note | None:
 
 
 def _end_state(job: JobView, record: TaskRecord, trains: bool) -> State:
-    # While the launcher runs, a terminated trainer is a fault that a test or the lab injected.
-    if record.terminated and trains and not job.run.runs:
-        return State.TERMINATED
     code = record.exit_code or 0
+    # While the launcher runs, SIGKILL of a trainer is a fault that a test or the lab injected: the
+    # end of a run begins with SIGTERM. After a run of the lab its launcher still runs.
+    is_end = not job.run.runs or (job.runs and code != -signal.SIGKILL)
+    if record.terminated and is_end:
+        return State.TERMINATED if trains else State.ENDED
     # At the end of a run tfdist terminates the servers.
     if code == 0 or (record.terminated and not trains and not job.runs):
         return State.ENDED

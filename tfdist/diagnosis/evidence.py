@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from typing import Any, NamedTuple
 
 Range = tuple[int, int]
@@ -59,6 +60,29 @@ class Stack:
         parts = ["main thread"] if self.main else []
         parts += [f"{others} thread{'' if others == 1 else 's'}"] if others else []
         return " and ".join(parts)
+
+    @property
+    def user(self) -> Frame | None:
+        """The most recent call of a function that is the user's."""
+        # `python -c` runs the program of the user, and that of a fork server.
+        calls = takewhile(lambda frame: not is_call_of(frame, FORK_SERVER), self.frames)
+        users = [
+            frame
+            for frame in calls
+            if not _RUNTIME.search(frame.file) and not _PACKAGE.search(frame.file)
+        ]
+        # Functions that a library has generated are in "<string>" too.
+        named = [frame for frame in users if not frame.file.startswith("<")]
+        return next(iter(named or users), None)
+
+    @property
+    def is_of_runtime(self) -> bool:
+        """Whether Python, TensorFlow or tfdist started the thread for itself."""
+        return (
+            all(_RUNTIME.search(frame.file) for frame in self.frames)
+            and any(_SERVES.search(frame.file) for frame in self.frames)
+            and not self.calls(EXECUTOR_ITEM)
+        )
 
     def calls(self, known: Known) -> bool:
         """Whether one of these functions is among the calls."""
@@ -118,6 +142,8 @@ _COORDINATOR = "tensorflow/python/distribute/coordinator/cluster_coordinator.py"
 BARRIER_ACTION = Known("tfdist/barrier/participant.py", ("_act",))
 WAIT_FOR_SESSION = Known("tensorflow/python/training/session_manager.py", ("wait_for_session",))
 SCHEDULED_FUNCTION = Known(_COORDINATOR, ("execute_on",))
+EXECUTOR_ITEM = Known("concurrent/futures/thread.py", ("run",))
+FORK_SERVER = Known("multiprocessing/forkserver.py", ("main",))
 SCRIPT_OP = Known("tensorflow/python/ops/script_ops.py", ("__call__",))
 GENERATOR = Known("tensorflow/python/data/ops/from_generator_op.py", ("generator_py_func",))
 # In order: a call that is made on behalf of another one comes after it. Names of TensorFlow 2.21;
@@ -152,11 +178,20 @@ KNOWN = (
 # Files whose functions call into TensorFlow's library.
 _CALLS_INTO_TENSORFLOW = re.compile(r"/tensorflow/python/(eager/|client/|.*/gen_\w+_ops\.py$)")
 # Modules of the standard library in which a thread waits.
-WAITING_MODULES = ("threading.py", "queue.py", "selectors.py", "socket.py", "subprocess.py")
-# Files that are not the user's; the scripts of the lab's cases count as a user's.
-_LIBRARY = re.compile(
-    r"^<|/(site|dist)-packages/|/lib/python3[^/]*/|/tensorflow/python/|/tfdist/(?!repro/scenarios/)"
+WAITING_MODULES = (
+    *("threading.py", "queue.py", "selectors.py", "socket.py", "ssl.py", "subprocess.py"),
+    *(f"multiprocessing/{name}.py" for name in ("connection", "popen_fork", "queues")),
+    *("multiprocessing/synchronize.py", "multiprocessing/pool.py"),
 )
+# Files of Python, TensorFlow and tfdist. The scripts of the lab's cases are not, and neither is a
+# script in a folder that happens to be named tfdist.
+_RUNTIME = re.compile(
+    r"^<frozen |/python3\.\d+[^/]*/(?!(site|dist)-packages/)|/tensorflow/python/"
+    r"|/tfdist/((barrier|cli|cluster|data|deploy|diagnosis|doctor|ps|repro(?!/scenarios/)|runs"
+    r"|splits|testing|train)/|(deadline|errors|lazy|task|__main__)\.py$)"
+)
+_SERVES = re.compile(r"/tensorflow/python/|/tfdist/|/multiprocessing/|/concurrent/futures/")
+_PACKAGE = re.compile(r"/(site|dist)-packages/(?!tfdist/repro/scenarios/)")
 
 
 def place_of(stack: Stack) -> Place:
@@ -174,7 +209,26 @@ def place_of(stack: Stack) -> Place:
     # The rest of TensorFlow's Python, such as the building of a graph, waits for no other task.
     if _CALLS_INTO_TENSORFLOW.search(top):
         return Place.EAGER
-    return Place.WAIT if top.rpartition("/")[2] in WAITING_MODULES else Place.PYTHON
+    waits = _RUNTIME.search(top) and any(top.endswith(f"/{name}") for name in WAITING_MODULES)
+    return Place.WAIT if waits else Place.PYTHON
+
+
+@dataclass(frozen=True)
+class Child:
+    """A process that a task has started, or that such a process has started.
+
+    Attributes:
+        pid: of the process.
+        exit_code: its exit code, or minus the signal that killed it, if it has ended and the task
+            has not asked for that yet; None while it runs.
+        works: whether it did anything during the sample, or is in a wait other than for another
+            process: a process of a pool that has nothing to do reads from a pipe or waits for a
+            lock.
+    """
+
+    pid: int
+    exit_code: int | None = None
+    works: bool = False
 
 
 @dataclass(frozen=True)
@@ -190,7 +244,14 @@ class TaskEvidence:
         error: the last line of its failure.
         stacks: of its Python threads, the main thread first if it is known.
         waits: for each kernel function, the number of threads that wait in it.
+        main_wait: the kernel function in which its main thread waits; "" if it does not.
+        children: the processes that it has started.
+        losses: its threads and child processes that died of an error, as its output says, with
+            the error.
+        shortages: what its output says that the machine had no more of, such as open files.
         works: whether it used the CPU, or read from a disk, during the sample.
+        cpu_wait: of the time in which its threads were ready to run, the share in which they had
+            no CPU.
         unanswered: peers (task names or addresses) whose machine does not acknowledge data.
         sends_to: peers (task names or addresses) that took part of a long message during the
             sample.
@@ -212,7 +273,12 @@ class TaskEvidence:
     error: str | None = None
     stacks: tuple[Stack, ...] = ()
     waits: Mapping[str, int] = field(default_factory=dict)
+    main_wait: str = ""
+    children: tuple[Child, ...] = ()
+    losses: tuple[str, ...] = ()
+    shortages: tuple[str, ...] = ()
     works: bool = False
+    cpu_wait: float = 0.0
     unanswered: tuple[str, ...] = ()
     sends_to: tuple[str, ...] = ()
     quiet_secs: float = 0.0
@@ -245,7 +311,7 @@ class TaskEvidence:
         if self.main is None or not self.main.frames:
             return None
         top = self.main.frames[0]
-        user = next((one for one in self.main.frames if not _LIBRARY.search(one.file)), top)
+        user = self.main.user or top
         return str(top) if user == top else f"{top}, called by {user}"
 
 
@@ -267,6 +333,8 @@ class Evidence:
         over: whether the job has ended; otherwise it has stalled.
         whole: whether these are all tasks of the job.
         seconds: since the last progress of any task.
+        oom_kills: number of processes that the kernel has killed for lack of memory during the run,
+            in the cgroup of the launcher.
         barriers: those at which a trainer waits.
         expected: number of examples to read; None if it is not known.
         missing: ranges of examples that no trainer read.
@@ -279,6 +347,7 @@ class Evidence:
     over: bool = False
     whole: bool = True
     seconds: float = 0.0
+    oom_kills: int = 0
     barriers: tuple[BarrierEvidence, ...] = ()
     expected: int | None = None
     missing: tuple[Range, ...] = ()
@@ -313,8 +382,13 @@ def _task(values: dict[str, Any]) -> TaskEvidence:
         )
         for stack in values["stacks"]
     )
-    peers = {name: tuple(values.get(name, ())) for name in ("unanswered", "sends_to")}
-    return TaskEvidence(**{**values, **peers, "stacks": stacks, "state": State(values["state"])})
+    texts = ("unanswered", "sends_to", "losses", "shortages")
+    known = {name: tuple(values.get(name, ())) for name in texts}
+    children = tuple(Child(**child) for child in values.get("children", ()))
+    state = State(values["state"])
+    return TaskEvidence(
+        **{**values, **known, "stacks": stacks, "children": children, "state": state}
+    )
 
 
 def _ranges(pairs: Iterable[Iterable[int]]) -> tuple[Range, ...]:

@@ -19,13 +19,17 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 LONG = 2**14
 """Bytes. The messages that idle tasks exchange are shorter."""
 
 _ESTABLISHED = "01"
 _READS = 10  # between two reads, data that is sent anew may hide data that was taken
 
+_BUSY_PERCENT = 90.0
 _GONE_ERRORS = (FileNotFoundError, ProcessLookupError)
+_SERVICES = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
 
 # As in proc(5).
 STATES = {
@@ -113,6 +117,77 @@ def _thread(folder: Path) -> KernelThread:
     return KernelThread(
         name, STATES.get(letter, letter), "" if wchan == "0" else wchan, syscall, denied
     )
+
+
+def cpu_times(pid: int) -> dict[int, tuple[float, float]]:
+    """For each thread, the seconds in which it ran, and in which it was ready and had no CPU.
+
+    Empty if the process is gone, or if the kernel does not count them (CONFIG_SCHED_INFO).
+    """
+    times = {}
+    with suppress(*_GONE_ERRORS, PermissionError):
+        for thread in os.listdir(f"/proc/{pid}/task"):
+            with suppress(*_GONE_ERRORS), open(f"/proc/{pid}/task/{thread}/schedstat") as file:
+                ran, waited, _ = map(int, file.read().split())
+                times[int(thread)] = (ran / 1e9, waited / 1e9)
+    return times
+
+
+def is_busy(pressure: Path = Path("/proc/pressure/cpu")) -> bool:
+    """Whether some thread of this machine has been waiting for a CPU nearly all of the last 10 s.
+
+    Where the kernel has no such file (CONFIG_PSI), by the average load of the last minute.
+    """
+    try:
+        # "some avg10=35.34 avg60=..."; see the kernel's Documentation/accounting/psi.rst.
+        return float(pressure.read_text("ascii").split()[1].partition("=")[2]) >= _BUSY_PERCENT
+    except OSError:
+        return os.getloadavg()[0] >= 2 * (os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class ChildState:
+    """A process that a process has started.
+
+    Attributes:
+        exit_code: its exit code, or minus the signal that killed it; None while it runs.
+        wchan: the kernel function in which its main thread waits; "" if it does not wait.
+        cpu_ticks: its CPU time.
+        threads: their number.
+    """
+
+    exit_code: int | None
+    wchan: str
+    cpu_ticks: int
+    threads: int
+
+
+def children_of(pid: int) -> dict[int, ChildState]:
+    """The processes that a process has started, and those that these have started, by pid.
+
+    The servers that `multiprocessing` starts for itself are left out, and so is this process.
+    """
+    found = {}
+    with suppress(psutil.NoSuchProcess, *_GONE_ERRORS):
+        own = Path(f"/proc/{pid}/cmdline").read_bytes()
+        for child in psutil.Process(pid).children(recursive=True):
+            with suppress(*_GONE_ERRORS, PermissionError):
+                command = Path(f"/proc/{child.pid}/cmdline").read_bytes()
+                # A fork has the command of the process; that may be of a fork server itself.
+                is_service = command != own and any(name in command for name in _SERVICES)
+                if child.pid != os.getpid() and not is_service:
+                    found[child.pid] = _child(child.pid)
+    return found
+
+
+def _child(pid: int) -> ChildState:
+    # Fields 3, 14, 15, 20 and 52 of proc_pid_stat(5); field 2, in parentheses, may hold anything.
+    fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    if fields[0] == b"Z":
+        return ChildState(os.waitstatus_to_exitcode(int(fields[49])), "", 0, 0)
+    wchan = Path(f"/proc/{pid}/wchan").read_text("ascii").strip()
+    ticks, threads = int(fields[11]) + int(fields[12]), int(fields[17])
+    return ChildState(None, "" if wchan == "0" else wchan, ticks, threads)
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,23 @@ The stacks are those of TensorFlow 2.21. docs/hang.md describes the family of ha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from tfdist.diagnosis.evidence import BarrierEvidence, Evidence, Place, State, TaskEvidence
+from tfdist.diagnosis.evidence import Evidence, Place, State, TaskEvidence
 from tfdist.diagnosis.verdict import Confidence, Name, Verdict
 from tfdist.diagnosis.waits import (
+    barrier_waits,
     can_continue,
     doing,
     end_of,
     input_wait,
     python_call,
+    python_wait,
     running,
     scheduled_functions,
     sending,
+    shortages,
     waiting,
     working,
 )
@@ -37,12 +40,17 @@ _IMPORT_SECS = 60.0
 
 def diagnose(evidence: Evidence) -> Verdict:
     """The verdict on a job that has stalled or ended."""
-    rules = _OVER if evidence.over else _STALLED if evidence.whole else _ALONE
+    # While tfdist ends a job, the tasks that it has terminated are no cause either.
+    is_over = evidence.over or any(task.state is State.TERMINATED for task in evidence.tasks)
+    rules = _OVER if is_over else _STALLED if evidence.whole else _ALONE
     verdicts = (verdict for rule in rules if (verdict := rule(evidence)) is not None)
     verdict = next(verdicts, None) or _unknown(evidence)
-    if evidence.over or verdict.name is Name.STRANDED_AT_BARRIER:
-        return verdict
-    return replace(verdict, because=(*verdict.because, *_barrier_waits(evidence.barriers)))
+    because = [*verdict.because]
+    if not is_over and verdict.name is not Name.STRANDED_AT_BARRIER:
+        because += barrier_waits(evidence.barriers)
+    if verdict.name is not Name.FINE:
+        because += shortages(evidence)
+    return replace(verdict, because=tuple(because))
 
 
 # --- a task is missing
@@ -94,6 +102,11 @@ def _slow(evidence: Evidence) -> Verdict | None:
         works = (
             f"{task.name} is using the CPU or reading from a disk"
             + (f": {task.call}" if task.call else "")
+            + (
+                f"; when ready to run, it has no CPU {task.cpu_wait:.0%} of the time"
+                if task.cpu_wait > 0.3
+                else ""
+            )
             for task in workers
         )
         return _verdict(
@@ -281,7 +294,7 @@ def _stranded(evidence: Evidence) -> Verdict | None:
     if not waits or not gone:
         return None
     names = {task.name for task in gone}
-    missing = _barrier_waits(one for one in evidence.barriers if names.intersection(one.missing))
+    missing = barrier_waits(one for one in evidence.barriers if names.intersection(one.missing))
     ends = [
         f"{task.name} runs, but takes no further part" if task.alive else end_of(task)
         for task in gone
@@ -295,12 +308,23 @@ def _stranded(evidence: Evidence) -> Verdict | None:
     )
 
 
-def _barrier_waits(barriers: Iterable[BarrierEvidence]) -> list[str]:
-    return [
-        f"barrier {barrier.name!r} waits for {', '.join(barrier.missing)}"
-        for barrier in barriers
-        if barrier.arrived and barrier.missing
-    ]
+def _blocked(evidence: Evidence) -> Verdict | None:
+    """A trainer waits in Python for threads or processes of its own, and none of them will come."""
+    tasks = waiting(evidence)
+    found = [(task, wait) for task in tasks if (wait := python_wait(task)) and not wait.may_return]
+    if not found:
+        return None
+    blocked = [task for task, _ in found]
+    return _verdict(
+        Name.STUCK_IN_CALL,
+        blocked,
+        [
+            *(f"{doing(task)}; {wait.why}" for task, wait in found),
+            *(doing(task) for task in tasks if task not in blocked),
+        ],
+        Confidence.LIKELY,
+        "look at the stacks of all its threads, with tfdist stacks",
+    )
 
 
 def _deadlock(evidence: Evidence) -> Verdict | None:
@@ -369,8 +393,9 @@ def _lost(evidence: Evidence) -> Verdict | None:
 
 
 def _terminated(evidence: Evidence) -> Verdict | None:
-    """Ctrl-C, --timeout or a stall ended the job: why it had not ended is not known."""
-    tasks = [task for task in evidence.tasks if task.state is State.TERMINATED]
+    """Ctrl-C, --timeout or a stall ended the job, perhaps before a task had started."""
+    unfinished = (State.TERMINATED, State.ABSENT, State.RUNS)
+    tasks = [task for task in evidence.tasks if task.trains and task.state in unfinished]
     if not tasks:
         return None
     return _verdict(
@@ -432,6 +457,7 @@ _STALLED: Sequence[_Rule] = (
     _dependency,
     _stopping,
     _stranded,
+    _blocked,
     _deadlock,
 )
 # For single tasks of a job: which task they wait for is not known.
@@ -444,6 +470,7 @@ _ALONE: Sequence[_Rule] = (
     _input,
     _dependency,
     _stopping,
+    _blocked,
 )
 _OVER: Sequence[_Rule] = (_stopped, _failed, _lost, _terminated, _early, _ledger, _fine)
 

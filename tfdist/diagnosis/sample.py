@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
@@ -13,11 +12,21 @@ from typing import Any
 import psutil
 
 from tfdist.deadline import Deadline
-from tfdist.diagnosis.evidence import WAIT_FOR_SESSION, Place, State, TaskEvidence, place_of
+from tfdist.diagnosis.evidence import (
+    WAIT_FOR_SESSION,
+    Child,
+    Place,
+    State,
+    TaskEvidence,
+    place_of,
+)
 from tfdist.diagnosis.kernel import (
+    ChildState,
     Connection,
     KernelThreads,
+    children_of,
     connections_of,
+    cpu_times,
     kernel_threads,
     takers_of,
 )
@@ -34,9 +43,13 @@ from tfdist.diagnosis.stacks import (
 _ANSWER_SECS = 3.0
 _SAMPLE_SECS = 1.0
 _AGAIN_SECS = 0.1
-_WORKS_SHARE, _LEAST_SHARE = 0.2, 0.03  # of a core, during the sample
+_WORKS_SHARE = 0.2  # of a core, during the sample
+# On a busy machine a task that works gets less, but its threads are ready to run most of the time.
+# Threads that wake up for a moment now and then may wait as long for a CPU, but hardly use one.
+_LEAST_SHARE, _READY_SHARE = 0.03, 0.5
 _NO_WAITS = (Place.EAGER, Place.PYTHON)
-_RUNNING = "running"
+# A process that waits for another one on this machine, such as one of a pool without work.
+_IDLE_CHILD = ("futex", "pipe_read")
 _RESENT = 2  # times: after some 0.6 s without an answer
 
 
@@ -48,7 +61,10 @@ class Sample:
         answer: its stacks.
         kernel: its threads before it was asked for the stacks.
         waits: for each kernel function, the number of threads that waited in it all the time.
+        main_wait: the kernel function in which its main thread waited all the time, or "".
+        children: the processes that it has started.
         works: whether it used the CPU, or read from a disk.
+        cpu_wait: share of the time in which its threads were ready to run, but had no CPU.
         connections: its TCP connections.
         takers: the remote ends that took part of a long message.
     """
@@ -56,7 +72,10 @@ class Sample:
     answer: Answer
     kernel: KernelThreads = field(default_factory=KernelThreads)
     waits: dict[str, int] = field(default_factory=dict)
+    main_wait: str = ""
+    children: tuple[Child, ...] = ()
     works: bool = False
+    cpu_wait: float = 0.0
     connections: tuple[Connection, ...] = ()
     takers: frozenset[str] = frozenset()
 
@@ -72,7 +91,10 @@ class Sample:
             state=self.state,
             stacks=self.answer.stacks,
             waits=self.waits,
+            main_wait=self.main_wait,
+            children=self.children,
             works=self.works,
+            cpu_wait=self.cpu_wait,
             unanswered=tuple(
                 sorted({end.remote for end in self.connections if end.resent >= _RESENT})
             ),
@@ -135,16 +157,21 @@ def _take(process: psutil.Process, ask_it: Callable[[], Answer]) -> Sample:
         start = time.monotonic()
         # Measured from here: to write the stacks is no work of the task.
         cpu_secs, read = _cpu_secs(process), _bytes_read(process)
+        times, children = cpu_times(process.pid), children_of(process.pid)
         takers = takers_of(process.pid, _SAMPLE_SECS)
-        used = (_cpu_secs(process) - cpu_secs) / (time.monotonic() - start)
+        secs = time.monotonic() - start
+        used = (_cpu_secs(process) - cpu_secs) / secs
+        is_ready, cpu_wait = _readiness(times, cpu_times(process.pid), secs)
         after = kernel_threads(process.pid)
-        spins = _has_running(before) and _has_running(after)
         moves = _moves(answer, ask_it)
         return Sample(
             answer,
             before,
             dict(_waits(before) & _waits(after)),  # a read from a disk waits only for a moment
-            works=used >= _works_share() or spins or moves or _bytes_read(process) > read,
+            _main_wait(before) if _main_wait(before) == _main_wait(after) else "",
+            _children(children, children_of(process.pid)),
+            works=used >= _WORKS_SHARE or is_ready or moves or _bytes_read(process) > read,
+            cpu_wait=cpu_wait,
             connections=connections_of(process.pid),
             takers=takers,
         )
@@ -152,10 +179,38 @@ def _take(process: psutil.Process, ask_it: Callable[[], Answer]) -> Sample:
         return Sample(Answer(GONE))
 
 
-def _works_share() -> float:
-    """The share of a core that counts as work; on a busy machine a task gets less."""
-    crowd = os.getloadavg()[0] / (os.cpu_count() or 1)
-    return max(_LEAST_SHARE, _WORKS_SHARE / max(1.0, crowd))
+_Times = Mapping[int, tuple[float, float]]
+
+
+def _readiness(before: _Times, after: _Times, secs: float) -> tuple[bool, float]:
+    """Whether its threads had work most of the time, and in which share of that they had no CPU."""
+    both = after.keys() & before.keys()
+    ran, waited = (
+        sum(after[thread][which] - before[thread][which] for thread in both) / secs
+        for which in (0, 1)
+    )
+    ready = ran + waited
+    is_ready = ran >= _LEAST_SHARE and ready >= _READY_SHARE
+    return is_ready, round(waited / ready, 3) if ready > 0 else 0.0
+
+
+def _children(
+    before: Mapping[int, ChildState], after: Mapping[int, ChildState]
+) -> tuple[Child, ...]:
+    def is_idle(pid: int) -> bool:
+        child = after[pid]
+        # With several threads the main one may wait for another thread that works.
+        is_alone = child.threads == 1 and before.get(pid) == child
+        return is_alone and any(name in child.wchan for name in _IDLE_CHILD)
+
+    return tuple(
+        Child(pid, child.exit_code, works=child.exit_code is None and not is_idle(pid))
+        for pid, child in after.items()
+    )
+
+
+def _main_wait(threads: KernelThreads) -> str:
+    return threads.main.wchan if threads.main is not None else ""
 
 
 def _moves(first: Answer, ask_it: Callable[[], Answer]) -> bool:
@@ -198,11 +253,6 @@ def _bytes_read(process: psutil.Process) -> int:
         return int(process.io_counters().read_bytes)
     except (psutil.AccessDenied, PermissionError):
         return 0
-
-
-def _has_running(threads: KernelThreads) -> bool:
-    found = [*threads.others, *filter(None, [threads.main])]
-    return any(thread.state == _RUNNING for thread in found)
 
 
 def _waits(threads: KernelThreads) -> Counter[str]:

@@ -33,7 +33,6 @@ from tfdist.runs.log import logged_at
 
 # How often a slow job gets more time, each time twice as much.
 PATIENCE = 3
-_MORE_TIME = "note progress in the long step, or raise --stall-timeout"
 # Shorter than the 5 s in which the report is due; a ps that takes longer is reported as silent.
 _ANSWER_SECS = 3.0
 _EVENTS = 500  # the page shows the last ones of each task
@@ -179,12 +178,18 @@ class Diagnosed(Generic[_Details]):
         verdict: on the job.
         details: from which the verdict was made.
         gets_time: whether the job is only slow, and is diagnosed again later.
+        most_secs: without progress that a slow job gets.
     """
 
     stall: Stall
     verdict: Verdict
     details: _Details
     gets_time: bool
+    most_secs: float
+
+    def text(self, stalled: str) -> str:
+        """In one line, that the job has stalled, why, and that it gets more time."""
+        return f"{stalled}; a job that seems slow gets {self.most_secs:g} s: {self.verdict}"
 
 
 class StallMonitor(Generic[_Details]):
@@ -242,7 +247,8 @@ class StallMonitor(Generic[_Details]):
             return None
         self._diagnoses += 1
         gets_time = patient and verdict.name.is_slow and self._diagnoses <= self._patience
-        return Diagnosed(now, verdict, details, gets_time)
+        most_secs = self._timeout * 2**self._patience
+        return Diagnosed(now, verdict, details, gets_time, most_secs)
 
 
 def failed_diagnosis(error: Exception) -> Verdict:
@@ -274,7 +280,7 @@ class StallGuard:
         is_kept: bool,
         ends: bool = True,
     ) -> None:
-        self._run, self._trainers = run, trainers
+        self._run, self._trainers, self._timeout = run, trainers, timeout
         self._is_kept, self._ends = is_kept, ends
         signs = functools.partial(signs_of_run, run, trainers)
         self._monitor: StallMonitor[JobReport | None] = StallMonitor(
@@ -294,10 +300,10 @@ class StallGuard:
             return
         stall, report, verdict = found.stall, found.details, found.verdict
         if found.gets_time:
-            _say(f"tfdist: {stall}: {verdict}\n")
+            _say(f"tfdist: {found.text(str(stall))}\n")
             return
         if self._ends and verdict.name.is_slow:
-            verdict = replace(verdict, fix=_MORE_TIME)  # it is not the time to wait any more
+            verdict = verdict.overdue(stall.seconds, self._timeout)
         if report is not None:
             report = replace(report, verdict=verdict)
         rows = [] if report is None else report.status.rows

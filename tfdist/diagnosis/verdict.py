@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 
@@ -21,6 +21,7 @@ class Name(str, enum.Enum):
     NOT_INITIALIZED = "NOT_INITIALIZED"
     THREADS_EXHAUSTED = "THREADS_EXHAUSTED"
     DEADLOCK = "DEADLOCK"
+    STUCK_IN_CALL = "STUCK_IN_CALL"
     UNKNOWN = "UNKNOWN"
     # The job is slow.
     SLOW = "SLOW"
@@ -67,6 +68,7 @@ _ADVICE = {
     "run each server in a process of its own",
     Name.DEADLOCK: "place what the trainers share on a ps; never block in a function that a "
     "ClusterCoordinator runs",
+    Name.STUCK_IN_CALL: "repair what the call waits for, or put a timeout around it",
     Name.UNKNOWN: "read the native stacks of all tasks: tfdist stacks --native",
     Name.SLOW: "look again later: a task that is at the same line then hangs there; if the step "
     "is meant to take so long, note progress in it or raise the timeout",
@@ -115,6 +117,26 @@ class Verdict:
         culprits, because = (tuple(values[key]) for key in ("culprits", "because"))
         name, confidence = Name(values["name"]), Confidence(values["confidence"])
         return cls(name, culprits, because, confidence, values["would_help"], values.get("fix", ""))
+
+    def overdue(self, seconds: float, timeout: float) -> Verdict:
+        """The verdict on a job that seemed only slow, and is ended because that took too long.
+
+        Args:
+            seconds: since the last progress.
+            timeout: after which a job that hangs would have been ended.
+        """
+        waited = (
+            f"such a call may still return, so tfdist waited {seconds:.0f} s instead of "
+            f"{timeout:g} s before it ended the job"
+        )
+        return replace(
+            self,
+            name=Name.STUCK_IN_CALL,
+            because=(*self.because, waited),
+            would_help="",
+            fix="put a timeout around the call; if it is meant to take so long, note progress in "
+            "it with tfdist.Progress, or raise the timeout",
+        )
 
     @property
     def advice(self) -> str:

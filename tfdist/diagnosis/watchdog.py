@@ -192,11 +192,14 @@ def _watch(watched: _Watched) -> None:
             continue
         stalled = f"{name} has made no progress for {found.stall.seconds:.1f} s"
         if found.gets_time:
-            _say(f"tfdist: {stalled}: {found.verdict}")
+            _say(f"tfdist: {found.text(stalled)}")
             continue
+        verdict = found.verdict
+        if watched.ends and verdict.name.is_slow:
+            verdict = verdict.overdue(found.stall.seconds, watched.timeout)
         width = shutil.get_terminal_size().columns
         lines = [
-            *(f"tfdist: {line}" for line in (stalled, *found.verdict.lines())),
+            *(f"tfdist: {line}" for line in (stalled, *verdict.lines())),
             *kernel_lines(found.details.kernel),
             *answer_lines(found.details.answer, width),
         ]

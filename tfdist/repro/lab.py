@@ -19,6 +19,7 @@ from tfdist.cluster.shape import Shape
 from tfdist.deadline import Deadline
 from tfdist.diagnosis.collect import evidence_of, view_job
 from tfdist.diagnosis.evidence import Evidence
+from tfdist.diagnosis.kernel import is_busy
 from tfdist.diagnosis.rules import diagnose
 from tfdist.diagnosis.stall import Signs, StallMonitor
 from tfdist.diagnosis.verdict import Name, Verdict
@@ -34,6 +35,8 @@ _QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3"}
 _BARE = {"GRPC_FAIL_FAST": "false"}
 # A fixed job must end, however long that takes on a busy machine.
 _FIXED_PATIENCE = 3
+# How many times its deadline a job gets that makes progress on a machine with other load.
+_BUSY_PATIENCE = 5
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,8 @@ class Lab:
     def play(self, case: Case, *, fixed: bool, seed: int, folder: Path) -> Played:
         """Plays a case once; blocks until its processes are gone, soon after `deadline_secs`.
 
+        On a machine with other load, a job that makes progress gets five times as long.
+
         Args:
             case: the case.
             fixed: True to play it with the fix.
@@ -204,6 +209,7 @@ class _Watch:
         self._stage, self._log = stage, log
         self._trainers = [task.name for task in cluster.trainers]
         self._deadline = Deadline(case.deadline_secs)
+        self._busy_deadline = Deadline(_BUSY_PATIENCE * case.deadline_secs)
         self._done: set[tuple[str, str, float]] = set()
         self.diagnosed: tuple[Evidence, Verdict] | None = None
         self.diagnosed_at = 0.0
@@ -218,9 +224,10 @@ class _Watch:
         for record in self._run.latest():
             if record.ended is not None:
                 event_file(self._run.path, f"ended {record.name}").touch()
-        found = self._monitor.check(patient=not self._deadline.expired)
+        is_overdue = self._deadline.expired and (self._busy_deadline.expired or not is_busy())
+        found = self._monitor.check(patient=not is_overdue)
         if found is None:
-            if self._deadline.expired:
+            if is_overdue:
                 self._diagnose_overdue()
                 raise _Diagnosed
             return

@@ -35,7 +35,7 @@ import psutil
 
 from tfdist.errors import ConfigError, DataError, printable, signal_name
 from tfdist.runs.files import append_to_file, read_record, status_of_file, write_file
-from tfdist.runs.outcome import Outcome, Usage
+from tfdist.runs.outcome import Outcome, Usage, oom_kills
 from tfdist.task import TASK_TYPES, ClusterSpec, Task
 
 RUN_FILE, TASK_FILE, ERROR_FILE = "run.json", "task.json", "error.json"
@@ -170,6 +170,7 @@ class RunRecord:
         cluster: addresses by task type.
         script: path of the script.
         id: a text that no other run has, by which trainers recognize their ps; "" if unused.
+        oom_kills: the count of `oom_kills` of the launcher when the run started.
     """
 
     began: float
@@ -180,6 +181,7 @@ class RunRecord:
     cluster: ClusterSpec
     script: str = ""
     id: str = ""
+    oom_kills: int | None = None
 
     def __post_init__(self) -> None:
         _check_names(*self.tasks, *self.trainers)
@@ -257,6 +259,7 @@ class RunFolder:
             cluster=tasks[0].cluster_spec,
             script=script,
             id=id,
+            oom_kills=oom_kills(pid),
         )
         self._tasks = record.tasks
         self._write(self.path / RUN_FILE, record)

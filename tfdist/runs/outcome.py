@@ -7,6 +7,7 @@ import resource
 import runpy
 import signal
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -61,6 +62,49 @@ class Usage:
             return None
         cpu_secs = times.user + times.system + times.children_user + times.children_system
         return cls(cpu_secs, int(status["VmHWM"].split()[0]) * 1024)
+
+
+def oom_kills(
+    pid: int, proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")
+) -> int | None:
+    """How many processes the kernel has killed for lack of memory in the cgroup of a process.
+
+    If no cgroup counts them, on the whole machine; None if nothing does.
+
+    Args:
+        pid: of the process.
+        proc: where procfs is mounted.
+        cgroups: where the hierarchies of cgroups(7) are mounted, of version 1 or 2.
+    """
+    files = [proc / "vmstat"]
+    try:
+        lines = (proc / str(pid) / "cgroup").read_text("utf-8", "replace").splitlines()
+    except OSError:  # the process has ended
+        lines = []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        is_memory = "memory" in controllers.split(",")
+        if is_memory or not controllers:
+            root = cgroups / "memory" if is_memory else cgroups
+            # In a container the path may be that of the host, and the root its own cgroup.
+            name = "memory.oom_control" if is_memory else "memory.events"
+            files[-1:-1] = [root / path.lstrip("/") / name, root / name]
+    for file in files:
+        with suppress(OSError):
+            counts = dict(line.split(maxsplit=1) for line in file.read_text("ascii").splitlines())
+            if "oom_kill" in counts:
+                return int(counts["oom_kill"])
+    return None
+
+
+def out_of_memory(before: int | None, now: int | None) -> str:
+    """What two counts of `oom_kills` say of the time between them; "" if nothing."""
+    if before is None or now is None or now <= before:
+        return ""
+    killed = "1 process" if now == before + 1 else f"{now - before} processes"
+    return (
+        f"out of memory: the kernel killed {killed} for lack of memory meanwhile; use smaller "
+        "batches, or fewer tasks on this machine, or raise the memory limit of the container"
+    )
 
 
 @dataclass(frozen=True)
