@@ -91,7 +91,7 @@ ENDS = BarrierEvidence("end", ("worker:0", "worker:2"), ("worker:1",))
         # The verdict says nothing of worker 1, which may be waiting for something else.
         (job(at(Place.INPUT), at(Place.RUN, "worker:1")), Name.INPUT_STALLED, []),
         (job(at(Place.RUN), at(Place.PYTHON, "worker:1")), Name.SLOW, []),
-        (job(at(Place.WAIT), at(Place.WAIT, "worker:1")), Name.UNKNOWN, []),
+        (job(at(Place.WAIT), at(Place.WAIT, "worker:1")), Name.STUCK_IN_CALL, []),
         (
             job(at(Place.RUN, steps=1), at(Place.RUN, "worker:1", steps=1)),
             Name.DEADLOCK,
@@ -127,7 +127,7 @@ ENDS = BarrierEvidence("end", ("worker:0", "worker:2"), ("worker:1",))
             Name.STRANDED_AT_BARRIER,
             [("worker:0", "worker:1"), ("worker:0", "worker:2")],
         ),
-        (replace(EVIDENCE, over=True), Name.FINE, []),
+        (replace(job(at(Place.RUN, state=State.ENDED)), over=True), Name.FINE, []),
     ],
 )  # fmt: skip
 def test_arrows_show_the_waits_of_which_the_verdict_speaks(evidence, name, waits):
