@@ -86,8 +86,9 @@ def run(*arguments, env=None):
 
 def start(job, folder, *options):
     """Starts `tfdist run` with one ps and two workers; the script gets `folder` as its argument."""
-    # Under nohup, SIGHUP is ignored here, and would be there.
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    # What is ignored here would be ignored there: SIGHUP under nohup, SIGQUIT in the background.
+    signals = (signal.SIGHUP, signal.SIGQUIT)
+    before = {number: signal.signal(number, signal.SIG_DFL) for number in signals}
     try:
         return subprocess.Popen(
             command("--ps", 1, "--workers", 2, *options, job, folder),
@@ -98,7 +99,8 @@ def start(job, folder, *options):
             start_new_session=True,
         )
     finally:
-        signal.signal(signal.SIGHUP, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def wait_for_trainers(folder):

@@ -6,6 +6,8 @@ import math
 import time
 from collections.abc import Callable
 
+from tfdist.errors import checked_timeout
+
 FIRST_NOTICE_SECS = 30.0
 
 
@@ -18,12 +20,16 @@ class Deadline:
     Args:
         timeout: seconds from now, at least 0, or None.
         clock: returns seconds that never decrease. Tests pass their own.
+
+    Raises:
+        ConfigError: the timeout is neither.
     """
 
     def __init__(self, timeout: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._start = clock()
-        self._timeout = math.inf if timeout is None else timeout
+        checked = checked_timeout(timeout)
+        self._timeout = math.inf if checked is None else checked
         self._next_notice = FIRST_NOTICE_SECS
 
     @property

@@ -14,7 +14,7 @@
     |  `- BrokenBarrierError  (threading.BrokenBarrierError)
     |- EpochError                           missing and duplicate examples
     |- SplitLostError                       a trainer no longer owns its split
-    `- DataError                            a damaged input file: path, offset, what is wrong
+    `- DataError                            a damaged file: path, offset, what is wrong
 
 TensorFlow's errors pass through unchanged, or are the `__cause__` of one of these.
 """
@@ -22,13 +22,18 @@ TensorFlow's errors pass through unchanged, or are the `__cause__` of one of the
 from __future__ import annotations
 
 import difflib
+import math
+import numbers
+import operator
 import re
 import signal
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
-# Exit codes, the same for every command of tfdist. A script's own exit code passes through
-# `tfdist run` and `tfdist node`. 128 + N means signal N, as in a shell.
+# Exit codes, the same for every command of tfdist. `tfdist node` is the task, and so ends with the
+# script's own exit code. 128 + N means signal N, as in a shell.
 HELD = 0  # the run succeeded, or what was checked holds
 NOT_HELD = 1  # what was checked does not hold
 USAGE = 2  # wrong input: a flag, a file, TF_CONFIG
@@ -42,6 +47,10 @@ BY_SIGNAL = 128  # plus the number of another signal that ended the run
 _HEADING = re.compile(
     r"$|Graph execution error:$|Detected at node |File \"|Node: '|From /job:|<stack traces unav"
 )
+
+
+# Control characters, line separators, marks that change the direction of a line, and surrogates.
+_NOT_PRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class TfdistError(Exception):
@@ -155,11 +164,13 @@ class TaskFailed(ClusterError):
         exit_code: its exit code, or minus the number of the signal that killed it; None for
             a thread.
         details: its traceback, or what else is known.
+        how: such as ``"worker:1 ended with exit code 1"``.
     """
 
     def __init__(self, task_name: str, exit_code: int | None, details: str) -> None:
-        how = "raised an error" if exit_code is None else _how_it_ended(exit_code)
-        super().__init__(f"{task_name} {how}\n{details}".rstrip())
+        ended = "raised an error" if exit_code is None else _how_it_ended(exit_code)
+        self.how = f"{task_name} {ended}"
+        super().__init__(f"{self.how}\n{details}".rstrip())
         self.task_name = task_name
         self.exit_code = exit_code
         self.details = details
@@ -261,7 +272,7 @@ class SplitLostError(TfdistError):
 
 
 class DataError(TfdistError):
-    """An input file cannot be read, is damaged, or has changed since it was scanned.
+    """A file of the input or of a checkpoint is missing, damaged or changed, or cannot be written.
 
     Attributes:
         path: the file.
@@ -277,6 +288,52 @@ class DataError(TfdistError):
         self.what = what
 
 
+def checked_integer(
+    field: str, value: Any, least: int | None = None, most: int | None = None
+) -> int:
+    """The value of a parameter as an int: numpy's integers are integers, a bool is not.
+
+    Raises:
+        ConfigError: it is no integer, or it is out of range.
+    """
+    if not _is_bool(value):
+        with suppress(TypeError):
+            number = operator.index(value)
+            if (least is None or least <= number) and (most is None or number <= most):
+                return number
+    limits = "" if least is None else f", at least {least}"
+    limits = limits if most is None else f" from {least} to {most}"
+    raise ConfigError(field, value, f"must be a whole number{limits}")
+
+
+def checked_secs(field: str, value: Any, *, may_be_0: bool = True, most: float = math.inf) -> float:
+    """The value of a parameter as a number of seconds; NaN, a bool and a text are none.
+
+    Raises:
+        ConfigError: it is no number, or it is out of range.
+    """
+    if isinstance(value, numbers.Real) and not _is_bool(value):
+        secs = float(value)
+        if (secs >= 0 if may_be_0 else secs > 0) and secs <= most:
+            return secs
+    limits = "at least 0" if may_be_0 else "more than 0"
+    limits += "" if most == math.inf else f" and at most {most:g}"
+    raise ConfigError(field, value, f"must be a number of seconds, {limits}")
+
+
+def checked_timeout(value: Any) -> float | None:
+    """The value of a parameter `timeout`, which may be None.
+
+    Raises:
+        ConfigError: it is neither None nor a number of at least 0.
+    """
+    return None if value is None else checked_secs("timeout", value)
+
+
+def _is_bool(value: object) -> bool:
+    return type(value).__name__ in ("bool", "bool_")  # numpy's, without its import
+
+
 def did_you_mean(word: str, known: Iterable[str], count: int = 1) -> str:
     """The end of a message on an unknown word: "; did you mean worker?", or ""."""
     close = difflib.get_close_matches(word, list(known), n=count)
@@ -289,8 +346,15 @@ def described(error: BaseException) -> str:
         reason = reason_of(str(error))
     except Exception:
         reason = "its text cannot be made"
-    line = f"{type(error).__name__}: {reason}"
-    return line.encode(errors="backslashreplace").decode()
+    return printable(f"{type(error).__name__}: {reason}")
+
+
+def printable(text: str) -> str:
+    """The text with an escape for each character that a terminal obeys, or that has no encoding.
+
+    Newlines and tabs stay.
+    """
+    return _NOT_PRINTABLE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 def reason_of(text: str) -> str:

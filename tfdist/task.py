@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from tfdist.errors import ConfigError, did_you_mean
+from tfdist.errors import ConfigError, checked_integer, did_you_mean
 
 ClusterSpec = dict[str, list[str]]
 
@@ -84,14 +84,11 @@ class Task:
         object.__setattr__(self, "cluster_spec", _checked_cluster(self.cluster_spec))
         if self.task_type not in TASK_TYPES:
             raise ConfigError("task.type", self.task_type, _task_type_rule(self.task_type))
-        if isinstance(self.task_index, bool) or not isinstance(self.task_index, int):
-            raise ConfigError("task.index", self.task_index, "must be a whole number")
+        object.__setattr__(self, "task_index", checked_integer("task.index", self.task_index, 0))
         if self.task_type == "evaluator":
-            if self.task_index < 0:
-                raise ConfigError("task.index", self.task_index, "must be at least 0")
             return
         addresses = self.cluster_spec.get(self.task_type, [])
-        if not 0 <= self.task_index < len(addresses):
+        if self.task_index >= len(addresses):
             raise ConfigError(
                 "task.index",
                 self.task_index,

@@ -216,7 +216,7 @@ def test_a_replaced_process_gets_an_error_and_its_successor_passes(make):
     old = make(0)
     other = make(1)
     new = make(0)
-    with pytest.raises(BrokenBarrierError, match="another process has taken the place of worker:0"):
+    with pytest.raises(BrokenBarrierError, match="another Barrier of this name for worker:0"):
         old.wait(SOON)
     assert new.missing() == ("worker:0", "worker:1")  # what it has sent does not count
     meet(new, other)
@@ -230,7 +230,7 @@ def test_a_replaced_chief_neither_acts_nor_releases(make):
     new = make(0, action=lambda: runs.append("new"))
     with pytest.raises(BarrierTimeout):
         other.wait(0)
-    with pytest.raises(BrokenBarrierError, match="taken the place"):
+    with pytest.raises(BrokenBarrierError, match="another Barrier of this name"):
         old.wait(SOON)
     assert runs == []
     assert new.wait(TIMEOUT) == 0

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -150,3 +151,20 @@ def node_command(cluster, task_type, index, script):
 def test_a_hanging_handler_is_ended_also_if_standard_error_is_closed(script, launch):
     code = "import atexit, os, threading\natexit.register(threading.Event().wait)\nos.close(2)\n"
     assert launch(script(code), grace=0.5).returncode == 0
+
+
+def test_modules_in_the_current_folder_shadow_nothing(script, tmp_path):
+    current = tmp_path / "current"
+    current.mkdir()
+    (current / "socket.py").write_text("raise SystemExit('shadowed')")
+    job = script("import os, socket\nprint(os.environ.get('PYTHONSAFEPATH'))")
+    tfdist = Path(sys.executable).with_name("tfdist")  # `python -m` has the folder in its path
+    ended = subprocess.run(
+        [tfdist, "run", "--ps", "0", "--workers", "1", job],
+        cwd=current,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "[worker:0] None\n"), ended.stderr

@@ -23,9 +23,14 @@ def test_a_failed_task_is_shown_with_one_traceback_and_exit_code_70(script):
     assert "worker:" in ended.stderr
 
 
-def test_the_exit_code_of_the_script_is_passed_on(script):
-    ended = run(script(MEET + "sys.exit(7)\n"))
-    assert ended.returncode == 7
+@pytest.mark.parametrize(("code", "at_end"), [("2", 2), ("'no data'", 1)])
+def test_the_exit_code_of_a_script_is_said_and_never_taken_for_one_of_tfdist(script, code, at_end):
+    ended = run("--workers", 1, script(f"import sys\nsys.exit({code})"))
+    assert ended.returncode == 70
+    assert (
+        ended.stderr.splitlines()[-1]
+        == f"tfdist: exit code 70, because worker:0 ended with exit code {at_end}"
+    )
 
 
 def test_wrong_input_of_the_script_is_one_line_and_exit_code_2(script):
@@ -141,3 +146,23 @@ def test_a_tf_config_without_a_cluster_is_ignored(script, monkeypatch, config):
 def test_a_task_may_open_as_many_files_as_the_hard_limit_allows(script):
     text = "import resource as r\nsoft, hard = r.getrlimit(r.RLIMIT_NOFILE)\nprint(hard - soft)"
     assert run("--ps", 0, "--workers", 1, script(text)).stdout == "[worker:0] 0\n"
+
+
+def test_a_loop_over_the_generations_of_a_barrier_survives_a_restart(script, tmp_path):
+    ended = run(
+        *("--workers", 2, "--restart", 1),
+        script("""
+import os, signal, sys, tfdist
+task = tfdist.Task.from_env()
+with tfdist.worker_server(task), tfdist.Barrier(task, "epoch_end", timeout=50) as epoch_end:
+    while epoch_end.generation <= 4:
+        is_third = task.name == "worker:1" and epoch_end.generation == 3
+        if is_third and not os.path.exists(sys.argv[1]):
+            open(sys.argv[1], "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        epoch_end.wait()
+"""),
+        tmp_path / "killed",
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert (tmp_path / "killed").exists()

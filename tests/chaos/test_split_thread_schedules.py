@@ -9,6 +9,7 @@ To replay a seed: `scripts/test chaos -k "thread_schedules and [17]"`. The sched
 the threads may interleave differently.
 """
 
+import functools
 import itertools
 import threading
 
@@ -30,6 +31,7 @@ from tests.chaos.split_schedule import (
     check,
 )
 from tfdist.errors import SplitLostError
+from tfdist.ps.retry import retry_duplicate_request
 from tfdist.ps.session import DirectSession
 from tfdist.splits.rules import Loss
 from tfdist.testing import poll_until
@@ -72,6 +74,7 @@ class Process:
             rest = [v for v in tf.compat.v1.global_variables() if v is not self.reads]
             self.savers = [tf.compat.v1.train.Saver(part) for part in (rest, [self.reads])]
             self.session = DirectSession(task.cluster_spec["ps"][0], graph, timeout=0).session
+            self.session.run = functools.partial(retry_duplicate_request, self.session.run)
 
     def forget(self):
         """Makes the queue act like one of a new process."""
@@ -176,10 +179,11 @@ class Job:
 
     def _begin_all(self):
         for rank in range(TRAINERS):
-            self._begin(rank, self._processes.take(rank) if rank else self.chief)
+            process = self._processes.take(rank) if rank else self.chief
+            self._begin(rank, process, self._losses_of_ps)
 
-    def _begin(self, rank, process, after_leases=0):
-        args = (rank, process, self._losses_of_ps, after_leases)
+    def _begin(self, rank, process, ps, after_leases=0):
+        args = (rank, process, ps, after_leases)
         thread = threading.Thread(target=self._train, args=args, name=f"trainer {rank}")
         self._threads.append(thread)
         thread.start()
@@ -222,7 +226,8 @@ class Job:
                 process.session.run(process.update, process.fed(split, epoch))
             if what in (RESTARTS, IS_REPLACED, DIES_SAVING):
                 late = self.schedule.chance.choice([0, 0.5, 2])
-                self._begin(rank, self._processes.take(rank), late)
+                # The ps may be lost by now; then the session of the new process is broken too.
+                self._begin(rank, self._processes.take(rank), ps, late)
             if what in (DIES, RESTARTS, DIES_SAVING):
                 return False
             if what in (STOPS, IS_REPLACED) and not self._stop(ps) and not after_update:

@@ -1,6 +1,7 @@
 """The promises of both kinds of barrier, on a real ps."""
 
 import itertools
+import os
 import random
 import re
 import socket
@@ -321,12 +322,54 @@ def test_an_action_that_waits_at_its_own_barrier_is_refused(make):
         assert "its own action called wait(), and would wait for itself" in str(error)
 
 
+@pytest.mark.parametrize("name", ["wait", "abort", "reset", "resign", "missing", "statistics"])
+def test_a_closed_barrier_says_so(make, name):
+    [barrier] = make("queue", ranks=[0], parties=1)
+    barrier.close()
+    barrier.close()
+    with pytest.raises(BarrierError, match="was closed; make a new one"):
+        getattr(barrier, name)()
+
+
+def test_a_forked_child_cannot_use_the_barrier_and_does_not_close_it(make):
+    [barrier] = make("queue", ranks=[0], parties=1)
+    child = os.fork()
+    if child == 0:
+        try:
+            barrier.close()
+            barrier.wait()
+        except BarrierError as error:
+            os._exit("Make the barrier after the fork" in str(error))
+        finally:
+            os._exit(2)
+    _, status = os.waitpid(child, 0)
+    assert os.waitstatus_to_exitcode(status) == 1
+    assert barrier.wait(10) == 0
+
+
+def test_a_timeout_of_a_process_that_joined_late_says_so(make):
+    barriers = make("queue", ranks=[0, 1], parties=2)
+    for _ in range(2):
+        together(wait, barriers)
+    [again] = make("queue", ranks=[1], parties=2, name=barriers[0].name)
+    with pytest.raises(BarrierTimeout, match=r"has joined in generation 3: if its loop counts"):
+        again.wait(SOON)
+
+
+def test_a_second_object_for_the_same_trainer_is_reported_as_that(make, trainers):
+    [first] = make("queue", ranks=[0], parties=1)
+    with Barrier(trainers[0], first.name, parties=1) as second:
+        assert second.wait(10) == 0
+        with pytest.raises(BrokenBarrierError, match="made another Barrier of this name for"):
+            first.wait(10)
+
+
 @pytest.mark.parametrize("timeout", [-1, float("nan"), "5", True])
 def test_a_wrong_timeout_is_refused(make, timeout):
-    with pytest.raises(ConfigError, match=r"timeout: got .*; must be at least 0 seconds"):
+    with pytest.raises(ConfigError, match=r"timeout: got .*; must be a number of seconds"):
         make("queue", timeout=timeout)
     [barrier, *_] = make("queue")
-    with pytest.raises(ConfigError, match=r"timeout: got .*; must be at least 0 seconds"):
+    with pytest.raises(ConfigError, match=r"timeout: got .*; must be a number of seconds"):
         barrier.wait(timeout)
 
 

@@ -1,6 +1,7 @@
 """Servers of tasks: taken ports, missing ps, ids of clusters, reports of long waits."""
 
 import socket
+import sys
 import threading
 
 import pytest
@@ -96,6 +97,18 @@ def one_worker(ps_port=2, worker_port=1):
 
 def ps_of(worker):
     return tfdist.Task("ps", 0, worker.cluster_spec)
+
+
+@pytest.mark.parametrize(("code", "done"), [(0, ["ps:0"]), (3, [])])
+def test_a_trainer_that_exits_within_the_block_is_done_if_the_code_is_0(
+    make_cluster, monkeypatch, code, done
+):
+    heard = []
+    monkeypatch.setattr(server, "_say_done", lambda task, ps: heard.append(ps.name))
+    [task] = make_cluster(1, 1).trainers
+    with pytest.raises(SystemExit) as end, tfdist.worker_server(task):
+        sys.exit(code)
+    assert (end.value.code, heard) == (code, done)
 
 
 def test_a_long_wait_for_a_ps_is_logged_with_its_name(monkeypatch, caplog):

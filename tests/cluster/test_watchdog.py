@@ -1,6 +1,7 @@
 """Watchdog: a stalled process is reported and ended; a process that makes progress is not."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import tfdist
 from tfdist import ConfigError
 from tfdist.task import PROGRESS_VARIABLE
+from tfdist.testing import poll_until
 
 BEGIN = """
 import threading, time, tfdist
@@ -38,15 +40,42 @@ with tfdist.Watchdog(1.0):
     os.kill(os.getpid(), signal.SIGSTOP)
 """
 
+LAST_WORDS = """
+print("last words")
+"""
+FORKED = """
+import os, sys
+with tfdist.Watchdog(1.0) as watchdog:
+    if os.fork() == 0:
+        sys.exit()
+    os.wait()
+    watchdog.progress.update("epoch 1", 3, 10)
+    threading.Event().wait(60)
+"""
+SURVIVED = """
+import os, subprocess
+with tfdist.Watchdog(1.0):
+    child = os.fork()
+    if child == 0:
+        for stream in (1, 2):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+        time.sleep(100)
+    print(child, flush=True)
+    os._exit(0)
+"""
+
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path, tmp_path_factory):
     """Runs a script, which must leave nothing behind."""
+    path = tmp_path_factory.mktemp("script") / "job.py"
 
-    def run_script(script):
+    def run_script(script, redirect="", folder=None):
+        path.write_text(BEGIN + script)
         return subprocess.run(
-            [sys.executable, "-c", BEGIN + script],
-            env={**os.environ, "TMPDIR": str(tmp_path)},
+            ["sh", "-c", f'exec "$@" {redirect}', "sh", sys.executable, path],
+            env={**os.environ, "TMPDIR": str(tmp_path), "PYTHONUNBUFFERED": ""},
+            cwd=folder,
             check=False,
             capture_output=True,
             text=True,
@@ -54,7 +83,8 @@ def run(tmp_path):
         )
 
     yield run_script
-    assert list(tmp_path.iterdir()) == []
+    # The second process removes the folder after the first one has ended.
+    poll_until(lambda: not list(tmp_path.iterdir()), "nothing is left behind")
 
 
 def test_a_process_that_hangs_is_reported_and_ended(run):
@@ -81,6 +111,35 @@ def test_a_process_that_cannot_end_by_itself_is_killed(run):
     ended = run(STOPPED)
     assert ended.returncode == -9, ended.stderr
     assert "PEER_STOPPED" in ended.stderr
+
+
+def test_the_output_before_the_end_is_not_lost(run):
+    ended = run(LAST_WORDS + STUCK)
+    assert (ended.returncode, ended.stdout) == (75, "last words\n"), ended.stderr
+
+
+@pytest.mark.parametrize("redirect", ["2>&-", "2>/dev/full"])
+def test_a_report_that_cannot_be_printed_does_not_save_the_process(run, redirect):
+    assert run(STUCK, redirect).returncode == 75
+
+
+def test_a_forked_child_that_leaves_the_block_ends_no_watch(run):
+    ended = run(FORKED)
+    assert ended.returncode == 75, ended.stderr
+    assert ended.stderr.count("has made no progress for") == 1
+    assert "threading.py" in ended.stderr  # the stacks are still there
+
+
+def test_the_watch_ends_with_the_process_though_a_child_holds_its_pipe(run):
+    ended = run(SURVIVED)
+    os.kill(int(ended.stdout), signal.SIGKILL)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+def test_modules_in_the_current_folder_do_not_shadow_those_of_the_watchdog(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("current")
+    (folder / "json.py").write_text("raise SystemExit('shadowed')")
+    assert run(STUCK, folder=folder).returncode == 75
 
 
 def test_a_passed_barrier_is_progress(monkeypatch):

@@ -278,9 +278,12 @@ def test_damage_is_an_error_or_with_strict_false_an_issue(parts, damage, records
     assert what in str(issue)
 
 
-def test_a_scan_does_not_block_on_a_named_pipe(tmp_path):
+def test_a_pipe_and_a_device_are_no_files_of_records(tmp_path):
     os.mkfifo(tmp_path / "pipe")
-    assert len(FileSet.scan(str(tmp_path / "pipe"), "lines")) == 0
+    for path in (str(tmp_path / "pipe"), os.devnull):
+        with pytest.raises(DataError, match=r"a pipe or a device") as caught:
+            FileSet.scan(path, "lines")
+        assert caught.value.path == path
 
 
 @pytest.mark.parametrize("format", ["tfrecord", "lines"])

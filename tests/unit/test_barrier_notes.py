@@ -2,6 +2,10 @@
 
 import os
 
+import numpy as np
+import pytest
+
+from tfdist import Progress
 from tfdist.runs.barrier_notes import BarrierNote, PassMark, note_barrier, noted_barriers, passed_at
 from tfdist.task import PROGRESS_VARIABLE
 
@@ -46,3 +50,26 @@ def test_an_incomplete_last_line_is_ignored(tmp_path):
     assert noted_barriers(tmp_path) == [BarrierNote("end", 2)]
     file.write_text(file.read_text()[:5])
     assert noted_barriers(tmp_path) == []
+
+
+def test_numpy_counts_parties_too(tmp_path):
+    note_barrier(BarrierNote("end", np.int64(2)), launched(tmp_path))
+    note_barrier(BarrierNote("end", 2), launched(tmp_path))
+    assert noted_barriers(tmp_path) == [BarrierNote("end", 2)]
+
+
+@pytest.mark.parametrize("path", ["", "/", "progress.json"])
+def test_a_path_that_leads_nowhere_is_no_error_of_the_trainer(path, tmp_path, monkeypatch, caplog):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    environ = {PROGRESS_VARIABLE: path}
+    monkeypatch.setenv(PROGRESS_VARIABLE, path)
+    mark = PassMark({**environ, PROGRESS_VARIABLE: path and f"{path}x/y"})
+    mark.touch()
+    for _ in range(2):
+        Progress.from_env().update("epoch 1", 1, 2)
+    note_barrier(BarrierNote(tmp_path, 2), {PROGRESS_VARIABLE: f"{tmp_path}/progress.json"})
+    assert "cannot be noted for tfdist status" in caplog.text
+    assert list(tmp_path.iterdir()) == []

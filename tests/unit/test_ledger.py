@@ -119,8 +119,8 @@ def test_an_array_counts_like_its_numbers_and_may_be_reused():
 
 
 @pytest.mark.parametrize("examples", [[0.0], np.array([0.0]), ["0"]])
-def test_an_example_that_is_not_a_whole_number_is_a_type_error(examples):
-    with pytest.raises(TypeError):
+def test_an_example_that_is_not_a_whole_number_is_refused(examples):
+    with pytest.raises(ConfigError, match="must be whole numbers"):
         Ledger().add(examples)
 
 

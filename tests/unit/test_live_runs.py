@@ -86,6 +86,20 @@ def test_the_link_of_another_user_is_ignored(logs, monkeypatch):
         assert found() == []
 
 
+def test_other_files_with_such_a_name_are_ignored(logs, capsys):
+    folder = logs.parents[1] / "tmp"
+    (folder / "tfdist-file").touch()
+    (folder / "tfdist-gone").symlink_to("gone")
+    (folder / "tfdist-without-a-run").mkdir()
+    with linked(str(logs)):
+        assert found() == [logs]
+    assert capsys.readouterr().err == ""
+    (folder / "tfdist-circle").symlink_to("tfdist-circle")
+    assert found() == []
+    [line] = capsys.readouterr().err.splitlines()
+    assert "tfdist-circle" in line
+
+
 def test_a_link_that_cannot_be_made_gives_the_reason(logs):
     with linked(str(logs)) as complaint, linked(str(logs)) as second:
         assert (complaint, "File exists" in second) == (None, True)

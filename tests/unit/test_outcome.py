@@ -1,5 +1,6 @@
 """How the outcome of a task describes its error."""
 
+import builtins
 import os
 
 import pytest
@@ -24,3 +25,21 @@ def test_an_error_that_has_no_text_is_described_by_its_type():
             raise ValueError
 
     assert "Odd" in Outcome.of_error(Odd()).details
+
+
+GROUP = getattr(builtins, "ExceptionGroup", None)
+
+
+@pytest.mark.skipif(GROUP is None, reason="Python 3.10 has no groups and notes")
+def test_a_group_is_described_with_its_members_its_note_and_its_cause():
+    try:
+        try:
+            raise KeyError("why")
+        except KeyError as cause:
+            group = GROUP("parts", [ValueError("first"), OSError("second")])
+            group.add_note("seen in part 3")
+            raise group from cause
+    except GROUP as error:
+        details = Outcome.of_error(error).details
+    words = ("KeyError: 'why'", "direct cause", "parts (2 sub", "seen in part 3", "first", "second")
+    assert all(word in details for word in words)

@@ -1,5 +1,6 @@
 """Notes of progress: the last one is always in the file, and it is cheap."""
 
+import os
 import threading
 
 import numpy as np
@@ -110,3 +111,39 @@ def test_a_script_may_change_its_directory(tmp_path, monkeypatch):
 def test_a_file_that_is_no_note_is_none(path, text):
     path.write_text(text, "utf-8")
     assert ProgressNote.read(path) is None
+
+
+def test_a_descriptor_that_the_script_has_closed_and_used_anew_is_not_written_to(path):
+    progress = Progress(str(path))
+    progress.update("epoch 1", 1, 10)
+    [ours] = (
+        number
+        for number in map(int, os.listdir("/proc/self/fd"))
+        if os.path.exists(f"/proc/self/fd/{number}")
+        and os.path.samefile(f"/proc/self/fd/{number}", path)
+    )
+    data = path.with_name("data")
+    data.write_text("of the script")
+    with open(data, "rb+") as file:
+        os.dup2(file.fileno(), ours)  # as after os.closerange, when it opens a file there
+        progress.update("epoch 1", 2, 10)
+        del progress
+        os.fstat(ours)  # still open
+        os.close(ours)
+    assert data.read_text() == "of the script"
+    assert ProgressNote.read(path) == ProgressNote("epoch 1", 2, 10)
+
+
+def test_a_number_that_no_reader_takes_is_refused_at_the_call(path):
+    for number in (10**5000, 1e300, -(2**65)):
+        with pytest.raises(ConfigError, match=r"done: got 'an integer of .* bits'; must be at"):
+            Progress(str(path)).update("epoch 1", number, 10)
+    Progress(str(path)).update("epoch 1", 2**64, 2**64)
+    assert ProgressNote.read(path) == ProgressNote("epoch 1", 2**64, 2**64)
+
+
+def test_a_state_is_noted_in_one_line_that_can_be_shown(path):
+    Progress(str(path)).update("caf\udce9\x1b[2J\nb" + "c" * 2000, 1, 10)
+    state = ProgressNote.read(path).state
+    assert state.startswith(r"caf\udce9\x1b[2J\nbccc")
+    assert len(state) < 1100

@@ -1,11 +1,15 @@
 """The signs of progress in the folder of a run, as the launcher and the tasks leave them."""
 
+import io
 import logging
 import os
 
 import pytest
 
-from tfdist.diagnosis.stall import Signs, signs_of_run
+from tfdist.diagnosis.barriers import Barriers
+from tfdist.diagnosis.report import JobReport
+from tfdist.diagnosis.stall import Signs, StallGuard, signs_of_run
+from tfdist.errors import StallError
 from tfdist.runs.barrier_notes import PassMark, passed_at
 from tfdist.runs.folder import RunFolder
 from tfdist.runs.log import LogMark, logged_at
@@ -83,3 +87,99 @@ def test_an_equal_note_is_an_equal_sign(run):
     assert signs_of_run(run, TRAINERS) == before
     Progress(path).update("epoch 1", 4, 10)
     assert signs_of_run(run, TRAINERS) != before
+
+
+# --- a report that fails
+
+
+@pytest.fixture
+def guard(run, monkeypatch):
+    """A guard of a run whose task is gone, which reports at its second look."""
+    run.folder("worker:0", 1)
+    run.started("worker:0", 1, 2**22 + 1)  # above every pid
+    monkeypatch.setattr("tfdist.diagnosis.stall.ask_in_fork", lambda *_, **__: Barriers())
+    guard = StallGuard(run, TRAINERS, 1e-9, is_kept=True)
+    guard()
+    return guard
+
+
+def stalled(guard, capsys):
+    """The error that the guard raises, and its lines on standard error about the report."""
+    with pytest.raises(StallError) as raised:
+        guard()
+    lines = capsys.readouterr().err.splitlines()
+    return raised.value, [line for line in lines if line.startswith("tfdist: the report ")]
+
+
+def test_a_whole_report_is_kept(guard, run, capsys):
+    error, lines = stalled(guard, capsys)
+    assert (error.report, lines) == (str(run.path / "stall.txt"), [])
+    names = {path.name for path in run.path.glob("stall.*")}
+    assert names == {"stall.txt", "stall.html", "stall.json"}
+
+
+def test_a_note_that_is_not_utf_8_is_in_the_report(guard, run, capsys):
+    Progress(str(run.folder_of("worker:0", 1) / "progress.json")).update("caf\udce9.csv", 1, 10)
+    guard()  # the note is progress
+    error, lines = stalled(guard, capsys)
+    assert lines == []
+    assert r"worker:0: gone, caf\udce9.csv: 1 of 10" in str(error)
+    for name in ("stall.txt", "stall.json"):
+        assert r"caf\udce9.csv" in (run.path / name).read_text("utf-8").replace("\\\\", "\\")
+
+
+def test_a_diagnosis_that_fails_ends_the_job_as_a_stall(guard, run, capsys, monkeypatch):
+    def report_of(*_, **__):
+        raise UnicodeError("caf\udce9")
+
+    monkeypatch.setattr("tfdist.diagnosis.stall.report_of", report_of)
+    error, _ = stalled(guard, capsys)
+    assert error.verdict.because == (r"the report failed: UnicodeError: caf\udce9",)
+    assert error.report is None
+
+
+@pytest.mark.parametrize("name", ["stall.txt", "stall.html", "stall.json"])
+def test_a_part_that_cannot_be_written_is_one_line_and_the_others_are_kept(
+    guard, run, capsys, name
+):
+    (run.path / name).mkdir()  # a test as root may write everywhere
+    error, lines = stalled(guard, capsys)
+    assert len(lines) == 1
+    assert lines[0].startswith(f"tfdist: the report is not in {name}: IsADirectoryError: ")
+    assert (error.report is None) == (name == "stall.txt")
+    assert len([path for path in run.path.glob("stall.*") if path.is_file()]) == 2
+
+
+def test_without_the_folder_of_the_run_the_job_still_ends_as_a_stall(guard, run, capsys):
+    run.path.rename(run.path.with_name("moved"))
+    error, _ = stalled(guard, capsys)
+    assert error.report is None
+
+
+def test_a_part_that_is_not_whole_is_deleted(guard, run, capsys, monkeypatch):
+    def page(*_):
+        raise ValueError("no page")
+
+    monkeypatch.setattr(JobReport, "page", page)
+    for name in ("stall.html", "stall.txt"):
+        os.mkfifo(run.path / name)  # has no reader: to open it would block
+    _, lines = stalled(guard, capsys)
+    assert len(lines) == 1
+    assert "stall.txt, stall.html: " in lines[0]
+    assert [path.name for path in run.path.glob("stall.*")] == ["stall.json"]
+
+
+def test_after_the_report_the_job_goes_on_if_that_is_wanted(run, capsys, monkeypatch):
+    def report_of(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    started(run, "worker:0")
+    monkeypatch.setattr("tfdist.diagnosis.stall.report_of", report_of)
+    guard = StallGuard(run, TRAINERS, 1e-9, is_kept=True, ends=False)
+    full = os.open("/dev/full", os.O_WRONLY)
+    with open(full, "wb", buffering=0, closefd=False) as stream:
+        monkeypatch.setattr("sys.stderr", io.TextIOWrapper(stream, write_through=True))
+        for _ in range(3):
+            guard()
+        monkeypatch.undo()
+    os.close(full)

@@ -323,7 +323,7 @@ class TestFromResolver:
             (Resolver(task_type="Worker"), "task_type", "Worker", "one of chief"),
             (Resolver(task_type=""), "task_type", "", "one of chief"),
             (Resolver(task_id=3), "task_id", 3, "has 3 worker"),
-            (Resolver(task_id=-1), "task_id", -1, "has 3 worker"),
+            (Resolver(task_id=-1), "task_id", -1, "at least 0"),
             (Resolver({}), "task_id", 1, "has 0 worker"),
             (
                 Resolver({**CLUSTER, "worker": {1: "w1:1"}}),

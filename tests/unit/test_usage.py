@@ -63,3 +63,15 @@ def test_an_ended_process_has_no_usage(other):
 def test_both_readings_of_the_cpu_time_agree():
     read, own = Usage.of(os.getpid()), Usage.of_this_process()
     assert read.cpu_secs == pytest.approx(own.cpu_secs, abs=0.2)  # /proc counts ticks
+
+
+def test_a_process_may_have_any_name():
+    """As with setproctitle; the kernel keeps 15 bytes, also half of a character."""
+    rename = "open('/proc/self/comm', 'wb').write(b'caf\\xe9\\n: x')"
+    command = [sys.executable, "-c", f"{rename}; print(flush=True); input()"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        child.stdout.readline()
+        usage = Usage.of(child.pid)
+        child.kill()
+    assert usage is not None
+    assert usage.peak_bytes > MB

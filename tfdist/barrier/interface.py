@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,12 +15,22 @@ from tfdist.barrier.connection import ANSWER_SECS, Snapshot
 from tfdist.barrier.participant import KINDS, QUEUE, Participant
 from tfdist.barrier.rules import RESIGNED, Decision
 from tfdist.deadline import Deadline
-from tfdist.errors import BarrierError, BarrierTimeout, BrokenBarrierError, ConfigError
+from tfdist.errors import (
+    BarrierError,
+    BarrierTimeout,
+    BrokenBarrierError,
+    ConfigError,
+    checked_integer,
+    checked_timeout,
+)
 from tfdist.ps.session import PS_LOST
 from tfdist.runs.barrier_notes import BarrierNote, PassMark, note_barrier
 from tfdist.task import Task
 
 _log = logging.getLogger(__name__)
+
+# How many objects of this process stand for the same trainer at the same barrier.
+_made: dict[tuple[str, str, str], int] = {}
 
 
 @dataclass(frozen=True)
@@ -70,14 +81,18 @@ class Barrier:
         kind: str = QUEUE,
         break_on_timeout: bool = False,
     ) -> None:
+        if not isinstance(task, Task):
+            raise ConfigError("task", task, "must be a tfdist.Task")
+        if action is not None and not callable(action):
+            raise ConfigError("action", action, "must be a function without arguments, or None")
         trainers = task.trainers
-        parties = len(trainers) if parties is None else parties
+        parties = len(trainers) if parties is None else checked_integer("parties", parties)
         if kind not in KINDS:
             raise ConfigError("kind", kind, f"must be one of {', '.join(KINDS)}")
         if not task.is_trainer:
             raise ConfigError("task", task.name, "only a chief or a worker can wait at a barrier")
-        if not name:
-            raise ConfigError("name", name, "must not be empty")
+        if not isinstance(name, str) or not name:
+            raise ConfigError("name", name, "must be a text that is not empty")
         if not 1 <= parties <= len(trainers):
             raise ConfigError(
                 "parties", parties, f"must be 1 to {len(trainers)}, the number of trainers"
@@ -91,7 +106,10 @@ class Barrier:
         self.name, self._parties, self._names = name, parties, trainers[:parties]
         self._task, self._rank = task, task.rank
         self._action = action if self._rank == 0 else None
-        self._timeout, self._break_on_timeout = _checked(timeout), break_on_timeout
+        self._timeout, self._break_on_timeout = checked_timeout(timeout), break_on_timeout
+        self._pid, self._is_closed = os.getpid(), False
+        self._key = (task.cluster_spec["ps"][0], name, task.name)
+        self._number = _made[self._key] = _made.get(self._key, 0) + 1
         note_barrier(BarrierNote(name, parties))  # also if the ps never answers
         self._pass_mark = PassMark()
         self._participant = Participant(task, name, self._names, action=self._action, kind=kind)
@@ -137,9 +155,10 @@ class Barrier:
                 the next `wait` finds out what became of the generation.
             BrokenBarrierError: the barrier was aborted or reset, the action failed, or the ps was
                 lost.
-            BarrierError: this trainer has resigned, a tf.function is being traced, or the
-                barrier's own action called this.
+            BarrierError: this trainer has resigned, the barrier was closed or made before a fork, a
+                tf.function is being traced, or the barrier's own action called this.
             ConfigError: the timeout is negative or no number.
+            KeyboardInterrupt: Ctrl-C, within 2 s. The next `wait` continues in the same generation.
         """
         if self._participant.resigned:
             raise BarrierError(f"barrier {self.name!r}: {self._task.name} has resigned for good")
@@ -154,7 +173,7 @@ class Barrier:
                 "op(). In functions scheduled by a ClusterCoordinator neither works: it runs only "
                 "as many at a time as it has workers, so they deadlock; use coordinator.join()"
             )
-        deadline = Deadline(self._timeout if timeout is None else _checked(timeout))
+        deadline = Deadline(self._timeout if timeout is None else timeout)
         with self._ps_errors(deadline):
             decision = self._participant.wait(deadline, break_on_timeout=self._break_on_timeout)
             if decision is Decision.PASS:
@@ -183,6 +202,7 @@ class Barrier:
 
         After the ps was lost it only joins the state of the new one.
         """
+        self._check_usable()
         own = self._participant
         try:
             if own.uncertain:
@@ -268,8 +288,10 @@ class Barrier:
             return tf.numpy_function(lambda: self.wait(timeout), [], tf.int64, name="wait").op
 
     def close(self) -> None:
-        """Closes the connection to the ps; the state stays there."""
-        self._participant.connection.close()
+        """Closes the connection to the ps; the state stays there. In a forked child: nothing."""
+        if os.getpid() == self._pid and not self._is_closed:
+            self._is_closed = True
+            self._participant.connection.close()
 
     def __enter__(self) -> Barrier:
         return self
@@ -290,9 +312,19 @@ class Barrier:
         with self._ps_errors():
             return self._participant.connection.look()
 
+    def _check_usable(self) -> None:
+        if os.getpid() != self._pid:
+            raise BarrierError(
+                f"barrier {self.name!r} was made in process {self._pid}, of which this one is a "
+                "fork; its connection cannot be used here. Make the barrier after the fork"
+            )
+        if self._is_closed:
+            raise BarrierError(f"barrier {self.name!r} was closed; make a new one")
+
     @contextmanager
     def _ps_errors(self, deadline: Deadline | None = None) -> Iterator[None]:
         """Turns TensorFlow's errors about a lost or silent ps into those of a barrier."""
+        self._check_usable()
         deadline = deadline or Deadline(ANSWER_SECS)
         try:
             yield
@@ -309,6 +341,11 @@ class Barrier:
             f"barrier {self.name!r} generation {state.generation}: "
             f"{rules.describe(state, self._names, snapshot.ages, deadline.elapsed)}"
         )
+        if state.missing and (joined_at := self._participant.joined_at) > 1:
+            message += (
+                f". This process has joined in generation {joined_at}: if its loop counts from "
+                "1, it waits too often; use `while barrier.generation <= N`"
+            )
         if state.missing:
             message += ". A trainer that ended early has to call resign(); see docs/barrier.md"
         return BarrierTimeout(
@@ -329,6 +366,11 @@ class Barrier:
     def _broken_error(self, snapshot: Snapshot, decision: Decision) -> BrokenBarrierError:
         if decision is Decision.REPLACED:
             reason = f"another process has taken the place of {self._task.name}"
+            if _made[self._key] != self._number:
+                reason = (
+                    f"this process has made another Barrier of this name for {self._task.name}, "
+                    "which replaces this one; use one object"
+                )
             _log.info("barrier %r: %s", self.name, reason)
         elif snapshot.ps_incarnation != self._participant.ps_incarnation:
             reason = "ps:0 was restarted and has lost the barrier"
@@ -337,15 +379,3 @@ class Barrier:
         else:
             reason = "it was reset while this trainer waited"
         return BrokenBarrierError(self.name, reason)
-
-
-def _checked(timeout: float | None) -> float | None:
-    if timeout is None:
-        return None
-    try:
-        is_valid = not isinstance(timeout, bool) and timeout >= 0  # false for NaN
-    except TypeError:
-        is_valid = False
-    if not is_valid:
-        raise ConfigError("timeout", timeout, "must be at least 0 seconds, or None")
-    return timeout

@@ -54,6 +54,7 @@ class Participant:
     Attributes:
         connection: the current connection to the ps.
         ps_incarnation: the ps that this trainer has joined.
+        joined_at: the generation in which it has joined it.
         resigned: whether the trainer has resigned.
         arrived: whether it is known to have arrived in the generation that it waits for.
         uncertain: whether an arrival that it has sent may still reach the ps.
@@ -61,6 +62,7 @@ class Participant:
 
     connection: Connection
     ps_incarnation: int
+    joined_at: int
     resigned: bool
     arrived: bool
     uncertain: bool
@@ -102,6 +104,7 @@ class Participant:
             hint = f"Barrier {self._name!r} is kept there, at {self._address}; is it running?"
             raise StartTimeout(["ps:0"], deadline.elapsed, hint) from error
         self.ps_incarnation = snapshot.ps_incarnation
+        self.joined_at = snapshot.arrivals.generation
         self.resigned = snapshot.arrivals.arrived[self._rank] == RESIGNED
         self._parity = rules.next_parity(snapshot.arrivals)
         self._resets = snapshot.arrivals.resets
@@ -188,8 +191,10 @@ class Participant:
             self._blocks = not arrives
             _log.debug("barrier %r: woken without a release; reads the state", self._name)
             return False
-        except tf.errors.DeadlineExceededError:
+        except BaseException as error:  # also Ctrl-C
             self.uncertain = self.uncertain or arrives
+            if not isinstance(error, tf.errors.DeadlineExceededError):
+                raise
             return False
         return self._action is None  # the token of a chief with an action says that all are there
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import platform
-import sys
 from collections.abc import Sequence
 from importlib import metadata
 
 from tfdist import __version__
 from tfdist.cli import compose, doctor, node, repro, run, stacks, status
 from tfdist.cli.arguments import Parser
-from tfdist.cli.output import open_closed_streams, reader_may_leave
+from tfdist.cli.output import open_closed_streams, reader_may_leave, say
 from tfdist.errors import INTERRUPTED, USAGE, ConfigError
 
 
@@ -69,12 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             parsed = build_parser().parse_args(arguments)
             code: int = parsed.command_function(parsed)
         except ConfigError as error:
-            print(f"tfdist: {error}", file=sys.stderr)
+            say(str(error))
             return USAGE
         except ModuleNotFoundError as error:
             if error.name != "tensorflow":
                 raise
-            print(f"tfdist: {error}", file=sys.stderr)
+            say(str(error))
             return USAGE
         except KeyboardInterrupt:
             return INTERRUPTED

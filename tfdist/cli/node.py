@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 
 from tfdist.cli.arguments import add_module, add_script, check_grace, check_script, script_of
-from tfdist.cli.output import drop_unread
+from tfdist.cli.output import drop_unread, say
 from tfdist.cluster.kernel_calls import raise_descriptor_limit
 from tfdist.cluster.script import (
     GRACE_SECS,
@@ -128,7 +128,7 @@ def _serve(task: Task) -> None:
     from tfdist.cluster.server import LINGER_SECS, serve
 
     def announce() -> None:
-        print(f"tfdist: {task.name} serves at {task.address}", file=sys.stderr)
+        say(f"{task.name} serves at {task.address}")
 
     serve(task, serving=announce)
     time.sleep(LINGER_SECS)  # the answer to the chief that dismissed it has to leave first
@@ -139,9 +139,7 @@ def _release_servers(coordinator: bool, task: Task) -> None:
 
     if silent := let_servers_leave(task, coordinator=coordinator):
         names = ", ".join(silent)
-        print(
-            f"tfdist: {task.name} is done; these servers did not answer: {names}", file=sys.stderr
-        )
+        say(f"{task.name} is done; these servers did not answer: {names}")
 
 
 def _exit_code_of(task: Task, function: Callable[[Task], object]) -> int:
@@ -155,7 +153,7 @@ def _exit_code_of(task: Task, function: Callable[[Task], object]) -> int:
             print(outcome.details, file=sys.stderr)
         return outcome.exit_code or HELD
     except ConfigError as error:
-        print(f"tfdist: {error}", file=sys.stderr)
+        say(str(error))
         return USAGE
     except KeyboardInterrupt:  # of a handler of the script's own
         return INTERRUPTED

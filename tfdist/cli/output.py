@@ -15,25 +15,25 @@ from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
-from tfdist.diagnosis.status import line_width
-from tfdist.errors import READER_LEFT
+from tfdist.diagnosis.status import SafeConsole, line_width
+from tfdist.errors import READER_LEFT, printable
 from tfdist.runs.folder import RunFolder, TaskRecord, describe_end
 
 _STANDARD_STREAMS = (1, 2)
 _COLORS = (36, 33, 32, 35, 34, 31)  # ANSI: cyan, yellow, green, magenta, blue, red
 # A carriage return at the end of the data may be the first half of "\r\n".
-_LINE_END = re.compile(rb"(\r?\n|\r(?!$))")
+_LINE_END = re.compile(rb"(\n|\r\n|\r(?!$))")
 _LONGEST = 65536
 _UPDATE_SECS = 1.0
-# Control characters, except tabs and the sequences that set colors.
-_CONTROL = re.compile(r"\x1b(?!\[[0-9;]*m)|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f-\x9f]")
+# Control characters other than tabs, and of those what does not set a color. The first is fast.
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_HOSTILE = re.compile(r"\x1b(?!\[[0-9;]*m)|(?!\x1b)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LONGEST_NAME = len("worker:00")
 
 
-class PipeConsole(Console):
+class PipeConsole(SafeConsole):
     """Does not wrap lines in a pipe, and raises BrokenPipeError, where rich exits with code 1."""
 
     def __init__(self, **options: Any) -> None:
@@ -94,6 +94,11 @@ def drop_unread() -> bool:
     return bool(unread)
 
 
+def say(line: str) -> None:
+    """Prints a line of tfdist on standard error; a terminal obeys nothing in it."""
+    print(f"tfdist: {printable(line)}", file=sys.stderr, flush=True)
+
+
 class Lines:
     """Splits the output of a stream into lines, in time that is linear in its length.
 
@@ -111,7 +116,10 @@ class Lines:
 
     def feed(self, data: bytes) -> list[bytes]:
         """The lines that end in `data`."""
-        parts = _LINE_END.split(self._rest + data)
+        if self._rest.endswith(b"\r"):
+            self._rest, data = self._rest[:-1], b"\r" + data
+        parts = _LINE_END.split(data)
+        parts[0] = self._rest + parts[0]
         found = []
         for text, end in zip(parts[::2], parts[1::2], strict=False):
             if end != b"\r":
@@ -137,7 +145,9 @@ class Lines:
 def shown(line: bytes) -> str:
     """The line as text that a terminal shows and does not obey, apart from colors."""
     text = line.decode(errors="replace")
-    return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+    if _CONTROL.search(text) is None:
+        return text
+    return _HOSTILE.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 class Output:
@@ -191,7 +201,7 @@ class Output:
         if not self._cannot_write:
             self._cannot_write = True
             with suppress(OSError, ValueError):
-                print(f"tfdist: {what}; the job continues", file=sys.stderr, flush=True)
+                say(f"{what}; the job continues")
 
     def _prefix_of(self, name: str, *, colored: bool) -> str:
         color = self._colors.setdefault(name, _COLORS[len(self._colors) % len(_COLORS)])
@@ -215,12 +225,8 @@ class ShownRun(RunFolder):
                 for record in self.records()
                 if (record.name, record.attempt) == (name, attempt - 1)
             )
-            print(
-                f"tfdist: restarted {name} (attempt {attempt}); "
-                f"attempt {attempt - 1}: {describe_end(before)}",
-                file=sys.stderr,
-                flush=True,
-            )
+            end = f"attempt {attempt - 1}: {describe_end(before)}"
+            say(f"restarted {name} (attempt {attempt}); {end}")
 
     def output(self, name: str, attempt: int, stream: int, data: bytes) -> None:
         """Prints the data and appends it to the file of the stream, if the disk allows that."""

@@ -15,7 +15,7 @@ from rich.box import SIMPLE
 from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn
 from rich.table import Table
 
-from tfdist.cli.output import PipeConsole
+from tfdist.cli.output import PipeConsole, say
 from tfdist.cluster.ports import is_listening
 from tfdist.runs.folder import PROGRESS_FILE, RunFolder, TaskRecord
 from tfdist.runs.progress import ProgressNote
@@ -82,13 +82,17 @@ class ProgressView:
                 self._console.print(table)
             notes = self._notes(records)
             if not self._plain:
-                self._draw(notes)
+                self._draw(records, notes)
             elif time.monotonic() >= next_line + _PLAIN_LINE_SECS:
                 next_line = time.monotonic()
                 text = _notes_text(notes) or self._tasks_text(records)
-                print(f"tfdist: {next_line - start:.0f} s: {text}", file=sys.stderr, flush=True)
+                say(f"{next_line - start:.0f} s: {text}")
 
-    def _draw(self, notes: dict[str, ProgressNote]) -> None:
+    def _draw(self, records: Sequence[TaskRecord], notes: dict[str, ProgressNote]) -> None:
+        for record in records:
+            if record.name in self._rows and record.name not in notes:
+                state = "running" if record.ended is None else "has ended"
+                self._bars.update(self._rows[record.name], state=state)
         for name, note in notes.items():
             self._bars.update(
                 self._rows[name],

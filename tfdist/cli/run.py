@@ -26,6 +26,7 @@ from tfdist.cli.output import (
     PipeConsole,
     ShownRun,
     drop_unread,
+    say,
     summary_json,
     summary_table,
 )
@@ -206,19 +207,23 @@ def command(parsed: argparse.Namespace) -> int:
         if isinstance(stream, io.TextIOWrapper):  # it may take only ASCII
             stream.reconfigure(errors="backslashreplace")
     if os.environ.get("TF_CONFIG"):
-        _say(f"TF_CONFIG {_meaning_of_tf_config()}; ignored here")
-    isolate_or_say(parsed.isolate)  # before there are ports, processes or threads
+        say(f"TF_CONFIG {_meaning_of_tf_config()}; ignored here")
+    isolate_orsay(parsed.isolate)  # before there are ports, processes or threads
     start = time.monotonic()
-    code, failure = HELD, None
+    code, failure, failed = HELD, None, None
     records: list[TaskRecord] = []
     try:
         _run(parsed, records)
     except (ClusterError, ConfigError, KeyboardInterrupt, _Terminated, _ReaderLeft) as error:
-        code, failure = _end_of(_first(error), parsed)
+        first = _first(error)
+        code, failure = _end_of(first, parsed)
+        failed = first if isinstance(first, TaskFailed) else None
     if records and code != USAGE and not parsed.json:
         print_table(PipeConsole(stderr=True), summary_table(records))
     if failure is not None:
-        _say(failure)
+        say(failure)
+        if failed is not None:
+            say(f"exit code {code}, because {failed.how}")
     if parsed.json:
         about = {
             "exit_code": code,
@@ -263,19 +268,15 @@ def _end_of(error: BaseException, parsed: argparse.Namespace) -> tuple[int, str]
     return _exit_code(error), str(error)
 
 
-def isolate_or_say(wanted: bool) -> None:
+def isolate_orsay(wanted: bool) -> None:
     """Isolates this process if `wanted`; prints a line if its ports are open to a network."""
     if wanted:
         try:
             isolate()
         except ClusterError as error:
-            _say(f"warning: --isolate failed, and other machines can reach the servers: {error}")
+            say(f"warning: --isolate failed, and other machines can reach the servers: {error}")
     elif is_reachable():
-        _say(_OPEN)
-
-
-def _say(line: str) -> None:
-    print(f"tfdist: {line}", file=sys.stderr)
+        say(_OPEN)
 
 
 def _check(parsed: argparse.Namespace) -> None:
@@ -369,10 +370,10 @@ def _folder(log_dir: str | None) -> Iterator[str]:
     # An absolute path, because a script may change its directory.
     parent = os.path.abspath(log_dir)
     folder = tempfile.mkdtemp(prefix=time.strftime("%Y%m%d-%H%M%S-"), dir=parent)
-    _say(f"the logs are in {folder}")
+    say(f"the logs are in {folder}")
     with linked(folder) as complaint:
         if complaint is not None:
-            _say(f"tfdist status and stacks need the name of this folder: {complaint}")
+            say(f"tfdist status and stacks need the name of this folder: {complaint}")
         yield folder
 
 
@@ -381,9 +382,7 @@ def _exit_code(error: ClusterError | ConfigError) -> int:
         return USAGE
     if isinstance(error, StallError):
         return STALLED
-    # The script's own exit code is passed on; a traceback or a signal is a failed task.
-    on_purpose = isinstance(error, TaskFailed) and error.__cause__ is None and error.exit_code
-    return on_purpose if on_purpose and on_purpose > 0 else TASK_FAILED
+    return TASK_FAILED
 
 
 class _Terminated(BaseException):

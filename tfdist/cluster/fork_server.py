@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+from collections.abc import Iterator
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
@@ -18,6 +19,11 @@ import psutil
 
 from tfdist.cluster.guardian import Guardian
 from tfdist.cluster.kernel_calls import end_with_parent
+
+# A program given by `-c` or `-m` would import the modules in the current folder before those of the
+# standard library: a script elsewhere ignores a `socket.py` there, and so must the tasks. (Python
+# 3.10 has no such switch.)
+SAFE_PATH, FOR_FORK_SERVER = "PYTHONSAFEPATH", "tfdist"
 
 # The terminal sends these to the whole foreground group.
 OF_TERMINAL = {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP}
@@ -31,6 +37,11 @@ _LEAVE_SECS = 5.0
 def start_fork_server() -> None:
     """Starts the import of TensorFlow in the background, so that the first task waits less."""
     context.set_forkserver_preload(["tfdist.cluster.preload"])
+    with _safe_path():
+        _start()
+
+
+def _start() -> None:
     # Before the mask is set, because its start unblocks SIGINT.
     resource_tracker.ensure_running()
     # The fork server and its children inherit the mask. Ctrl-C on the terminal reaches this
@@ -42,6 +53,19 @@ def start_fork_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
     server: Any = forkserver._forkserver  # (an attribute of CPython 3.10 to 3.13)
     guardian.note_fork_server(server._forkserver_pid)
+
+
+@contextlib.contextmanager
+def _safe_path() -> Iterator[None]:
+    """Sets SAFE_PATH for the processes that start in the block; the preload removes it again."""
+    if SAFE_PATH in os.environ:  # the user's own: the tasks keep it
+        yield
+        return
+    os.environ[SAFE_PATH] = FOR_FORK_SERVER
+    try:
+        yield
+    finally:
+        del os.environ[SAFE_PATH]
 
 
 def stop_fork_server() -> None:

@@ -14,13 +14,18 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-from tfdist.cluster.fork_server import context, die_with_parent, release_fork_server
+from tfdist.cluster.fork_server import (
+    SAFE_PATH,
+    context,
+    die_with_parent,
+    release_fork_server,
+)
 from tfdist.cluster.server import SERVER_ENVIRONMENT
 from tfdist.errors import ClusterError
 
 # Most of this is for the import of TensorFlow on a busy machine.
 _ANSWER_SECS = 60.0
-_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
+_QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", SAFE_PATH: "1"}
 
 
 def ask_helper_process(module: str, question: object) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-import math
 import queue
 import signal
 import threading
@@ -18,7 +17,14 @@ from tfdist.cluster.processes import ProcessTask, Surroundings
 from tfdist.cluster.script import GRACE_SECS
 from tfdist.cluster.shape import Shape
 from tfdist.deadline import Deadline
-from tfdist.errors import ClusterError, ConfigError, RunTimeout, TaskFailed
+from tfdist.errors import (
+    ClusterError,
+    ConfigError,
+    RunTimeout,
+    TaskFailed,
+    checked_integer,
+    checked_secs,
+)
 from tfdist.lazy import require_tensorflow
 from tfdist.runs.outcome import Outcome, RunningTask
 from tfdist.task import Task
@@ -67,8 +73,7 @@ class LocalCluster:
         """
         if backend not in BACKENDS:
             raise ConfigError("backend", backend, f"must be one of {', '.join(BACKENDS)}")
-        if not 0 <= grace < math.inf:
-            raise ConfigError("grace", grace, "must be a number of seconds, at least 0")
+        grace = checked_secs("grace", grace, most=1e9)
         self._shape, self._backend, self._surroundings = shape, backend, surroundings
         self._grace = grace if backend == "processes" else 0.0
         self._serve = serve or _serve
@@ -125,6 +130,7 @@ class LocalCluster:
             ConfigError: a task raised it, or a parameter is wrong.
             RunTimeout: the timeout is over; the tasks that still ran have been terminated.
         """
+        restarts = checked_integer("restarts", restarts, 0)
         if restarts and self._backend == "threads":
             raise ConfigError(
                 "restarts", restarts, "must be 0, because a thread cannot be restarted"

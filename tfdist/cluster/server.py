@@ -158,7 +158,7 @@ def worker_server(
     """Starts the server of a trainer; at the end of the block reports to every ps that it is done.
 
     Blocks at the start until every ps answers. If the block raises, nothing is reported: the
-    trainer may be restarted.
+    trainer may be restarted. Only `sys.exit()` and `sys.exit(0)` are good ends.
 
     Args:
         task: a chief or a worker.
@@ -177,10 +177,18 @@ def worker_server(
         raise ConfigError("task", task.name, "only a chief or a worker can train")
     server = start_server(task, config)
     _wait_for_ps(task, timeout)
-    yield server.target
+    good_end: SystemExit | None = None
+    try:
+        yield server.target
+    except SystemExit as end:
+        if end.code:
+            raise
+        good_end = end
     for ps in _ps_of(task):
         _say_done(task, ps)
     _done.add(task.to_env())
+    if good_end is not None:
+        raise good_end
 
 
 def run_task(train: Callable[..., object], *args: object) -> None:

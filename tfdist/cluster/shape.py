@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tfdist.errors import ConfigError
+from tfdist.errors import ConfigError, checked_integer
 from tfdist.task import ClusterSpec, Task, cluster_tasks
+
+# Each task has a port of this machine, of some 28,000 for such use.
+_MOST_TASKS = 10_000
 
 
 @dataclass(frozen=True)
@@ -27,12 +30,11 @@ class Shape:
     coordinator: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_ps < 0:
-            raise ConfigError("num_ps", self.num_ps, "must be at least 0")
+        for field, least in (("num_ps", 0), ("num_workers", 1)):
+            number = checked_integer(field, getattr(self, field), least, _MOST_TASKS)
+            object.__setattr__(self, field, number)
         if self.coordinator and self.num_ps == 0:
             raise ConfigError("num_ps", 0, "must be at least 1 for a ClusterCoordinator")
-        if self.num_workers < 1:
-            raise ConfigError("num_workers", self.num_workers, "must be at least 1")
 
     @property
     def num_servers(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import os
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,10 +50,13 @@ class FileEntry:
     @classmethod
     def scan(cls, path: str, format: Format, compression: str | None, header: bool) -> FileEntry:
         """Reads the whole file once. A problem is stored in the entry and never raised."""
+        if os.path.exists(path) and not os.path.isfile(path):  # a read of a pipe would block
+            what = "the file cannot be read: it is a folder, a pipe or a device"
+            return cls(path, 0, 0, 0, 0, (), what, None)
         try:
             size, mtime_ns = _stat(path)
             with open_prefix(path, size, compression) as stream:
-                if size == 0:  # also a named pipe, on which a read would block
+                if size == 0:
                     found = Contents(0, ())
                 elif format == "tfrecord":
                     found = tfrecord_contents(stream)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import dataclasses
 import json
+import os
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,8 @@ import tensorflow as tf
 
 from tfdist.data import reading
 from tfdist.data.entry import Change, FileEntry, Format
-from tfdist.errors import ConfigError, DataError
+from tfdist.data.ledger import check_no_folder
+from tfdist.errors import ConfigError, DataError, checked_integer
 
 IssueKind = Literal["damaged", "empty", "too_few_files", "uneven"] | Change
 
@@ -65,7 +67,7 @@ class FileSet:
     @classmethod
     def scan(
         cls,
-        files: str | Iterable[str],
+        files: str | os.PathLike[str] | Iterable[str | os.PathLike[str]],
         format: Format = "tfrecord",
         *,
         compression: str | None = None,
@@ -92,7 +94,7 @@ class FileSet:
             raise ConfigError("compression", compression, "must be None or 'GZIP'")
         if header and format != "csv":
             raise ConfigError("header", header, "only CSV files have a header")
-        paths = _matching([files] if isinstance(files, str) else list(files))
+        paths = _matching(_patterns(files))
         found = cls(
             tuple(FileEntry.scan(path, format, compression, header) for path in paths),
             format,
@@ -110,7 +112,11 @@ class FileSet:
         """Writes the index as JSON, so that only one task has to scan.
 
         The index appears whole or not at all, as far as its file system can rename.
+
+        Raises:
+            ConfigError: `path` is a folder.
         """
+        check_no_folder(path)
         text = json.dumps({"tfdist_files": _INDEX_VERSION, **dataclasses.asdict(self)})
         unfinished = f"{path}.{uuid.uuid4().hex}"  # two trainers may save at the same time
         with tf.io.gfile.GFile(unfinished, "w") as file:
@@ -158,7 +164,7 @@ class FileSet:
 
     def splits(self, records_per_split: int) -> tuple[tuple[int, int], ...]:
         """Cuts all records into ranges ``(start, stop)``; no range spans two files."""
-        _check_at_least_1("records_per_split", records_per_split)
+        records_per_split = checked_integer("records_per_split", records_per_split, 1)
         return tuple(
             (start, min(start + records_per_split, last))
             for first, last in pairwise(reading.first_records(self.files))
@@ -167,8 +173,7 @@ class FileSet:
 
     def file_of(self, record: int) -> FileEntry:
         """The file that contains the record of this number."""
-        if not 0 <= record < len(self):
-            raise ConfigError("record", record, f"must be at least 0 and less than {len(self)}")
+        record = checked_integer("record", record, 0, len(self) - 1)
         firsts = reading.first_records(self.files)
         return self.files[bisect.bisect_right(firsts, record) - 1]
 
@@ -204,7 +209,7 @@ class FileSet:
 
         One op numbers a whole batch. Raises the same errors as `read`.
         """
-        _check_at_least_1("batch_size", batch_size)
+        batch_size = checked_integer("batch_size", batch_size, 1)
         start, stop = self._bounds(start, stop)
 
         def numbered(batch: Any, record: Any) -> tuple[Any, Any]:
@@ -216,7 +221,7 @@ class FileSet:
 
     def _bounds(self, start: Any, stop: Any) -> tuple[Any, Any]:
         stop = len(self) if stop is None else stop
-        start, stop = (tf.cast(number, tf.int64) for number in (start, stop))
+        start, stop = _record_number("start", start), _record_number("stop", stop)
         known = tf.get_static_value(start), tf.get_static_value(stop)
         if None not in known and not 0 <= known[0] <= known[1] <= len(self):
             given = tuple(map(int, known))
@@ -232,7 +237,7 @@ class FileSet:
 
     def preflight(self, num_trainers: int) -> tuple[FileIssue, ...]:
         """Finds files that would fail or stall a job of `num_trainers`; checks the files again."""
-        _check_at_least_1("num_trainers", num_trainers)
+        num_trainers = checked_integer("num_trainers", num_trainers, 1)
         changes = [entry.change() for entry in self.files]
         return (*_file_issues(self.files, changes), *_share_issues(self.files, num_trainers))
 
@@ -284,6 +289,26 @@ def _share_issues(files: Sequence[FileEntry], num_trainers: int) -> list[FileIss
     return found
 
 
+def _patterns(files: Any) -> list[str]:
+    patterns = [files] if isinstance(files, (str, os.PathLike)) else files
+    if not isinstance(patterns, Iterable) or isinstance(patterns, bytes):
+        raise ConfigError("files", files, "must be a path, a pattern, or several")
+    checked = []
+    for each in patterns:
+        pattern = os.fspath(each) if isinstance(each, os.PathLike) else each
+        if not isinstance(pattern, str) or not pattern:
+            raise ConfigError("files", each, "must be a path or a pattern that is not empty")
+        checked.append(pattern)
+    return checked
+
+
+def _record_number(field: str, number: Any) -> Any:
+    """The number as an int64 tensor, which it may be already."""
+    if tf.is_tensor(number):
+        return tf.cast(number, tf.int64)
+    return tf.constant(checked_integer(field, number), tf.int64)
+
+
 def _matching(patterns: list[str]) -> list[str]:
     found = set[str]()
     for pattern in patterns:
@@ -299,8 +324,3 @@ def _matching(patterns: list[str]) -> list[str]:
     if not found:
         raise ConfigError("files", patterns, "must name at least one path or pattern")
     return sorted(found)
-
-
-def _check_at_least_1(field: str, value: object) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(field, value, "must be a whole number, at least 1")

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tfdist.errors import ConfigError, EpochError
+from tfdist.errors import ConfigError, EpochError, checked_integer
 
 Range = tuple[int, int]
 
@@ -68,7 +68,11 @@ class Ledger:
     """
 
     def __init__(self, ranges: Iterable[Range] = ()) -> None:
-        self._ranges = np.array(list(ranges), np.int64).reshape(-1, 2)
+        try:
+            pairs = [(operator.index(start), operator.index(stop)) for start, stop in ranges]
+        except (TypeError, ValueError):
+            raise ConfigError("ranges", ranges, "must be pairs of integers") from None
+        self._ranges = np.array(pairs, np.int64).reshape(-1, 2)
         starts, stops = self._ranges.T
         for wrong in self._ranges[(starts < 0) | (starts >= stops) | (stops > _MOST)].tolist():
             raise ConfigError("ranges", tuple(wrong), "must satisfy 0 <= start < stop <= 2**62")
@@ -108,7 +112,12 @@ class Ledger:
         return _tuples(self._ranges)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the ledger as a JSON file for `audit`, atomically. Use one file per trainer."""
+        """Writes the ledger as a JSON file for `audit`, atomically. Use one file per trainer.
+
+        Raises:
+            ConfigError: `path` is a folder.
+        """
+        check_no_folder(path)
         unfinished = f"{os.fspath(path)}.unfinished"
         Path(unfinished).write_text(json.dumps({_KEY: self.ranges()}), encoding="utf-8")
         os.replace(unfinished, path)
@@ -119,8 +128,7 @@ class Ledger:
         Raises:
             ConfigError: an example beyond that range was read.
         """
-        if expected < 0:
-            raise ConfigError("expected", expected, "must be at least 0")
+        expected = checked_integer("expected", expected, 0)
         self._compact()
         last = int(self._ranges[:, 1].max(initial=0)) - 1
         if last >= expected:
@@ -174,19 +182,28 @@ def audit(ledgers: Iterable[Ledger | str | os.PathLike[str]], expected: int) -> 
     return ledger.audit(expected)
 
 
+def check_no_folder(path: str | os.PathLike[str]) -> None:
+    """Raises ConfigError if a file cannot be written at `path`, because it is a folder."""
+    if os.path.isdir(path):
+        raise ConfigError("path", os.fspath(path), "is a folder; give the path of a file")
+
+
 def _load(path: str | os.PathLike[str]) -> Ledger:
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         return Ledger((start, stop) for start, stop in found[_KEY])
     except (OSError, ValueError, TypeError, KeyError) as error:
         rule = f"is not a file that Ledger.save wrote: {error}"
-        raise ConfigError("ledgers", os.fspath(path), rule) from error
+        raise ConfigError("ledgers", path, rule) from error
 
 
 def _as_numbers(examples: Iterable[int]) -> _Numbers:
     if isinstance(examples, np.ndarray) and np.issubdtype(examples.dtype, np.integer):
         return examples.astype(np.int64).ravel()  # a copy, since the caller may reuse the array
-    return np.array([operator.index(example) for example in examples], np.int64)
+    try:
+        return np.array([operator.index(example) for example in examples], np.int64)
+    except TypeError:
+        raise ConfigError("examples", examples, "must be whole numbers") from None
 
 
 def _runs(numbers: _Numbers) -> _Numbers:

@@ -12,7 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdist.errors import ConfigError
+from tfdist.errors import ConfigError, checked_integer
 
 
 def endless_batches(
@@ -39,11 +39,11 @@ def endless_batches(
         ConfigError: `batch_size` or `steps` is too small; or the dataset has ragged or sparse
             elements, or is infinite (which only eager code can find).
     """
-    for field, value in {"batch_size": batch_size, "steps": 1 if steps is None else steps}.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ConfigError(field, value, "must be a whole number, at least 1")
+    if not isinstance(dataset, tf.data.Dataset):
+        raise ConfigError("dataset", dataset, "must be a tf.data.Dataset")
+    batch_size = checked_integer("batch_size", batch_size, 1)
     if steps is not None:
-        dataset = dataset.take(steps * batch_size)
+        dataset = dataset.take(checked_integer("steps", steps, 1) * batch_size)
     # Known in eager code only.
     if tf.get_static_value(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
         raise ConfigError(

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from tfdist.deploy.deployment import WORKING_DIR, Deployment, host_of
-from tfdist.deploy.yaml_text import MERGE, Anchored, yaml_text
+from tfdist.deploy.deployment import (
+    MERGE,
+    WORKING_DIR,
+    Anchored,
+    Deployment,
+    host_of,
+    yaml_text,
+)
 from tfdist.task import Task
 
 

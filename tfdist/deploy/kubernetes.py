@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tfdist.deploy.deployment import PORT, WORKING_DIR, Deployment, host_of
-from tfdist.deploy.yaml_text import yaml_text
+from tfdist.deploy.deployment import PORT, WORKING_DIR, Deployment, host_of, yaml_text
 from tfdist.task import Task
 
 _USER = 10001  # the user of the image that docker/Dockerfile builds

@@ -7,6 +7,7 @@ process: it reads a question as JSON from standard input, writes `Barriers` as J
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
@@ -24,6 +25,7 @@ from tfdist.runs.folder import RunFolder
 from tfdist.task import Task
 
 _ANSWER_SECS = 5.0
+_MOST_BARRIERS = 1000
 
 
 @dataclass(frozen=True)
@@ -68,14 +70,15 @@ class Question:
 def barriers_of(run: RunFolder) -> tuple[BarrierNote, ...]:
     """All barriers that the tasks of a run have made."""
     folders = [run.folder_of(record.name, record.attempt) for record in run.latest()]
-    return tuple(dict.fromkeys(note for folder in folders for note in noted_barriers(folder)))
+    noted = [run.readable(functools.partial(noted_barriers, folder)) or [] for folder in folders]
+    return tuple(dict.fromkeys(note for notes in noted for note in notes))[:_MOST_BARRIERS]
 
 
 def ask(question: Question) -> Barriers:
     """Reads the barriers in a helper process; blocks while it imports TensorFlow and asks."""
     try:
         return Barriers.parse(ask_helper_process("tfdist.diagnosis.barriers", asdict(question)))
-    except ClusterError as error:
+    except (ClusterError, OSError, ValueError) as error:  # ValueError: the answer is no JSON
         return Barriers(failure=str(error))
 
 
@@ -84,7 +87,7 @@ def ask_in_fork(question: Question, timeout: float) -> Barriers:
     try:
         answer: Barriers = call_in_fork(read, question, timeout=timeout)
         return answer
-    except ClusterError as error:
+    except (ClusterError, OSError) as error:  # OSError: the fork server is gone
         return Barriers(failure=str(error))
 
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -21,18 +18,21 @@ from tfdist.diagnosis.sample import Sample, name_peers, sample_foreign, take_sam
 from tfdist.diagnosis.stacks import (
     ANSWER_SECS,
     ANSWERED,
+    FOREIGN,
     GONE,
     INSTALL_PY_SPY,
     MEANINGS,
     Answer,
     ask,
+    is_foreign,
     py_spy_stacks,
 )
 from tfdist.diagnosis.waits import losses_in, shortages_in
-from tfdist.errors import ClusterError, ConfigError, reason_of
+from tfdist.errors import ClusterError, ConfigError, printable, reason_of
 from tfdist.runs import events
 from tfdist.runs.barrier_notes import passed_at
 from tfdist.runs.events import NOTES_FILE, Noted, noted
+from tfdist.runs.files import read_file, status_of_file
 from tfdist.runs.folder import (
     PROGRESS_FILE,
     STACKS_FILE,
@@ -44,7 +44,10 @@ from tfdist.runs.folder import (
 from tfdist.runs.outcome import oom_kills
 from tfdist.runs.progress import ProgressNote
 
+_MOST_THREADS = 256
 _SAID_BYTES = 2**18
+_MOST_SAID_BYTES = 2**24  # if it grows meanwhile
+UNREADABLE = "has a record that cannot be read"
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,8 @@ class TaskView:
     """What is known of a task.
 
     Attributes:
-        record: None if the task has not started.
+        record: None if the task has not started, or if its record cannot be read.
+        unreadable: whether its record cannot be read.
         sample: of its process; None if it has none, or is ending.
         notes: what the task noted, if it is one of the lab.
         native: its stacks with the frames of C and C++; empty unless py-spy read them.
@@ -61,6 +65,7 @@ class TaskView:
 
     name: str
     record: TaskRecord | None = None
+    unreadable: bool = False
     sample: Sample | None = None
     notes: Noted = field(default_factory=Noted)
     native: tuple[Stack, ...] = ()
@@ -70,7 +75,7 @@ class TaskView:
     def state(self) -> str:
         """Its state in a few words."""
         if self.record is None:
-            return "has not started"
+            return UNREADABLE if self.unreadable else "has not started"
         if self.record.ended is not None:
             return describe_end(self.record)
         return "is ending" if self.sample is None else MEANINGS[self.sample.answer.state]
@@ -112,13 +117,14 @@ def view_job(
         sampled: whether to sample the tasks for a verdict too, which takes a second more.
     """
     runs, notes = run.runs, noted(run)
-    records = {record.name: record for record in run.latest()}
+    records = dict(run.attempts())
 
     def view(name: str) -> TaskView:
-        one = TaskView(name, records.get(name), notes=notes.get(name, Noted()))
+        record, unreadable = records.get(name), name in records and records[name] is None
+        one = TaskView(name, record, unreadable, notes=notes.get(name, Noted()))
         return _looked_at(run, one, native, sampled)
 
-    with ThreadPoolExecutor(len(names)) as pool:
+    with ThreadPoolExecutor(min(len(names), _MOST_THREADS)) as pool:
         return JobView(run, runs, list(pool.map(view, names)))
 
 
@@ -129,6 +135,8 @@ def _looked_at(run: RunFolder, view: TaskView, native: bool, sampled: bool) -> T
     process, file = record.process, run.folder_of(view.name, record.attempt) / STACKS_FILE
     if process is None:
         return replace(view, sample=Sample(Answer(GONE)))
+    if is_foreign(process, file):
+        return replace(view, sample=Sample(Answer(FOREIGN)))
     if sampled:
         sample = take_sample(process, file)
     else:
@@ -182,7 +190,8 @@ def evidence_of(
 def _task(job: JobView, view: TaskView, trains: bool, resigned: bool) -> TaskEvidence:
     record, notes = view.record, view.notes
     if record is None:
-        return TaskEvidence(view.name, trains, State.ABSENT)
+        # A task whose record cannot be read has started; how it is doing is not known.
+        return TaskEvidence(view.name, trains, State.RUNS if view.unreadable else State.ABSENT)
     known: dict[str, Any] = {
         "name": view.name,
         "trains": trains,
@@ -190,7 +199,7 @@ def _task(job: JobView, view: TaskView, trains: bool, resigned: bool) -> TaskEvi
         "steps": _steps(job.run, view, record),
         "quiet_secs": _quiet_secs(job.run, view, record),
         **{key: value for key, value in notes.about().items() if key != "global_step"},
-        **_said(job.run.folder_of(record.name, record.attempt) / STREAMS[2]),
+        **_said(job.run, record),
     }
     if (end := _noted_end(notes)) is not None:
         state = State.FAILED if end.kind == events.FAILED else State.ENDED
@@ -213,15 +222,15 @@ def _task(job: JobView, view: TaskView, trains: bool, resigned: bool) -> TaskEvi
     return view.sample.evidence(**known)
 
 
-def _said(path: Path) -> dict[str, tuple[str, ...]]:
+def _said(run: RunFolder, record: TaskRecord) -> dict[str, tuple[str, ...]]:
     """What the end of its standard error says of its threads and of what the machine lacked."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, os.fstat(file.fileno()).st_size - _SAID_BYTES))
-            text = file.read().decode("utf-8", "replace")
-    except FileNotFoundError:
-        return {}
-    return {"losses": losses_in(text), "shortages": shortages_in(text)}
+    path = run.folder_of(record.name, record.attempt) / STREAMS[2]
+    status = status_of_file(path)
+    start = 0 if status is None else max(0, status.st_size - _SAID_BYTES)
+    data = run.readable(lambda: read_file(path, start=start, most=_MOST_SAID_BYTES)) or b""
+    text = data.decode("utf-8", "replace")
+    losses = tuple(printable(loss) for loss in losses_in(text))
+    return {"losses": losses, "shortages": shortages_in(text)}
 
 
 def _noted_end(notes: Noted) -> events.Note | None:
@@ -248,9 +257,9 @@ def _error(run: RunFolder, record: TaskRecord) -> str | None:
 
 def _steps(run: RunFolder, view: TaskView, record: TaskRecord) -> int | None:
     folder = run.folder_of(view.name, record.attempt)
-    if (folder / NOTES_FILE).exists():
+    if status_of_file(folder / NOTES_FILE) is not None:
         return len(view.notes.all(events.STEP))
-    progress = ProgressNote.read(folder / PROGRESS_FILE)
+    progress = run.readable(lambda: ProgressNote.parse(folder / PROGRESS_FILE))
     return progress.done if progress is not None else None
 
 
@@ -262,8 +271,8 @@ def _quiet_secs(run: RunFolder, view: TaskView, record: TaskRecord) -> float:
     times = [record.began]
     if (passed := passed_at(folder)) is not None:
         times.append(passed / 1e9)
-    with suppress(FileNotFoundError):
-        times.append((folder / PROGRESS_FILE).stat().st_mtime)
+    if (progress := status_of_file(folder / PROGRESS_FILE)) is not None:
+        times.append(progress.st_mtime)
     return max(0.0, time.time() - max(times))
 
 

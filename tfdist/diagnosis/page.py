@@ -1,31 +1,43 @@
-"""The report on a run as one HTML page without scripts, fonts, or external files."""
+"""The report on a run as one HTML page without scripts, fonts, or external files.
+
+It is drawn at the width of its window, and names no folder of this machine: it can be passed on.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import re
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-from tfdist.diagnosis.evidence import Evidence, TaskEvidence
-from tfdist.diagnosis.verdict import Verdict
+from tfdist.diagnosis.evidence import Evidence, Place, TaskEvidence
+from tfdist.diagnosis.verdict import Name, Verdict
+from tfdist.diagnosis.waits import doing, waiting
+from tfdist.errors import printable
 from tfdist.runs import events as notes
 from tfdist.runs.events import Noted, noted
 from tfdist.runs.folder import RunFolder, TaskRecord
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; color: #1d2733; background: #fff;
-       max-width: 60rem; margin: 2rem auto; padding: 0 1rem; }
+       max-width: 60rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.5rem; margin-bottom: 0.2rem; } h2 { font-size: 1.1rem; margin-top: 2rem; }
 .hang { color: #b3261e; } .slow { color: #8a5a00; } .fine { color: #1b6e3c; }
-svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: #1d2733; }
+svg { display: block; max-width: 100%; overflow: visible; }
+svg text { font: 12px system-ui, sans-serif; fill: #1d2733; }
 code, pre { font: 13px/1.45 ui-monospace, monospace; background: #f2f4f7; border-radius: 4px; }
 code { padding: 0.1rem 0.3rem; } pre { padding: 0.7rem; overflow-x: auto; }
 summary { cursor: pointer; } li { margin: 0.15rem 0; } .note { color: #5b6673; }
+.legend span { margin-right: 1rem; white-space: nowrap; }
+.legend b { padding: 0 4px; margin-right: 0.3rem; }
 """
-# Width of the picture, of the names in it, and height of a row.
-_WIDTH, _NAMES, _ROW = 900.0, 90.0, 30.0
+# Height of a row of the timeline, and of its bar; the size of the picture of the waits.
+_ROW, _BAR, _WIDTH, _MOST_DRAWN = 46.0, 16, 360.0, 12
+_TICKS = 5
 _COLORS = {
     notes.STEP: "#2a6fdb",
     notes.SAVED: "#1b6e3c",
@@ -42,15 +54,8 @@ _LEGEND = {
     _COLORS[notes.LEFT]: "takes no further part",
     _COLORS[notes.FAULT]: "failure or injected fault",
 }
-
-
-_DOCS = Path(__file__).parents[2] / "docs"  # in a checkout
-
-
-def docs_page(name: str) -> str:
-    """The address of a page of the documentation; outside a checkout only its name."""
-    path = _DOCS / name
-    return path.as_uri() if path.exists() else f"docs/{name}"
+# The folders of packages, and of the standard library, in a text.
+_LIBRARIES = re.compile(r"""(?:/[^/\s:,;'"()<>]+)*/(?:lib/(?=python3)|(?:site|dist)-packages/)""")
 
 
 @dataclass(frozen=True)
@@ -158,7 +163,8 @@ class Report:
         reproduce: the command that repeats the run; "" if there is none.
         about: what the run shows, in a line.
         fix: what to do, in a line; "" for the advice of the verdict.
-        page: the address of the page that explains the verdict.
+        page: the page of the documentation that explains the verdict.
+        script: path of the script.
     """
 
     title: str
@@ -169,7 +175,8 @@ class Report:
     reproduce: str = ""
     about: str = ""
     fix: str = ""
-    page: str = field(default_factory=lambda: docs_page("hang.md"))
+    page: str = "docs/hang.md"
+    script: str = ""
 
 
 def page_of(report: Report) -> str:
@@ -180,18 +187,22 @@ def page_of(report: Report) -> str:
     ET.SubElement(head, "meta", name="viewport", content="width=device-width, initial-scale=1")
     _text(head, "title", f"{report.verdict.name.value}: {report.title}")
     _text(head, "style", _STYLE)
-    body = ET.SubElement(html, "body")
+    body, folders = ET.SubElement(html, "body"), _folders(report.script)
     _add_verdict(body, report)
     _text(body, "h2", "What each task did")
-    body.append(_timeline(report))
+    _add_timeline(body, report)
     _text(body, "h2", "Which task waits for which")
-    body.append(_graph(report))
+    _add_waits(body, report)
     _text(body, "h2", "Stacks of each task")
     for task in report.evidence.tasks:
-        _add_task(body, task)
+        _add_task(body, task, folders)
     if report.reproduce:
         _text(body, "h2", "Repeat this run")
         _text(body, "pre", report.reproduce)
+    for element in html.iter():
+        if element.tag != "style":
+            element.text = element.text and without_machine(element.text, folders)
+            element.tail = element.tail and without_machine(element.tail, folders)
     return "<!doctype html>\n" + ET.tostring(html, encoding="unicode", method="html") + "\n"
 
 
@@ -211,132 +222,203 @@ def _add_verdict(body: ET.Element, report: Report) -> None:
         sure += f" To be more certain: {verdict.would_help}."
     _text(body, "p", sure)
     fix = ET.SubElement(body, "p")
-    fix.text = f"What to do: {report.fix or report.verdict.advice}. "
-    link = _text(fix, "a", "Documentation")
-    link.set("href", report.page)
+    fix.text = f"What to do: {report.fix or report.verdict.advice}. See "
+    _text(fix, "code", report.page)
 
 
-def _timeline(report: Report) -> ET.Element:
-    height = _ROW * len(report.tracks) + 2 * _ROW
-    svg = _svg(_WIDTH, height, "timeline of each task")
+def _folders(script: str) -> dict[str, str]:
+    """What to show for the folders of this machine; the longest come first."""
+    scripts = {os.path.dirname(path(script)) for path in (os.path.abspath, os.path.realpath)}
+    found = {
+        os.path.expanduser("~"): "~",
+        tempfile.gettempdir(): "TMP",
+        str(Path(__file__).parents[2]): ".",
+        **dict.fromkeys(scripts, "."),
+    }
+    names = sorted((name for name in found if len(name) > 1), key=len, reverse=True)
+    return {name: found[name] for name in names}
+
+
+def without_machine(text: str, folders: Mapping[str, str]) -> str:
+    """The text with paths relative to the script, or to the packages, and without other folders.
+
+    Args:
+        text: any text of the page.
+        folders: what to show for each folder; "." for one to which paths are relative.
+    """
+    text = _LIBRARIES.sub("", text)
+    for folder, shown in folders.items():
+        if shown == ".":
+            text = text.replace(f"{folder}/", "")
+        # The folder itself, and not one whose name begins in the same way.
+        text = re.sub(rf"{re.escape(folder)}(?![\w.-])", shown, text)
+    return printable(text)
+
+
+def _add_timeline(body: ET.Element, report: Report) -> None:
+    bottom = _ROW * len(report.tracks)
+    svg = _svg("100%", bottom + 24, "timeline of each task")
+    body.append(svg)
     start = min((begin for track in report.tracks for begin, _ in track.attempts), default=0.0)
     length = max(report.seconds - start, 1e-3)
-    scale = (_WIDTH - _NAMES - 20) / length
-    waiting = {name for name, _ in waits_for(report.evidence, report.verdict)}
+    waits = {name for name, _ in waits_for(report.evidence, report.verdict)}
 
-    def x(seconds: float) -> str:
-        return f"{_NAMES + max(0.0, min(seconds - start, length)) * scale:.1f}"
+    def share(seconds: float) -> float:
+        return 99 * max(0.0, min(seconds - start, length)) / length  # leaves room for a mark
 
+    def bar(row: int, begin: float, end: float, color: str) -> ET.Element:
+        return ET.SubElement(
+            svg, "rect", x=f"{share(begin):.2f}%", y=f"{_ROW * row + 20:g}",
+            width=f"{max(0.0, share(end) - share(begin)):.2f}%", height=f"{_BAR}", fill=color,
+        )  # fmt: skip
+
+    shown = set()
     for row, track in enumerate(report.tracks):
-        middle = _ROW * row + _ROW / 2
-        _label(svg, 0, middle + 4, track.name)
+        _label(svg, "0", _ROW * row + 14, track.name)
         for begin, end in track.attempts:
-            width = f"{max(0.0, float(x(end)) - float(x(begin))):.1f}"
-            ET.SubElement(
-                svg, "rect", x=x(begin), y=f"{middle - 8}", width=width, height="16", rx="3",
-                fill="#e3e8ef",
-            )  # fmt: skip
-        if track.name in waiting and track.events:
+            bar(row, begin, end, "#e3e8ef")
+        if track.name in waits and track.events:
             since = track.events[-1].at
-            width = f"{float(x(report.seconds)) - float(x(since)):.1f}"
-            wait = ET.SubElement(
-                svg, "rect", x=x(since), y=f"{middle - 8}", width=width, height="16", fill=_WAIT
-            )
+            wait = bar(row, since, report.seconds, _WAIT)
             _text(wait, "title", f"has waited for {report.seconds - since:.1f} s")
+            shown.add(_WAIT)
         for event in track.events:
-            mark = ET.SubElement(
-                svg, "rect", x=x(event.at), y=f"{middle - 8}", width="3", height="16",
-                fill=_COLORS[event.kind],
-            )  # fmt: skip
+            mark = bar(row, event.at, event.at, _COLORS[event.kind])
+            mark.set("width", "3")
             _text(mark, "title", f"{event.at:.2f} s: {event.text}")
-    bottom = _ROW * len(report.tracks)
+            shown.add(_COLORS[event.kind])
     ET.SubElement(
-        svg, "line", x1=x(report.seconds), x2=x(report.seconds), y1="0", y2=f"{bottom}",
+        svg, "line", x1="99%", x2="99%", y1="0", y2=f"{bottom:g}",
         stroke="#b3261e", attrib={"stroke-dasharray": "4 3"},
     )  # fmt: skip
     step = _nice(length)
     for tick in range(int(length / step) + 1):
-        _label(svg, float(x(start + tick * step)), bottom + 16, f"{tick * step:g} s")
-    place = _NAMES
+        label = _label(svg, f"{share(start + tick * step):.2f}%", bottom + 16, f"{tick * step:g} s")
+        label.set("text-anchor", "middle" if tick else "start")
+    legend = ET.SubElement(body, "p", {"class": "note legend"})
     for color, meaning in _LEGEND.items():
-        ET.SubElement(
-            svg, "rect", x=f"{place}", y=f"{bottom + 30}", width="8", height="12",
-            fill=color,
-        )  # fmt: skip
-        _label(svg, place + 13, bottom + 40, meaning)
-        place += 45 + 6.2 * len(meaning)
-    return svg
+        if color in shown:
+            key = ET.SubElement(legend, "span")
+            ET.SubElement(key, "b", style=f"background: {color}").tail = meaning
 
 
 def _nice(seconds: float) -> float:
-    """A step of 1, 2 or 5 times a power of ten that divides it into ten at most."""
-    power = 10.0 ** math.floor(math.log10(max(seconds, 1e-3) / 10))
-    return next(power * factor for factor in (1, 2, 5, 10) if seconds / (power * factor) <= 10)
+    """A step of 1, 2 or 5 times a power of ten that divides it into five at most."""
+    power = 10.0 ** math.floor(math.log10(max(seconds, 1e-3) / _TICKS))
+    factors = (1, 2, 5, 10)
+    return next(power * factor for factor in factors if seconds / (power * factor) <= _TICKS)
 
 
-def _graph(report: Report) -> ET.Element:
+def _add_waits(body: ET.Element, report: Report) -> None:
+    """The waits as text and, if they are few, as a picture."""
+    arrows = waits_for(report.evidence, report.verdict)
+    if not arrows:
+        _text(body, "p", "The verdict counts no wait of one task for another.", "note")
+        return
+    names = {name for arrow in arrows for name in arrow} | {*report.verdict.culprits}
+    drawn = [task.name for task in report.evidence.tasks if task.name in names]
+    if len(drawn) <= _MOST_DRAWN:
+        body.append(_graph(drawn, arrows, report.verdict.culprits))
+    waits = ET.SubElement(body, "ul")
+    for other in dict.fromkeys(other for _, other in arrows):
+        ones = ", ".join(one for one, awaited in arrows if awaited == other)
+        _text(waits, "li", f"waiting for {other}: {ones}")
+
+
+def _graph(
+    names: Sequence[str], arrows: Sequence[tuple[str, str]], culprits: Sequence[str]
+) -> ET.Element:
     """The tasks in a circle, with arrows from each waiting task to those that it waits for."""
-    tasks = report.evidence.tasks
-    size, radius = 240.0, 85.0
-    svg = _svg(_WIDTH, size, "which task waits for which")
+    across = _WIDTH / 2 - 46
+    down = max(60.0, 2.0 * len(names) ** 2)  # no two boxes overlap
+    svg = _svg(f"{_WIDTH:g}", 2 * down + 40, "which task waits for which")
+    svg.set("viewBox", f"0 0 {_WIDTH:g} {2 * down + 40:g}")
     places = {
-        task.name: (
-            _WIDTH / 2 + 3 * radius * math.sin(2 * math.pi * number / len(tasks)),
-            size / 2 - radius * math.cos(2 * math.pi * number / len(tasks)),
+        name: (
+            _WIDTH / 2 + across * math.sin(2 * math.pi * number / len(names)),
+            down + 20 - down * math.cos(2 * math.pi * number / len(names)),
         )
-        for number, task in enumerate(tasks)
+        for number, name in enumerate(names)
     }
     head = ET.SubElement(
         ET.SubElement(svg, "defs"), "marker", id="head", viewBox="0 0 10 10", refX="10", refY="5",
         markerWidth="8", markerHeight="8", orient="auto-start-reverse",
     )  # fmt: skip
     ET.SubElement(head, "path", d="M 0 0 L 10 5 L 0 10 z", fill="#5b6673")
-    for one, other in waits_for(report.evidence, report.verdict):
+    for one, other in arrows:
         (x1, y1), (x2, y2) = places[one], places[other]
-        length = math.hypot(x2 - x1, y2 - y1) or 1.0
-        gap = 48 / length  # keeps both ends outside the names
+        # Both ends are at the edges of the boxes, which are 88 by 32.
+        gap = min(46 / (abs(x2 - x1) or 1e-9), 18 / (abs(y2 - y1) or 1e-9), 0.45)
         ET.SubElement(
             svg, "line", x1=f"{x1 + gap * (x2 - x1):.1f}", y1=f"{y1 + gap * (y2 - y1):.1f}",
             x2=f"{x2 - gap * (x2 - x1):.1f}", y2=f"{y2 - gap * (y2 - y1):.1f}",
             stroke="#5b6673", attrib={"marker-end": "url(#head)"},
         )  # fmt: skip
-    for task in tasks:
-        x, y = places[task.name]
-        is_culprit = task.name in report.verdict.culprits
+    for name, (x, y) in places.items():
+        is_culprit = name in culprits
         ET.SubElement(
             svg, "rect", x=f"{x - 44:.1f}", y=f"{y - 16:.1f}", width="88", height="32", rx="8",
             fill="#fde8e6" if is_culprit else "#f2f4f7",
             stroke="#b3261e" if is_culprit else "#c3ccd8",
         )  # fmt: skip
-        label = _label(svg, x, y + 4, task.name)
-        label.set("text-anchor", "middle")
+        _label(svg, f"{x:.1f}", y + 4, name).set("text-anchor", "middle")
     return svg
 
 
 def waits_for(evidence: Evidence, verdict: Verdict) -> list[tuple[str, str]]:
-    """Pairs of a waiting task and a task that it waits for, according to the verdict."""
-    waiting = [task.name for task in evidence.tasks if task.trains and task.alive and not task.left]
+    """Pairs of a waiting task and a task that it waits for, of which the verdict speaks."""
+    if evidence.over:
+        return []
+    trainers = waiting(evidence)
+    counted = {task.name for task in trainers if doing(task) in verdict.because}
+    if verdict.name is Name.NOT_INITIALIZED:
+        counted = {task.name for task in trainers if task.place is Place.STARTING}
+    # A cause waits for no other task, except in a circle.
+    is_circle = verdict.name is Name.DEADLOCK
+    pairs = {
+        (one, other)
+        for one in counted
+        for other in verdict.culprits
+        if one != other and (is_circle or one not in verdict.culprits)
+    }
+    # A verdict on trainers that have left names only the barriers at which these are missing.
+    only = {*verdict.culprits} if verdict.name is Name.STRANDED_AT_BARRIER else None
+    names, alive = {task.name for task in evidence.tasks}, {task.name for task in trainers}
     at_barriers = {
         (one, other)
         for barrier in evidence.barriers
-        for one in barrier.arrived
-        for other in barrier.missing
+        if only is None or only.intersection(barrier.missing)
+        for one in alive.intersection(barrier.arrived)
+        for other in names.intersection(barrier.missing)
     }
-    pairs = {(one, other) for one in waiting for other in verdict.culprits if one != other}
-    return sorted(at_barriers | pairs) if not evidence.over else []
+    return sorted(at_barriers | pairs)
 
 
-def _add_task(body: ET.Element, task: TaskEvidence) -> None:
+def _file(path: str, folders: Mapping[str, str]) -> str:
+    """A file of a stack: of one that is elsewhere on this machine only the last two names."""
+    library = re.search(r".*/(?:site|dist)-packages/(.*)", path) or re.search(
+        r".*/lib/(python3.*)", path
+    )
+    shown = without_machine(library[1] if library else path, folders)
+    return "/".join(["...", *shown.split("/")[-2:]]) if shown.startswith("/") else shown
+
+
+def _add_task(body: ET.Element, task: TaskEvidence, folders: Mapping[str, str]) -> None:
     details = ET.SubElement(body, "details")
     place = f", {task.place.value}" if task.stacks else ""
-    steps = f", {task.steps} steps" if task.trains and task.steps is not None else ""
+    steps = ""
+    if task.trains and task.steps is not None:
+        steps = f", {task.steps} step{'' if task.steps == 1 else 's'} noted"
     _text(details, "summary", f"{task.name} {task.state.value}{place}{steps}")
     if task.error:
         _text(details, "p", task.error)
     lines = []
     for stack in task.stacks:
         lines.append(stack.threads)
-        lines += [f"    {frame.function}  {frame.file}:{frame.line}" for frame in stack.frames]
+        lines += [
+            f"    {frame.function}  {_file(frame.file, folders)}:{frame.line or '?'}"
+            for frame in stack.frames
+        ]
         lines += [] if stack.frames else ["    no Python"]
     if task.waits:
         lines.append("threads that wait in the kernel")
@@ -345,20 +427,13 @@ def _add_task(body: ET.Element, task: TaskEvidence) -> None:
         _text(details, "pre", "\n".join(lines))
 
 
-def _svg(width: float, height: float, label: str) -> ET.Element:
-    return ET.Element(
-        "svg",
-        {
-            "viewBox": f"0 0 {width:g} {height:g}",
-            "xmlns": "http://www.w3.org/2000/svg",
-            "role": "img",
-            "aria-label": label,
-        },
-    )
+def _svg(width: str, height: float, label: str) -> ET.Element:
+    about = {"xmlns": "http://www.w3.org/2000/svg", "role": "img", "aria-label": label}
+    return ET.Element("svg", {"width": width, "height": f"{height:g}", **about})
 
 
-def _label(parent: ET.Element, x: float, y: float, text: str) -> ET.Element:
-    label = ET.SubElement(parent, "text", x=f"{x:.1f}", y=f"{y:.1f}")
+def _label(parent: ET.Element, x: str, y: float, text: str) -> ET.Element:
+    label = ET.SubElement(parent, "text", x=x, y=f"{y:.1f}")
     label.text = text
     return label
 

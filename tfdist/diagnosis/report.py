@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-import json
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,11 +19,19 @@ from tfdist.diagnosis.kernel import KernelThread, KernelThreads
 from tfdist.diagnosis.page import Event, Report, page_of, timeline
 from tfdist.diagnosis.rules import diagnose
 from tfdist.diagnosis.stacks import INSTALL_PY_SPY, Answer
-from tfdist.diagnosis.status import JobStatus, line_width, show_barriers, status_of
-from tfdist.diagnosis.verdict import Verdict
+from tfdist.diagnosis.status import (
+    JobStatus,
+    SafeConsole,
+    line_width,
+    show_barriers,
+    status_of,
+)
+from tfdist.diagnosis.verdict import Confidence, Name, Verdict
+from tfdist.runs.files import parse_record, read_json
 from tfdist.runs.folder import RunFolder
 
 STALL_FILE = "stall.json"  # in the folder of a run: the report on its stall
+_STALL_BYTES = 2**26
 
 
 @dataclass(frozen=True)
@@ -39,7 +47,7 @@ class JobReport:
     def text(self) -> str:
         """What `tfdist status` and `tfdist stacks` print."""
         text, width = io.StringIO(), line_width(Console(stderr=True))
-        console = Console(file=text, width=width, highlight=False, markup=False, emoji=False)
+        console = SafeConsole(file=text, width=width, highlight=False, markup=False, emoji=False)
         self.status.show_tasks(console)
         show_barriers(self.barriers, console)
         console.print()
@@ -57,14 +65,15 @@ class JobReport:
 
     def page(self, events: Mapping[str, Sequence[Event]]) -> str:
         """An HTML page; `events` are the signs of progress of each task."""
-        seconds = self.status.seconds
+        seconds, script = self.status.seconds, self.status.about.script
         return page_of(
             Report(
-                title=f"{self.status.about.script or 'a job'}, after {seconds:.0f} s",
+                title=f"{os.path.basename(script) or 'a job'}, after {seconds:.0f} s",
                 verdict=self.verdict,
                 evidence=self.evidence,
                 tracks=timeline(self.status.run, seconds, events),
                 seconds=seconds,
+                script=script,
             )
         )
 
@@ -95,15 +104,31 @@ def report_of(
     verdict = diagnose(evidence)
     if evidence.over and any(task.state is State.TERMINATED for task in evidence.tasks):
         verdict = _verdict_of_stall(run) or verdict
-    return JobReport(status, barriers, job, evidence, verdict)
+    unreadable = [view.name for view in job.tasks if view.unreadable]
+    return JobReport(status, barriers, job, evidence, _without_records(verdict, unreadable))
+
+
+def _without_records(verdict: Verdict, unreadable: Sequence[str]) -> Verdict:
+    """The verdict, if the records of these tasks cannot be read: it is a guess then."""
+    if not unreadable:
+        return verdict
+    missing = f"the record of {', '.join(unreadable)} cannot be read"
+    name = Name.UNKNOWN if verdict.name is Name.FINE else verdict.name
+    because = (*verdict.because, missing)
+    return replace(verdict, name=name, because=because, confidence=Confidence.GUESS)
 
 
 def _verdict_of_stall(run: RunFolder) -> Verdict | None:
-    """The verdict for which tfdist ended the run; None if it did not stall."""
+    """The verdict for which tfdist ended the run; None if it did not stall, or cannot be read."""
     file = run.path / STALL_FILE
-    try:
-        verdict = Verdict.of_plain(json.loads(file.read_text("utf-8"))["verdict"])
-    except FileNotFoundError:
+
+    def read() -> Verdict:
+        values = read_json(file, most=_STALL_BYTES)
+        verdict = values.get("verdict") if isinstance(values, dict) else None
+        return parse_record(Verdict, file, verdict)
+
+    verdict = run.readable(read)
+    if verdict is None:
         return None
     reason = f"tfdist terminated the job after this verdict, which is in {file}"
     return replace(verdict, because=(*verdict.because, reason))

@@ -12,10 +12,12 @@ import json
 import os
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,13 +27,14 @@ import psutil
 from tfdist.cluster.processes import STACKS_SIGNAL
 from tfdist.deadline import Deadline
 from tfdist.diagnosis.evidence import Frame, Stack, folded
-from tfdist.errors import ClusterError
+from tfdist.errors import ClusterError, DataError, printable
+from tfdist.runs.files import read_file, status_of_file
 
 INSTALL_PY_SPY = "py-spy is not installed: pip install py-spy"
 
 # The outcomes of `ask`.
 ANSWERED, STOPPED, GONE = "answered", "stopped", "gone"
-DEAF, SILENT, DENIED = "deaf", "silent", "denied"
+DEAF, SILENT, DENIED, FOREIGN = "deaf", "silent", "denied", "foreign"
 MEANINGS = {
     ANSWERED: "answers",
     STOPPED: "is stopped, by SIGSTOP or a debugger",
@@ -39,10 +42,12 @@ MEANINGS = {
     DEAF: "has no signal handler: it is still starting",
     SILENT: "does not answer the signal",
     DENIED: "belongs to another user",
+    FOREIGN: "gets no signal, because it does not have the file `stacks` of its folder open",
 }
 
 ANSWER_SECS = 5.0
 _POLL_SECS = 0.02
+_MOST_BYTES = 2**23  # of one answer
 STOPPED_STATES = (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
 _GONE_ERRORS = (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError)
 _THREAD = re.compile(r"(?:Current thread|Thread) 0x([0-9a-f]+).*:$")
@@ -65,6 +70,35 @@ class Answer:
     more_threads: bool = False
 
 
+def is_foreign(process: psutil.Process, path: Path) -> bool:
+    """Whether the process is not the task whose stacks are to be in `path`.
+
+    Only that task has the file open. The record of a task may be old, or come from another machine,
+    and its pid and start may be those of another process. False while there is no file: the task is
+    starting. Also False for a process of another user, which gets no signal anyway.
+    """
+    file, folder = status_of_file(path), f"/proc/{process.pid}/fd"
+    if file is None:
+        return False
+    if not stat.S_ISREG(file.st_mode):
+        return True
+    try:
+        numbers = os.listdir(folder)
+    except OSError:  # ended, or denied
+        return False
+    name = os.path.realpath(path)
+    for number in numbers:
+        with suppress(OSError):  # closed in the meantime
+            link = os.readlink(one := f"{folder}/{number}")
+            if link == name:
+                return False
+            # In a container it may have another folder. No other file is asked for its status: it
+            # may be on a disk that does not answer.
+            if os.path.basename(link) == path.name and os.path.samestat(os.stat(one), file):
+                return False
+    return True
+
+
 def ask(process: psutil.Process, path: Path, timeout: float = ANSWER_SECS) -> Answer:
     """Sends the signal to a process and blocks until its stacks are in `path`.
 
@@ -74,7 +108,7 @@ def ask(process: psutil.Process, path: Path, timeout: float = ANSWER_SECS) -> An
     signals to a process that ran Python all the time; a third process survived 8,876.)
 
     Args:
-        process: of a task that tfdist has started.
+        process: of a task that tfdist has started, and that is not `is_foreign`.
         path: the file that its handler appends to.
         timeout: seconds to wait for the answer.
     """
@@ -82,8 +116,10 @@ def ask(process: psutil.Process, path: Path, timeout: float = ANSWER_SECS) -> An
         return _ask(process, path, Deadline(timeout))
     except _GONE_ERRORS:
         return Answer(GONE)
-    except psutil.AccessDenied:
+    except (psutil.AccessDenied, PermissionError):
         return Answer(DENIED)
+    except DataError:  # it is no regular file, or is too large
+        return Answer(FOREIGN)
 
 
 def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
@@ -93,9 +129,10 @@ def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
         return Answer(STOPPED)
     masks = _masks(process.pid)
     # Without a handler the signal would end it.
-    if not path.exists() or process.pid not in masks or not masks[process.pid].caught:
+    file = status_of_file(path)
+    if file is None or process.pid not in masks or not masks[process.pid].caught:
         return Answer(DEAF)
-    start = path.stat().st_size
+    start = file.st_size
     process.send_signal(STACKS_SIGNAL)
     seen = None  # the answer, once no thread was about to write more
     while True:
@@ -115,9 +152,7 @@ def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
 
 
 def _text(path: Path, start: int) -> str:
-    with open(path, "rb") as file:
-        file.seek(start)
-        return file.read().decode("ascii", "replace")
+    return printable(read_file(path, start=start, most=_MOST_BYTES).decode("ascii", "replace"))
 
 
 @dataclass(frozen=True)
@@ -242,4 +277,4 @@ def _frame(values: Mapping[str, Any]) -> Frame:
     name = values["name"]
     if values["module"] is None:  # Python: "Session.run", where faulthandler writes "run"
         name = name.rpartition(".")[2]
-    return Frame(values["filename"], values["line"] or None, name)
+    return Frame(printable(values["filename"]), values["line"] or None, printable(name))

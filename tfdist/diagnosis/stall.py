@@ -15,6 +15,7 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, TypeVar
@@ -22,10 +23,11 @@ from typing import Generic, TypeVar
 from tfdist.diagnosis.barriers import ask_in_fork
 from tfdist.diagnosis.page import Event
 from tfdist.diagnosis.report import STALL_FILE, JobReport, report_of
-from tfdist.diagnosis.verdict import Verdict
-from tfdist.errors import StallError
+from tfdist.diagnosis.verdict import Confidence, Name, Verdict
+from tfdist.errors import DataError, StallError, described, printable
 from tfdist.runs.barrier_notes import passed_at
 from tfdist.runs.events import STEP
+from tfdist.runs.files import read_file, status_of_file, write_file
 from tfdist.runs.folder import PROGRESS_FILE, STREAMS, RunFolder
 from tfdist.runs.log import logged_at
 
@@ -63,11 +65,10 @@ class Signs:
 
 def signs_in(folder: Path) -> Signs:
     """The notes of progress and of barriers in the folder of a task."""
-    progress: str | None
-    try:
-        progress, _, _ = (folder / PROGRESS_FILE).read_text("utf-8").partition("\n")
-    except FileNotFoundError:
-        progress = None
+    progress = ""
+    with suppress(FileNotFoundError, DataError):
+        line, _, _ = read_file(folder / PROGRESS_FILE).partition(b"\n")
+        progress = line.decode("utf-8", "backslashreplace")
     return Signs(
         attempt=1,
         progress=progress or None,
@@ -93,9 +94,14 @@ def signs_of_run(run: RunFolder, trainers: Collection[str]) -> dict[str, Signs]:
             progress=noted.progress if record.name in trainers else None,
             passed_at=noted.passed_at,
             logged_at=noted.logged_at,
-            printed=sum((folder / stream).stat().st_size for stream in STREAMS.values()),
+            printed=sum(_size(folder / stream) for stream in STREAMS.values()),
         )
     return signs
+
+
+def _size(path: Path) -> int:
+    status = status_of_file(path)
+    return 0 if status is None else status.st_size
 
 
 @dataclass(frozen=True)
@@ -245,8 +251,17 @@ class StallMonitor(Generic[_Details]):
         return Diagnosed(now, verdict, details, gets_time, most_secs)
 
 
+def failed_diagnosis(error: Exception) -> Verdict:
+    """The verdict on a job that has stalled, if the diagnosis itself raised this error."""
+    why = f"the report failed: {described(error)}"
+    return Verdict(Name.UNKNOWN, (), (why,), Confidence.GUESS, "run tfdist stacks --native")
+
+
 class StallGuard:
     """Watches a run for its launcher, which calls it at intervals: reports a stall, and ends it.
+
+    A report is a courtesy: if it fails, or cannot be written, a line says so, and the job goes on
+    or ends as after a whole report.
 
     Args:
         run: the run; its launcher is this process.
@@ -268,7 +283,9 @@ class StallGuard:
         self._run, self._trainers, self._timeout = run, trainers, timeout
         self._is_kept, self._ends = is_kept, ends
         signs = functools.partial(signs_of_run, run, trainers)
-        self._monitor = StallMonitor(timeout, signs, self._report, on_news=self._note)
+        self._monitor: StallMonitor[JobReport | None] = StallMonitor(
+            timeout, signs, self._report, on_news=self._note
+        )
         self._began = run.about.began
         self._events = {name: deque[Event](maxlen=_EVENTS) for name in run.about.tasks}
 
@@ -281,40 +298,71 @@ class StallGuard:
         found = self._monitor.check()
         if found is None:
             return
-        stall, report = found.stall, found.details
+        stall, report, verdict = found.stall, found.details, found.verdict
         if found.gets_time:
-            print(f"tfdist: {found.text(str(stall))}", file=sys.stderr, flush=True)
+            _say(f"tfdist: {found.text(str(stall))}\n")
             return
-        if self._ends and report.verdict.name.is_slow:
-            overdue = report.verdict.overdue(stall.seconds, self._timeout)
-            report = replace(report, verdict=overdue)
-        error = StallError(
-            stall.seconds,
-            stall.last,
-            {row.task: row.place for row in report.status.rows if row.task in self._trainers},
-            str(self._run.path / _TEXT_FILE) if self._is_kept else None,
-            report.verdict,
-        )
+        if self._ends and verdict.name.is_slow:
+            verdict = verdict.overdue(stall.seconds, self._timeout)
+        if report is not None:
+            report = replace(report, verdict=verdict)
+        rows = [] if report is None else report.status.rows
+        places = {row.task: row.place for row in rows if row.task in self._trainers}
+        path = str(self._run.path / _TEXT_FILE) if self._is_kept else None
+        error = StallError(stall.seconds, stall.last, places, path, verdict)
+        text = "" if report is None else _text(report)
         # In one write, so that no line of a task comes in between.
-        verdict = "".join(f"tfdist: {line}\n" for line in report.verdict.lines())
-        print(f"{verdict}{stall}:\n{report.text()}", end="", file=sys.stderr, flush=True)
-        self._keep(error, report)
+        lines = "".join(f"tfdist: {line}\n" for line in verdict.lines())
+        _say(f"{lines}{stall}:\n{text}")
+        if report is None or not self._keep(error, text, report):
+            error = StallError(stall.seconds, stall.last, places, None, verdict)
         if self._ends:
             raise error
 
-    def _keep(self, error: StallError, report: JobReport) -> None:
-        (self._run.path / _TEXT_FILE).write_text(f"{error}\n\n{report.text()}", "utf-8")
+    def _keep(self, error: StallError, text: str, report: JobReport) -> bool:
+        """Writes the files of the report; returns whether the text is there."""
         about = {"seconds": round(error.seconds, 3), "last": error.last, "places": error.places}
-        text = json.dumps({**about, **report.as_json()}) + "\n"
-        (self._run.path / STALL_FILE).write_text(text, "utf-8")
-        (self._run.path / _PAGE_FILE).write_text(report.page(self._events), "utf-8")
+        files: dict[str, Callable[[], str]] = {
+            _TEXT_FILE: lambda: f"{error}\n\n{text}",
+            STALL_FILE: lambda: json.dumps({**about, **report.as_json()}) + "\n",
+            _PAGE_FILE: lambda: report.page(self._events),
+        }
+        lost: dict[str, str] = {}
+        for name, make in files.items():
+            path = self._run.path / name
+            try:
+                write_file(path, make())
+            except Exception as failure:
+                lost[name] = described(failure)
+                with suppress(OSError):
+                    path.unlink()  # half of it
+        if lost:
+            reasons = "; ".join(dict.fromkeys(lost.values()))
+            _say(f"tfdist: the report is not in {', '.join(lost)}: {reasons}\n")
+        return _TEXT_FILE not in lost
 
     def _note(self, news: Mapping[str, str]) -> None:
         at = time.time() - self._began
         for name, what in news.items():
             self._events[name].append(Event(at, STEP, what))
 
-    def _report(self, seconds: float) -> tuple[Verdict, JobReport]:
+    def _report(self, seconds: float) -> tuple[Verdict, JobReport | None]:
         asks = functools.partial(ask_in_fork, timeout=_ANSWER_SECS)
-        report = report_of(self._run, self._trainers, asks, seconds=seconds)
+        try:
+            report = report_of(self._run, self._trainers, asks, seconds=seconds)
+        except Exception as error:
+            return failed_diagnosis(error), None
         return report.verdict, report
+
+
+def _text(report: JobReport) -> str:
+    """The text of the report; a line that says why, if it cannot be made."""
+    try:
+        return report.text()
+    except Exception as error:
+        return f"tfdist: the report cannot be shown: {described(error)}\n"
+
+
+def _say(text: str) -> None:
+    with suppress(OSError, ValueError):  # the stream is full, or closed
+        print(printable(text), end="", file=sys.stderr, flush=True)

@@ -14,9 +14,14 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
+from rich.text import Text
 
 from tfdist.cluster.ports import listening_ports
 from tfdist.diagnosis.barriers import Barriers, Question, barrier_table, barriers_of
+from tfdist.diagnosis.collect import UNREADABLE
+from tfdist.diagnosis.stacks import DENIED, MEANINGS
+from tfdist.errors import ConfigError, printable
+from tfdist.runs.files import status_of_file
 from tfdist.runs.folder import PROGRESS_FILE, RunFolder, RunRecord, TaskRecord, describe_end
 from tfdist.runs.progress import ProgressNote
 from tfdist.task import parse_address
@@ -80,7 +85,7 @@ class JobStatus:
         notes = barriers_of(self.run) if self.runs else ()
         if not notes:
             return Barriers()
-        ps = next(row for row in self.rows if row.task == "ps:0")  # a barrier needs a ps
+        ps = next((row for row in self.rows if row.task == "ps:0"), _Row("ps:0"))
         if ps.state != "runs" or ps.pid is None:
             return Barriers(failure=f"{ps.task}, which keeps the barriers, is {ps.state}")
         return asks(Question(ps.pid, self.about.cluster, notes))
@@ -107,6 +112,16 @@ class JobStatus:
         print_table(console, _table(self.rows))
 
 
+class SafeConsole(Console):
+    """A console that escapes what a terminal would obey, or what its encoding does not have."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """The text as rich draws it; rich calls this for each string and each cell of a table."""
+        encoding = self.encoding or "utf-8"
+        shown = printable(text).encode(encoding, "backslashreplace").decode(encoding)
+        return super().render_str(shown, **options)
+
+
 def line_width(console: Console) -> int:
     """The width at which to wrap lines: of a pipe or a file, only what COLUMNS says, if set."""
     is_limited = console.is_terminal or "COLUMNS" in os.environ
@@ -129,8 +144,13 @@ def status_of(run: RunFolder) -> JobStatus:
     """The status of the run now."""
     about = run.about
     runs = run.runs
-    records = {record.name: record for record in run.latest()}
-    rows = [_row(run, name, records.get(name), about.cluster) for name in about.tasks]
+    records = dict(run.attempts())
+    rows = [
+        _Row(name, state=UNREADABLE, is_well=False)
+        if name in records and records[name] is None
+        else _row(run, name, records.get(name), about.cluster)
+        for name in about.tasks
+    ]
     return JobStatus(run, about, runs, time.time() - about.began, rows)
 
 
@@ -148,7 +168,7 @@ def _row(
 ) -> _Row:
     if record is None:
         return _Row(name)
-    progress, age = _progress(run.folder_of(name, record.attempt) / PROGRESS_FILE)
+    progress, age = _progress(run, run.folder_of(name, record.attempt) / PROGRESS_FILE)
     common: dict[str, Any] = {
         "task": name,
         "attempt": record.attempt,
@@ -174,6 +194,8 @@ def _row(
             memory = process.memory_info().rss
     except psutil.NoSuchProcess:
         return _Row(**common, state="gone", is_well=False)
+    except psutil.AccessDenied:
+        return _Row(**common, state=MEANINGS[DENIED], is_well=False)
     if status == psutil.STATUS_ZOMBIE:
         return _Row(**common, state="gone", is_well=False)
     return _Row(
@@ -187,10 +209,12 @@ def _row(
     )
 
 
-def _progress(path: Path) -> tuple[ProgressNote | None, float | None]:
+def _progress(run: RunFolder, path: Path) -> tuple[ProgressNote | None, float | None]:
     """The last note of progress, and how many seconds ago it was written."""
-    note = ProgressNote.read(path)
-    return note, None if note is None else round(time.time() - path.stat().st_mtime, 3)
+    note, status = run.readable(lambda: ProgressNote.parse(path)), status_of_file(path)
+    if note is None or status is None:
+        return None, None
+    return note, round(time.time() - status.st_mtime, 3)
 
 
 def _listens(name: str, pid: int, cluster: dict[str, list[str]]) -> bool | None:
@@ -198,7 +222,10 @@ def _listens(name: str, pid: int, cluster: dict[str, list[str]]) -> bool | None:
     kind, _, index = name.partition(":")
     if kind == "evaluator" or kind not in cluster:
         return None
-    return parse_address(cluster[kind][int(index)]).port in listening_ports(pid)
+    try:
+        return parse_address(cluster[kind][int(index)]).port in listening_ports(pid)
+    except (IndexError, ConfigError, PermissionError):  # the record of the run, or of its user
+        return None
 
 
 def _table(rows: list[_Row]) -> Table:

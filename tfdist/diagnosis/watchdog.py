@@ -23,14 +23,16 @@ from typing import IO
 
 import psutil
 
+from tfdist.cluster.fork_server import SAFE_PATH
 from tfdist.cluster.processes import STACKS_SIGNAL
-from tfdist.errors import STALLED, ConfigError
+from tfdist.errors import STALLED, ConfigError, checked_secs, printable
 from tfdist.runs.folder import PROGRESS_FILE, STACKS_FILE
 from tfdist.runs.progress import Progress
 from tfdist.task import PROGRESS_VARIABLE
 
 _END = b"end\n"  # the second process's request to the first one
 _LOOK_SECS = 0.25
+_FLUSH_SECS = 1.0
 _END_SECS = 2.0  # for the first process to end by itself
 _LEAVE_SECS = 5.0  # for the second process to end by itself
 
@@ -65,11 +67,10 @@ class Watchdog:
     """
 
     def __init__(self, timeout: float, *, on_stall: str = "end") -> None:
-        if not timeout > 0:
-            raise ConfigError("timeout", timeout, "must be more than 0 seconds")
         if on_stall not in ("end", "report"):
             raise ConfigError("on_stall", on_stall, "must be 'end' or 'report'")
-        self._timeout, self._on_stall = timeout, on_stall
+        self._timeout = checked_secs("timeout", timeout, may_be_0=False)
+        self._on_stall = on_stall
         self._own_folder: Path | None = None
         self._stacks: IO[bytes] | None = None
 
@@ -91,15 +92,18 @@ class Watchdog:
             [sys.executable, "-m", "tfdist.diagnosis.watchdog", json.dumps(asdict(watched))],
             stdin=subprocess.PIPE,  # its end means that this process is gone, or has left the block
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), SAFE_PATH: "1"},
             start_new_session=True,  # Ctrl-C is for this process
         )
+        self._pid = os.getpid()
         threading.Thread(target=self._obey, name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
+        if os.getpid() != self._pid:  # a forked child, which is not watched
+            return
         try:
             self._process.wait(_LEAVE_SECS)
         except subprocess.TimeoutExpired:  # it is stopped
@@ -123,8 +127,18 @@ class Watchdog:
     def _obey(self) -> None:
         assert self._process.stdout is not None
         if self._process.stdout.read() == _END:
-            # An orderly exit would hang like the process itself.
+            # In a thread, because the one that hangs may hold the stream. An orderly exit would
+            # hang like the process itself.
+            flush = threading.Thread(target=_flush_streams, daemon=True)
+            flush.start()
+            flush.join(_FLUSH_SECS)
             os._exit(STALLED)
+
+
+def _flush_streams() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(Exception):  # closed, replaced, or its reader has gone
+            stream.flush()
 
 
 # --- the second process
@@ -155,25 +169,30 @@ def _watch(watched: _Watched) -> None:
     from tfdist.diagnosis.report import answer_lines, kernel_lines
     from tfdist.diagnosis.rules import diagnose
     from tfdist.diagnosis.sample import Sample, take_sample
-    from tfdist.diagnosis.stall import StallMonitor, signs_in
+    from tfdist.diagnosis.stacks import SILENT, Answer
+    from tfdist.diagnosis.stall import StallMonitor, failed_diagnosis, signs_in
     from tfdist.diagnosis.verdict import Verdict
 
     process, name = psutil.Process(watched.pid), f"process {watched.pid}"
     folder = Path(watched.folder)
 
     def diagnosed(seconds: float) -> tuple[Verdict, Sample]:
-        sample = take_sample(process, folder / STACKS_FILE)
-        task = sample.evidence(name=name, quiet_secs=seconds)
-        return diagnose(Evidence((task,), seconds=seconds, whole=False)), sample
+        try:
+            sample = take_sample(process, folder / STACKS_FILE)
+            task = sample.evidence(name=name, quiet_secs=seconds)
+            return diagnose(Evidence((task,), seconds=seconds, whole=False)), sample
+        except Exception as error:  # a report that fails changes nothing else
+            return failed_diagnosis(error), Sample(Answer(SILENT))
 
     monitor = StallMonitor(watched.timeout, lambda: {name: signs_in(folder)}, diagnosed)
-    while not select.select([sys.stdin], [], [], _LOOK_SECS)[0]:
+    # A child of the process may hold the pipe that is standard input here for longer.
+    while not select.select([sys.stdin], [], [], _LOOK_SECS)[0] and _runs(process):
         found = monitor.check()
         if found is None:
             continue
         stalled = f"{name} has made no progress for {found.stall.seconds:.1f} s"
         if found.gets_time:
-            print(f"tfdist: {found.text(stalled)}", file=sys.stderr, flush=True)
+            _say(f"tfdist: {found.text(stalled)}")
             continue
         verdict = found.verdict
         if watched.ends and verdict.name.is_slow:
@@ -184,10 +203,23 @@ def _watch(watched: _Watched) -> None:
             *kernel_lines(found.details.kernel),
             *answer_lines(found.details.answer, width),
         ]
-        print("\n".join(lines), file=sys.stderr, flush=True)
+        _say("\n".join(lines))
         if watched.ends:
             _end(process)
             return
+
+
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # the stream is full, or closed
+        # With print, a closed standard error would be standard output.
+        os.write(2, f"{printable(text)}\n".encode())
 
 
 def _end(process: psutil.Process) -> None:

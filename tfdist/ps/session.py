@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import socket
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -21,6 +22,8 @@ PS_LOST = (
     tf.errors.UnavailableError,  # its process is gone
     tf.errors.FailedPreconditionError,  # restarted, and nothing is initialized
 )
+
+_OUTDATED = "Current version is"
 
 _PROBE_SECS = 0.2
 
@@ -48,17 +51,19 @@ class DirectSession:
         task_device: str = PS,
         target: str | None = None,
     ) -> None:
-        config = tf.compat.v1.ConfigProto(
+        self._config = tf.compat.v1.ConfigProto(
             # Without this filter the session would wait for every task of the cluster.
             device_filters=[task_device],
             operation_timeout_in_ms=int(timeout * 1000),
         )
         # For a few dozen small operations, rewriting the graph takes longer than it saves.
-        config.graph_options.rewrite_options.disable_meta_optimizer = True
-        self.address = address
-        self.session = tf.compat.v1.Session(
-            target or session_target(address), graph=graph, config=config
-        )
+        self._config.graph_options.rewrite_options.disable_meta_optimizer = True
+        self.address, self._target, self._graph = address, target or session_target(address), graph
+        self._outdated: list[tf.compat.v1.Session] = []
+        self._open()
+
+    def _open(self) -> None:
+        self.session = tf.compat.v1.Session(self._target, graph=self._graph, config=self._config)
         self._callables: dict[Any, Callable[[], object]] = {}
 
     def run(
@@ -72,13 +77,17 @@ class DirectSession:
         options = None
         if timeout is not None:
             options = tf.compat.v1.RunOptions(timeout_in_ms=int(timeout * 1000))
-        return self._ask(self.session.run, fetches, feed, options=options)
+        return self._ask(lambda: self.session.run(fetches, feed, options=options))
 
     def call(self, operation: Any) -> None:
         """Runs an operation without feed or fetch, in half the time of `run`."""
-        if operation not in self._callables:
-            self._callables[operation] = self.session.make_callable(operation)
-        self._ask(self._callables[operation])
+
+        def run() -> None:
+            if operation not in self._callables:
+                self._callables[operation] = self.session.make_callable(operation)
+            self._callables[operation]()
+
+        self._ask(run)
 
     def close(self) -> None:
         """Closes the session, also if the task is gone; blocks for at most the session's timeout.
@@ -87,7 +96,8 @@ class DirectSession:
         """
         with suppress(*PS_LOST, tf.errors.DeadlineExceededError):
             self._check_task()
-            self.session.close()
+            for session in (*self._outdated, self.session):
+                session.close()
 
     def __enter__(self) -> DirectSession:
         return self
@@ -95,16 +105,53 @@ class DirectSession:
     def __exit__(self, *error: object) -> None:
         self.close()
 
-    def _ask(self, run: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _ask(self, run: Callable[[], Any]) -> Any:
         try:
-            return retry_duplicate_request(run, *args, **kwargs)
+            return self._in_valid_session(run)
         except tf.errors.DeadlineExceededError:
             self._check_task()
             raise
+        except RuntimeError as error:
+            raised = _raised_by_handler(error)
+            if raised is None:
+                raise
+            raise raised from None
+
+    def _in_valid_session(self, run: Callable[[], Any]) -> Any:
+        """Runs, if necessary in a new session.
+
+        A session sends new operations in a call before the run. If the answer to this call is late,
+        the task may have them, but the session does not know it. From then on the task refuses each
+        run of this session, before it begins (`MasterSession::Extend` in
+        core/distributed_runtime/master_session.cc).
+        """
+        try:
+            return retry_duplicate_request(run)
+        except tf.errors.AbortedError as error:
+            if _OUTDATED not in str(error):
+                raise
+            # Another thread may still run in this one.
+            self._outdated.append(self.session)
+            self._open()
+            return retry_duplicate_request(run)
 
     def _check_task(self) -> None:
         if is_refused(self.address):
             raise tf.errors.UnavailableError(None, None, f"nothing listens at {self.address}")
+
+
+def _raised_by_handler(error: RuntimeError) -> BaseException | None:
+    """What a signal handler raised while TensorFlow made its own error from the end of the run.
+
+    TensorFlow then raises a RuntimeError that has only the text of both (TensorFlow 2.21).
+    """
+    found = re.search(r"REPLACED BY (KeyboardInterrupt|SystemExit): (.*)", str(error))
+    if found is None:
+        return None
+    name, text = found.groups()
+    if name == "KeyboardInterrupt":
+        return KeyboardInterrupt()
+    return SystemExit(int(text) if text.isdigit() else None if text == "<EMPTY MESSAGE>" else text)
 
 
 def is_refused(address: str) -> bool:

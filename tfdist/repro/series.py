@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tfdist.cluster.shape import Shape
-from tfdist.diagnosis.page import Report, docs_page, page_of, timeline
+from tfdist.diagnosis.page import Report, page_of, timeline
 from tfdist.diagnosis.verdict import Name
 from tfdist.repro.case import Case
 from tfdist.repro.lab import Lab, Played
@@ -171,7 +171,7 @@ def _play(lab: Lab, case: Case, fixed: bool, seed: int, folder: Path) -> Played:
         seconds=played.diagnosed_secs,
         reproduce=f"tfdist repro run {arguments}",
         fix=case.fix.removesuffix("."),  # the page goes on in the same line
-        page=docs_page(f"hangs/{case.module}.md"),
+        page=f"docs/hangs/{case.module}.md",
     )
     (folder / REPORT_FILE).write_text(page_of(report), "utf-8")
     return played

@@ -8,14 +8,21 @@ It also touches a file when it passes a barrier, which counts as progress of the
 from __future__ import annotations
 
 import json
+import logging
+import operator
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from tfdist.errors import DataError, printable
+from tfdist.runs.files import append_to_file, parse_json, parse_record, read_file, status_of_file
+from tfdist.runs.progress import absolute
 from tfdist.task import PROGRESS_VARIABLE
+
+_log = logging.getLogger(__name__)
 
 _FILE, _PASSED_FILE = "barriers", "barrier-passed"  # in the folder of the progress file
 
@@ -79,26 +86,53 @@ class BarrierReport:
 def note_barrier(note: BarrierNote, environ: Mapping[str, str] | None = None) -> None:
     """Notes a barrier that this process makes, once; does nothing without a launcher.
 
+    If it cannot be noted, for example because the disk is full, that is logged.
+
     Args:
         note: the barrier.
         environ: environment of the task; None for `os.environ`.
     """
-    progress = (os.environ if environ is None else environ).get(PROGRESS_VARIABLE)
-    if progress is None or note in noted_barriers(Path(progress).parent):
+    path = _note_path(_FILE, environ)
+    if path is None:
         return
-    with open(Path(progress).with_name(_FILE), "a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(note)) + "\n")
+    try:
+        line = json.dumps(asdict(note), default=operator.index) + "\n"  # numpy's integers too
+        if note in noted_barriers(path.parent):
+            return
+        append_to_file(path, line.encode("ascii"))
+    except (OSError, DataError, TypeError) as error:  # TypeError: the name is no text
+        _log.warning("the barrier %r cannot be noted for tfdist status: %s", note.name, error)
+
+
+def _note_path(file: str, environ: Mapping[str, str] | None) -> Path | None:
+    """The absolute path of a file in the folder of the progress file; None without a launcher."""
+    progress = absolute((os.environ if environ is None else environ).get(PROGRESS_VARIABLE))
+    return None if progress is None else Path(os.path.dirname(progress), file)
 
 
 def noted_barriers(folder: Path) -> list[BarrierNote]:
-    """The barriers that a task has noted in its folder, in the order in which it made them."""
+    """The barriers that a task has noted in its folder, in the order in which it made them.
+
+    Raises:
+        DataError: the file cannot be read, or has a line that is no note.
+    """
+    path = folder / _FILE
     try:
-        text = (folder / _FILE).read_text("utf-8")
+        text = read_file(path)
     except FileNotFoundError:
         return []
     # The text after the last newline is still being written.
-    lines = text.split("\n")[:-1]
-    return list(dict.fromkeys(BarrierNote(**json.loads(line)) for line in lines))
+    return list(dict.fromkeys(_parse_note(path, line) for line in text.split(b"\n")[:-1]))
+
+
+def _parse_note(path: Path, line: bytes) -> BarrierNote:
+    values = parse_json(path, line)
+    note = parse_record(BarrierNote, path, values)
+    # The ps knows the barrier by its name as it is, also if a terminal would obey it.
+    note = replace(note, name=values["name"])
+    if not note.name or note.parties < 1:
+        raise DataError(printable(str(path)), None, f"{note!r} is no barrier")
+    return note
 
 
 class PassMark:
@@ -117,22 +151,28 @@ class PassMark:
         every_secs: float = 0.1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        progress = (os.environ if environ is None else environ).get(PROGRESS_VARIABLE)
-        self._path = None if progress is None else Path(progress).with_name(_PASSED_FILE)
+        self._path = _note_path(_PASSED_FILE, environ)
+        self._is_lost = False
         self._every_secs, self._clock = every_secs, clock
         self._next = clock()
 
     def touch(self) -> None:
-        """Touches the file, unless the last touch was less than `every_secs` ago."""
+        """Touches the file, unless the last touch was less than `every_secs` ago.
+
+        If that fails, it is logged once, and the trainer continues.
+        """
         if self._path is None or (now := self._clock()) < self._next:
             return
         self._next = now + self._every_secs
-        self._path.touch()
+        try:
+            self._path.touch()
+        except OSError as error:
+            if not self._is_lost:
+                _log.warning("a passed barrier cannot be noted: %s", error)
+            self._is_lost = True
 
 
 def passed_at(folder: Path) -> int | None:
     """When a task last passed a barrier, in ns since 1970, by its folder; None if it has not."""
-    try:
-        return (folder / _PASSED_FILE).stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
+    status = status_of_file(folder / _PASSED_FILE)
+    return None if status is None else status.st_mtime_ns

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tfdist.errors import DataError, printable
+from tfdist.runs.files import parse_json, parse_record, read_file
 from tfdist.runs.folder import RunFolder
 
 NOTES_FILE = "notes"
@@ -17,6 +21,31 @@ NOTES_FILE = "notes"
 STEP, SAVED, LEFT, ENDED, FAILED, FAULT, ABOUT = (
     "step", "saved", "left", "ended", "failed", "fault", "about",
 )  # fmt: skip
+
+# The values of each kind, and their types.
+_VALUES: Mapping[str, Mapping[str, type]] = {
+    STEP: {"read": list},
+    SAVED: {"step": int},
+    LEFT: {},
+    ENDED: {},
+    FAILED: {"error": str},
+    FAULT: {"what": str, "task": str},
+    ABOUT: {},
+}
+_MOST_BYTES = 2**26
+
+
+@dataclass(frozen=True)
+class _About:
+    """The values that a task may note about itself."""
+
+    trains: bool | None = None
+    servers: int | None = None
+    pool: int | None = None
+    recovery_secs: float | None = None
+    grace_secs: float | None = None
+    close_secs: float | None = None
+    global_step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,19 +76,30 @@ class NoteFile:
 
 
 def read_notes(path: Path) -> list[Note]:
-    """The complete notes in a file; none if the file does not exist."""
-    try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
-        return []
-    return list(_notes(text.splitlines(keepends=True)))
+    """The complete notes in a file.
+
+    Raises:
+        FileNotFoundError: the file does not exist.
+        DataError: it cannot be read, or has a line that is no note.
+    """
+    # The text after the last newline is still being written.
+    lines = read_file(path, most=_MOST_BYTES).split(b"\n")[:-1]
+    return [_parse_note(path, line) for line in lines]
 
 
-def _notes(lines: Iterable[str]) -> Iterator[Note]:
-    for line in lines:
-        if line.endswith("\n"):
-            values = json.loads(line)
-            yield Note(values.pop("kind"), values.pop("at"), values)
+def _parse_note(path: Path, line: bytes) -> Note:
+    values = parse_json(path, line)
+    if isinstance(values, dict):
+        kind, at = values.pop("kind", None), values.pop("at", None)
+        if kind == ABOUT:
+            parse_record(_About, path, values)
+        known = _VALUES.get(kind) if isinstance(kind, str) else None
+        is_note = known is not None and all(
+            isinstance(values.get(key), of) for key, of in known.items()
+        )
+        if is_note and isinstance(at, float) and math.isfinite(at):
+            return Note(str(kind), at, values)
+    raise DataError(printable(str(path)), None, f"has a line that is no note: {line[:80]!r}")
 
 
 @dataclass
@@ -95,5 +135,6 @@ def noted(run: RunFolder) -> dict[str, Noted]:
     found: dict[str, Noted] = {}
     for record in run.records():
         path = run.folder_of(record.name, record.attempt) / NOTES_FILE
-        found.setdefault(record.name, Noted()).attempts.append(read_notes(path))
+        notes = run.readable(functools.partial(read_notes, path)) or []
+        found.setdefault(record.name, Noted()).attempts.append(notes)
     return found

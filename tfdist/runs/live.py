@@ -7,10 +7,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tfdist.errors import ConfigError
+from tfdist.errors import ConfigError, DataError, printable
 from tfdist.runs.folder import RUN_FILE, RunFolder
 
 PREFIX = "tfdist-"  # of the folders and links in the temporary directory
@@ -18,15 +18,23 @@ PREFIX = "tfdist-"  # of the folders and links in the temporary directory
 
 @contextmanager
 def temporary_folder() -> Iterator[str]:
-    """Makes a folder for a run in the temporary directory; the end of the block deletes it."""
+    """Makes a folder for a run in the temporary directory; the end of the block deletes it.
+
+    What cannot be deleted is named on standard error. A script may have deleted the folder itself.
+    """
     folder = tempfile.mkdtemp(prefix=PREFIX)
     try:
         yield folder
     finally:
         # Renamed first, so that a thread that still reads the output of a task adds no file.
         ended = f"{folder}-ended"
-        os.rename(folder, ended)
-        shutil.rmtree(ended)
+        try:
+            os.rename(folder, ended)
+            shutil.rmtree(ended)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            print(f"tfdist: cannot delete the folder of the run: {error}", file=sys.stderr)
 
 
 @contextmanager
@@ -47,7 +55,8 @@ def linked(folder: str) -> Iterator[str | None]:
         yield complaint
     finally:
         if complaint is None:
-            link.unlink(missing_ok=True)
+            with suppress(OSError):  # the link then leads to a run that has ended
+                link.unlink()
 
 
 def live_runs() -> list[RunFolder]:
@@ -57,17 +66,19 @@ def live_runs() -> list[RunFolder]:
     file that cannot be read, such as one of another version of tfdist, is named on standard error.
     """
     found = []
-    for file in sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*/{RUN_FILE}")):
+    for folder in sorted(Path(tempfile.gettempdir()).glob(f"{PREFIX}*")):
         try:
             # The owner of the link counts too: another user's link may lead to a file of ours.
-            owners = {file.parent.lstat().st_uid, file.stat().st_uid}
-            run = RunFolder(file.parent.resolve())
-            if owners == {os.getuid()} and run.runs:
+            own = os.getuid()
+            if folder.lstat().st_uid != own or os.lstat(folder / RUN_FILE).st_uid != own:
+                continue
+            run = RunFolder(os.path.realpath(folder))
+            if run.runs:
                 found.append(run)
-        except FileNotFoundError:
-            continue  # the run has ended meanwhile, which deleted its folder
-        except (OSError, ValueError) as error:
-            print(f"tfdist: skipped {file}: {error}", file=sys.stderr)
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # not of a run, or the run has ended meanwhile, which deleted its folder
+        except (OSError, DataError) as error:
+            print(printable(f"tfdist: skipped {error}"), file=sys.stderr)
     return found
 
 
@@ -76,10 +87,12 @@ def while_it_lasts(run: RunFolder) -> Iterator[None]:
     """Wraps the reading of a run, which may end meanwhile and delete its folder.
 
     Raises:
-        ConfigError: the run has ended and its folder is gone.
+        ConfigError: the run has ended and its folder is gone, or the folder cannot be read.
     """
     try:
         yield
+    except DataError as error:
+        raise ConfigError("RUN", str(run.path), str(error)) from error
     except FileNotFoundError:
         if (run.path / RUN_FILE).exists():
             raise
@@ -96,11 +109,8 @@ def chosen_run(path: str | None) -> RunFolder:
     """
     if path is not None:
         run = RunFolder.find(path)
-        try:
-            run.about  # noqa: B018  # raises ValueError if it cannot be parsed
-        except ValueError as error:
-            rule = f"its {RUN_FILE} was not written by this version of tfdist run"
-            raise ConfigError("RUN", path, rule) from error
+        with while_it_lasts(run):
+            run.about  # noqa: B018  # raises DataError if it cannot be read
         return run
     runs = live_runs()
     if len(runs) == 1:

@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from tfdist.runs.files import status_of_file
+
 # `tfdist run -v` sets this variable for the tasks.
 LEVEL_VARIABLE = "TFDIST_LOG_LEVEL"
 _MARK_FILE = "logged"  # in the folder of the task
@@ -61,10 +63,8 @@ class LogMark(logging.Handler):
 
 def logged_at(folder: Path) -> int | None:
     """When a task last logged something, in ns since 1970, by its folder; None if it has not."""
-    try:
-        return (folder / _MARK_FILE).stat().st_mtime_ns
-    except FileNotFoundError:
-        return None
+    status = status_of_file(folder / _MARK_FILE)
+    return None if status is None else status.st_mtime_ns
 
 
 def _print_from(level: int | str) -> None:

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import psutil
 
-from tfdist.errors import ConfigError, TaskFailed
+from tfdist.errors import ConfigError, TaskFailed, printable
 from tfdist.task import Task
 
 _PACKAGE = Path(__file__).parents[1]
@@ -53,7 +53,8 @@ class Usage:
         """The usage of another process until now; None if that has ended."""
         try:
             times = psutil.Process(pid).cpu_times()
-            with open(f"/proc/{pid}/status", encoding="ascii") as file:
+            # A process may give itself any name.
+            with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
                 status = dict(line.split(":", 1) for line in file)
         except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
             return None
@@ -134,14 +135,14 @@ class Outcome:
         trace = traceback.TracebackException.from_exception(error)
         users = list(itertools.dropwhile(_is_of_launcher, trace.stack))
         trace.stack = traceback.StackSummary.from_list(users or trace.stack)
-        return cls(error=error, details="".join(trace.format()))
+        return cls(error=error, details=printable("".join(trace.format())))
 
     @classmethod
     def of_exit(cls, error: SystemExit) -> Outcome:
         """The outcome of a function that called `sys.exit`."""
         if error.code is None or isinstance(error.code, int):
             return cls(exit_code=error.code or 0)
-        return cls(exit_code=1, details=str(error.code))
+        return cls(exit_code=1, details=printable(str(error.code)))
 
     @property
     def failed(self) -> bool:

@@ -8,16 +8,18 @@ import operator
 import os
 import weakref
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tfdist.errors import ConfigError
+from tfdist.errors import ConfigError, DataError
+from tfdist.runs.files import LARGEST, parse_json, parse_record, read_file
 from tfdist.task import PROGRESS_VARIABLE
 
 _log = logging.getLogger(__name__)
 
 _READS = 100  # one in thousands meets a write, so that many in succession do not
+_LONGEST_STATE = 1000
 
 
 @dataclass(frozen=True)
@@ -36,25 +38,32 @@ class ProgressNote:
     @classmethod
     def read(cls, path: Path) -> ProgressNote | None:
         """The latest note in the file; None if there is none, or none that is whole."""
-        for _ in range(_READS):
-            try:
-                # After the first line is what is left of an earlier, longer note.
-                line, _, _ = path.read_text("ascii").partition("\n")
-                return cls.parse(json.loads(line)) if line else None
-            except FileNotFoundError:
-                return None
-            except (OSError, ValueError, TypeError):
-                continue  # it was read during a write
-        return None  # the disk was full when it was written, or it is no note of tfdist
+        try:
+            return cls.parse(path)
+        except (FileNotFoundError, DataError):
+            return None
 
     @classmethod
-    def parse(cls, values: dict[str, Any]) -> ProgressNote:
-        """The note of these values; raises TypeError or ConfigError if they are none."""
-        note = cls(**values)
-        if not isinstance(note.state, str):
-            raise TypeError("state must be a str")
-        total = None if note.total is None else _integer("total", note.total)
-        return cls(note.state, _integer("done", note.done), total)
+    def parse(cls, path: Path) -> ProgressNote | None:
+        """The latest note in the file; None if it is empty.
+
+        Raises:
+            FileNotFoundError: the file does not exist.
+            DataError: it cannot be read, or holds no whole note, as after a write on a full disk.
+        """
+        for tries in range(_READS):
+            # After the first line is what is left of an earlier, longer note.
+            line, _, _ = read_file(path).partition(b"\n")
+            if not line:
+                return None
+            try:
+                note = parse_record(cls, path, parse_json(path, line))
+            except DataError:
+                if tries + 1 == _READS:
+                    raise
+                continue  # it was read during a write
+            return replace(note, state=note.state.replace("\n", "\\n"))
+        return None
 
     def write(self, file: int) -> None:
         """Replaces the latest note; `file` is a file descriptor."""
@@ -72,9 +81,10 @@ class Progress:
     """
 
     def __init__(self, path: str | None) -> None:
-        self._path = None if path is None else os.path.abspath(path)
+        self._path = absolute(path)
         self._is_lost = False
         self._file: int | None = None
+        self._is_of: tuple[int, int] | None = None
 
     @classmethod
     def from_env(cls) -> Progress:
@@ -84,35 +94,73 @@ class Progress:
     def update(self, state: str, done: int, total: int | None) -> None:
         """Notes that `done` of `total` steps of `state`, such as "epoch 3 of 10", are done.
 
-        If the total is not known, `total` is None. If the note cannot be written, for example
-        because the disk is full, that is logged once, and the training continues.
+        If the total is not known, `total` is None. Of a long `state` the first 1000 characters are
+        noted. If the note cannot be written, for example because the disk is full, that is logged
+        once, and the training continues.
 
         Raises:
-            ConfigError: `state` is no text, or a number of steps is no integer.
+            ConfigError: `state` is no text, or a number of steps is no integer below 2**64.
         """
         if not isinstance(state, str):
             raise ConfigError("state", state, "must be a str")
         steps = _integer("done", done)
-        note = ProgressNote(state, steps, None if total is None else _integer("total", total))
+        all_steps = None if total is None else _integer("total", total)
+        note = ProgressNote(state[:_LONGEST_STATE], steps, all_steps)
         if self._path is None:
             return
         try:
-            if self._file is None:
-                self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
-                weakref.finalize(self, os.close, self._file)
-            note.write(self._file)
+            note.write(self._opened())
         except OSError as error:
             if not self._is_lost:
                 _log.warning("the progress cannot be noted in %s: %s", self._path, error.strerror)
             self._is_lost = True
 
+    def _opened(self) -> int:
+        """The descriptor of the file; a script may have closed it and opened its own file there."""
+        assert self._path is not None
+        if self._file is None or _file_of(self._file) != self._is_of:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
+            self._file = os.open(self._path, flags, 0o666)
+            self._is_of = _file_of(self._file)
+            weakref.finalize(self, _close, self._file, self._is_of)
+        return self._file
+
+
+def absolute(path: str | None) -> str | None:
+    """The path, for a script that may change its directory; None if there is none."""
+    try:
+        return os.path.abspath(path) if path else None
+    except OSError as error:  # a relative path, and the directory is deleted
+        _log.warning("nothing can be noted for the launcher in %s: %s", path, error.strerror)
+        return None
+
+
+def _file_of(descriptor: int) -> tuple[int, int] | None:
+    """Device and number of the file that a descriptor leads to; None if it is closed."""
+    try:
+        status = os.fstat(descriptor)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _close(descriptor: int, is_of: tuple[int, int] | None) -> None:
+    if _file_of(descriptor) == is_of:
+        os.close(descriptor)
+
 
 def _integer(field: str, value: Any) -> int:
     """The value as an int; numpy's integers and whole floats are integers, a bool is not."""
+    number = None
     if not isinstance(value, bool):
         with suppress(TypeError):
-            return operator.index(value)  # numpy's bool has none
+            number = operator.index(value)  # numpy's bool has none
         is_whole = getattr(value, "is_integer", None)  # of a float, also of numpy
-        if is_whole is not None and is_whole():
-            return int(value)
-    raise ConfigError(field, value, "must be an integer")
+        if number is None and callable(is_whole) and is_whole():
+            number = int(value)
+    if number is None:
+        raise ConfigError(field, value, "must be an integer")
+    if abs(number) > LARGEST:
+        size = f"an integer of {number.bit_length()} bits"  # its digits may be too many to show
+        raise ConfigError(field, size, "must be at most 2**64")
+    return number

@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from tfdist.data.file_set import FileSet
 from tfdist.data.padding import filled
-from tfdist.errors import ConfigError
+from tfdist.errors import checked_integer
 from tfdist.splits.queue import Split, SplitQueue
 
 
@@ -57,8 +57,7 @@ class SplitBatches:
         *,
         prefetch: int = 2,
     ) -> None:
-        if prefetch < 1:
-            raise ConfigError("prefetch", prefetch, "must be at least 1")
+        prefetch = checked_integer("prefetch", prefetch, 1)
         size = queue.batch_size
         with tf.device(queue.task.device):
             # The range to read. The iterator reads this variable when a batch is fetched and the

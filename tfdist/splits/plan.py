@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from tfdist.data.ledger import Range
-from tfdist.errors import ConfigError
+from tfdist.errors import ConfigError, checked_integer
 
 _WORD = 2**64
 
@@ -23,7 +24,7 @@ class Plan:
         max_retries: a split that is lost more often without a commit in between is given up.
     """
 
-    splits: tuple[Range, ...]
+    splits: Sequence[Range]
     seed: int
     lease_us: int
     max_retries: int
@@ -33,19 +34,31 @@ class Plan:
             raise ConfigError("lease_us", self.lease_us, "must be more than 0")
         if self.max_retries < 0:
             raise ConfigError("max_retries", self.max_retries, "must be at least 0")
+        object.__setattr__(self, "splits", checked_splits(self.splits))
         if not self.splits:
             raise ConfigError("splits", (), "must be at least one; do the files have no records?")
-        check_splits(self.splits)
 
 
-def check_splits(splits: Sequence[Range]) -> None:
-    """Raises ConfigError unless all splits are ranges and no two overlap."""
-    for start, stop in splits:
+def checked_splits(splits: Any) -> tuple[Range, ...]:
+    """The splits as ranges of Python's integers.
+
+    Raises:
+        ConfigError: they are no ranges, or two of them overlap.
+    """
+    try:
+        pairs = [(start, stop) for start, stop in splits]
+    except (TypeError, ValueError):
+        raise ConfigError("splits", splits, "must be pairs (start, stop)") from None
+    ranges = tuple(
+        (checked_integer("splits", start), checked_integer("splits", stop)) for start, stop in pairs
+    )
+    for start, stop in ranges:
         if not 0 <= start < stop:
             raise ConfigError("splits", (start, stop), "must satisfy 0 <= start < stop")
-    for one, other in pairwise(sorted(splits)):
+    for one, other in pairwise(sorted(ranges)):
         if other[0] < one[1]:
             raise ConfigError("splits", other, f"overlaps another split, {one}")
+    return ranges
 
 
 def epoch_order(size: int, seed: int, epoch: int) -> list[int]:

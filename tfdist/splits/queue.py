@@ -17,7 +17,15 @@ import tensorflow as tf
 
 from tfdist.data.ledger import Ledger, Range
 from tfdist.deadline import Deadline
-from tfdist.errors import ClusterError, ConfigError, EpochError, SplitLostError
+from tfdist.errors import (
+    ClusterError,
+    ConfigError,
+    EpochError,
+    SplitLostError,
+    checked_integer,
+    checked_secs,
+    checked_timeout,
+)
 from tfdist.ps.session import PS_DEVICE
 from tfdist.splits import table
 from tfdist.splits.connection import Connection
@@ -207,17 +215,18 @@ class SplitQueue:
             raise ConfigError("task", task.name, "only a chief or a worker can claim splits")
         if task.num_ps == 0:
             raise ConfigError("task.cluster.ps", [], "the queue needs a ps")
-        if not _NAME.fullmatch(name):
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             raise ConfigError("name", name, "must consist of letters, digits and _")
-        if batch_size < 1:
-            raise ConfigError("batch_size", batch_size, "must be at least 1")
-        if not 1e-6 <= lease_secs <= 1e9:
-            raise ConfigError("lease_secs", lease_secs, "must be from 1e-6 to 1e9")
-        self.task, self.name, self._timeout = task, name, timeout
-        self.batch_size = batch_size
-        ranges = tuple((int(start), int(stop)) for start, stop in splits)
-        self._plan = Plan(ranges, seed, int(1e6 * lease_secs), max_retries)
-        self._starts = frozenset(start for start, _ in ranges)
+        lease_us = int(1e6 * checked_secs("lease_secs", lease_secs, may_be_0=False, most=1e9))
+        self.task, self.name, self._timeout = task, name, checked_timeout(timeout)
+        self.batch_size = checked_integer("batch_size", batch_size, 1)
+        self._plan = Plan(
+            splits,
+            checked_integer("seed", seed),
+            max(1, lease_us),
+            checked_integer("max_retries", max_retries, 0),
+        )
+        self._starts = frozenset(start for start, _ in self._plan.splits)
         parties = len(task.trainers)
         self._ops = TableOps(name, self._plan, parties, task.rank)
         # Not from `random`: a script may seed it, and a restarted one would repeat the number.
@@ -262,11 +271,10 @@ class SplitQueue:
             EpochError: other trainers have not finished their splits within `timeout`.
             ConfigError: the epoch before is not over, or there is no such epoch.
         """
-        if epoch is not None and epoch < 1:
-            raise ConfigError("epoch", epoch, "must be at least 1")
+        number = None if epoch is None else checked_integer("epoch", epoch, 1)
         self._enter()
-        if epoch is not None:
-            self._epoch = epoch - 1
+        if number is not None:
+            self._epoch = number - 1
         order = epoch_order(len(self._plan.splits), self._plan.seed, self._epoch)
         splits = [self._plan.splits[index] for index in order]
         begin = partial(self.connection.begin_epoch, self._epoch, splits)

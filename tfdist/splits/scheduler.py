@@ -22,9 +22,9 @@ import tensorflow as tf
 from tfdist.data.ledger import Ledger, Range
 from tfdist.data.padding import endless_batches
 from tfdist.deadline import Deadline
-from tfdist.errors import ConfigError, EpochError
+from tfdist.errors import ConfigError, EpochError, checked_integer
 from tfdist.splits import SplitReport
-from tfdist.splits.plan import check_splits, epoch_order
+from tfdist.splits.plan import checked_splits, epoch_order
 
 _PS_DEVICE = "/job:ps/replica:0/task:0/device:CPU:0"
 _AHEAD = 256  # scheduled functions; `schedule` blocks at this number per worker
@@ -70,14 +70,11 @@ class SplitScheduler(tf.Module):
         super().__init__(name="splits")
         if tf.distribute.has_strategy():
             raise ConfigError("splits", "in a scope", "make it outside of strategy.scope()")
-        for field, value, least in [("batch_size", batch_size, 1), ("max_retries", max_retries, 0)]:
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ConfigError(field, value, f"must be a whole number, at least {least}")
-        ranges = [(int(start), int(stop)) for start, stop in splits]
-        check_splits(ranges)
+        ranges = checked_splits(splits)
         self._coordinator, self._make_dataset = coordinator, read
-        self._seed, self._batch_size = seed, batch_size
-        self._max_retries = max_retries
+        self._seed = checked_integer("seed", seed)
+        self._batch_size = checked_integer("batch_size", batch_size, 1)
+        self._max_retries = checked_integer("max_retries", max_retries, 0)
         self._starts, self._stops = np.array(ranges, np.int64).reshape(-1, 2).T
         batches = -(-(self._stops - self._starts) // batch_size)
         self._first_batch = np.cumsum(batches) - batches  # by split

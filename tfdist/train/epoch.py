@@ -14,7 +14,13 @@ import tensorflow as tf
 from tfdist.barrier.interface import Barrier
 from tfdist.data.ledger import Audit, Ledger, Range
 from tfdist.deadline import Deadline
-from tfdist.errors import BarrierTimeout, BrokenBarrierError, EpochError, TfdistError
+from tfdist.errors import (
+    BarrierTimeout,
+    BrokenBarrierError,
+    EpochError,
+    TfdistError,
+    checked_integer,
+)
 from tfdist.ps.session import PS_DEVICE, PS_LOST, DirectSession
 from tfdist.runs.progress import Progress
 from tfdist.task import Task
@@ -151,10 +157,12 @@ class Epoch:
         timeout: float | None = None,
     ) -> None:
         self._task, self._name = task, name
-        self._expected, self._action, self._timeout = expected, action, timeout
-        if share is None and expected is not None:
-            share = expected // len(task.trainers)
-        self._share = share
+        self._action, self._timeout = action, timeout
+        self._expected = None if expected is None else checked_integer("expected", expected, 0)
+        self._share = None if share is None else checked_integer("share", share, 0)
+        first = checked_integer("first", first, 1)
+        if share is None and self._expected is not None:
+            self._share = self._expected // len(task.trainers)
         self._progress = Progress.from_env()
         self._end = Barrier(
             task, f"{name}/end", action=self._act if action else None, timeout=timeout

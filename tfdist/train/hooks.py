@@ -6,7 +6,7 @@ from typing import Protocol
 
 import tensorflow as tf
 
-from tfdist.errors import ConfigError
+from tfdist.errors import checked_integer
 
 
 class _Barrier(Protocol):
@@ -49,9 +49,7 @@ class WaitEverySteps(tf.compat.v1.train.SessionRunHook):
     """
 
     def __init__(self, barrier: _Barrier, steps: int) -> None:
-        if steps < 1:
-            raise ConfigError("steps", steps, "must be at least 1")
-        self._barrier, self._steps, self._runs = barrier, steps, 0
+        self._barrier, self._steps, self._runs = barrier, checked_integer("steps", steps, 1), 0
 
     def after_run(
         self,
