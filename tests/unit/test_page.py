@@ -93,6 +93,11 @@ ENDS = BarrierEvidence("end", ("worker:0", "worker:2"), ("worker:1",))
         (job(at(Place.RUN), at(Place.PYTHON, "worker:1")), Name.SLOW, []),
         (job(at(Place.WAIT), at(Place.WAIT, "worker:1")), Name.STUCK_IN_CALL, []),
         (
+            job(at(Place.RUN), at(Place.WAIT, "worker:1")),
+            Name.STUCK_IN_CALL,
+            [("worker:0", "worker:1")],
+        ),
+        (
             job(at(Place.RUN, steps=1), at(Place.RUN, "worker:1", steps=1)),
             Name.DEADLOCK,
             [("worker:0", "worker:1"), ("worker:1", "worker:0")],

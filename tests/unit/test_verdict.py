@@ -344,12 +344,11 @@ def test_a_task_that_tfdist_terminated_is_not_the_cause():
     assert verdict.because == ("worker:2 was killed",)
 
 
-@pytest.mark.parametrize("state", [State.ABSENT, State.RUNS])
-def test_a_job_that_ended_before_a_trainer_is_not_fine(state):
-    other = replace(WELL[1], state=state)
-    verdict = diagnose(Evidence((WELL[0], other), over=True))
+def test_a_job_that_ended_before_a_trainer_started_is_not_fine():
+    absent = TaskEvidence("worker:1", state=State.ABSENT)
+    verdict = diagnose(Evidence((WELL[0], absent), over=True))
     assert (verdict.name, verdict.culprits) == (Name.UNKNOWN, ("worker:1",))
-    assert verdict.because == (f"worker:1 {state.value}",)
+    assert verdict.because == ("worker:1 has not started",)
 
 
 def test_the_exit_code_of_a_missing_trainer_is_told_if_it_is_known():

@@ -7,7 +7,6 @@ import time
 from collections.abc import Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -29,7 +28,7 @@ from tfdist.diagnosis.stacks import (
     py_spy_stacks,
 )
 from tfdist.diagnosis.waits import losses_in, shortages_in
-from tfdist.errors import ClusterError, ConfigError, reason_of
+from tfdist.errors import ClusterError, ConfigError, printable, reason_of
 from tfdist.runs import events
 from tfdist.runs.barrier_notes import passed_at
 from tfdist.runs.events import NOTES_FILE, Noted, noted
@@ -47,6 +46,7 @@ from tfdist.runs.progress import ProgressNote
 
 _MOST_THREADS = 256
 _SAID_BYTES = 2**18
+_MOST_SAID_BYTES = 2**24  # if it grows meanwhile
 UNREADABLE = "has a record that cannot be read"
 
 
@@ -199,7 +199,7 @@ def _task(job: JobView, view: TaskView, trains: bool, resigned: bool) -> TaskEvi
         "steps": _steps(job.run, view, record),
         "quiet_secs": _quiet_secs(job.run, view, record),
         **{key: value for key, value in notes.about().items() if key != "global_step"},
-        **_said(job.run, job.run.folder_of(record.name, record.attempt) / STREAMS[2]),
+        **_said(job.run, record),
     }
     if (end := _noted_end(notes)) is not None:
         state = State.FAILED if end.kind == events.FAILED else State.ENDED
@@ -222,14 +222,15 @@ def _task(job: JobView, view: TaskView, trains: bool, resigned: bool) -> TaskEvi
     return view.sample.evidence(**known)
 
 
-def _said(run: RunFolder, path: Path) -> dict[str, tuple[str, ...]]:
+def _said(run: RunFolder, record: TaskRecord) -> dict[str, tuple[str, ...]]:
     """What the end of its standard error says of its threads and of what the machine lacked."""
+    path = run.folder_of(record.name, record.attempt) / STREAMS[2]
     status = status_of_file(path)
-    start = max(0, status.st_size - _SAID_BYTES) if status is not None else 0
-    # Twice as many, because the task may be writing.
-    content = run.readable(lambda: read_file(path, start=start, most=2 * _SAID_BYTES))
-    text = (content or b"").decode("utf-8", "replace")
-    return {"losses": losses_in(text), "shortages": shortages_in(text)}
+    start = 0 if status is None else max(0, status.st_size - _SAID_BYTES)
+    data = run.readable(lambda: read_file(path, start=start, most=_MOST_SAID_BYTES)) or b""
+    text = data.decode("utf-8", "replace")
+    losses = tuple(printable(loss) for loss in losses_in(text))
+    return {"losses": losses, "shortages": shortages_in(text)}
 
 
 def _noted_end(notes: Noted) -> events.Note | None:

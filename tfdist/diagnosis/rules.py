@@ -394,7 +394,7 @@ def _lost(evidence: Evidence) -> Verdict | None:
 
 def _terminated(evidence: Evidence) -> Verdict | None:
     """Ctrl-C, --timeout or a stall ended the job, perhaps before a task had started."""
-    unfinished = (State.TERMINATED, State.ABSENT, State.RUNS)
+    unfinished = (State.TERMINATED, State.ABSENT)
     tasks = [task for task in evidence.tasks if task.trains and task.state in unfinished]
     if not tasks:
         return None
