@@ -210,7 +210,7 @@ class Meeting(RuleBasedStateMachine):
     @rule()
     def ghost(self):
         start, barrier = time.monotonic(), self.ghosts.pop()
-        with pytest.raises(BrokenBarrierError, match="another process has taken the place"):
+        with pytest.raises(BrokenBarrierError, match="made another Barrier of this name"):
             barrier.wait(TIMEOUT)
         with suppress(BarrierError):  # a chief with an action may not resign
             barrier.resign()

@@ -208,7 +208,7 @@ def command(parsed: argparse.Namespace) -> int:
             stream.reconfigure(errors="backslashreplace")
     if os.environ.get("TF_CONFIG"):
         say(f"TF_CONFIG {_meaning_of_tf_config()}; ignored here")
-    isolate_orsay(parsed.isolate)  # before there are ports, processes or threads
+    isolate_or_say(parsed.isolate)  # before there are ports, processes or threads
     start = time.monotonic()
     code, failure, failed = HELD, None, None
     records: list[TaskRecord] = []
@@ -268,7 +268,7 @@ def _end_of(error: BaseException, parsed: argparse.Namespace) -> tuple[int, str]
     return _exit_code(error), str(error)
 
 
-def isolate_orsay(wanted: bool) -> None:
+def isolate_or_say(wanted: bool) -> None:
     """Isolates this process if `wanted`; prints a line if its ports are open to a network."""
     if wanted:
         try:
