@@ -346,7 +346,7 @@ def described(error: BaseException) -> str:
         reason = reason_of(str(error))
     except Exception:
         reason = "its text cannot be made"
-    return printable(f"{type(error).__name__}: {reason}")
+    return printable(f"{type(error).__name__}: {reason}" if reason else type(error).__name__)
 
 
 def printable(text: str) -> str:

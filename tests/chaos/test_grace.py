@@ -50,12 +50,13 @@ threading.Event().wait()
 """
 
 
-def test_trainers_save_after_ctrl_c(script, tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "timeout"])
+def test_trainers_save_after_a_signal_to_the_group(script, tmp_path, number):
     launcher = start(script(SAVES), tmp_path)
     wait_for_trainers(tmp_path)
-    os.killpg(launcher.pid, signal.SIGINT)
+    os.killpg(launcher.pid, number)
     _, errors = launcher.communicate(timeout=30)
-    assert launcher.returncode == 130, errors
+    assert launcher.returncode == 128 + number, errors
     assert saved(tmp_path) == {"worker:0", "worker:1"}
     assert "SIGKILL" not in errors
 

@@ -8,7 +8,7 @@ import psutil
 import pytest
 
 from tests.launches import GONE_SECS, STUCK, family_of, start, wait_for_trainers
-from tfdist.cluster.fork_server import OF_TERMINAL
+from tfdist.cluster.fork_server import OF_GROUP
 from tfdist.testing import poll_until
 
 
@@ -35,7 +35,7 @@ def test_a_signal_ends_all_processes_at_any_moment(script, tmp_path, moment, num
         poll_until(lambda: catches(launcher.pid, signal.SIGTERM), "tfdist has started")
     family = family_of(launcher)
     signalled_at = time.monotonic()
-    if number in OF_TERMINAL:
+    if number in OF_GROUP:
         os.killpg(launcher.pid, number)
     else:
         launcher.send_signal(number)

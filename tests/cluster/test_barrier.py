@@ -1,7 +1,9 @@
 """The promises of both kinds of barrier, on a real ps."""
 
+import copy
 import itertools
 import os
+import pickle
 import random
 import re
 import socket
@@ -16,6 +18,7 @@ from tfdist import (
     BarrierError,
     BarrierTimeout,
     BrokenBarrierError,
+    ClusterError,
     ConfigError,
     StartTimeout,
     Task,
@@ -293,7 +296,7 @@ class WithoutText(Exception):
     [
         (ValueError("caf\udce9.csv"), r"ValueError: caf\udce9.csv"),
         (WithoutText(), "WithoutText: its text cannot be made"),
-        (KeyboardInterrupt(), "KeyboardInterrupt: "),
+        (KeyboardInterrupt(), "KeyboardInterrupt"),
     ],
     ids=["surrogate", "without text", "Ctrl-C"],
 )
@@ -322,6 +325,30 @@ def test_an_action_that_waits_at_its_own_barrier_is_refused(make):
         assert "its own action called wait(), and would wait for itself" in str(error)
 
 
+def test_an_action_that_closes_its_own_barrier_is_refused(make):
+    chief, *_ = barriers = make("queue", action=lambda: chief.close())  # noqa: PLW0108
+    for error in together(wait, barriers):
+        assert isinstance(error, BrokenBarrierError)
+        assert "its own action called close()" in str(error)
+
+
+def test_a_barrier_cannot_be_copied(make):
+    [barrier] = make("queue", ranks=[0], parties=1)
+    for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+        with pytest.raises(TypeError, match="a Barrier cannot be copied or pickled"):
+            duplicate(barrier)
+
+
+def test_a_wait_in_a_barrier_that_another_thread_closes_says_so(make):
+    first, second = make("queue", ranks=[0, 1], parties=2)
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(first.wait, TIMEOUT)
+        poll_until(lambda: second.n_waiting == 1, "the first has arrived")
+        first.close()
+        with pytest.raises(BarrierError, match="was closed"):
+            waiting.result(TIMEOUT)
+
+
 @pytest.mark.parametrize("name", ["wait", "abort", "reset", "resign", "missing", "statistics"])
 def test_a_closed_barrier_says_so(make, name):
     [barrier] = make("queue", ranks=[0], parties=1)
@@ -337,9 +364,11 @@ def test_a_forked_child_cannot_use_the_barrier_and_does_not_close_it(make):
     if child == 0:
         try:
             barrier.close()
+            with pytest.raises(ClusterError, match="forked from process"):
+                make("queue", ranks=[0], parties=1)
             barrier.wait()
         except BarrierError as error:
-            os._exit("Make the barrier after the fork" in str(error))
+            os._exit("Start the process with the method 'spawn'" in str(error))
         finally:
             os._exit(2)
     _, status = os.waitpid(child, 0)

@@ -170,3 +170,11 @@ def test_bad_input_is_named(values, field):
     with pytest.raises(ConfigError) as caught:
         tfdist.Watchdog(**values)
     assert caught.value.field == field
+
+
+def test_a_watchdog_watches_once_at_a_time(monkeypatch):
+    monkeypatch.delenv(PROGRESS_VARIABLE, raising=False)
+    watchdog = tfdist.Watchdog(60)
+    for _ in range(2):
+        with watchdog, pytest.raises(tfdist.ClusterError, match="watches already"):
+            watchdog.__enter__()

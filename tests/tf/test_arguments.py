@@ -16,6 +16,10 @@ TASK = tfdist.Task("worker", 0, CLUSTER)
 DATA = tf.data.Dataset.range(4)
 
 
+async def coroutine():
+    pass
+
+
 def queue(**changed):
     given = {"name": "all", "splits": [(0, 4)], "batch_size": 2} | changed
     with tf.Graph().as_default():
@@ -113,6 +117,9 @@ def test_the_numbers_of_numpy_and_tensorflow_are_numbers(files):
         (lambda: tfdist.Barrier(TASK, None), "name"),
         (lambda: tfdist.Barrier("worker:0", "end"), "task"),
         (lambda: tfdist.Barrier(TASK, "end", action="save"), "action"),
+        (lambda: tfdist.Barrier(TASK, "end", action=lambda: (yield)), "action"),
+        (lambda: tfdist.Barrier(TASK, "end", action=coroutine), "action"),
+        (lambda: tfdist.Barrier(TASK, "\udcff"), "name"),
         (lambda: queue(name=None), "name"),
         (lambda: queue(splits=None), "splits"),
         (lambda: queue(splits=[1, 2]), "splits"),

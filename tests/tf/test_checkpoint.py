@@ -318,6 +318,19 @@ def test_a_state_file_that_cannot_be_read_is_not_a_missing_one(tmp_path):
         saved(tmp_path, 1)
 
 
+def test_a_device_and_a_pipe_are_not_read(tmp_path):
+    saved(tmp_path, 1)
+    data = tmp_path / "model-1.data-00000-of-00001"
+    data.unlink()
+    os.mkfifo(data)
+    with pytest.raises(tfdist.DataError, match="is no regular file"):
+        restored(tmp_path)
+    (tmp_path / "checkpoint").unlink()
+    (tmp_path / "checkpoint").symlink_to("/dev/zero")
+    with pytest.raises(tfdist.DataError, match="Is no regular file"):
+        restored(tmp_path)
+
+
 def test_the_model_of_another_job_is_named_by_its_variables(tmp_path):
     saved(tmp_path, 5)
     with pytest.raises(

@@ -43,3 +43,11 @@ def test_a_group_is_described_with_its_members_its_note_and_its_cause():
         details = Outcome.of_error(error).details
     words = ("KeyError: 'why'", "direct cause", "parts (2 sub", "seen in part 3", "first", "second")
     assert all(word in details for word in words)
+
+
+@pytest.mark.parametrize(
+    ("code", "at_end"),
+    [(None, 0), (0, 0), (7, 7), (True, 1), (-1, 255), (256, 0), (2**70, 255), ("no data", 1)],
+)
+def test_the_exit_code_is_that_of_python(code, at_end):
+    assert Outcome.of_exit(SystemExit(code)).exit_code == at_end

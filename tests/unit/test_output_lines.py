@@ -55,6 +55,7 @@ def test_the_last_update_is_shown_although_no_line_ends(lines):
         (b"\x1b[2J\x1b[H", "\\x1b[2J\\x1b[H"),
         (b"back\x08", "back\\x08"),
         ("\x9b2J".encode(), "\\x9b2J"),
+        ("a\u202eb".encode(), "a\\u202eb"),
         (b"\xff\xfe", "\ufffd\ufffd"),
     ],
 )

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import NoReturn
 
 import tensorflow as tf
 
@@ -83,16 +85,18 @@ class Barrier:
     ) -> None:
         if not isinstance(task, Task):
             raise ConfigError("task", task, "must be a tfdist.Task")
-        if action is not None and not callable(action):
-            raise ConfigError("action", action, "must be a function without arguments, or None")
+        is_lazy = inspect.iscoroutinefunction(action) or inspect.isgeneratorfunction(action)
+        if action is not None and (is_lazy or not callable(action)):
+            rule = "must be a function without arguments, or None; no generator and no coroutine"
+            raise ConfigError("action", action, rule)
         trainers = task.trainers
         parties = len(trainers) if parties is None else checked_integer("parties", parties)
         if kind not in KINDS:
             raise ConfigError("kind", kind, f"must be one of {', '.join(KINDS)}")
         if not task.is_trainer:
             raise ConfigError("task", task.name, "only a chief or a worker can wait at a barrier")
-        if not isinstance(name, str) or not name:
-            raise ConfigError("name", name, "must be a text that is not empty")
+        if not isinstance(name, str) or not name or name != name.encode(errors="replace").decode():
+            raise ConfigError("name", name, "must be a text in UTF-8 that is not empty")
         if not 1 <= parties <= len(trainers):
             raise ConfigError(
                 "parties", parties, f"must be 1 to {len(trainers)}, the number of trainers"
@@ -290,6 +294,8 @@ class Barrier:
     def close(self) -> None:
         """Closes the connection to the ps; the state stays there. In a forked child: nothing."""
         if os.getpid() == self._pid and not self._is_closed:
+            if self._participant.acts:
+                raise BarrierError(f"barrier {self.name!r}: its own action called close()")
             self._is_closed = True
             self._participant.connection.close()
 
@@ -298,6 +304,9 @@ class Barrier:
 
     def __exit__(self, *error: object) -> None:
         self.close()
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Barrier cannot be copied or pickled; make one where it is used")
 
     def __repr__(self) -> str:
         # Uses what is known locally: printing a barrier must not ask the network.
@@ -316,7 +325,8 @@ class Barrier:
         if os.getpid() != self._pid:
             raise BarrierError(
                 f"barrier {self.name!r} was made in process {self._pid}, of which this one is a "
-                "fork; its connection cannot be used here. Make the barrier after the fork"
+                "fork; its connection cannot be used here. Start the process with the method "
+                "'spawn' of multiprocessing, and make the barrier there"
             )
         if self._is_closed:
             raise BarrierError(f"barrier {self.name!r} was closed; make a new one")
@@ -334,6 +344,9 @@ class Barrier:
         except tf.errors.DeadlineExceededError as error:
             self._participant.uncertain = True
             raise self._silence_error(deadline) from error
+        except tf.errors.CancelledError:
+            self._check_usable()  # another thread has closed it
+            raise
 
     def _timeout_error(self, snapshot: Snapshot, deadline: Deadline) -> BarrierTimeout:
         state = snapshot.arrivals

@@ -117,9 +117,13 @@ def check_script(parsed: argparse.Namespace) -> None:
     """Raises ConfigError if the script is no file; only a task knows whether a module exists."""
     path = parsed.script
     if parsed.module:
+        if path.startswith(".") or path.endswith(".py"):
+            raise ConfigError("-m", path, "must be the full name of a module, without .py")
         return
     if os.path.isdir(path):
         raise ConfigError("script", path, "must be a file, and is a folder")
+    if os.path.lexists(path) and not os.path.isfile(path):
+        raise ConfigError("script", path, "must be a regular file")
     if not os.path.isfile(path):
         raise ConfigError("script", path, "the file does not exist")
 

@@ -28,8 +28,9 @@ _LINE_END = re.compile(rb"(\n|\r\n|\r(?!$))")
 _LONGEST = 65536
 _UPDATE_SECS = 1.0
 # Control characters other than tabs, and of those what does not set a color. The first is fast.
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-_HOSTILE = re.compile(r"\x1b(?!\[[0-9;]*m)|(?!\x1b)[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_SIGNS = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]"
+_CONTROL = re.compile(_SIGNS)
+_HOSTILE = re.compile(rf"\x1b(?!\[[0-9;]*m)|(?!\x1b){_SIGNS}")
 _LONGEST_NAME = len("worker:00")
 
 

@@ -25,8 +25,8 @@ from tfdist.cluster.kernel_calls import end_with_parent
 # 3.10 has no such switch.)
 SAFE_PATH, FOR_FORK_SERVER = "PYTHONSAFEPATH", "tfdist"
 
-# The terminal sends these to the whole foreground group.
-OF_TERMINAL = {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP}
+# The terminal, `timeout` and service managers send these to a whole group of processes.
+OF_GROUP = {signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGTERM}
 
 context = multiprocessing.get_context("forkserver")
 guardian = Guardian()
@@ -44,9 +44,9 @@ def start_fork_server() -> None:
 def _start() -> None:
     # Before the mask is set, because its start unblocks SIGINT.
     resource_tracker.ensure_running()
-    # The fork server and its children inherit the mask. Ctrl-C on the terminal reaches this
-    # process alone, which ends the others in order.
-    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, OF_TERMINAL)
+    # The fork server and its children inherit the mask. So Ctrl-C, or a SIGTERM to the group,
+    # reaches this process alone, which ends the others in order.
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, OF_GROUP)
     try:
         forkserver.ensure_running()
     finally:

@@ -23,7 +23,7 @@ from typing import Any
 
 from tfdist.cluster.by_value import ByValue, portable, without_program
 from tfdist.cluster.fork_server import (
-    OF_TERMINAL,
+    OF_GROUP,
     context,
     die_with_parent,
     guardian,
@@ -326,10 +326,10 @@ def _task_main(
     die_with_parent()
     release_fork_server()
     os.setsid()
-    _wait_for_go(channel)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_TERMINAL)
-    raise_descriptor_limit()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # the launcher may ignore SIGTERM
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, OF_GROUP)
+    _wait_for_go(channel)
+    raise_descriptor_limit()
     streams.redirect()
     os.environ.update(environment)
     show_log_of_task(os.environ, folder)

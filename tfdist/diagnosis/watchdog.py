@@ -25,7 +25,7 @@ import psutil
 
 from tfdist.cluster.fork_server import SAFE_PATH
 from tfdist.cluster.processes import STACKS_SIGNAL
-from tfdist.errors import STALLED, ConfigError, checked_secs, printable
+from tfdist.errors import STALLED, ClusterError, ConfigError, checked_secs, printable
 from tfdist.runs.folder import PROGRESS_FILE, STACKS_FILE
 from tfdist.runs.progress import Progress
 from tfdist.task import PROGRESS_VARIABLE
@@ -60,10 +60,11 @@ class Watchdog:
             by SIGKILL if it does not end by itself; "report" prints it and lets the process go on.
 
     Attributes:
-        progress: notes the progress of this process.
+        progress: within the block, notes the progress of this process.
 
     Raises:
         ConfigError: a parameter is wrong.
+        ClusterError: its block is entered twice.
     """
 
     def __init__(self, timeout: float, *, on_stall: str = "end") -> None:
@@ -71,10 +72,13 @@ class Watchdog:
             raise ConfigError("on_stall", on_stall, "must be 'end' or 'report'")
         self._timeout = checked_secs("timeout", timeout, may_be_0=False)
         self._on_stall = on_stall
+        self._process: subprocess.Popen[bytes] | None = None
         self._own_folder: Path | None = None
         self._stacks: IO[bytes] | None = None
 
     def __enter__(self) -> Watchdog:
+        if self._process is not None:
+            raise ClusterError("this Watchdog watches already; make another one")
         if PROGRESS_VARIABLE not in os.environ:
             self._make_folder()
         path = Path(os.environ[PROGRESS_VARIABLE])
@@ -88,27 +92,29 @@ class Watchdog:
         )
         package = str(Path(__file__).parents[2])
         paths = filter(None, (package, os.environ.get("PYTHONPATH")))
-        self._process = subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-m", "tfdist.diagnosis.watchdog", json.dumps(asdict(watched))],
             stdin=subprocess.PIPE,  # its end means that this process is gone, or has left the block
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), SAFE_PATH: "1"},
             start_new_session=True,  # Ctrl-C is for this process
         )
-        self._pid = os.getpid()
-        threading.Thread(target=self._obey, name="watchdog", daemon=True).start()
+        self._process, self._pid = process, os.getpid()
+        threading.Thread(target=_obey, args=(process.stdout,), name="watchdog", daemon=True).start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        process, self._process = self._process, None
+        assert process is not None
+        assert process.stdin is not None
+        process.stdin.close()
         if os.getpid() != self._pid:  # a forked child, which is not watched
             return
         try:
-            self._process.wait(_LEAVE_SECS)
+            process.wait(_LEAVE_SECS)
         except subprocess.TimeoutExpired:  # it is stopped
-            self._process.kill()
-            self._process.wait()
+            process.kill()
+            process.wait()
         if self._own_folder is not None and self._stacks is not None:
             faulthandler.unregister(STACKS_SIGNAL)
             self._stacks.close()
@@ -124,15 +130,16 @@ class Watchdog:
         faulthandler.register(STACKS_SIGNAL, self._stacks, all_threads=True)
         os.environ[PROGRESS_VARIABLE] = str(self._own_folder / PROGRESS_FILE)
 
-    def _obey(self) -> None:
-        assert self._process.stdout is not None
-        if self._process.stdout.read() == _END:
-            # In a thread, because the one that hangs may hold the stream. An orderly exit would
-            # hang like the process itself.
-            flush = threading.Thread(target=_flush_streams, daemon=True)
-            flush.start()
-            flush.join(_FLUSH_SECS)
-            os._exit(STALLED)
+
+def _obey(requests: IO[bytes]) -> None:
+    """Ends this process when the second one asks for that."""
+    if requests.read() == _END:
+        # In a thread, because the one that hangs may hold the stream. An orderly exit would hang
+        # like the process itself.
+        flush = threading.Thread(target=_flush_streams, daemon=True)
+        flush.start()
+        flush.join(_FLUSH_SECS)
+        os._exit(STALLED)
 
 
 def _flush_streams() -> None:

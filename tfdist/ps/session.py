@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfdist.errors import ClusterError
 from tfdist.ps.retry import retry_duplicate_request
 from tfdist.task import parse_address, session_target
 
@@ -34,6 +36,9 @@ class DirectSession:
     Every method that asks the task raises tf.errors.UnavailableError if the task is gone, and
     tf.errors.DeadlineExceededError if it does not answer in time.
 
+    Raises:
+        ClusterError: this is a forked child of a process that has made a session.
+
     Args:
         address: host:port of the task.
         graph: the graph to run, placed on that task as a whole.
@@ -41,6 +46,8 @@ class DirectSession:
         task_device: the task as a device, by default ps 0.
         target: the session's target; by default `address` over gRPC.
     """
+
+    _used_in: int | None = None  # the process that made the first session
 
     def __init__(
         self,
@@ -63,6 +70,13 @@ class DirectSession:
         self._open()
 
     def _open(self) -> None:
+        DirectSession._used_in = DirectSession._used_in or os.getpid()
+        if os.getpid() != DirectSession._used_in:
+            raise ClusterError(
+                f"this process was forked from process {self._used_in} after that had used "
+                "TensorFlow, so a session would block for ever here; start it with the method "
+                "'spawn' of multiprocessing"
+            )
         self.session = tf.compat.v1.Session(self._target, graph=self._graph, config=self._config)
         self._callables: dict[Any, Callable[[], object]] = {}
 

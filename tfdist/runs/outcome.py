@@ -141,7 +141,9 @@ class Outcome:
     def of_exit(cls, error: SystemExit) -> Outcome:
         """The outcome of a function that called `sys.exit`."""
         if error.code is None or isinstance(error.code, int):
-            return cls(exit_code=error.code or 0)
+            # The kernel keeps one byte of it; Python takes what is too large for -1.
+            code = error.code or 0
+            return cls(exit_code=code & 0xFF if abs(code) < 2**63 else 0xFF)
         return cls(exit_code=1, details=printable(str(error.code)))
 
     @property

@@ -12,6 +12,7 @@ import errno
 import logging
 import os
 import re
+import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -357,8 +358,12 @@ def _sync(path: Path) -> None:
 
 
 def _read_state(folder: Path) -> bytes | None:
+    path = folder / _STATE
     try:
-        return (folder / _STATE).read_bytes()
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a device may never end
+            raise OSError(errno.EINVAL, "Is no regular file", str(path))
+        return path.read_bytes()
     except FileNotFoundError:
         return None
 
@@ -402,7 +407,7 @@ def _chosen(folder: Path, state: bytes | None) -> str:
     names = _parse(state)
     if not names:
         how = "missing" if state is None else "damaged" if state.strip() else "empty"
-        what = f"the file is {how}, which names the checkpoint to restore"
+        what = f"the file that names the checkpoint to restore is {how}"
         raise DataError(_shown(folder / _STATE), None, what)
     return names[-1]
 
@@ -423,6 +428,8 @@ def _check_files(folder: Path, name: str, files: list[str]) -> str:
     for file in (f"{name}.index", *data):
         if file not in files:
             raise DataError(_shown(folder / file), None, "the file is missing")
+        if not (folder / file).is_file():
+            raise DataError(_shown(folder / file), None, "is no regular file")
     return data[0]
 
 
