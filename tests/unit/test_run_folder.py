@@ -8,7 +8,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from tfdist.runs.folder import TaskRecord, describe_end, start_ticks
+from tfdist.runs.folder import RunFolder, TaskRecord, describe_end, start_ticks
 
 
 @pytest.fixture
@@ -59,3 +59,7 @@ def test_a_record_finds_its_own_process_only(child):
 def test_the_end_of_a_task_is_described(exit_code, terminated, text):
     record = TaskRecord("worker:0", 1, 7, 0, 0.0, exit_code=exit_code, terminated=terminated)
     assert describe_end(record) == text
+
+
+def test_a_run_that_is_ended_before_it_is_noted_has_no_records(tmp_path):
+    assert RunFolder(tmp_path).records() == []

@@ -311,7 +311,6 @@ class RunFolder:
 
         The record is None if it cannot be read; then standard error says so, once.
         """
-        names = self.about.tasks if self._tasks is None else self._tasks
         numbers = {number for _, number in list(self._written)}  # threads add to it
         try:
             found = map(_ATTEMPT.fullmatch, os.listdir(self.path))
@@ -325,7 +324,9 @@ class RunFolder:
                 what = f"cannot be read: {error.strerror}"
                 raise DataError(printable(str(self.path)), None, what) from error
         attempts: list[tuple[str, TaskRecord | None]] = []
-        for name in names:
+        if not numbers:  # a launcher that is ended at its start has not written run.json yet
+            return attempts
+        for name in self.about.tasks if self._tasks is None else self._tasks:
             for number in sorted(numbers):
                 with suppress(FileNotFoundError):
                     attempts.append((name, self._record(name, number)))
