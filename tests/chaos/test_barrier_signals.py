@@ -7,7 +7,7 @@ INTERRUPTED = """
 import os, signal, sys, threading, tfdist
 
 def save_and_exit(number, frame):
-    sys.exit(7)
+    sys.exit(-7)
 
 signal.signal(signal.SIGTERM, save_and_exit)
 with tfdist.local_cluster(1, 2) as cluster:
@@ -37,4 +37,4 @@ def test_what_a_signal_handler_raises_ends_a_wait_and_the_barrier_can_be_used_ag
         timeout=80,
     )
     lines = ended.stdout.splitlines()
-    assert lines == ["interrupted", "interrupted", "exit code 7", "passed 0"], ended.stderr
+    assert lines == ["interrupted", "interrupted", "exit code -7", "passed 0"], ended.stderr

@@ -309,7 +309,7 @@ def test_a_chief_in_an_event_is_what_a_peer_at_a_barrier_waits_for():
         ("/tfdist/repro/scenarios/sync.py", True),
         ("/usr/lib/python3/dist-packages/psutil/__init__.py", False),
         ("/venv/lib/python3.11/site-packages/tfdist/train/epoch.py", False),
-        ("/work/tfdist/tfdist/task.py", False),
+        ("/home/me/checkout/tfdist/task.py", False),
         ("/opt/lib/python3.13t/threading.py", False),
         ("<frozen runpy>", False),
     ],

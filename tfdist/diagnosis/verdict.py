@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 
 class Name(str, enum.Enum):
@@ -110,13 +109,6 @@ class Verdict:
     confidence: Confidence = Confidence.CERTAIN
     would_help: str = ""
     fix: str = ""
-
-    @classmethod
-    def of_plain(cls, values: Mapping[str, Any]) -> Verdict:
-        """The verdict whose fields `values` has as plain data."""
-        culprits, because = (tuple(values[key]) for key in ("culprits", "because"))
-        name, confidence = Name(values["name"]), Confidence(values["confidence"])
-        return cls(name, culprits, because, confidence, values["would_help"], values.get("fix", ""))
 
     def overdue(self, seconds: float, timeout: float) -> Verdict:
         """The verdict on a job that seemed only slow, and is ended because that took too long.

@@ -36,15 +36,15 @@ class DirectSession:
     Every method that asks the task raises tf.errors.UnavailableError if the task is gone, and
     tf.errors.DeadlineExceededError if it does not answer in time.
 
-    Raises:
-        ClusterError: this is a forked child of a process that has made a session.
-
     Args:
         address: host:port of the task.
         graph: the graph to run, placed on that task as a whole.
         timeout: seconds that one run may take; 0 means no limit.
         task_device: the task as a device, by default ps 0.
         target: the session's target; by default `address` over gRPC.
+
+    Raises:
+        ClusterError: this is a forked child of a process that has made a session.
     """
 
     _used_in: int | None = None  # the process that made the first session
@@ -165,7 +165,9 @@ def _raised_by_handler(error: RuntimeError) -> BaseException | None:
     name, text = found.groups()
     if name == "KeyboardInterrupt":
         return KeyboardInterrupt()
-    return SystemExit(int(text) if text.isdigit() else None if text == "<EMPTY MESSAGE>" else text)
+    if re.fullmatch(r"-?\d+", text):
+        return SystemExit(int(text))
+    return SystemExit(None if text == "<EMPTY MESSAGE>" else text)
 
 
 def is_refused(address: str) -> bool:
