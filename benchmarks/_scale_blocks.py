@@ -20,7 +20,7 @@ from benchmarks._scale_kinds import Kind, Pair, Sample, Sizes, mean
 from benchmarks._scale_parties import barriers
 from benchmarks._scale_splits import Reader
 from tfdist.cluster.server import start_server
-from tfdist.ps.retry import retry_duplicate_request
+from tfdist.ps.session import retry_duplicate_request
 from tfdist.task import ClusterSpec
 
 # Counts in a round: messages of each trainer in a burst, single messages, claims of each trainer.

@@ -23,7 +23,7 @@ from benchmarks._scale_job import Job
 from benchmarks._scale_splits import Reader
 from tfdist.cluster.server import start_server
 from tfdist.deadline import Deadline
-from tfdist.ps.retry import retry_duplicate_request
+from tfdist.ps.session import retry_duplicate_request
 from tfdist.task import ClusterSpec
 
 INTERVALS = 2  # measured intervals between barriers, after one for warming up

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import tfdist
-from tfdist.ps.retry import retry_duplicate_request
+from tfdist.ps.session import retry_duplicate_request
 from tfdist.task import ClusterSpec, session_target
 
 ROW_FLOATS = 32

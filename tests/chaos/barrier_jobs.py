@@ -22,7 +22,7 @@ import pytest
 import tensorflow as tf
 
 import tfdist
-from tfdist.barrier.state import StateOnPs
+from tfdist.barrier.state import VARIABLES, handle_of, resource_names
 from tfdist.deadline import Deadline
 from tfdist.ps.session import PS_DEVICE, DirectSession
 from tfdist.testing import poll_until
@@ -303,6 +303,7 @@ def many_generations(task, kind, generations, warm_up, ps):
     """Passes that often; returns the growth of it and both ps in bytes, and the tokens left."""
     second = SecondPs(task)
     with tfdist.Barrier(task, "many", kind=kind, timeout=ORDER_SECS) as barrier:
+        barrier.wait()  # opens its sessions
         runs = _count_runs(barrier)
 
         def cross(times):
@@ -318,7 +319,7 @@ def many_generations(task, kind, generations, warm_up, ps):
         barrier.wait()  # no trainer leaves while another measures
         with tfdist.Barrier(task, "counted", timeout=ORDER_SECS) as counted:
             counted.wait()  # all have taken their tokens
-        return [*growth, _tokens(task, "many")]
+        return [*growth, num_tokens(task, "many")]
 
 
 def many_timeouts(task, kind, rounds, timeout, ps):
@@ -353,24 +354,28 @@ def _time_out_at_many(stack, task, kind, rounds, timeout, ps):
 
 def _count_runs(barrier):
     """A list that gets an entry for each run that the barrier sends to its ps."""
-    session = barrier._participant.connection._session
-    runs, ask = [], session._ask
+    connection, runs = barrier._participant.connection, []
 
-    def counted(*args, **options):
-        runs.append(args)
-        return ask(*args, **options)
+    def count(ask):
+        def counted(*args, **options):
+            runs.append(args)
+            return ask(*args, **options)
 
-    session._ask = counted
+        return counted
+
+    connection._session._ask = count(connection._session._ask)
+    if connection.can_block:
+        connection._blocking._ask = count(connection._blocking._ask)
     return runs
 
 
-def _tokens(task, barrier):
+def num_tokens(task, barrier):
     """How many tokens are in the barrier's queues on the ps."""
-    state = StateOnPs(f"tfdist/barrier/{barrier}", task.trainers, task.rank, has_action=False)
-    with state.graph.as_default(), tf.compat.v1.device(PS_DEVICE):
-        queues = [*state._queues, *state._full_queues]
+    with tf.Graph().as_default() as graph, tf.compat.v1.device(PS_DEVICE):
+        names = resource_names(barrier)._asdict()
+        queues = [handle_of(part, name) for part, name in names.items() if part not in VARIABLES]
         sizes = [tf.raw_ops.QueueSizeV2(handle=queue) for queue in queues]
-    with DirectSession(task.cluster_spec["ps"][0], state.graph, timeout=0) as ps:
+    with DirectSession(task.cluster_spec["ps"][0], graph, timeout=0) as ps:
         return int(sum(ps.run(sizes)))
 
 

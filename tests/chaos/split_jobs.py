@@ -25,7 +25,7 @@ def read_all(task, folder, seed, lease_secs, slow=None):
     waits before the update of each batch.
     """
     folder, chance = pathlib.Path(folder), random.Random(f"{seed} {task.name}")
-    with tfdist.worker_server(task) as target, tf.Graph().as_default():
+    with tfdist.worker_server(task, timeout=START_SECS) as target, tf.Graph().as_default():
         queue = tfdist.splits.SplitQueue(
             task,
             "all",

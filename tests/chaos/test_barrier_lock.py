@@ -7,7 +7,9 @@ import pytest
 import tensorflow as tf
 
 from tfdist import Barrier, BarrierTimeout, local_cluster
-from tfdist.ps.session import PS_DEVICE, DirectSession
+from tfdist.barrier.operations import Crossing
+from tfdist.barrier.state import resource_names
+from tfdist.ps.session import DirectSession
 from tfdist.testing import poll_until
 
 TIMEOUT = 20.0
@@ -23,19 +25,20 @@ class SlowChange:
     """A change of a barrier's state that pauses between reading and writing it."""
 
     def __init__(self, barrier):
-        self.graph = barrier._participant.connection.graph
-        with self.graph.graph.as_default(), tf.compat.v1.device(PS_DEVICE):
+        names = resource_names(barrier.name)
+        self.graph = Crossing(2, 0, has_action=False, names=names, incarnation=4)
+        with self.graph.building():
             entered, go = (tf.queue.FIFOQueue(1, [tf.bool], [[]]) for _ in range(2))
-            with self.graph._section() as section:
-                before = self.graph._read(self.graph._vector, tf.int64)
+            with self.graph.section() as section:
+                before = self.graph.read(self.graph.resources.state, tf.int64)
                 with tf.control_dependencies([before]):
                     reported = entered.enqueue(True)
                 with tf.control_dependencies([reported]):
                     section.stored.append(go.dequeue().op)
-                section.store(self.graph._vector, before)
+                section.store(self.graph.resources.state, before)
             self.run_all = section.done
             self.num_entered, self.proceed = entered.size(), go.enqueue(True)
-            section = self.graph._exclusive
+            section = self.graph.exclusive
             self.lock_only = section.unlock(section.lock(), [])
         self.session = DirectSession(barrier._participant._address, self.graph.graph, timeout=0)
 

@@ -5,8 +5,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import tensorflow as tf
 
+from tests.chaos.barrier_jobs import num_tokens
 from tfdist import Barrier, BarrierTimeout, BrokenBarrierError, local_cluster
 from tfdist.barrier.connection import Connection
+from tfdist.barrier.state import handle_of, resource_names
 from tfdist.deadline import Deadline
 from tfdist.ps.session import PS_DEVICE, DirectSession
 
@@ -41,30 +43,28 @@ class Post:
 
     def __init__(self, barrier, monkeypatch):
         self._monkeypatch, self._held = monkeypatch, []
-        self._connection = barrier._participant.connection
-        graph = self._connection.graph
-        self._arrivals = dict(zip([*graph.arrive, *graph.cross], [*graph.arrive] * 2, strict=True))
-        for method in ("run", "block"):
-            monkeypatch.setattr(self._connection, method, self._filter(method))
+        self._connection = connection = barrier._participant.connection
+        arrivals, run = connection.transitions.arrive, connection.run
 
-    def _filter(self, method):
-        send = getattr(self._connection, method)
+        def run_or_hold(operation, *arguments, **options):
+            if operation in arrivals:
+                self._hold(operation)
+            return run(operation, *arguments, **options)
 
-        def run(operation, *arguments, **options):
-            if operation not in self._arrivals:
-                return send(operation, *arguments, **options)
-            self._held.append(self._arrivals[operation])
-            self._monkeypatch.undo()
-            raise tf.errors.DeadlineExceededError(None, None, "no answer")
+        monkeypatch.setattr(connection, "run", run_or_hold)
+        monkeypatch.setattr(connection, "cross", lambda parity, _: self._hold(arrivals[parity]))
 
-        return run
+    def _hold(self, arrival):
+        self._held.append(arrival)
+        self._monkeypatch.undo()
+        raise tf.errors.DeadlineExceededError(None, None, "no answer")
 
     def deliver(self):
         # It uses another session, because the sender may have closed its own meanwhile.
         connection = self._connection
-        address = connection._session.address
-        with DirectSession(address, connection.graph.graph, timeout=0) as session:
-            session.run(self._held.pop())
+        address, graph = connection._session.address, connection.transitions.graph
+        with DirectSession(address, graph, timeout=0) as session:
+            session.run(self._held.pop(), connection._feed())
 
 
 def meet(one, other):
@@ -75,7 +75,7 @@ def meet(one, other):
 
 @pytest.fixture
 def refused_once(monkeypatch):
-    """Refuses each run once as a duplicate, as a server does with a few; see tfdist.ps.retry."""
+    """Refuses each run once, as `retry_duplicate_request` says that a server does."""
     refused = []
 
     def refuse_once(run):
@@ -198,10 +198,10 @@ def test_a_ps_that_lost_the_barrier_is_detected_although_the_connection_stayed(m
     other = make(1)
     with pytest.raises(BarrierTimeout):
         one.wait(SOON)
-    graph = one._participant.connection.graph
-    with graph.graph.as_default(), tf.compat.v1.device(PS_DEVICE):
-        forget = tf.raw_ops.DestroyResourceOp(resource=graph._vector)
-    with DirectSession(one._participant._address, graph.graph, timeout=0) as session:
+    with tf.Graph().as_default() as graph, tf.compat.v1.device(PS_DEVICE):
+        state = handle_of("state", resource_names(one.name).state)
+        forget = tf.raw_ops.DestroyResourceOp(resource=state)
+    with DirectSession(one._participant._address, graph, timeout=0) as session:
         session.run(forget)
     other.close()
     new = make(1)  # makes the state again
@@ -242,7 +242,7 @@ def arrived_chief(make):
     """A chief with an action, and the other trainer; both have arrived, neither has passed."""
     other = make(1)
     chief = make(0, action=lambda: None)
-    chief._participant.connection.run(chief._participant.connection.graph.arrive[1])
+    chief._participant.connection.run(chief._participant.connection.transitions.arrive[1])
     with pytest.raises(BarrierTimeout):
         other.wait(0)
     return chief, other
@@ -252,7 +252,7 @@ def arrived_chief(make):
 def test_a_chief_that_dies_in_its_action_leaves_a_broken_barrier(make):
     old, other = arrived_chief(make)
     connection = old._participant.connection
-    connection.run(connection.graph.begin_action)  # then it died
+    connection.run(connection.transitions.begin_action)  # then it died
     make(0, action=lambda: None)
     with pytest.raises(BrokenBarrierError, match="worker:0 was restarted while its action ran"):
         other.wait(TIMEOUT)
@@ -266,13 +266,10 @@ def test_a_chief_that_restarts_without_its_action_releases_the_others(make):
 
 
 @pytest.mark.parametrize("make", ["queue"], indirect=True)
-def test_tokens_do_not_pile_up(make, monkeypatch):
+def test_tokens_do_not_pile_up(make, trainers, request):
     """A queue on the ps that only grows would be a leak."""
     one = make(0)
     other = make(1)
-    graph = one._participant.connection.graph
-    with graph.graph.as_default(), tf.compat.v1.device("/job:ps/task:0"):
-        sizes = [tf.raw_ops.QueueSizeV2(handle=queue) for queue in graph._queues]
     for _ in range(50):
         meet(one, other)
-    assert sum(one._participant.connection._session.run(sizes)) <= 2
+    assert num_tokens(trainers[0], request.node.name) <= 2

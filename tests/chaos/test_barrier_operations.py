@@ -49,7 +49,7 @@ class Operations(RuleBasedStateMachine):
 
     @initialize(chief=st.sampled_from(["chief", "chief with an action"]))
     def start(self, chief):
-        self.connections["second"].run(self.forget)
+        self.connections["second"]._blocking.run(self.forget)
         self.model, self.reason = Arrivals.start(N), ""
         for incarnation in (chief, "first", "second"):
             self.enter(incarnation)
@@ -63,7 +63,7 @@ class Operations(RuleBasedStateMachine):
     @invariant()
     def what_is_stored_twice_agrees(self):
         fetched, *_ = self.connections["second"]._fetch(
-            self.connections["second"].graph.snapshot, Deadline(TIMEOUT)
+            self.connections["second"].transitions.snapshot, Deadline(TIMEOUT)
         )
         state, model = unpack(fetched), self.model
         waiting = [rank for rank in model.waiting if state.blocks[rank]]
@@ -89,8 +89,8 @@ class Operations(RuleBasedStateMachine):
             if INCARNATIONS[incarnation][0] == rank and self.is_current(incarnation)
         )
 
-    def send(self, incarnation, operation, reason=None, *, parity=None):
-        found = getattr(self.connections[incarnation].graph, operation)
+    def send(self, incarnation, operation, reason="", *, parity=None):
+        found = getattr(self.connections[incarnation].transitions, operation)
         self.connections[incarnation].run(found if parity is None else found[parity], reason)
 
     @rule(incarnation=incarnations)
@@ -150,8 +150,7 @@ class Operations(RuleBasedStateMachine):
         if refused or after.released > before.released or (has_action and after.full):
             self.model = after
             try:
-                operation = self.connections[incarnation].graph.cross[parity]
-                self.connections[incarnation].block(operation, TIMEOUT)
+                self.connections[incarnation].cross(parity, TIMEOUT)
                 assert not refused
             except tf.errors.InvalidArgumentError:
                 pass  # the last trainer may have taken an older token that was left
@@ -234,8 +233,9 @@ def test_operations_do_to_the_state_what_the_rules_say(tasks, times, no_leaks):
             has_action=has_action,
             previous_incarnation=previous_incarnation,
         )
+        assert connections[incarnation].open_crossing(Deadline(TIMEOUT))
     Operations.connections = connections
-    Operations.forget = forgetting(connections["second"].graph.graph)
+    Operations.forget = forgetting(connections["second"]._crossing.graph)
     try:
         run(Operations, examples=30 * times, steps=50, shrink_secs=30)
     finally:

@@ -102,6 +102,25 @@ def test_waiting_trainers_learn_long_before_their_timeout_that_the_ps_was_killed
             assert ends_late(one, timeout, BrokenBarrierError) < SOON
 
 
+def test_a_new_barrier_works_after_the_ps_was_restarted_and_an_older_one_after_its_reset(
+    no_leaks, make_cluster, kind
+):
+    cluster = make_cluster(1, 1, backend="processes")
+    [task] = cluster.trainers
+    before, idle = (Barrier(task, name, kind=kind) for name in ("before", "idle"))
+    with before, idle:
+        assert before.wait(TIMEOUT) == 0
+        cluster.kill("ps:0")
+        cluster.restart("ps:0")
+        with Barrier(task, "after", kind=kind) as after:  # no run has failed before it
+            assert after.wait(TIMEOUT) == 0
+        for barrier in (before, idle):
+            with pytest.raises(BrokenBarrierError, match="ps:0"):
+                barrier.wait(TIMEOUT)
+            barrier.reset()
+            assert barrier.wait(TIMEOUT) == 0
+
+
 def ends_late(barrier, timeout, error):
     """How many seconds after its timeout a wait ends with that error."""
     start = time.monotonic()
@@ -139,7 +158,7 @@ def test_a_trainer_cut_off_from_the_ps_times_out_and_continues_afterwards(cut_of
         link.cut()
         assert waiting.result(TIMEOUT) < SOON
         # One trainer continues its wait; the arrival of the other gets no answer.
-        for timeout in (0, 0.5, 3.0):
+        for timeout in (0, 0.5, 1.2, 3.0):
             late = pool.submit(ends_late, one, timeout, BarrierTimeout)
             assert ends_late(other, timeout, BarrierTimeout) < SOON
             assert late.result(TIMEOUT) < SOON

@@ -31,8 +31,7 @@ from tests.chaos.split_schedule import (
     check,
 )
 from tfdist.errors import SplitLostError
-from tfdist.ps.retry import retry_duplicate_request
-from tfdist.ps.session import DirectSession
+from tfdist.ps.session import DirectSession, retry_duplicate_request
 from tfdist.splits.rules import Loss
 from tfdist.testing import poll_until
 

@@ -25,6 +25,7 @@ from tfdist import (
 )
 from tfdist.barrier import connection, vector
 from tfdist.deadline import Deadline
+from tfdist.ps.session import DirectSession
 from tfdist.runs.barrier_notes import passed_at
 from tfdist.task import PROGRESS_VARIABLE
 from tfdist.testing import poll_until
@@ -485,7 +486,7 @@ def test_an_arrival_after_resigning_changes_nothing(make, kind):
     (barrier,) = make(kind, ranks=[1])
     barrier.resign()
     before = barrier._participant.connection.look().arrivals
-    for arrive in barrier._participant.connection.graph.arrive:
+    for arrive in barrier._participant.connection.transitions.arrive:
         barrier._participant.connection.run(arrive)
     assert barrier._participant.connection.look().arrivals == before
 
@@ -506,6 +507,19 @@ def test_a_trainer_restarted_after_its_arrival_is_woken(make, kind):
         assert wait_for([waiting], 2 * SOON).not_done  # it blocks before the others come
         others = [pool.submit(wait, barrier) for barrier in (first, last)]
         assert [each.result(TIMEOUT) for each in (waiting, *others)] == [1, 0, 2]
+
+
+def test_many_barriers_share_one_session(make, kind, monkeypatch):
+    opened, open_session = [], DirectSession._open
+    monkeypatch.setattr(DirectSession, "_open", lambda own: opened.append(own) or open_session(own))
+    barriers = [make(kind, ranks=[0], parties=1)[0] for _ in range(200)]
+    assert len(opened) == 1
+    for barrier in barriers[1:]:
+        barrier.close()
+    assert barriers[0].generation == 1
+    barriers[0].close()
+    (again,) = make(kind, ranks=[0], parties=1)
+    assert again.wait() == 0
 
 
 def test_a_single_party_never_waits(make, kind):
@@ -558,10 +572,9 @@ def test_a_ps_cannot_make_a_barrier(trainers):
 
 
 def test_a_restarted_script_with_the_same_seed_is_another_incarnation():
-    incarnations, tables = [], []
+    incarnations = []
     for _ in range(2):
         random.seed(1)
-        incarnations.append(vector.new_incarnation())
-        tables.append(tuple(vector.start(2)))
-    assert incarnations[0] != incarnations[1]
-    assert tables[0] != tables[1]
+        incarnations.append((vector.new_incarnation(), vector.new_ps_incarnation()))
+    assert incarnations[0][0] != incarnations[1][0]
+    assert incarnations[0][1] != incarnations[1][1]

@@ -4,16 +4,17 @@ import subprocess
 import sys
 import threading
 
-from tfdist.barrier import state, vector
-
-PARTIES = ["worker:0", "worker:1"]
+from tfdist.barrier import vector
+from tfdist.barrier.operations import Crossing, Transitions
+from tfdist.barrier.state import resource_names
 
 COUNT = """
 import sys
 import numpy as np
 import tensorflow as tf
 import tfdist
-from tfdist.barrier.state import StateOnPs
+from tfdist.barrier.operations import Crossing
+from tfdist.barrier.state import resource_names
 
 seen = []
 
@@ -24,7 +25,8 @@ def note(frame, event, argument):
             seen.append((frame.f_code.co_name, frame.f_back.f_locals["args"]))
 
 def build():
-    StateOnPs("state", ["worker:0", "worker:1"], 0, has_action=False).cross
+    names = resource_names("state")
+    Crossing(2, 0, has_action=False, names=names, incarnation=4).cross
     with tf.Graph().as_default():
         step = tf.compat.v1.train.get_or_create_global_step()
         partitioner = tf.compat.v1.fixed_size_partitioner(2)
@@ -77,8 +79,9 @@ def test_two_barriers_are_not_built_at_the_same_time(monkeypatch):
 
     key = vector.arrival_key
     monkeypatch.setattr(vector, "arrival_key", meet)
-    one, other = (state.StateOnPs("state", PARTIES, 0, has_action=False) for _ in PARTIES)
-    # Not the same operation: `cached_property` has a lock of its own before Python 3.12.
+    names = resource_names("state")
+    one = Crossing(2, 0, has_action=False, names=names, incarnation=4)
+    other = Transitions(2, 0, has_action=False)
     threads = [
         threading.Thread(target=getattr, args=(graph, operation))
         for graph, operation in ((one, "cross"), (other, "arrive"))

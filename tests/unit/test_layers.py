@@ -61,7 +61,6 @@ SMALL_LINES = 60
 CONCEPTS = {
     "__main__": "python -m tfdist",
     "cluster.preload": "the fork server imports it by its name",
-    "ps.retry": "a run that the ps takes for a duplicate request",
     "testing.compose.nodes": "which back end runs the services of compose files",
 }
 

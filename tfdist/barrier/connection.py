@@ -5,7 +5,9 @@
 
 from __future__ import annotations
 
+import functools
 import logging
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,13 +15,15 @@ from typing import Any
 
 import tensorflow as tf
 
+from tfdist.barrier import vector
+from tfdist.barrier.operations import Crossing, Transitions
 from tfdist.barrier.rules import Arrivals
-from tfdist.barrier.state import StateOnPs
-from tfdist.barrier.vector import State, as_arrivals, num_parties, unpack
+from tfdist.barrier.state import resource_names
+from tfdist.barrier.vector import State
 from tfdist.deadline import Deadline
 from tfdist.errors import ConfigError
 from tfdist.ps.section import IN_USE
-from tfdist.ps.session import DirectSession
+from tfdist.ps.session import DirectSession, SharedSession, share_session
 from tfdist.runs.barrier_notes import (
     ARRIVED,
     MISSING,
@@ -59,8 +63,24 @@ class Snapshot:
         return [max(0, self.now_us - at) / 1e6 if at else None for at in self.arrived_at_us]
 
 
+_transitions_lock = threading.Lock()
+
+
+@functools.cache
+def _transitions(parties: int, rank: int, has_action: bool) -> Transitions:
+    transitions = Transitions(parties, rank, has_action=has_action)
+    # Builds what joins and waits run before the session first runs. A session sends new parts of
+    # its graph in an extra call, which costs more time than a short wait has if the ps is silent.
+    for each in ("templates", "exists", "prepare", "make", "snapshot", "enter", "renew", "arrive"):
+        getattr(transitions, each)
+    _ = transitions.begin_to_block
+    return transitions
+
+
 class Connection:
-    """A session for one incarnation, which acts for the trainer once `enter` has returned.
+    """One incarnation of a trainer, which acts for the trainer once `enter` has returned.
+
+    All connections of a process to one ps share a session. Only `open_crossing` makes another.
 
     Args:
         address: the ps.
@@ -70,7 +90,17 @@ class Connection:
         has_action: whether it is a chief with an action.
         previous_incarnation: the incarnation that this one replaces; None for a trainer that
             enters.
+
+    Attributes:
+        incarnation: the number by which the ps knows this incarnation.
+        transitions: the operations for `run`.
+        can_block: whether `open_crossing` has succeeded.
     """
+
+    can_block = False
+    _crossing: Crossing
+    _blocking: DirectSession
+    _recheck: float
 
     def __init__(
         self,
@@ -82,20 +112,16 @@ class Connection:
         has_action: bool,
         previous_incarnation: int | None = None,
     ) -> None:
-        self._name, self._parties = name, len(names)
-        self.graph = StateOnPs(
-            f"tfdist/barrier/{name}",
-            names,
-            rank,
-            has_action=has_action,
-            previous_incarnation=previous_incarnation,
-        )
-        self._session = DirectSession(address, self.graph.graph, timeout=RECHECK_SECS)
+        self._address, self._name, self._names, self._rank = address, name, names, rank
+        self._has_action, self._previous = has_action, previous_incarnation
+        self._resources = resource_names(name)
+        self.incarnation = vector.new_incarnation()
+        with _transitions_lock:  # `cache` alone might make two
+            self.transitions = _transitions(len(names), rank, has_action)
+        self._session = self._share()
 
-    @property
-    def incarnation(self) -> int:
-        """The number by which the ps knows this incarnation."""
-        return self.graph.incarnation
+    def _share(self) -> SharedSession:
+        return share_session(self._address, self.transitions.graph, timeout=RECHECK_SECS)
 
     def enter(self, deadline: Deadline, *, may_start: bool) -> None:
         """Takes the trainer's place on the ps; calling it again changes nothing.
@@ -109,13 +135,23 @@ class Connection:
             tf.errors.UnavailableError: the ps is gone.
             tf.errors.DeadlineExceededError: the ps does not answer.
         """
+        transitions = self.transitions
+        enter = transitions.enter if self._previous is None else transitions.renew
+        died = f"{self._names[0]} was restarted while its action ran"
         while True:
             try:
-                if not self._fetch(self.graph.exists, deadline):
-                    self.run(self.graph.make, deadline=deadline)
+                if not self._fetch(transitions.exists, deadline):
+                    self.run(transitions.prepare, deadline=deadline)
+                    self.run(transitions.make, deadline=deadline)
                 self.look(deadline)  # checks the number of parties
-                self.run(self.graph.enter, deadline=deadline)
+                self.run(enter, died, deadline=deadline)
                 return
+            except tf.errors.AbortedError:
+                # The ps was restarted after another connection had opened the session.
+                if deadline.expired:
+                    raise
+                self._session.close()
+                self._session = self._share()
             except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError) as error:
                 is_gone = isinstance(error, tf.errors.UnavailableError)
                 if deadline.expired or (is_gone and not may_start):
@@ -123,16 +159,38 @@ class Connection:
                 self._warn_if_due(deadline)
                 time.sleep(_RETRY_SECS)
 
-    def run(
-        self, operation: Any, reason: str | None = None, *, deadline: Deadline | None = None
-    ) -> None:
+    def open_crossing(self, deadline: Deadline) -> bool:
+        """Opens a session of this incarnation's own for `cross` and `block`.
+
+        False if the ps does not answer in half of the time, or within RECHECK_SECS.
+        """
+        crossing = Crossing(
+            len(self._names),
+            self._rank,
+            has_action=self._has_action,
+            names=self._resources,
+            incarnation=self.incarnation,
+        )
+        _ = crossing.make_queues, crossing.cross, crossing.block  # see `_transitions`
+        self._recheck = min(deadline.remaining / 2, RECHECK_SECS)
+        session = DirectSession(self._address, crossing.graph, timeout=self._recheck)
+        try:
+            session.run(crossing.make_queues)
+        except BaseException as error:
+            close_in_thread(session)
+            if not isinstance(error, tf.errors.DeadlineExceededError):
+                raise
+            return False
+        self._crossing, self._blocking, self.can_block = crossing, session, True
+        return True
+
+    def run(self, operation: Any, reason: str = "", *, deadline: Deadline | None = None) -> None:
         """Runs an operation that does not block; `reason` is for those that break the barrier."""
-        feed = {} if reason is None else {self.graph.reason_text: reason}
         answer = Deadline(_soon(deadline))
         while True:
             try:
                 timeout = max(answer.remaining, _LAST_ANSWER_SECS)
-                self._session.run(operation, feed, timeout=timeout)
+                self._session.run(operation, self._feed(reason), timeout=timeout)
                 return
             except IN_USE as error:
                 if answer.expired:
@@ -140,18 +198,25 @@ class Connection:
                     raise tf.errors.DeadlineExceededError(None, None, message) from error
                 time.sleep(_IN_USE_SECS)
 
-    def block(self, operation: Any, seconds: float) -> None:
-        """Runs an operation that blocks, for at most `seconds` or RECHECK_SECS.
+    def cross(self, parity: int, seconds: float) -> None:
+        """Arrives and blocks for at most `seconds` or RECHECK_SECS; needs `open_crossing`.
 
         Raises:
             tf.errors.DeadlineExceededError: the time is over.
             tf.errors.InvalidArgumentError: it was refused, or woken without a release.
             IN_USE: another run was in the section; nothing has changed.
         """
-        if seconds < RECHECK_SECS:
-            self._session.run(operation, timeout=seconds)
+        self._block(self._crossing.cross[parity], seconds)
+
+    def block(self, parity: int, seconds: float) -> None:
+        """As `cross`, for a trainer that has arrived."""
+        self._block(self._crossing.block[parity], seconds)
+
+    def _block(self, operation: Any, seconds: float) -> None:
+        if seconds < self._recheck:
+            self._blocking.run(operation, timeout=seconds)
         else:
-            self._session.call(operation)
+            self._blocking.call(operation)
 
     def look(self, deadline: Deadline | None = None) -> Snapshot:
         """Reads the state; asks again every RECHECK_SECS until the deadline (default ANSWER_SECS).
@@ -160,14 +225,13 @@ class Connection:
             ConfigError: the barrier was made for another number of parties.
         """
         deadline = deadline or Deadline(ANSWER_SECS)
-        vector, reason, now = self._fetch(self.graph.snapshot, deadline)
-        if num_parties(vector) != self._parties:
-            made_for = (
-                f"other trainers made barrier {self._name!r} with {num_parties(vector)} parties"
-            )
-            raise ConfigError("parties", self._parties, made_for)
-        state = unpack(vector)
-        rules = as_arrivals(state)
+        found, reason, now = self._fetch(self.transitions.snapshot, deadline)
+        if vector.num_parties(found) != len(self._names):
+            parties = vector.num_parties(found)
+            made_for = f"other trainers made barrier {self._name!r} with {parties} parties"
+            raise ConfigError("parties", len(self._names), made_for)
+        state = vector.unpack(found)
+        rules = vector.as_arrivals(state)
         return Snapshot(
             arrivals=rules,
             ps_incarnation=state.ps_incarnation,
@@ -179,28 +243,45 @@ class Connection:
 
     def look_if_made(self, deadline: Deadline) -> Snapshot | None:
         """Reads the state without having entered; None if no trainer has made the barrier."""
-        return self.look(deadline) if self._fetch(self.graph.exists, deadline) else None
+        return self.look(deadline) if self._fetch(self.transitions.exists, deadline) else None
 
     def _fetch(self, fetches: Any, deadline: Deadline) -> Any:
         while True:
             try:
                 timeout = min(_soon(deadline), RECHECK_SECS)
-                return self._session.run(fetches, timeout=timeout)
+                return self._session.run(fetches, self._feed(), timeout=timeout)
             except tf.errors.DeadlineExceededError:
                 if deadline.expired:
                     raise
                 self._warn_if_due(deadline)
 
+    def _feed(self, reason: str = "") -> dict[Any, Any]:
+        templates = self._session.run_once(self.transitions.templates)
+        return self.transitions.feed(
+            templates,
+            self._resources,
+            reason,
+            incarnation=self.incarnation,
+            previous=self._previous or 0,
+        )
+
     def _warn_if_due(self, deadline: Deadline) -> None:
         if deadline.notice_due():
-            where, seconds = self._session.address, deadline.elapsed
+            where, seconds = self._address, deadline.elapsed
             _log.warning(
                 "barrier %r: no answer from ps:0 at %s, after %.0f s", self._name, where, seconds
             )
 
     def close(self) -> None:
-        """Closes the session; blocks for at most RECHECK_SECS."""
+        """Closes the sessions; blocks for at most RECHECK_SECS each."""
         self._session.close()
+        if self.can_block:
+            self._blocking.close()
+
+
+def close_in_thread(closes: Connection | DirectSession) -> None:
+    """Closes it without blocking, which closing does while the ps is silent."""
+    threading.Thread(target=closes.close, daemon=True).start()
 
 
 def read_barrier(

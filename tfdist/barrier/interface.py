@@ -194,7 +194,9 @@ class Barrier:
             while True:
                 connection = self._participant.connection
                 try:
-                    connection.run(connection.graph.abort, f"{self._task.name} called abort()")
+                    connection.run(
+                        connection.transitions.abort, f"{self._task.name} called abort()"
+                    )
                     return
                 except (RuntimeError, tf.errors.CancelledError):
                     # This is another thread, and `wait` has just replaced and closed it.
@@ -216,7 +218,7 @@ class Barrier:
             ps_incarnation = None
         if ps_incarnation == own.ps_incarnation:
             with self._ps_errors():
-                own.connection.run(own.connection.graph.reset)
+                own.connection.run(own.connection.transitions.reset)
             _log.info("barrier %r: %s has reset it", self.name, self._task.name)
         else:
             own.connection.close()
@@ -247,7 +249,7 @@ class Barrier:
                 f"barrier {self.name!r}: {self._task.name} runs its action and cannot resign"
             )
         with self._ps_errors():
-            self._participant.connection.run(self._participant.connection.graph.resign)
+            self._participant.connection.run(self._participant.connection.transitions.resign)
         self._participant.resigned = True
 
     def statistics(self) -> BarrierStatistics:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Sequence
 
 import tensorflow as tf
 
 from tfdist.barrier import rules
-from tfdist.barrier.connection import Connection, Snapshot
+from tfdist.barrier.connection import Connection, Snapshot, close_in_thread
 from tfdist.barrier.rules import RESIGNED, Decision
 from tfdist.deadline import Deadline
 from tfdist.errors import BrokenBarrierError, StartTimeout, described
@@ -27,6 +26,8 @@ _LONGEST_POLL_SECS = 0.05
 # A run that is cancelled before the ps has begun it leaves its `dequeue` behind on the ps, which
 # later takes another trainer's token. So the last part of a timeout is spent polling.
 _SHORTEST_BLOCK_SECS = 0.1
+# A first long wait opens a session, which takes some 0.1 s, and far more on a busy machine.
+_SHORTEST_OPENING_SECS = 1.0
 
 
 class Participant:
@@ -117,8 +118,7 @@ class Participant:
         self._renewal.enter(deadline, may_start=False)
         self._blocks = self.uncertain = False
         old, self.connection, self._renewal = self.connection, self._renewal, None
-        # In a thread, because closing blocks while the ps is silent.
-        threading.Thread(target=old.close, daemon=True).start()
+        close_in_thread(old)
 
     def wait(self, deadline: Deadline, *, break_on_timeout: bool) -> Decision:
         """Arrives, unless it has arrived, and waits; the chief runs its action.
@@ -141,7 +141,7 @@ class Participant:
         return decision
 
     def _connect(self, previous_incarnation: int | None) -> Connection:
-        connection = Connection(
+        return Connection(
             self._address,
             self._name,
             self._names,
@@ -149,13 +149,6 @@ class Participant:
             has_action=self._action is not None,
             previous_incarnation=previous_incarnation,
         )
-        # Builds what waits run before the session first runs. A session sends new parts of its
-        # graph in an extra call, which costs more time than a short wait has if the ps is silent.
-        graph = connection.graph
-        _ = graph.arrive
-        if self._kind == QUEUE:
-            _ = graph.cross, graph.block, graph.begin_to_block
-        return connection
 
     def _await(self, deadline: Deadline) -> Decision:
         """Arrives and waits; WAIT and ARRIVE mean that the time is over."""
@@ -167,9 +160,14 @@ class Participant:
             and decision in (Decision.ARRIVE, Decision.WAIT)
             and deadline.remaining >= _SHORTEST_BLOCK_SECS
         ):
+            if not self.connection.can_block:
+                is_long = deadline.remaining >= _SHORTEST_OPENING_SECS
+                if not (is_long and self.connection.open_crossing(deadline)):
+                    break
+                continue
             if decision is Decision.WAIT and not self._blocks:
                 # It arrived as a trainer that polls, so the release would send it no token.
-                self.connection.run(self.connection.graph.begin_to_block, deadline=deadline)
+                self.connection.run(self.connection.transitions.begin_to_block, deadline=deadline)
                 self._blocks = True
             elif self._take_token(decision, deadline):
                 return Decision.PASS
@@ -178,12 +176,11 @@ class Participant:
 
     def _take_token(self, decision: Decision, deadline: Deadline) -> bool:
         """Arrives if need be and blocks for a while; true if its generation was released."""
-        graph = self.connection.graph
         arrives = decision is Decision.ARRIVE
-        operation = (graph.cross if arrives else graph.block)[self._parity]
+        block = self.connection.cross if arrives else self.connection.block
         self._blocks = True
         try:
-            self.connection.block(operation, deadline.remaining - _SHORTEST_BLOCK_SECS / 2)
+            block(self._parity, deadline.remaining - _SHORTEST_BLOCK_SECS / 2)
         except (tf.errors.InvalidArgumentError, IN_USE):
             # It was woken without a release, or the ps refused the arrival. The ps refuses it from
             # a restarted trainer that had arrived before, and does not know yet that this process
@@ -216,7 +213,7 @@ class Participant:
     def _arrive(self, deadline: Deadline) -> None:
         try:
             self._blocks = False
-            self.connection.run(self.connection.graph.arrive[self._parity], deadline=deadline)
+            self.connection.run(self.connection.transitions.arrive[self._parity], deadline=deadline)
         except tf.errors.DeadlineExceededError:
             self.uncertain = True
             if deadline.expired:
@@ -258,7 +255,7 @@ class Participant:
 
     def _act(self) -> Decision:
         connection = self.connection
-        connection.run(connection.graph.begin_action)
+        connection.run(connection.transitions.begin_action)
         snapshot = connection.look()
         decision = self._decide_by(snapshot)
         if decision is not Decision.ACT or not snapshot.arrivals.acting:
@@ -270,21 +267,21 @@ class Participant:
                 self._action()
         except BaseException as error:
             reason = f"the action of {self._task.name} raised {described(error)}"
-            connection.run(connection.graph.abort, reason)
+            connection.run(connection.transitions.abort, reason)
             self.arrived = False
             if not isinstance(error, Exception):
                 raise
             raise BrokenBarrierError(self._name, reason) from error
         finally:
             self.acts = False
-        connection.run(connection.graph.release)
+        connection.run(connection.transitions.release)
         return self._decide_by(connection.look())
 
     def _break(self, deadline: Deadline) -> Decision:
         """Breaks the barrier after a timeout, unless its generation was released meanwhile."""
         connection = self.connection
         reason = f"{self._task.name} timed out"
-        connection.run(connection.graph.abort_if_waiting, reason, deadline=deadline)
+        connection.run(connection.transitions.abort_if_waiting, reason, deadline=deadline)
         self.arrived = False
         decision = self._decide_by(connection.look(deadline))
         return decision if decision is Decision.PASS else Decision.WAIT

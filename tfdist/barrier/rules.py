@@ -1,8 +1,7 @@
 """The rules of the barrier, without a network: which trainers have arrived, and which may continue.
 
-`tfdist.barrier.state` keeps this state on a ps, as one vector of integers, and runs the same
-transitions there under a lock. The decisions are made here, so that tests can explore every
-interleaving.
+`tfdist.barrier.operations` runs the same transitions on a ps, under a lock, where the state is one
+vector of integers. The decisions are made here, so that tests can explore every interleaving.
 
 The state is the truth; messages are only wake-ups. A trainer that was woken without a release, or
 not woken at all, reads the state and `decide`s again. A lost message costs time, never correctness.

@@ -49,6 +49,11 @@ def new_incarnation() -> int:
     return 4 * (1 + secrets.randbelow(2**60 - 1))
 
 
+def new_ps_incarnation() -> int:
+    """A random number for a new state."""
+    return secrets.randbits(62)
+
+
 def arrival_key(incarnation: int, parity: int) -> int:
     """The sum of `keys` and `parity` if that incarnation may arrive with that parity."""
     return incarnation + 2 * parity
@@ -60,10 +65,9 @@ def next_key(incarnation: int, parity: int) -> int:
 
 
 def start(parties: int) -> np.ndarray:
-    """The vector before any trainer has entered."""
+    """The vector before any trainer has entered; `ps_incarnation` has to be added."""
     state = State(*[0] * len(State._fields))._replace(
         keys=_NEVER_ENTERED + 1,
-        ps_incarnation=secrets.randbits(62),
         parity=1,
         expected=parties,
         missing=parties,
@@ -122,10 +126,14 @@ def place(field: str, rank: int, parties: int) -> int:
     return index * parties + rank if index < _NUM_ROWS else _NUM_ROWS * (parties - 1) + index
 
 
+def size(parties: int) -> int:
+    """The length of the vector."""
+    return _NUM_ROWS * parties + _NUM_SINGLES
+
+
 def one_at(field: str, rank: int, parties: int) -> Any:
     """A vector of zeros with a one at `place(field, rank, parties)`."""
-    size = _NUM_ROWS * parties + _NUM_SINGLES
-    return (np.arange(size) == place(field, rank, parties)).astype(np.int64)
+    return (np.arange(size(parties)) == place(field, rank, parties)).astype(np.int64)
 
 
 def is_waiting(state: State) -> Any:

@@ -56,9 +56,17 @@ class FailingSection(_Section):
 
     _open_guard = np.zeros((), np.int64)
 
-    def take(self, lock: Any) -> Any:
-        """Takes the guard after `lock`; operations that read the state have to depend on it."""
+    def prepare(self) -> Any:
+        """Opens the guard, unless that was done before: for a section without a fixed first run."""
+        lock = self.lock()
         with tf.control_dependencies([lock]):
+            is_prepared = tf.raw_ops.VarIsInitializedOp(resource=self._guard)
+            prepared = tf.cond(is_prepared, tf.no_op, lambda: tf.group(self.open()))
+        return self.unlock(lock, [prepared])
+
+    def take(self, after: Sequence[Any]) -> Any:
+        """Takes the guard after the lock; operations that read the state have to depend on it."""
+        with tf.control_dependencies(after):
             return tf.raw_ops.ResourceCountUpTo(resource=self._guard, limit=1, T=tf.int64)
 
 

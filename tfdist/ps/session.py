@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import socket
+import threading
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+from weakref import WeakValueDictionary
 
 import tensorflow as tf
 
 from tfdist.errors import ClusterError
-from tfdist.ps.retry import retry_duplicate_request
 from tfdist.task import parse_address, session_target
 
 PS = "/job:ps/task:0"
@@ -26,8 +28,15 @@ PS_LOST = (
 )
 
 _OUTDATED = "Current version is"
+_DUPLICATE_REQUEST = "request was received twice"
+_MOST_CALLS = 10  # even three collisions in a row do not happen by chance
 
 _PROBE_SECS = 0.2
+
+_log = logging.getLogger(__name__)
+
+Given = ParamSpec("Given")
+Answer = TypeVar("Answer")
 
 
 class DirectSession:
@@ -67,6 +76,7 @@ class DirectSession:
         self._config.graph_options.rewrite_options.disable_meta_optimizer = True
         self.address, self._target, self._graph = address, target or session_target(address), graph
         self._outdated: list[tf.compat.v1.Session] = []
+        self._reopening = threading.Lock()
         self._open()
 
     def _open(self) -> None:
@@ -139,19 +149,97 @@ class DirectSession:
         run of this session, before it begins (`MasterSession::Extend` in
         core/distributed_runtime/master_session.cc).
         """
+        used = self.session
         try:
             return retry_duplicate_request(run)
         except tf.errors.AbortedError as error:
             if _OUTDATED not in str(error):
                 raise
-            # Another thread may still run in this one.
-            self._outdated.append(self.session)
-            self._open()
+            with self._reopening:
+                if self.session is used:
+                    # Another thread may still run in this one.
+                    self._outdated.append(used)
+                    self._open()
             return retry_duplicate_request(run)
 
     def _check_task(self) -> None:
         if is_refused(self.address):
             raise tf.errors.UnavailableError(None, None, f"nothing listens at {self.address}")
+
+
+class SharedSession(DirectSession):
+    """A session that all users of one graph on one task have in common; see `share_session`.
+
+    Each user closes it, and the last one really does.
+    """
+
+    users = 0
+    is_lost = False  # whether the last run found that the task was restarted or is gone
+
+    def run_once(self, fetches: Any) -> Any:
+        """Fetches what never changes, in this session's first such run only."""
+        if self._fetched is None:
+            self._fetched = self.run(fetches)
+        return self._fetched
+
+    _fetched: Any = None
+
+    def close(self) -> None:
+        """As DirectSession, if this is the last user."""
+        with _sharing:
+            self.users -= 1
+        if not self.users:
+            super().close()
+
+    def _ask(self, run: Callable[[], Any]) -> Any:
+        try:
+            answer = super()._ask(run)
+        except PS_LOST:
+            self.is_lost = True
+            raise
+        self.is_lost = False
+        return answer
+
+
+_sharing = threading.Lock()
+# By process (a child cannot use its parent's), address, and graph.
+_shared: WeakValueDictionary[tuple[int, str, tf.Graph], SharedSession] = WeakValueDictionary()
+
+
+def share_session(address: str, graph: tf.Graph, *, timeout: float) -> SharedSession:
+    """This process's session for that graph, unless it is known to be lost: then a new one.
+
+    The arguments are those of DirectSession.
+    """
+    key = (os.getpid(), address, graph)
+    with _sharing:
+        session = _shared.get(key)
+        if session is None or session.is_lost or not session.users:
+            session = _shared[key] = SharedSession(address, graph, timeout=timeout)
+        session.users += 1
+    return session
+
+
+def retry_duplicate_request(
+    call: Callable[Given, Answer], *args: Given.args, **kwargs: Given.kwargs
+) -> Answer:
+    """Calls, and calls again if the server refuses a duplicate request; raises the tenth error.
+
+    One run in some 50,000 sent straight to a server is refused by mistake. A server gives each
+    `session.run` of a client a random number, and takes a number among its last 100,000 for a
+    duplicate request. But it draws each number from a generator freshly seeded with 32 bits, so
+    numbers do collide (the birthday problem). The run then fails with AbortedError before it has
+    begun. (TensorFlow 2.21: 4 of 203,000 runs. `ThreadLocalNew64` in tsl/platform/random.cc,
+    `RecentRequestIds` in core/distributed_runtime.)
+    """
+    for _ in range(_MOST_CALLS - 1):
+        try:
+            return call(*args, **kwargs)
+        except Exception as error:
+            if _DUPLICATE_REQUEST not in str(error):
+                raise
+            _log.info("TensorFlow refused a run as a duplicate request; it is sent again")
+    return call(*args, **kwargs)
 
 
 def _raised_by_handler(error: RuntimeError) -> BaseException | None:

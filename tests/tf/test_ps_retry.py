@@ -2,7 +2,7 @@
 
 import pytest
 
-from tfdist.ps.retry import retry_duplicate_request
+from tfdist.ps.session import retry_duplicate_request
 
 DUPLICATE = "From /job:ps/replica:0/task:0:\nThe same RunGraph (Worker) request was received twice."
 
