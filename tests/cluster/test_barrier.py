@@ -359,6 +359,17 @@ def test_a_closed_barrier_says_so(make, name):
         getattr(barrier, name)()
 
 
+def test_a_second_thread_that_waits_with_the_same_object_is_refused(make, kind):
+    one, other = make(kind, ranks=[0, 1], parties=2)
+    waiting = in_background(lambda: wait(one))
+    poll_until(lambda: other.n_waiting == 1, "the first thread waits")
+    with pytest.raises(BarrierError, match="another thread waits with this object for worker:0"):
+        one.wait(SOON)
+    assert other.wait(TIMEOUT) == 1
+    waiting.join(TIMEOUT)
+    assert one.generation == 2
+
+
 def test_a_forked_child_cannot_use_the_barrier_and_does_not_close_it(make):
     [barrier] = make("queue", ranks=[0], parties=1)
     child = os.fork()

@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import functools
 import logging
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import tensorflow as tf
@@ -66,7 +66,7 @@ class Snapshot:
 _transitions_lock = threading.Lock()
 
 
-@functools.cache
+@cache
 def _transitions(parties: int, rank: int, has_action: bool) -> Transitions:
     transitions = Transitions(parties, rank, has_action=has_action)
     # Builds what joins and waits run before the session first runs. A session sends new parts of
@@ -144,6 +144,7 @@ class Connection:
                     self.run(transitions.prepare, deadline=deadline)
                     self.run(transitions.make, deadline=deadline)
                 self.look(deadline)  # checks the number of parties
+                self._prepare_arrivals(deadline)
                 self.run(enter, died, deadline=deadline)
                 return
             except tf.errors.AbortedError:
@@ -158,6 +159,15 @@ class Connection:
                     raise
                 self._warn_if_due(deadline)
                 time.sleep(_RETRY_SECS)
+
+    def _prepare_arrivals(self, deadline: Deadline) -> None:
+        """Sends arrivals that are refused, for this incarnation has not entered yet.
+
+        The ps prepares an operation in the first run of a session. On a busy machine that takes
+        longer than a short wait has.
+        """
+        for parity, arrive in enumerate(self.transitions.arrive):
+            self._session.once(f"arrive {parity}", partial(self.run, arrive, deadline=deadline))
 
     def open_crossing(self, deadline: Deadline) -> bool:
         """Opens a session of this incarnation's own for `cross` and `block`.
@@ -256,7 +266,8 @@ class Connection:
                 self._warn_if_due(deadline)
 
     def _feed(self, reason: str = "") -> dict[Any, Any]:
-        templates = self._session.run_once(self.transitions.templates)
+        fetch = partial(self._session.run, self.transitions.templates)
+        templates = self._session.once("templates", fetch)
         return self.transitions.feed(
             templates,
             self._resources,

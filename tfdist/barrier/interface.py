@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -112,6 +113,7 @@ class Barrier:
         self._action = action if self._rank == 0 else None
         self._timeout, self._break_on_timeout = checked_timeout(timeout), break_on_timeout
         self._pid, self._is_closed = os.getpid(), False
+        self._waits = threading.Lock()  # held by the thread that does
         self._key = (task.cluster_spec["ps"][0], name, task.name)
         self._number = _made[self._key] = _made.get(self._key, 0) + 1
         note_barrier(BarrierNote(name, parties))  # also if the ps never answers
@@ -159,8 +161,9 @@ class Barrier:
                 the next `wait` finds out what became of the generation.
             BrokenBarrierError: the barrier was aborted or reset, the action failed, or the ps was
                 lost.
-            BarrierError: this trainer has resigned, the barrier was closed or made before a fork, a
-                tf.function is being traced, or the barrier's own action called this.
+            BarrierError: this trainer has resigned, the barrier was closed or made before a fork,
+                another thread waits with this object, a tf.function is being traced, or the
+                barrier's own action called this.
             ConfigError: the timeout is negative or no number.
             KeyboardInterrupt: Ctrl-C, within 2 s. The next `wait` continues in the same generation.
         """
@@ -178,7 +181,7 @@ class Barrier:
                 "as many at a time as it has workers, so they deadlock; use coordinator.join()"
             )
         deadline = Deadline(self._timeout if timeout is None else timeout)
-        with self._ps_errors(deadline):
+        with self._in_one_thread(), self._ps_errors(deadline):
             decision = self._participant.wait(deadline, break_on_timeout=self._break_on_timeout)
             if decision is Decision.PASS:
                 self._pass_mark.touch()
@@ -322,6 +325,18 @@ class Barrier:
     def _look(self) -> Snapshot:
         with self._ps_errors():
             return self._participant.connection.look()
+
+    @contextmanager
+    def _in_one_thread(self) -> Iterator[None]:
+        if not self._waits.acquire(blocking=False):
+            raise BarrierError(
+                f"barrier {self.name!r}: another thread waits with this object for "
+                f"{self._task.name}, which arrives once in a generation; let one thread wait"
+            )
+        try:
+            yield
+        finally:
+            self._waits.release()
 
     def _check_usable(self) -> None:
         if os.getpid() != self._pid:

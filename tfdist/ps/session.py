@@ -173,16 +173,18 @@ class SharedSession(DirectSession):
     Each user closes it, and the last one really does.
     """
 
-    users = 0
-    is_lost = False  # whether the last run found that the task was restarted or is gone
+    def __init__(self, address: str, graph: tf.Graph, *, timeout: float) -> None:
+        super().__init__(address, graph, timeout=timeout)
+        self.users = 0
+        self.is_lost = False  # whether the last run found that the task was restarted or is gone
+        self._answers: dict[str, Any] = {}
 
-    def run_once(self, fetches: Any) -> Any:
-        """Fetches what never changes, in this session's first such run only."""
-        if self._fetched is None:
-            self._fetched = self.run(fetches)
-        return self._fetched
-
-    _fetched: Any = None
+    def once(self, name: str, ask: Callable[[], Answer]) -> Answer:
+        """What `ask` returned to the first user who needed this."""
+        if name not in self._answers:
+            self._answers[name] = ask()
+        answer: Answer = self._answers[name]
+        return answer
 
     def close(self) -> None:
         """As DirectSession, if this is the last user."""
