@@ -44,6 +44,7 @@ class Transitions(StateOnPs):
         self._handles = tf.compat.v1.placeholder(tf.string, [len(Resources._fields)])
         self._incarnations = tf.compat.v1.placeholder(tf.int64, [3])
         self._reason = tf.compat.v1.placeholder(tf.string, [])
+        self.fed = [self._handles, self._incarnations, self._reason]
         self.incarnation, self._previous, self._new_ps = tf.unstack(self._incarnations)
         handles = tf.unstack(self._handles)
         self.resources = Resources(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, wraps
 from typing import Any, NamedTuple, TypeVar
@@ -132,6 +132,7 @@ class StateOnPs:
 
     incarnation: Any  # a number or a tensor
     resources: Resources  # handles
+    fed: Sequence[Any] = ()  # placeholders
 
     def __init__(self, parties: int, rank: int, *, has_action: bool) -> None:
         self._parties, self._rank, self._has_action = parties, rank, has_action
@@ -167,14 +168,15 @@ class StateOnPs:
                 if the ps has no state, or that of another number of parties.
         """
         section = Section(self.enqueue)
-        lock = self.exclusive.lock()
+        with tf.control_dependencies(self.fed):  # what a killed trainer feeds might never arrive
+            lock = self.exclusive.lock()
         entry = [lock]
         if not makes_state:
             with tf.control_dependencies(entry):
                 # A run that failed within the section would never leave it.
                 entry = [tf.ensure_shape(self.load_vector(), [vector.size(self._parties)])]
         # Only reads wait for the lock. Everything else depends on a read, or is constant or fed,
-        # and that is then ready before the lock is taken.
+        # and is then ready before the lock is taken.
         self.gate = [self.exclusive.take(entry)]
         yield section
         self.gate = []
