@@ -8,6 +8,7 @@ native frames too.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -18,7 +19,7 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,77 @@ def parse(dump: str, *, whole: bool) -> tuple[Stack, ...]:
         Stack(tuple(calls), 1, has_main and name == thread, name in cut)
         for name, calls in frames.items()
     )
+
+
+def with_lock(stack: Stack, sources: Mapping[str, str]) -> Stack:
+    """The stack with the lock that its most recent call acquires, if the source shows one.
+
+    A call in C has no frame: a thread that waits for a lock is in the line of the `with` block, or
+    of the call of `acquire`.
+    """
+    at = [
+        (frame, _locks_at(sources.get(frame.file, ""), frame.line))
+        for frame in stack.frames
+        if frame.line is not None
+    ]
+    if not at or at[0][0] is not stack.frames[0] or not at[0][1].acquired:
+        return stack
+    (top, locks), inside = at[0], [(frame, lock) for frame, one in at for lock in one.around]
+    return replace(
+        stack,
+        acquires=_place(top, ", ".join(locks.acquired), top.line),
+        inside=tuple(_place(frame, *lock) for frame, lock in inside),
+    )
+
+
+def _place(frame: Frame, lock: str, line: int | None) -> str:
+    return printable(f"{lock} ({os.path.basename(frame.file)}:{line})")
+
+
+@dataclass
+class _Locks:
+    """The locks that a line of a source acquires, and those of the `with` blocks around it."""
+
+    acquired: list[str] = field(default_factory=list)
+    around: list[tuple[str, int]] = field(default_factory=list)  # with their lines
+
+
+def _locks_at(source: str, line: int) -> _Locks:
+    locks = _Locks()
+    with suppress(SyntaxError, ValueError, RecursionError, MemoryError):  # no Python, or too deep
+        _find_locks(ast.parse(source), line, locks)
+    return locks
+
+
+def _find_locks(node: ast.AST, line: int, locks: _Locks) -> None:
+    for child in ast.iter_child_nodes(node):
+        start, end = getattr(child, "lineno", None), getattr(child, "end_lineno", None)
+        if start is not None and end is not None and not start <= line <= end:
+            continue
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            locks.around.clear()  # it runs later than the block that it is in
+        if isinstance(child, ast.With):
+            _find_in_with(child, line, locks)
+        if (
+            isinstance(child, ast.Call)
+            and isinstance(child.func, ast.Attribute)
+            and child.func.attr == "acquire"
+            and not (child.args or child.keywords)  # without a timeout
+        ):
+            locks.acquired.append(ast.unparse(child.func.value))
+        _find_locks(child, line, locks)
+
+
+def _find_in_with(block: ast.With, line: int, locks: _Locks) -> None:
+    body = block.body[0].lineno
+    for item in block.items:
+        lock = item.context_expr
+        if not isinstance(lock, ast.Name | ast.Attribute | ast.Subscript):
+            continue  # such as a file that is opened
+        if line >= body:
+            locks.around.append((ast.unparse(lock), lock.lineno))
+        elif lock.lineno <= line <= (lock.end_lineno or lock.lineno):
+            locks.acquired.append(ast.unparse(lock))
 
 
 def find_py_spy() -> str | None:
