@@ -74,7 +74,7 @@ class Stack:
         users = [
             frame
             for frame in calls
-            if not _RUNTIME.search(frame.file) and not _PACKAGE.search(frame.file)
+            if not RUNTIME.search(frame.file) and not _PACKAGE.search(frame.file)
         ]
         # Functions that a library has generated are in "<string>" too.
         named = [frame for frame in users if not frame.file.startswith("<")]
@@ -84,7 +84,7 @@ class Stack:
     def is_of_runtime(self) -> bool:
         """Whether Python, TensorFlow or tfdist started the thread for itself."""
         return (
-            all(_RUNTIME.search(frame.file) for frame in self.frames)
+            all(RUNTIME.search(frame.file) for frame in self.frames)
             and any(_SERVES.search(frame.file) for frame in self.frames)
             and not self.calls(EXECUTOR_ITEM)
         )
@@ -191,7 +191,7 @@ WAITING_MODULES = (
 )
 # Files of Python, TensorFlow and tfdist. The scripts of the lab's cases are not, and neither is a
 # script in a folder that happens to be named tfdist.
-_RUNTIME = re.compile(
+RUNTIME = re.compile(
     r"^<frozen |/python3\.\d+[^/]*/(?!(site|dist)-packages/)|/tensorflow/python/"
     r"|/tfdist/((barrier|cli|cluster|data|deploy|diagnosis|doctor|ps|repro(?!/scenarios/)|runs"
     r"|splits|testing|train)/|(deadline|errors|lazy|task|__main__)\.py$)"
@@ -215,7 +215,7 @@ def place_of(stack: Stack) -> Place:
     # The rest of TensorFlow's Python, such as the building of a graph, waits for no other task.
     if _CALLS_INTO_TENSORFLOW.search(top):
         return Place.EAGER
-    waits = _RUNTIME.search(top) and any(top.endswith(f"/{name}") for name in WAITING_MODULES)
+    waits = RUNTIME.search(top) and any(top.endswith(f"/{name}") for name in WAITING_MODULES)
     return Place.WAIT if waits else Place.PYTHON
 
 

@@ -18,6 +18,7 @@ import psutil
 from tfdist.deadline import Deadline
 from tfdist.diagnosis.evidence import (
     POOL_HANDLER,
+    RUNTIME,
     WAIT_FOR_SESSION,
     Child,
     Frame,
@@ -280,7 +281,14 @@ def _with_locks(first: Answer, again: Answer | None) -> tuple[Stack, ...]:
     """The stacks, with the locks that threads acquire all the time."""
     stay = set() if again is None else set(again.stacks)
     at_lines = [one for one in first.stacks if one in stay and place_of(one) is Place.PYTHON]
-    sources = _sources({frame.file for stack in at_lines for frame in stack.frames})
+    sources = _sources(
+        {
+            frame.file
+            for stack in at_lines
+            for frame in stack.frames
+            if frame is stack.frames[0] or not RUNTIME.search(frame.file)
+        }
+    )
     return tuple(with_lock(one, sources) if one in at_lines else one for one in first.stacks)
 
 

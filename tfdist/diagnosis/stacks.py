@@ -298,7 +298,7 @@ def _find_in_with(block: ast.With, line: int, locks: _Locks) -> None:
     body = block.body[0].lineno
     for item in block.items:
         lock = item.context_expr
-        if not isinstance(lock, ast.Name | ast.Attribute | ast.Subscript):
+        if any(isinstance(part, ast.Call) for part in ast.walk(lock)):
             continue  # such as a file that is opened
         if line >= body:
             locks.around.append((ast.unparse(lock), lock.lineno))
