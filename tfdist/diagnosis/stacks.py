@@ -9,6 +9,7 @@ native frames too.
 from __future__ import annotations
 
 import ast
+import fcntl
 import json
 import os
 import re
@@ -17,11 +18,11 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -130,10 +131,15 @@ def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
         return Answer(STOPPED)
     masks = _masks(process.pid)
     # Without a handler the signal would end it.
-    file = status_of_file(path)
-    if file is None or process.pid not in masks or not masks[process.pid].caught:
+    if status_of_file(path) is None or process.pid not in masks or not masks[process.pid].caught:
         return Answer(DEAF)
-    start = file.st_size
+    with _alone(path, deadline):
+        return _answer(process, path, deadline)
+
+
+def _answer(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
+    masks, file = _masks(process.pid), status_of_file(path)
+    start = 0 if file is None else file.st_size
     process.send_signal(STACKS_SIGNAL)
     seen = None  # the answer, once no thread was about to write more
     while True:
@@ -150,6 +156,27 @@ def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
             state = GONE if gone else STOPPED if stopped else SILENT
             return Answer(state, parse(dump, whole=False))
         time.sleep(min(_POLL_SECS, deadline.remaining))
+
+
+@contextmanager
+def _alone(path: Path, deadline: Deadline) -> Iterator[None]:
+    """Waits until no other program asks the process: its handler writes one answer at a time."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    with ExitStack() as files:
+        # Without the lock, as on a disk that has none, the answer may be a part of another one.
+        with suppress(OSError):
+            file = files.enter_context(open(os.open(path, flags), "rb"))
+            while not _is_locked(file) and not deadline.expired:
+                time.sleep(min(_POLL_SECS, deadline.remaining))
+        yield
+
+
+def _is_locked(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _text(path: Path, start: int) -> str:
