@@ -83,12 +83,16 @@ def other():
         both.wait()
         first.acquire()
 
-threading.Thread(target=other, daemon=True).start()
-with tfdist.Watchdog(1.0):
+def one():
     with first:
         both.wait()
         with second:
             pass
+
+threads = [threading.Thread(target=function, daemon=True) for function in (one, other)]
+with tfdist.Watchdog(1.0):
+    threads[1].start()
+    {main}
 """
 STOPPED = """
 import os, signal
@@ -202,11 +206,18 @@ def test_the_processes_of_a_pool_that_die_again_and_again_are_named(run):
     ), ended.stderr
 
 
-def test_locks_that_two_threads_take_in_different_orders_are_named(run):
-    ended = run(LOCKS)
+@pytest.mark.parametrize(
+    ("main", "who"),
+    [
+        ("one()", "it"),
+        ("threads[0].start(); threads[1].join()", "another thread of it"),
+    ],
+)
+def test_locks_that_two_threads_take_in_different_orders_are_named(run, main, who):
+    ended = run(LOCKS.format(main=main))
     assert ended.returncode == 75, ended.stderr
     assert "seems slow" not in ended.stderr
-    assert "it waits for the lock second (job.py:15) inside of with first (job.py:13)" in (
+    assert f"; {who} waits for the lock second (job.py:14) inside of with first (job.py:12)" in (
         ended.stderr
     )
     assert "another thread of it waits for the lock first (job.py:9) inside of with second" in (

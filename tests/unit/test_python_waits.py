@@ -306,6 +306,10 @@ def task(*stacks, **more):
         (task(TAKES_B, FEEDS, main_wait="futex_do_wait"), Name.SLOW,
          "it waits for the lock b (train.py:10) inside of with a (train.py:9); another thread of "
          "it is in feed (feed.py:7)"),
+        (task(TAKES_B, IN_SESSION, main_wait="futex_do_wait"), Name.SLOW,
+         "another thread of it is in train (feed.py:9)"),
+        (task(EVENT, TAKES_A), Name.STUCK_IN_CALL,
+         "another thread of it waits for the lock a (feed.py:7) inside of with b (feed.py:6)"),
         (task(TAKES_B, main_wait="hrtimer_nanosleep"), Name.SLOW, "the end of a sleep"),
         (task(main(), main_wait="futex_do_wait", losses=("thread a has died: ValueError: x",)),
          Name.STUCK_IN_CALL, "its thread a has died: ValueError: x"),

@@ -205,7 +205,7 @@ def _take(process: psutil.Process, ask_it: Callable[[], Answer]) -> Sample:
             cpu_wait=cpu_wait,
             connections=connections_of(process.pid),
             takers=takers,
-            stacks=_with_locks(answer, again) if "futex" in main_wait else answer.stacks,
+            stacks=_with_locks(answer, again, ask_it) if "futex" in main_wait else answer.stacks,
         )
     except psutil.NoSuchProcess:
         return Sample(Answer(GONE))
@@ -271,16 +271,22 @@ def _main(answer: Answer) -> tuple[Frame, ...] | None:
 def _again(first: Answer, ask_it: Callable[[], Answer]) -> Answer | None:
     """The stacks once more, if the main thread was in no wait: it moves while it builds a graph.
 
-    Only such a process is asked again, since each signal is a small risk; see `stacks.ask`.
+    Other processes are asked again only about locks: each signal is a small risk (`stacks.ask`).
     """
     main = _main(first)
     return ask_it() if main is not None and place_of(Stack(main)) in _NO_WAITS else None
 
 
-def _with_locks(first: Answer, again: Answer | None) -> tuple[Stack, ...]:
-    """The stacks, with the locks that threads acquire all the time."""
-    stay = set() if again is None else set(again.stacks)
-    at_lines = [one for one in first.stacks if one in stay and place_of(one) is Place.PYTHON]
+def _with_locks(
+    first: Answer, again: Answer | None, ask_it: Callable[[], Answer]
+) -> tuple[Stack, ...]:
+    """The stacks, with the locks that threads of the script acquire all the time."""
+    main = _main(first)
+    if main is None or place_of(Stack(main)) not in (Place.WAIT, Place.PYTHON):
+        return first.stacks
+    at_lines = [
+        one for one in first.stacks if place_of(one) is Place.PYTHON and not one.is_of_runtime
+    ]
     sources = _sources(
         {
             frame.file
@@ -289,7 +295,11 @@ def _with_locks(first: Answer, again: Answer | None) -> tuple[Stack, ...]:
             if frame is stack.frames[0] or not RUNTIME.search(frame.file)
         }
     )
-    return tuple(with_lock(one, sources) if one in at_lines else one for one in first.stacks)
+    seen = {one: with_lock(one, sources) for one in at_lines}
+    if not any(one.acquires for one in seen.values()):
+        return first.stacks
+    stay = set((again or ask_it()).stacks)
+    return tuple(seen[one] if one in seen and one in stay else one for one in first.stacks)
 
 
 def _sources(files: Collection[str]) -> dict[str, str]:

@@ -262,6 +262,7 @@ CALLS: tuple[tuple[str, tuple[str, ...], str, _Ends], ...] = (
     ("threading.py", (), "a threading.Condition to be notified", _Ends.THREAD),
 )
 _LOCK = "a lock"
+_IN_TENSORFLOW = tuple(set(Place) - {Place.PYTHON, Place.WAIT, Place.UNKNOWN})
 _NO_OTHERS = "it has no other thread of the script, and no child process"
 _SHOWN = 3  # of threads, or of processes that died of the same error
 # The same for parts of the names of kernel functions (Linux 6.18): a call in C has no frame.
@@ -317,8 +318,12 @@ def python_wait(task: TaskEvidence) -> PythonWait | None:
     ]
     if known is None:
         what = next((what for part, what in _KERNEL_WAITS if part in task.main_wait), None)
-        # A thread that died may have held the lock. Only another thread releases it.
-        is_lost = bool(losses) or (task.main.acquires != "" and not is_active)
+        # A thread that died may have held the lock. One in TensorFlow may still release it.
+        is_lost = bool(losses) or (
+            task.main.acquires != ""
+            and not is_active
+            and not any(place_of(stack) in _IN_TENSORFLOW for stack in threads)
+        )
         may_return = what != _LOCK or not is_lost
         locks = [_lock_wait("it", task.main)] if task.main.acquires else []
         if task.main.acquires and not threads and not task.children:
