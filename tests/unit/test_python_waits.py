@@ -71,6 +71,8 @@ class Waits:
             threading.Lock(),
             threading.Condition(),
         )
+        self.taken = threading.Condition()
+        self.taken.acquire()
         self.semaphore, self.barrier = threading.Semaphore(0), threading.Barrier(2)
         self.empty, self.full, self.undone = queue.Queue(), queue.Queue(1), queue.Queue()
         self.full.put(1)
@@ -91,6 +93,10 @@ class Waits:
     def notify(self):
         with self.condition:
             self.condition.notify_all()
+
+    def take(self):
+        with self.taken:
+            pass
 
     def wait_for(self):
         with self.condition:
@@ -130,6 +136,7 @@ CASES = {
     ),
     "a threading.Event to be set": (lambda w: w.event.wait(), lambda w: w.event.set()),
     "a threading.Condition to be notified": (lambda w: w.wait_for(), lambda w: w.notify()),
+    "the lock of a threading.Condition": (lambda w: w.take(), lambda w: w.taken.release()),
     "a threading.Semaphore": (lambda w: w.semaphore.acquire(), lambda w: w.semaphore.release()),
     "other threads, at a threading.Barrier": (
         lambda w: w.barrier.wait(),
