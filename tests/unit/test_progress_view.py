@@ -14,6 +14,7 @@ from tfdist import Progress
 from tfdist.cli.progress import ProgressView, StartUp
 from tfdist.runs.folder import PROGRESS_FILE
 from tfdist.runs.outcome import Outcome
+from tfdist.runs.progress import ProgressNote
 from tfdist.task import Task
 from tfdist.testing import poll_until
 
@@ -74,6 +75,27 @@ def test_the_plain_line_shows_that_a_task_is_stopped(run, view, capfd):
         Progress(str(folder / PROGRESS_FILE)).update("epoch 1", 3, 12)
         wait_for("worker:0 epoch 1: 25 %, stopped\n", capfd)
         sleeps.kill()
+
+
+def test_a_bar_shows_that_a_task_is_stopped(run, tasks):
+    view = ProgressView(run, tasks)
+
+    def shown(notes):
+        view._draw(run.latest(), notes)
+        [bar] = view._bars.tasks
+        return bar.fields["state"]
+
+    assert shown({}) == "starting"
+    with subprocess.Popen(["sleep", "600"]) as sleeps:
+        begin(run, "worker:0", sleeps.pid)
+        assert shown({}) == "running"
+        sleeps.send_signal(signal.SIGSTOP)
+        poll_until(lambda: shown({}) == "stopped", "the bar shows it")
+        assert shown({"worker:0": ProgressNote("epoch 1", 3, 12)}) == "epoch 1, stopped"
+        assert shown({"worker:0": ProgressNote("epoch 1", 3, None)}) == "epoch 1: 3, stopped"
+        sleeps.kill()
+    run.ended("worker:0", 1, Outcome(exit_code=0))
+    assert shown({}) == "has ended"
 
 
 def test_the_plain_line_shows_the_progress_that_trainers_note(run, view, capfd):

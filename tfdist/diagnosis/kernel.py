@@ -30,12 +30,15 @@ _READS = 10  # between two reads, data that is sent anew may hide data that was 
 
 _BUSY_PERCENT = 90.0
 _GONE_ERRORS = (FileNotFoundError, ProcessLookupError)
-# Parts of the commands of processes that serve the process that has started them.
-_SERVICES = (
-    *(b"multiprocessing.resource_tracker", b"multiprocessing.forkserver"),
-    *(b"\0tfdist.diagnosis.watchdog\0", b"/tfdist/cluster/guardian.py\0"),
+# Parts of the commands of processes that multiprocessing and tfdist start for themselves.
+_FORK_SERVER = b"multiprocessing.forkserver"
+_HELPERS = (
+    b"multiprocessing.resource_tracker",
+    b"/tfdist/cluster/guardian.py\0",
+    b"\0tfdist.diagnosis.watchdog\0",
+    b"\0tfdist.testing.holder\0",
+    b"\0tfdist.testing.link\0",
 )
-
 _INFO_BYTES, _INFO_EXIT = 64, 1 << 3
 _GET_INFO = 0xC000FF0B | _INFO_BYTES << 16  # PIDFD_GET_INFO
 
@@ -190,15 +193,16 @@ def children_of(pid: int) -> dict[int, ChildState]:
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess, *_GONE_ERRORS, PermissionError):
-                if child.pid != os.getpid() and not _is_service(child.pid, child.ppid()):
+                if child.pid != os.getpid() and not _is_helper(child.pid, child.ppid()):
                     found[child.pid] = _child(child.pid)
     return found
 
 
-def _is_service(pid: int, parent: int) -> bool:
+def _is_helper(pid: int, parent: int) -> bool:
     command, of_parent = (Path(f"/proc/{one}/cmdline").read_bytes() for one in (pid, parent))
-    # A fork has the command of its parent, as the processes of a pool have that of a fork server.
-    return command != of_parent and any(name in command for name in _SERVICES)
+    # The processes of a pool that a fork server has forked have its command.
+    is_fork_server = _FORK_SERVER in command and command != of_parent
+    return is_fork_server or any(name in command for name in _HELPERS)
 
 
 def _child(pid: int) -> ChildState:
