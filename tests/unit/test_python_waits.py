@@ -566,7 +566,7 @@ def test_a_child_that_is_stopped_or_takes_the_place_of_the_dead_does_not_work():
 LOCKS = """\
 def take(self):
     with self.a, b[1]:
-        with open(name) as file:
+        with open(name) as file, a2:
             with c:
                 c2.acquire()
     with d: pass
@@ -585,10 +585,11 @@ def take(self):
     [
         (2, "self.a, b[1] (x.py:2)", ()),
         (3, "", ()),
-        (4, "c (x.py:4)", ("self.a (x.py:2)", "b[1] (x.py:2)")),
-        (5, "c2 (x.py:5)", ("self.a (x.py:2)", "b[1] (x.py:2)", "c (x.py:4)")),
+        (4, "c (x.py:4)", ("self.a (x.py:2)", "b[1] (x.py:2)", "a2 (x.py:3)")),
+        (5, "c2 (x.py:5)", ("self.a (x.py:2)", "b[1] (x.py:2)", "a2 (x.py:3)", "c (x.py:4)")),
         (6, "", ()),  # which of the two it is in is not known
         (7, "", ()),
+        (8, "f (x.py:8)", ()),
         (9, "f (x.py:9)", ()),
         (12, "g (x.py:12)", ()),
         (99, "", ()),
@@ -602,7 +603,7 @@ def test_the_source_shows_the_lock_that_a_line_acquires(line, acquires, inside):
 def test_the_locks_of_all_calls_are_shown():
     calls = (Frame("/jobs/x.py", 12, "later"), Frame("/jobs/x.py", 4, "take"))
     seen = with_lock(Stack(calls), {"/jobs/x.py": LOCKS})
-    assert seen.inside == ("self.a (x.py:2)", "b[1] (x.py:2)")
+    assert seen.inside == ("self.a (x.py:2)", "b[1] (x.py:2)", "a2 (x.py:3)")
     for source in ({}, {"/jobs/x.py": "no Python"}, {"/jobs/x.py": "\0"}):
         assert with_lock(Stack(calls), source) == Stack(calls)
 

@@ -322,15 +322,14 @@ def _find_locks(node: ast.AST, line: int, locks: _Locks) -> None:
 
 
 def _find_in_with(block: ast.With, line: int, locks: _Locks) -> None:
-    body = block.body[0].lineno
-    for item in block.items:
-        lock = item.context_expr
-        if any(isinstance(part, ast.Call) for part in ast.walk(lock)):
-            continue  # such as a file that is opened
-        if line >= body:
-            locks.around.append((ast.unparse(lock), lock.lineno))
-        elif lock.lineno <= line <= (lock.end_lineno or lock.lineno):
-            locks.acquired.append(ast.unparse(lock))
+    items = [item.context_expr for item in block.items]
+    # Others make what they enter, such as a file that is opened.
+    names = [one for one in items if not any(isinstance(part, ast.Call) for part in ast.walk(one))]
+    if line >= block.body[0].lineno:
+        locks.around += [(ast.unparse(lock), lock.lineno) for lock in names]
+    elif len(names) == len(items):
+        # Before CPython 3.13 the line is the first one of the block, whichever the lock is.
+        locks.acquired += map(ast.unparse, names)
 
 
 def find_py_spy() -> str | None:
