@@ -26,7 +26,7 @@ LONG = 2**14
 """Bytes. The messages that idle tasks exchange are shorter."""
 
 _ESTABLISHED = "01"
-_READS = 10  # between two reads, data that is sent anew may hide data that was taken
+_READS_PER_SEC = 10  # between two reads, data that is sent anew may hide data that was taken
 
 _BUSY_PERCENT = 90.0
 _GONE_ERRORS = (FileNotFoundError, ProcessLookupError)
@@ -284,10 +284,11 @@ def connections_of(pid: int) -> tuple[Connection, ...]:
 
 def takers_of(pid: int, secs: float) -> frozenset[str]:
     """The remote ends that take part of a long message within `secs`; blocks that long."""
+    reads = max(1, round(_READS_PER_SEC * secs))
     takers = set()
     before = {(end.local, end.remote): end.unacknowledged for end in connections_of(pid)}
-    for _ in range(_READS):
-        time.sleep(secs / _READS)
+    for _ in range(reads):
+        time.sleep(secs / reads)
         held = {(end.local, end.remote): end.unacknowledged for end in connections_of(pid)}
         takers |= {ends[1] for ends, now in held.items() if now < before.get(ends, 0) >= LONG}
         before = held
