@@ -191,7 +191,24 @@ def for_pool():
 def for_thread():
     threading.Thread(target=in_event).start()  # joined at the end
 
-[in_event, for_room, for_future, for_pool, for_thread][tfdist.Task.from_env().rank]()
+def die_later(number):
+    threading.Event().wait(0.1)
+    os._exit(number)
+
+def for_dying_pool():
+    multiprocessing.get_context("fork").Pool(2, die_later, (3,)).map(die, [3])
+
+def for_lock():
+    lock = threading.Lock()
+    with lock:
+        lock.acquire()
+
+def in_watchdog():
+    with tfdist.Watchdog(600):
+        threading.Event().wait()
+
+calls = [in_event, for_room, for_future, for_pool, for_thread, for_dying_pool, for_lock]
+[*calls, in_watchdog][tfdist.Task.from_env().rank]()
 """
 # Each worker waits for an item of a queue; the thread or process that fed it has died.
 UNFED = """
@@ -265,18 +282,21 @@ def assert_named(lines, rank, *words):
 
 
 def test_a_wait_that_no_thread_of_the_task_can_end_is_named(script):
-    ended = run("--ps", 0, "--workers", 5, "--stall-timeout", 1.5, script(ENDLESS))
+    ended = run("--ps", 0, "--workers", 8, "--stall-timeout", 1.5, script(ENDLESS))
     heading, *lines = verdict_of(ended)
-    assert heading == (
-        "verdict: STUCK_IN_CALL, cause: worker:0, worker:1, worker:2, worker:3, worker:4 (likely)"
-    )
-    because = lines[:5]
+    workers = ", ".join(f"worker:{rank}" for rank in range(8))
+    assert heading == f"verdict: STUCK_IN_CALL, cause: {workers} (likely)"
+    assert "seems slow" not in ended.stderr
+    because = lines[:8]
     assert_named(because, 0, "a threading.Event to be set: wait (threading.py:", "in_event (job.py")
     assert_named(because, 1, "room in a queue: put (queue.py:", "called by for_room (job.py:")
     assert_named(because, 2, "the result of a future: result (_base.py:", "for_future (job.py:")
     assert_named(because, 3, "for the processes of a pool: map (pool.py:", "for_pool (job.py:")
     assert_named(because, 3, "2 child processes of it, and none works")
     assert_named(because, 4, "a thread to end", "another thread of it is in in_event (job.py:")
+    assert_named(because, 5, "called by for_dying_pool (job.py:", "and new ones took their place: ")
+    assert_named(because, 6, "for the lock lock (job.py:34) inside of with lock (job.py:33)")
+    assert_named(because, 7, "called by in_watchdog (job.py:", "and no child process")
 
 
 def test_a_queue_that_a_dead_thread_or_process_fed_is_named(script):

@@ -1,5 +1,6 @@
 """`tfdist stacks` and `tfdist status`: what they read, and how they refuse."""
 
+import fcntl
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -303,6 +305,26 @@ def test_of_many_threads_a_hundred_are_shown_and_none_is_called_the_main_thread(
     answer = ask(*answering(150), timeout=30)
     assert (answer.state, answer.more_threads) == ("answered", True)
     assert [(stack.main, stack.count) for stack in answer.stacks] == [(False, 100)]
+
+
+def test_a_process_is_asked_by_one_program_at_a_time(answering):
+    process, path = answering(2)
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as another program that asks
+        with ThreadPoolExecutor(1) as pool:
+            asked = pool.submit(ask, process, path, timeout=60)
+            descriptors = Path("/proc/self/fd")
+            poll_until(lambda: opened(descriptors, path) == 2, "it waits for the lock")
+            assert path.stat().st_size == 0
+            fcntl.flock(file, fcntl.LOCK_UN)
+            answer = asked.result(60)
+    assert [(stack.main, stack.count) for stack in answer.stacks] == [(True, 1), (False, 2)]
+
+
+def opened(descriptors, path):
+    """How often this process has the file open."""
+    links = [number.resolve() for number in descriptors.iterdir()]
+    return links.count(path.resolve())
 
 
 def test_a_process_that_never_answers_is_silent(tmp_path):

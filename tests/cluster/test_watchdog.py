@@ -11,6 +11,7 @@ import pytest
 
 import tfdist
 from tfdist import ConfigError
+from tfdist.runs.progress import ProgressNote
 from tfdist.task import PROGRESS_VARIABLE
 from tfdist.testing import poll_until
 
@@ -33,6 +34,65 @@ with tfdist.Watchdog(2.0) as watchdog:
         threading.Event().wait(0.5)
         watchdog.progress.update(f"step {step}", step, 12)
 print("done")
+"""
+# The inner one is often in a function of a library.
+NESTED = """
+def load():
+    with tfdist.Watchdog({inner}):
+        threading.Event().wait(60)
+
+with tfdist.Watchdog({outer}) as watchdog:
+    watchdog.progress.update("epoch 1", 3, 10)
+    load()
+"""
+LEFT = """
+with tfdist.Watchdog(1.0):
+    threading.Event().wait(1.7)  # the report is made in this time
+print("done")
+"""
+CHILD = """
+import multiprocessing
+
+def stuck():
+    with tfdist.Watchdog(1.0):
+        threading.Event().wait(60)
+
+if __name__ == "__main__":
+    with tfdist.Watchdog(60) as watchdog:
+        child = multiprocessing.get_context("{method}").Process(target=stuck)
+        child.start()
+        child.join()
+        watchdog.progress.update("epoch 1", child.exitcode, None)
+    print(child.exitcode)
+"""
+POOL = """
+import multiprocessing, os, signal
+
+def die():
+    threading.Event().wait(0.1)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+with tfdist.Watchdog(1.0):
+    multiprocessing.get_context("fork").Pool(2, die).map(print, [1])
+"""
+LOCKS = """
+first, second, both = threading.Lock(), threading.Lock(), threading.Barrier(2)
+
+def other():
+    with second:
+        both.wait()
+        first.acquire()
+
+def one():
+    with first:
+        both.wait()
+        with second:
+            pass
+
+threads = [threading.Thread(target=function, daemon=True) for function in (one, other)]
+with tfdist.Watchdog(1.0):
+    threads[1].start()
+    {main}
 """
 STOPPED = """
 import os, signal
@@ -113,6 +173,58 @@ def test_a_process_that_cannot_end_by_itself_is_killed(run):
     assert "PEER_STOPPED" in ended.stderr
 
 
+@pytest.mark.parametrize(("outer", "inner"), [(60, 1.0), (1.0, 60)])
+def test_nested_watchdogs_take_each_other_for_no_work(run, outer, inner):
+    ended = run(NESTED.format(outer=outer, inner=inner))
+    assert ended.returncode == 75, ended.stderr
+    assert "seems slow" not in ended.stderr
+    assert "has no other thread of the script, and no child process" in ended.stderr
+
+
+def test_a_block_that_is_left_while_the_report_is_made_is_not_ended(run):
+    ended = run(LEFT)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "done\n", "")
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_child_process_has_a_watchdog_of_its_own(run, method):
+    ended = run(CHILD.format(method=method))
+    assert (ended.returncode, ended.stdout) == (0, "75\n"), ended.stderr
+    assert ended.stderr.count("has made no progress for") == 1
+    assert "called by stuck (job.py:" in ended.stderr
+
+
+def test_the_processes_of_a_pool_that_die_again_and_again_are_named(run):
+    ended = run(POOL)
+    assert ended.returncode == 75, ended.stderr
+    assert "waits for the processes of a pool: map (pool.py:" in ended.stderr
+    died = "the pool's child processes died, and new ones took their place: "
+    unknown = "the pool's child processes ended, and new ones took their place: "
+    # Before Linux 6.15 the kernel does not say how they ended.
+    assert (died in ended.stderr and "killed by SIGKILL within" in ended.stderr) or (
+        unknown in ended.stderr and os.uname().release < "6.15"
+    ), ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("main", "who"),
+    [
+        ("one()", "it"),
+        ("threads[0].start(); threads[1].join()", "another thread of it"),
+    ],
+)
+def test_locks_that_two_threads_take_in_different_orders_are_named(run, main, who):
+    ended = run(LOCKS.format(main=main))
+    assert ended.returncode == 75, ended.stderr
+    assert "seems slow" not in ended.stderr
+    assert f"; {who} waits for the lock second (job.py:14) inside of with first (job.py:12)" in (
+        ended.stderr
+    )
+    assert "another thread of it waits for the lock first (job.py:9) inside of with second" in (
+        ended.stderr
+    )
+
+
 def test_the_output_before_the_end_is_not_lost(run):
     ended = run(LAST_WORDS + STUCK)
     assert (ended.returncode, ended.stdout) == (75, "last words\n"), ended.stderr
@@ -178,3 +290,58 @@ def test_a_watchdog_watches_once_at_a_time(monkeypatch):
     for _ in range(2):
         with watchdog, pytest.raises(tfdist.ClusterError, match="watches already"):
             watchdog.__enter__()
+
+
+def test_progress_is_noted_only_within_the_block(monkeypatch, caplog):
+    monkeypatch.delenv(PROGRESS_VARIABLE, raising=False)
+    earlier = tfdist.Progress.from_env()
+    watchdog = tfdist.Watchdog(60)
+    for _ in range(2):
+        with pytest.raises(tfdist.ClusterError, match="only in its block: with tfdist"):
+            _ = watchdog.progress
+        with pytest.raises(tfdist.ClusterError, match="watches nothing; enter its block first"):
+            watchdog.__exit__()
+        with watchdog:
+            path = Path(os.environ[PROGRESS_VARIABLE])
+            all_of_them = [earlier, watchdog.progress, tfdist.Progress.from_env()]
+            for step, progress in enumerate(all_of_them):
+                progress.update("epoch 1", step, 3)
+                assert ProgressNote.read(path) == ProgressNote("epoch 1", step, 3)
+        for progress in all_of_them:
+            progress.update("epoch 2", 1, 3)
+    assert not path.parent.exists()
+    assert caplog.messages == []
+
+
+def test_blocks_that_overlap_share_their_folder(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv(PROGRESS_VARIABLE, raising=False)
+    first, second = tfdist.Watchdog(60), tfdist.Watchdog(60)
+    first.__enter__()
+    [folder] = tmp_path.iterdir()
+    second.__enter__()
+    first.__exit__()
+    assert list(tmp_path.iterdir()) == [folder]
+    second.progress.update("epoch 1", 1, 3)
+    assert ProgressNote.read(folder / "progress.json") == ProgressNote("epoch 1", 1, 3)
+    second.__exit__()
+    assert list(tmp_path.iterdir()) == []
+    assert PROGRESS_VARIABLE not in os.environ
+
+
+def test_a_launcher_s_file_is_used_and_kept(monkeypatch, tmp_path):
+    monkeypatch.setenv(PROGRESS_VARIABLE, str(tmp_path / "progress.json"))
+    with tfdist.Watchdog(60) as watchdog:
+        watchdog.progress.update("epoch 1", 1, 3)
+    assert ProgressNote.read(tmp_path / "progress.json") == ProgressNote("epoch 1", 1, 3)
+    assert os.environ[PROGRESS_VARIABLE] == str(tmp_path / "progress.json")
+
+
+def test_a_watchdog_that_cannot_start_leaves_nothing_behind(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.delenv(PROGRESS_VARIABLE, raising=False)
+    monkeypatch.setattr("sys.executable", "/nonexistent")
+    with pytest.raises(FileNotFoundError):
+        tfdist.Watchdog(60).__enter__()
+    assert list(tmp_path.iterdir()) == []
+    assert PROGRESS_VARIABLE not in os.environ

@@ -7,6 +7,7 @@ import pytest
 
 from tfdist import Progress
 from tfdist.runs.barrier_notes import BarrierNote, PassMark, note_barrier, noted_barriers, passed_at
+from tfdist.runs.progress import Watched
 from tfdist.task import PROGRESS_VARIABLE
 
 
@@ -73,3 +74,21 @@ def test_a_path_that_leads_nowhere_is_no_error_of_the_trainer(path, tmp_path, mo
     note_barrier(BarrierNote(tmp_path, 2), {PROGRESS_VARIABLE: f"{tmp_path}/progress.json"})
     assert "cannot be noted for tfdist status" in caplog.text
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pass_is_noted_for_the_watchdog_whose_block_lasts(tmp_path, monkeypatch, caplog):
+    marks = [PassMark({}, every_secs=0.0)]
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder in folders:
+        folder.mkdir()
+        monkeypatch.setattr(Watched, "path", str(folder / "progress.json"))
+        marks.append(PassMark(launched(folder), every_secs=0.0))
+        for mark in marks:
+            mark.touch()
+            assert passed_at(folder) is not None
+            (folder / "barrier-passed").unlink()
+        folder.rmdir()  # as at the end of the block
+        monkeypatch.setattr(Watched, "path", None)
+        for mark in marks:
+            mark.touch()
+    assert caplog.messages == []

@@ -147,3 +147,17 @@ def test_a_state_is_noted_in_one_line_that_can_be_shown(path):
     state = ProgressNote.read(path).state
     assert state.startswith(r"caf\udce9\x1b[2J\nbccc")
     assert len(state) < 1100
+
+
+def test_a_file_that_was_deleted_is_not_written_to_in_silence(path, caplog):
+    progress = Progress(str(path))
+    progress.update("epoch 1", 1, 10)
+    path.unlink()
+    progress.update("epoch 1", 2, 10)
+    assert ProgressNote.read(path) == ProgressNote("epoch 1", 2, 10)
+    path.unlink()
+    path.parent.rmdir()
+    for step in (3, 4):
+        progress.update("epoch 1", step, 10)
+    [line] = caplog.messages
+    assert line.endswith("progress.json: No such file or directory")

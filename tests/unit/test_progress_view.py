@@ -1,8 +1,11 @@
 """The progress lines of `tfdist run` without a terminal."""
 
 import json
+import os
 import re
+import signal
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from tfdist import Progress
 from tfdist.cli.progress import ProgressView, StartUp
 from tfdist.runs.folder import PROGRESS_FILE
 from tfdist.runs.outcome import Outcome
+from tfdist.runs.progress import ProgressNote
 from tfdist.task import Task
 from tfdist.testing import poll_until
 
@@ -39,9 +43,9 @@ def view(run, tasks, monkeypatch, capfd):
         yield view
 
 
-def begin(run, name):
+def begin(run, name, pid=None):
     folder = Path(run.folder(name, 1))
-    run.started(name, 1, 1)
+    run.started(name, 1, os.getpid() if pid is None else pid)
     return folder
 
 
@@ -50,17 +54,48 @@ def wait_for(line, capfd):
     poll_until(lambda: line in re.sub(r"tfdist: \d+ s: ", "", capfd.readouterr().err), line)
 
 
-def test_the_plain_line_counts_ready_running_and_ended_tasks(run, view, capfd):
-    wait_for("0 of 3 tasks are ready\n", capfd)
+def test_the_plain_line_counts_running_and_ended_tasks(run, view, capfd):
+    wait_for("0 of 3 tasks are running\n", capfd)
     begin(run, "ps:0")
-    wait_for("1 of 3 tasks are ready\n", capfd)
+    wait_for("1 of 3 tasks are running\n", capfd)
     begin(run, "worker:0")
     begin(run, "evaluator:0")
-    wait_for("2 of 3 tasks are ready\n", capfd)
+    wait_for("3 of 3 tasks are running, 1 without a server\n", capfd)
     run.ended("evaluator:0", 1, Outcome(exit_code=0))
-    wait_for("1 of 3 tasks are ready, 1 has ended\n", capfd)
+    wait_for("2 of 3 tasks are running, 1 without a server, 1 has ended\n", capfd)
     run.ended("worker:0", 1, Outcome(exit_code=0))
     wait_for("1 task is running, 2 have ended\n", capfd)
+
+
+def test_the_plain_line_shows_that_a_task_is_stopped(run, view, capfd):
+    with subprocess.Popen(["sleep", "600"]) as sleeps:
+        folder = begin(run, "worker:0", sleeps.pid)
+        sleeps.send_signal(signal.SIGSTOP)
+        wait_for("0 of 3 tasks are running, 1 is stopped\n", capfd)
+        Progress(str(folder / PROGRESS_FILE)).update("epoch 1", 3, 12)
+        wait_for("worker:0 epoch 1: 25 %, stopped\n", capfd)
+        sleeps.kill()
+
+
+def test_a_bar_shows_that_a_task_is_stopped(run, tasks):
+    view = ProgressView(run, tasks)
+
+    def shown(notes):
+        view._draw(run.latest(), notes)
+        [bar] = view._bars.tasks
+        return bar.fields["state"]
+
+    assert shown({}) == "starting"
+    with subprocess.Popen(["sleep", "600"]) as sleeps:
+        begin(run, "worker:0", sleeps.pid)
+        assert shown({}) == "running"
+        sleeps.send_signal(signal.SIGSTOP)
+        poll_until(lambda: shown({}) == "stopped", "the bar shows it")
+        assert shown({"worker:0": ProgressNote("epoch 1", 3, 12)}) == "epoch 1, stopped"
+        assert shown({"worker:0": ProgressNote("epoch 1", 3, None)}) == "epoch 1: 3, stopped"
+        sleeps.kill()
+    run.ended("worker:0", 1, Outcome(exit_code=0))
+    assert shown({}) == "has ended"
 
 
 def test_the_plain_line_shows_the_progress_that_trainers_note(run, view, capfd):

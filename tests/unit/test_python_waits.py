@@ -20,9 +20,11 @@ import time
 import urllib.request
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from tests.jobs_seen import MAIN, PS, SITE, WAITS, at, job
+from tfdist.cluster.guardian import Guardian
 from tfdist.diagnosis.evidence import (
     BarrierEvidence,
     Child,
@@ -33,11 +35,14 @@ from tfdist.diagnosis.evidence import (
     State,
     TaskEvidence,
 )
-from tfdist.diagnosis.kernel import ChildState, children_of, cpu_times, is_busy
+from tfdist.diagnosis.kernel import ChildState, Ends, children_of, cpu_times, is_busy
 from tfdist.diagnosis.rules import diagnose
-from tfdist.diagnosis.sample import _children, _readiness
+from tfdist.diagnosis.sample import _children, _readiness, _replaced
+from tfdist.diagnosis.stacks import with_lock
 from tfdist.diagnosis.verdict import Confidence, Name
 from tfdist.diagnosis.waits import CALLS, losses_in, python_wait, shortages_in
+from tfdist.diagnosis.watchdog import Watchdog
+from tfdist.task import PROGRESS_VARIABLE
 from tfdist.testing import poll_until
 
 
@@ -66,6 +71,8 @@ class Waits:
             threading.Lock(),
             threading.Condition(),
         )
+        self.taken = threading.Condition()
+        self.taken.acquire()
         self.semaphore, self.barrier = threading.Semaphore(0), threading.Barrier(2)
         self.empty, self.full, self.undone = queue.Queue(), queue.Queue(1), queue.Queue()
         self.full.put(1)
@@ -86,6 +93,10 @@ class Waits:
     def notify(self):
         with self.condition:
             self.condition.notify_all()
+
+    def take(self):
+        with self.taken:
+            pass
 
     def wait_for(self):
         with self.condition:
@@ -125,6 +136,7 @@ CASES = {
     ),
     "a threading.Event to be set": (lambda w: w.event.wait(), lambda w: w.event.set()),
     "a threading.Condition to be notified": (lambda w: w.wait_for(), lambda w: w.notify()),
+    "the lock of a threading.Condition": (lambda w: w.take(), lambda w: w.taken.release()),
     "a threading.Semaphore": (lambda w: w.semaphore.acquire(), lambda w: w.semaphore.release()),
     "other threads, at a threading.Barrier": (
         lambda w: w.barrier.wait(),
@@ -226,6 +238,8 @@ MP_GET = main(
 RECV = main(lib("multiprocessing/connection.py", "_recv"))
 FEEDS = Stack((Frame("/jobs/feed.py", 7, "feed"), lib("threading.py", "run")))
 LOCKED = Stack((lib("threading.py", "wait"), lib("threading.py", "wait"), FEEDS.frames[0]))
+TAKES_B = replace(main(), acquires="b (train.py:10)", inside=("a (train.py:9)",))
+TAKES_A = replace(FEEDS, acquires="a (feed.py:7)", inside=("b (feed.py:6)",))
 IN_SESSION = Stack((*WAITS.stacks[0].frames[:1], Frame("/jobs/feed.py", 9, "train")))
 PACKAGE = Stack((Frame(f"{SITE}keras/images.py", 3, "load"), lib("threading.py", "run")))
 # Threads of the standard library: one of a pool at work and one without, and a thread of the user.
@@ -271,7 +285,39 @@ def task(*stacks, **more):
         (task(RECV), Name.SLOW, "data from another process"),
         (task(RECV, children=(BUSY,)), Name.SLOW, "data from another process"),
         (task(RECV, children=(DEAD,)), Name.STUCK_IN_CALL, "child process 7 was killed by SIGKILL"),
+        (task(POOL, LIBRARY, children=(IDLE, IDLE), replaced=(DEAD, DEAD)), Name.STUCK_IN_CALL,
+         "the pool's child processes died, and new ones took their place: 2 killed by SIGKILL "
+         "within a second"),
+        (task(POOL, children=(IDLE,), replaced=(DEAD, Child(7, 3)), works=True),
+         Name.STUCK_IN_CALL, "1 killed by SIGKILL, 1 ended with exit code 3 within a second"),
+        (task(POOL, children=(BUSY,), replaced=(DEAD,), works=True), Name.SLOW,
+         "its child processes died, and new ones took their place: 1 killed by SIGKILL"),
+        (task(POOL, children=(BUSY,), replaced=(Child(7), Child(6, 0))), Name.SLOW,
+         "the pool's child processes ended, and new ones took their place: 1 ended with an exit "
+         "code that is not known within a second"),
+        (task(MP_GET, children=(IDLE,), replaced=(DEAD,)), Name.INPUT_STALLED,
+         "its child processes died, and new ones took their place: 1 killed by SIGKILL"),
+        (task(main(), main_wait="hrtimer_nanosleep", replaced=(DEAD,)), Name.SLOW,
+         "its child processes died, and new ones took their place"),
+        (task(POOL, children=(Child(7, stopped=True),)), Name.STUCK_IN_CALL,
+         "the pool's child process 7 is stopped: kill -CONT 7"),
+        (task(POOL, children=(replace(BUSY, secs=3.0), replace(IDLE, secs=8.0)), quiet_secs=300),
+         Name.SLOW, "the pool's oldest process has been started only 292 s after the last"),
         (task(main(), main_wait="futex_do_wait"), Name.SLOW, "a lock"),
+        (task(TAKES_B, main_wait="futex_do_wait"), Name.STUCK_IN_CALL,
+         "it waits for the lock b (train.py:10) inside of with a (train.py:9); it has no other "
+         "thread of the script, and no child process"),
+        (task(TAKES_B, TAKES_A, main_wait="futex_do_wait"), Name.STUCK_IN_CALL,
+         "it waits for the lock b (train.py:10) inside of with a (train.py:9); another thread of "
+         "it waits for the lock a (feed.py:7) inside of with b (feed.py:6)"),
+        (task(TAKES_B, FEEDS, main_wait="futex_do_wait"), Name.SLOW,
+         "it waits for the lock b (train.py:10) inside of with a (train.py:9); another thread of "
+         "it is in feed (feed.py:7)"),
+        (task(TAKES_B, IN_SESSION, main_wait="futex_do_wait"), Name.SLOW,
+         "another thread of it is in train (feed.py:9)"),
+        (task(EVENT, TAKES_A), Name.STUCK_IN_CALL,
+         "another thread of it waits for the lock a (feed.py:7) inside of with b (feed.py:6)"),
+        (task(TAKES_B, main_wait="hrtimer_nanosleep"), Name.SLOW, "the end of a sleep"),
         (task(main(), main_wait="futex_do_wait", losses=("thread a has died: ValueError: x",)),
          Name.STUCK_IN_CALL, "its thread a has died: ValueError: x"),
     ],
@@ -382,6 +428,18 @@ def test_threads_and_processes_that_died_are_found_in_the_output():
     assert losses_in("Exception in thread a:\nTraceback (most recent") == ()
 
 
+def test_losses_of_the_same_error_are_counted():
+    died = "Process ForkPoolWorker-{}:\nTraceback (most recent call last):\nOSError: no GPU\n"
+    text = "".join(died.format(number) for number in range(1, 3))
+    assert losses_in(text) == (
+        "child processes ForkPoolWorker-1, ForkPoolWorker-2 have died: OSError: no GPU",
+    )
+    text = "".join(died.format(number) for number in range(1, 201))
+    [loss] = losses_in(text)
+    assert loss.startswith("child processes ForkPoolWorker-1, ForkPoolWorker-2, ForkPoolWorker-3 ")
+    assert loss.endswith("ForkPoolWorker-3 and 197 more have died: OSError: no GPU")
+
+
 def test_what_a_machine_lacked_is_said_with_any_verdict_but_fine():
     [shortage] = shortages_in(THREAD_DIED)
     assert shortage == (
@@ -433,11 +491,121 @@ def test_the_children_of_a_process_and_their_ends_are_seen():
             found = children_of(os.getpid())
             ends = {one.pid: found[one.pid].exit_code for one in (alive, killed, failed)}
             wanted = {alive.pid: None, killed.pid: -signal.SIGKILL, failed.pid: 3}
-            return "nanosleep" in found[alive.pid].wchan and ends == wanted
+            return (
+                "nanosleep" in found[alive.pid].wchan
+                and ends == wanted
+                and 0 < found[alive.pid].secs < 600
+            )
 
         poll_until(seen, "all are in the state that they should have")
         alive.kill()
     assert not {alive.pid, killed.pid, failed.pid} & children_of(os.getpid()).keys()
+
+
+def test_the_helper_processes_of_tfdist_are_no_children(monkeypatch):
+    monkeypatch.delenv(PROGRESS_VARIABLE, raising=False)
+    guardian = Guardian()
+    before = children_of(os.getpid()).keys()
+    try:
+        with Watchdog(60), Watchdog(60):
+            guardian.note_group(2**22 + 1)  # above every pid
+            started = {child.pid for child in psutil.Process().children()}
+            assert guardian.pid in started
+
+            # Between fork and exec a helper process has the command of this process.
+            poll_until(lambda: children_of(os.getpid()).keys() == before, "none is seen")
+            assert len(started) >= 3
+    finally:
+        guardian.stop()
+
+
+def test_a_process_that_a_fork_server_forks_is_a_child():
+    process = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(600,))
+    process.start()
+    try:
+        assert process.pid in children_of(os.getpid())
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_the_end_of_a_child_is_known_after_its_parent_has_asked_for_it():
+    with (
+        Ends() as ends,
+        subprocess.Popen(["sleep", "600"]) as killed,
+        subprocess.Popen(["sh", "-c", "read line; exit 3"], stdin=subprocess.PIPE) as failed,
+        subprocess.Popen(["sleep", "600"]) as alive,
+    ):
+        assert ends.of([killed.pid, failed.pid, alive.pid]) == {}
+        killed.kill()
+        failed.stdin.close()
+        assert (killed.wait(), failed.wait()) == (-signal.SIGKILL, 3)
+        found = ends.of([alive.pid])
+        # Before Linux 6.15 the kernel does not say.
+        assert found in (
+            {killed.pid: -signal.SIGKILL, failed.pid: 3},
+            {killed.pid: None, failed.pid: None},
+        )
+        assert ends.of([alive.pid]) == {}
+        alive.kill()
+
+
+def test_children_that_end_while_others_start_are_replaced():
+    assert _replaced([[1, 2], [2, 3], [3]], [{}, {1: -9}, {2: 0}]) == (Child(1, -9), Child(2, 0))
+    assert _replaced([[1, 2], [2], [2]], [{}, {1: -9}, {}]) == ()
+
+
+def test_a_child_that_is_stopped_or_takes_the_place_of_the_dead_does_not_work():
+    runs = ChildState(None, "", 5, 1)
+    stopped = replace(runs, wchan="do_signal_stop", is_stopped=True)
+    now = {1: stopped, 2: runs}
+    assert _children({1: runs}, now) == (Child(1, stopped=True), Child(2, works=True))
+    assert _children({1: runs}, now, die=True) == (Child(1, stopped=True), Child(2))
+
+
+LOCKS = """\
+def take(self):
+    with self.a, b[1]:
+        with open(name) as file, a2:
+            with c:
+                c2.acquire()
+    with d: pass
+    done = e.acquire(timeout=3)
+    with (
+        f
+    ):
+        def later():
+            with g:
+                pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "acquires", "inside"),
+    [
+        (2, "self.a, b[1] (x.py:2)", ()),
+        (3, "", ()),
+        (4, "c (x.py:4)", ("self.a (x.py:2)", "b[1] (x.py:2)", "a2 (x.py:3)")),
+        (5, "c2 (x.py:5)", ("self.a (x.py:2)", "b[1] (x.py:2)", "a2 (x.py:3)", "c (x.py:4)")),
+        (6, "", ()),  # which of the two it is in is not known
+        (7, "", ()),
+        (8, "f (x.py:8)", ()),
+        (9, "f (x.py:9)", ()),
+        (12, "g (x.py:12)", ()),
+        (99, "", ()),
+    ],
+)
+def test_the_source_shows_the_lock_that_a_line_acquires(line, acquires, inside):
+    seen = with_lock(Stack((Frame("/jobs/x.py", line, "take"),)), {"/jobs/x.py": LOCKS})
+    assert (seen.acquires, seen.inside) == (acquires, inside)
+
+
+def test_the_locks_of_all_calls_are_shown():
+    calls = (Frame("/jobs/x.py", 12, "later"), Frame("/jobs/x.py", 4, "take"))
+    seen = with_lock(Stack(calls), {"/jobs/x.py": LOCKS})
+    assert seen.inside == ("self.a (x.py:2)", "b[1] (x.py:2)", "a2 (x.py:3)")
+    for source in ({}, {"/jobs/x.py": "no Python"}, {"/jobs/x.py": "\0"}):
+        assert with_lock(Stack(calls), source) == Stack(calls)
 
 
 def test_a_child_that_waits_for_another_process_does_not_work():
@@ -508,3 +676,8 @@ def test_a_busy_machine_is_part_of_the_reason_of_a_slow_job():
     verdict = diagnose(job(at(Place.RUN, works=True, cpu_wait=0.8)))
     assert verdict.because[0].endswith("; when ready to run, it has no CPU 80% of the time")
     assert "no CPU" not in diagnose(job(at(Place.RUN, works=True, cpu_wait=0.1))).because[0]
+
+
+def test_an_old_pool_has_lost_no_process():
+    seen = task(POOL, children=(replace(BUSY, secs=200.0), IDLE), quiet_secs=300.0)
+    assert "oldest process" not in diagnose(Evidence((seen,))).because[0]

@@ -1,4 +1,4 @@
-"""The table of tasks that are not ready yet, while a job starts."""
+"""The table of the tasks while a job starts: which are ready, and the state of the others."""
 
 import io
 
@@ -22,18 +22,23 @@ class World:
     """A clock, and the listening ports; `asked` lists the ports that were probed."""
 
     def __init__(self, tasks=TASKS):
-        self.now, self.listening, self.asked = 100.0, set(), []
-        self.start_up = StartUp(tasks, clock=lambda: self.now, listens=self._listens)
+        self.now, self.listening, self.asked, self.states = 100.0, set(), [], {}
+        self.start_up = StartUp(
+            tasks, clock=lambda: self.now, listens=self._listens, state=self._state
+        )
+
+    def _state(self, record):
+        return self.states.get(record.name, "runs")
 
     def _listens(self, host, port, timeout):
         assert (host, timeout > 0) == ("127.0.0.1", True)
         self.asked.append(port)
         return port in self.listening
 
-    def look(self, seconds, *records):
+    def look(self, seconds, *records, noted=()):
         """Looks `seconds` after the start; returns the table as lines of words, or None."""
         self.now = 100.0 + seconds
-        table = self.start_up.look(records)
+        table = self.start_up.look(records, noted)
         if table is None:
             return None
         text = io.StringIO()
@@ -57,11 +62,11 @@ def test_a_table_shows_the_state_of_each_task(world):
     world.listening = {11}
     assert world.look(2.5, record_of("ps:0")) is None
     title, header, _, *rows = world.look(10, record_of("ps:0"), record_of("worker:0"))
-    assert title == "tfdist: after 10 s, 3 of 4 tasks are not ready"
+    assert title == "tfdist: after 10 s, 3 of 4 tasks have no server"
     assert header == "task address pid state"
     assert rows == [
         "ps:0 127.0.0.1:11 7 ready after 2.5 s",
-        "worker:0 127.0.0.1:21 7 running; its server does not listen yet",
+        "worker:0 127.0.0.1:21 7 running; no server listens at its address",
         "worker:1 127.0.0.1:22 not started",
         "evaluator:0 not started",
     ]
@@ -106,4 +111,23 @@ def test_no_table_follows_once_all_tasks_are_ready(world):
     assert not world.start_up.is_over
     world.listening = {11, 21, 22}
     assert world.look(11, *ALL) is None
+    assert world.start_up.is_over
+
+
+def test_the_table_shows_a_task_that_is_stopped_or_has_ended(world):
+    world.listening = {11, 21}
+    world.look(1, *ALL)
+    world.states = {"ps:0": "stopped", "worker:0": "exit code 1", "worker:1": "stopped"}
+    rows = world.look(10, *ALL)[3:]
+    assert rows == [
+        "ps:0 127.0.0.1:11 7 stopped",
+        "worker:0 127.0.0.1:21 7 exit code 1",
+        "worker:1 127.0.0.1:22 7 stopped",
+        "evaluator:0 7 ready after 1.0 s",
+    ]
+
+
+def test_a_trainer_that_has_noted_progress_is_ready_without_a_server(world):
+    world.listening = {11}
+    assert world.look(1, *ALL, noted=["worker:0", "worker:1"]) is None
     assert world.start_up.is_over

@@ -1,6 +1,6 @@
 """The progress of each trainer: bars on a terminal, elsewhere a plain line every ten seconds.
 
-While the tasks start, a table names those that are not ready yet.
+While the tasks start, a table shows the state of each.
 """
 
 from __future__ import annotations
@@ -8,7 +8,8 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 
 from rich.box import SIMPLE
@@ -17,6 +18,7 @@ from rich.table import Table
 
 from tfdist.cli.output import PipeConsole, say
 from tfdist.cluster.ports import is_listening
+from tfdist.diagnosis.status import RUNS, state_of
 from tfdist.runs.folder import PROGRESS_FILE, RunFolder, TaskRecord
 from tfdist.runs.progress import ProgressNote
 from tfdist.task import Task, parse_address
@@ -25,6 +27,7 @@ _REFRESH_SECS = 0.2
 _PLAIN_LINE_SECS = 10.0
 _FIRST_TABLE_SECS = 10.0
 _PROBE_SECS = 0.2
+_RUNNING, _ENDED = "running", "has ended"
 
 
 class ProgressView:
@@ -78,37 +81,49 @@ class ProgressView:
         start = next_line = time.monotonic()
         while not self._over.wait(_REFRESH_SECS):
             records = self._run.latest()
-            if not self._start_up.is_over and (table := self._start_up.look(records)):
-                self._console.print(table)
             notes = self._notes(records)
+            if not self._start_up.is_over and (table := self._start_up.look(records, notes)):
+                self._console.print(table)
             if not self._plain:
                 self._draw(records, notes)
             elif time.monotonic() >= next_line + _PLAIN_LINE_SECS:
                 next_line = time.monotonic()
-                text = _notes_text(notes) or self._tasks_text(records)
+                text = _notes_text(notes, _states(records)) or self._tasks_text(records)
                 say(f"{next_line - start:.0f} s: {text}")
 
     def _draw(self, records: Sequence[TaskRecord], notes: dict[str, ProgressNote]) -> None:
-        for record in records:
-            if record.name in self._rows and record.name not in notes:
-                state = "running" if record.ended is None else "has ended"
-                self._bars.update(self._rows[record.name], state=state)
+        states = _states(records)
+        for name, state in states.items():
+            if name in self._rows and name not in notes:
+                self._bars.update(self._rows[name], state=state)
         for name, note in notes.items():
+            place = note.state if note.total is not None else f"{note.state}: {note.count}"
             self._bars.update(
                 self._rows[name],
                 completed=note.done,
                 total=note.total,
-                state=note.state if note.total is not None else f"{note.state}: {note.count}",
+                state=place + _halt(states[name]),
             )
 
     def _tasks_text(self, records: Sequence[TaskRecord]) -> str:
-        """How many tasks are ready, running and ended: for a job that notes no progress."""
-        ended = sum(record.ended is not None for record in records)
+        """How many tasks are in each state: for a job that notes no progress."""
+        states = _states(records)
+        counts = Counter(states.values())
+        running, num_tasks = counts.pop(_RUNNING, 0), len(self._tasks)
         if self._start_up.is_over:
-            running = len(self._tasks) - ended
             text = "1 task is running" if running == 1 else f"{running} tasks are running"
         else:
-            text = f"{self._start_up.num_ready - ended} of {len(self._tasks)} tasks are ready"
+            tasks = "task is" if num_tasks == 1 else "tasks are"
+            text = f"{running} of {num_tasks} {tasks} running"
+            without = sum(
+                state == _RUNNING and not self._start_up.is_ready(name)
+                for name, state in states.items()
+            )
+            text += f", {without} without a server" if without else ""
+        ended = counts.pop(_ENDED, 0)
+        text += "".join(
+            f", {count} {'is' if count == 1 else 'are'} {state}" for state, count in counts.items()
+        )
         return text + (f", {ended} {'has' if ended == 1 else 'have'} ended" if ended else "")
 
     def _notes(self, records: Sequence[TaskRecord]) -> dict[str, ProgressNote]:
@@ -121,24 +136,42 @@ class ProgressView:
         return notes
 
 
-def _notes_text(notes: dict[str, ProgressNote]) -> str:
+def _states(records: Sequence[TaskRecord]) -> dict[str, str]:
+    """The state of each task: running, ended, stopped, or another of `state_of`."""
+
+    def state(record: TaskRecord) -> str:
+        if record.ended is not None:
+            return _ENDED
+        return _RUNNING if (seen := state_of(record)) == RUNS else seen
+
+    return {record.name: state(record) for record in records}
+
+
+def _halt(state: str) -> str:
+    return "" if state in (_RUNNING, _ENDED) else f", {state}"
+
+
+def _notes_text(notes: dict[str, ProgressNote], states: dict[str, str]) -> str:
+    def count(note: ProgressNote) -> str:
+        known = note.total is not None
+        return f"{100 * note.done / max(1, note.total or 0):.0f} %" if known else note.count
+
     return "; ".join(
-        f"{name} {note.state}: {note.count}"
-        if note.total is None
-        else f"{name} {note.state}: {100 * note.done / max(1, note.total):.0f} %"
-        for name, note in notes.items()
+        f"{name} {note.state}: {count(note)}{_halt(states[name])}" for name, note in notes.items()
     )
 
 
 class StartUp:
     """Looks which tasks are ready, and makes a table of them at growing intervals until all are.
 
-    A task with an address is ready when its server listens; an evaluator, when it runs.
+    A task with an address is ready when its server listens, or when it has noted progress; an
+    evaluator, when it runs. A script may make no server at all.
 
     Args:
         tasks: all tasks of the cluster.
         clock: returns seconds that never decrease.
         listens: whether a process listens at a port of a host.
+        state: the state of a task, by its record.
     """
 
     def __init__(
@@ -147,8 +180,9 @@ class StartUp:
         *,
         clock: Callable[[], float] = time.monotonic,
         listens: Callable[[str, int, float], bool] = is_listening,
+        state: Callable[[TaskRecord], str] = state_of,
     ) -> None:
-        self._tasks, self._clock, self._listens = tasks, clock, listens
+        self._tasks, self._clock, self._listens, self._state = tasks, clock, listens, state
         self._began = clock()
         self._next = _FIRST_TABLE_SECS
         self._ready: dict[str, float] = {}  # after how many seconds
@@ -163,16 +197,23 @@ class StartUp:
         """Whether all tasks have become ready."""
         return self.num_ready == len(self._tasks)
 
-    def look(self, latest: Sequence[TaskRecord]) -> Table | None:
+    def is_ready(self, name: str) -> bool:
+        """Whether a task has become ready; it may have ended since."""
+        return name in self._ready
+
+    def look(self, latest: Sequence[TaskRecord], noted: Collection[str] = ()) -> Table | None:
         """Looks once; returns a table if one is due and a task is not ready.
 
         Args:
             latest: the latest record of each task that has started.
+            noted: names of the tasks that have noted progress.
         """
         records = {record.name: record for record in latest}
         seconds = self._clock() - self._began
         for task in self._tasks:
-            if task.name not in self._ready and self._is_ready(task, records.get(task.name)):
+            if task.name in self._ready:
+                continue
+            if task.name in noted or self._is_ready(task, records.get(task.name)):
                 self._ready[task.name] = seconds
         if self.is_over or seconds < self._next:
             return None
@@ -190,17 +231,21 @@ class StartUp:
 
     def _table(self, records: dict[str, TaskRecord], seconds: float) -> Table:
         missing = f"{len(self._tasks) - self.num_ready} of {len(self._tasks)} tasks"
-        title = f"tfdist: after {seconds:.0f} s, {missing} are not ready"
+        title = f"tfdist: after {seconds:.0f} s, {missing} have no server"
         table = Table("task", "address", "pid", "state", title=title, box=SIMPLE)
         table.title_justify = "left"
         for task in self._tasks:
             record = records.get(task.name)
             address = "" if task.task_type == "evaluator" else task.address
             pid = "" if record is None else str(record.pid)
-            table.add_row(task.name, address, pid, self._state(task, record))
+            table.add_row(task.name, address, pid, self._text(task, record))
         return table
 
-    def _state(self, task: Task, record: TaskRecord | None) -> str:
+    def _text(self, task: Task, record: TaskRecord | None) -> str:
+        if record is None:
+            return "not started"
+        if (state := self._state(record)) != RUNS:
+            return state
         if task.name in self._ready:
             return f"ready after {self._ready[task.name]:.1f} s"
-        return "not started" if record is None else "running; its server does not listen yet"
+        return "running; no server listens at its address"

@@ -46,12 +46,17 @@ class Stack:
         count: number of threads with the same frames.
         main: whether one of them is the main thread.
         cut: whether faulthandler left out older calls.
+        acquires: the lock that the most recent call acquires, and where, such as
+            "self._lock (train.py:12)"; "" if its source shows none, or was not read.
+        inside: in the same way, the locks of the `with` blocks around the calls.
     """
 
     frames: tuple[Frame, ...]
     count: int = 1
     main: bool = False
     cut: bool = False
+    acquires: str = ""
+    inside: tuple[str, ...] = ()
 
     @property
     def threads(self) -> str:
@@ -69,7 +74,7 @@ class Stack:
         users = [
             frame
             for frame in calls
-            if not _RUNTIME.search(frame.file) and not _PACKAGE.search(frame.file)
+            if not RUNTIME.search(frame.file) and not _PACKAGE.search(frame.file)
         ]
         # Functions that a library has generated are in "<string>" too.
         named = [frame for frame in users if not frame.file.startswith("<")]
@@ -79,7 +84,7 @@ class Stack:
     def is_of_runtime(self) -> bool:
         """Whether Python, TensorFlow or tfdist started the thread for itself."""
         return (
-            all(_RUNTIME.search(frame.file) for frame in self.frames)
+            all(RUNTIME.search(frame.file) for frame in self.frames)
             and any(_SERVES.search(frame.file) for frame in self.frames)
             and not self.calls(EXECUTOR_ITEM)
         )
@@ -143,6 +148,7 @@ BARRIER_ACTION = Known("tfdist/barrier/participant.py", ("_act",))
 WAIT_FOR_SESSION = Known("tensorflow/python/training/session_manager.py", ("wait_for_session",))
 SCHEDULED_FUNCTION = Known(_COORDINATOR, ("execute_on",))
 EXECUTOR_ITEM = Known("concurrent/futures/thread.py", ("run",))
+POOL_HANDLER = Known("multiprocessing/pool.py", ("_handle_workers",))
 FORK_SERVER = Known("multiprocessing/forkserver.py", ("main",))
 SCRIPT_OP = Known("tensorflow/python/ops/script_ops.py", ("__call__",))
 GENERATOR = Known("tensorflow/python/data/ops/from_generator_op.py", ("generator_py_func",))
@@ -185,7 +191,7 @@ WAITING_MODULES = (
 )
 # Files of Python, TensorFlow and tfdist. The scripts of the lab's cases are not, and neither is a
 # script in a folder that happens to be named tfdist.
-_RUNTIME = re.compile(
+RUNTIME = re.compile(
     r"^<frozen |/python3\.\d+[^/]*/(?!(site|dist)-packages/)|/tensorflow/python/"
     r"|/tfdist/((barrier|cli|cluster|data|deploy|diagnosis|doctor|ps|repro(?!/scenarios/)|runs"
     r"|splits|testing|train)/|(deadline|errors|lazy|task|__main__)\.py$)"
@@ -209,7 +215,7 @@ def place_of(stack: Stack) -> Place:
     # The rest of TensorFlow's Python, such as the building of a graph, waits for no other task.
     if _CALLS_INTO_TENSORFLOW.search(top):
         return Place.EAGER
-    waits = _RUNTIME.search(top) and any(top.endswith(f"/{name}") for name in WAITING_MODULES)
+    waits = RUNTIME.search(top) and any(top.endswith(f"/{name}") for name in WAITING_MODULES)
     return Place.WAIT if waits else Place.PYTHON
 
 
@@ -224,11 +230,15 @@ class Child:
         works: whether it did anything during the sample, or is in a wait other than for another
             process: a process of a pool that has nothing to do reads from a pipe or waits for a
             lock.
+        stopped: whether it is stopped, by a signal or a debugger.
+        secs: its age; None if it is not known.
     """
 
     pid: int
     exit_code: int | None = None
     works: bool = False
+    stopped: bool = False
+    secs: float | None = None
 
 
 @dataclass(frozen=True)
@@ -246,6 +256,8 @@ class TaskEvidence:
         waits: for each kernel function, the number of threads that wait in it.
         main_wait: the kernel function in which its main thread waits; "" if it does not.
         children: the processes that it has started.
+        replaced: those that ended during the sample while others took their place; an exit code of
+            None is not known.
         losses: its threads and child processes that died of an error, as its output says, with
             the error.
         shortages: what its output says that the machine had no more of, such as open files.
@@ -275,6 +287,7 @@ class TaskEvidence:
     waits: Mapping[str, int] = field(default_factory=dict)
     main_wait: str = ""
     children: tuple[Child, ...] = ()
+    replaced: tuple[Child, ...] = ()
     losses: tuple[str, ...] = ()
     shortages: tuple[str, ...] = ()
     works: bool = False
@@ -379,16 +392,16 @@ def _task(values: dict[str, Any]) -> TaskEvidence:
             stack["count"],
             stack["main"],
             stack["cut"],
+            stack.get("acquires", ""),
+            tuple(stack.get("inside", ())),
         )
         for stack in values["stacks"]
     )
     texts = ("unanswered", "sends_to", "losses", "shortages")
-    known = {name: tuple(values.get(name, ())) for name in texts}
-    children = tuple(Child(**child) for child in values.get("children", ()))
-    state = State(values["state"])
-    return TaskEvidence(
-        **{**values, **known, "stacks": stacks, "children": children, "state": state}
-    )
+    known: dict[str, Any] = {name: tuple(values.get(name, ())) for name in texts}
+    for name in ("children", "replaced"):
+        known[name] = tuple(Child(**child) for child in values.get(name, ()))
+    return TaskEvidence(**{**values, **known, "stacks": stacks, "state": State(values["state"])})
 
 
 def _ranges(pairs: Iterable[Iterable[int]]) -> tuple[Range, ...]:

@@ -9,12 +9,13 @@ a peer that takes a long message bit by bit, over a slow link, from one that tak
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,11 +26,21 @@ LONG = 2**14
 """Bytes. The messages that idle tasks exchange are shorter."""
 
 _ESTABLISHED = "01"
-_READS = 10  # between two reads, data that is sent anew may hide data that was taken
+_READS_PER_SEC = 10  # between two reads, data that is sent anew may hide data that was taken
 
 _BUSY_PERCENT = 90.0
 _GONE_ERRORS = (FileNotFoundError, ProcessLookupError)
-_SERVICES = (b"multiprocessing.resource_tracker", b"multiprocessing.forkserver")
+# Parts of the commands of processes that multiprocessing and tfdist start for themselves.
+_FORK_SERVER = b"multiprocessing.forkserver"
+_HELPERS = (
+    b"multiprocessing.resource_tracker",
+    b"/tfdist/cluster/guardian.py\0",
+    b"\0tfdist.diagnosis.watchdog\0",
+    b"\0tfdist.testing.holder\0",
+    b"\0tfdist.testing.link\0",
+)
+_INFO_BYTES, _INFO_EXIT = 64, 1 << 3
+_GET_INFO = 0xC000FF0B | _INFO_BYTES << 16  # PIDFD_GET_INFO
 
 # As in proc(5).
 STATES = {
@@ -154,40 +165,96 @@ class ChildState:
         wchan: the kernel function in which its main thread waits; "" if it does not wait.
         cpu_ticks: its CPU time.
         threads: their number.
+        is_stopped: whether it is stopped, by a signal or a debugger.
+        start_ticks: when it was started, in the kernel's clock ticks since boot.
     """
 
     exit_code: int | None
     wchan: str
     cpu_ticks: int
     threads: int
+    is_stopped: bool = False
+    start_ticks: int = 0
+
+    @property
+    def secs(self) -> float:
+        """Its age."""
+        ticks_per_sec = os.sysconf("SC_CLK_TCK")
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - self.start_ticks / ticks_per_sec
 
 
 def children_of(pid: int) -> dict[int, ChildState]:
     """The processes that a process has started, and those that these have started, by pid.
 
-    The servers that `multiprocessing` starts for itself are left out, and so is this process.
+    The helper processes that `multiprocessing` and tfdist start for themselves are left out, and so
+    is this process.
     """
     found = {}
-    with suppress(psutil.NoSuchProcess, *_GONE_ERRORS):
-        own = Path(f"/proc/{pid}/cmdline").read_bytes()
+    with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(pid).children(recursive=True):
-            with suppress(*_GONE_ERRORS, PermissionError):
-                command = Path(f"/proc/{child.pid}/cmdline").read_bytes()
-                # A fork has the command of the process; that may be of a fork server itself.
-                is_service = command != own and any(name in command for name in _SERVICES)
-                if child.pid != os.getpid() and not is_service:
+            with suppress(psutil.NoSuchProcess, *_GONE_ERRORS, PermissionError):
+                if child.pid != os.getpid() and not _is_helper(child.pid, child.ppid()):
                     found[child.pid] = _child(child.pid)
     return found
 
 
+def _is_helper(pid: int, parent: int) -> bool:
+    command, of_parent = (Path(f"/proc/{one}/cmdline").read_bytes() for one in (pid, parent))
+    # The processes of a pool that a fork server has forked have its command.
+    is_fork_server = _FORK_SERVER in command and command != of_parent
+    return is_fork_server or any(name in command for name in _HELPERS)
+
+
 def _child(pid: int) -> ChildState:
-    # Fields 3, 14, 15, 20 and 52 of proc_pid_stat(5); field 2, in parentheses, may hold anything.
+    # Fields 3, 14, 15, 20, 22 and 52 of proc_pid_stat(5); field 2, in parentheses, may be anything.
     fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
     if fields[0] == b"Z":
         return ChildState(os.waitstatus_to_exitcode(int(fields[49])), "", 0, 0)
     wchan = Path(f"/proc/{pid}/wchan").read_text("ascii").strip()
     ticks, threads = int(fields[11]) + int(fields[12]), int(fields[17])
-    return ChildState(None, "" if wchan == "0" else wchan, ticks, threads)
+    is_stopped, start = fields[0] in (b"T", b"t"), int(fields[19])
+    return ChildState(None, "" if wchan == "0" else wchan, ticks, threads, is_stopped, start)
+
+
+class Ends:
+    """Remembers how child processes ended, also those for whose end their parent has asked."""
+
+    def __init__(self) -> None:
+        self._files: dict[int, int] = {}
+
+    def __enter__(self) -> Ends:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for file in self._files.values():
+            os.close(file)
+
+    def of(self, alive: Collection[int]) -> dict[int, int | None]:
+        """How those have ended that were in `alive` at the call before, and are not now.
+
+        An end is an exit code, or minus the signal that killed the process; None if the kernel does
+        not say (before Linux 6.15).
+        """
+        ends = {pid: _end_of(self._files[pid]) for pid in self._files if pid not in alive}
+        for pid in ends:
+            os.close(self._files.pop(pid))
+        for pid in alive:
+            if pid not in self._files:
+                with suppress(OSError):  # it is gone, or too many files are open
+                    self._files[pid] = os.pidfd_open(pid)
+        return ends
+
+
+def _end_of(process: int) -> int | None:
+    # `struct pidfd_info` of linux/pidfd.h: the mask comes first, `exit_code` is at byte 60.
+    info = bytearray(_INFO_EXIT.to_bytes(8, sys.byteorder)).ljust(_INFO_BYTES, b"\0")
+    try:
+        fcntl.ioctl(process, _GET_INFO, info)
+    except OSError:  # before Linux 6.13
+        return None
+    if not int.from_bytes(info[:8], sys.byteorder) & _INFO_EXIT:
+        return None
+    return os.waitstatus_to_exitcode(int.from_bytes(info[60:64], sys.byteorder))
 
 
 @dataclass(frozen=True)
@@ -217,10 +284,11 @@ def connections_of(pid: int) -> tuple[Connection, ...]:
 
 def takers_of(pid: int, secs: float) -> frozenset[str]:
     """The remote ends that take part of a long message within `secs`; blocks that long."""
+    reads = max(1, round(_READS_PER_SEC * secs))
     takers = set()
     before = {(end.local, end.remote): end.unacknowledged for end in connections_of(pid)}
-    for _ in range(_READS):
-        time.sleep(secs / _READS)
+    for _ in range(reads):
+        time.sleep(secs / reads)
         held = {(end.local, end.remote): end.unacknowledged for end in connections_of(pid)}
         takers |= {ends[1] for ends, now in held.items() if now < before.get(ends, 0) >= LONG}
         before = held

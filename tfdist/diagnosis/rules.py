@@ -26,6 +26,7 @@ from tfdist.diagnosis.waits import (
     sending,
     shortages,
     waiting,
+    work,
     working,
 )
 
@@ -99,20 +100,10 @@ def _slow(evidence: Evidence) -> Verdict | None:
             "measure the bandwidth between their machines",
         )
     if workers:
-        works = (
-            f"{task.name} is using the CPU or reading from a disk"
-            + (f": {task.call}" if task.call else "")
-            + (
-                f"; when ready to run, it has no CPU {task.cpu_wait:.0%} of the time"
-                if task.cpu_wait > 0.3
-                else ""
-            )
-            for task in workers
-        )
         return _verdict(
             Name.SLOW,
             workers,
-            [*works, *_also_lost(evidence)],
+            [*map(work, workers), *_also_lost(evidence)],
             Confidence.LIKELY,
             "look again later; a thread that spins for ever looks the same",
         )

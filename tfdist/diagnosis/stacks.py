@@ -8,6 +8,8 @@ native frames too.
 
 from __future__ import annotations
 
+import ast
+import fcntl
 import json
 import os
 import re
@@ -16,11 +18,11 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -129,10 +131,15 @@ def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
         return Answer(STOPPED)
     masks = _masks(process.pid)
     # Without a handler the signal would end it.
-    file = status_of_file(path)
-    if file is None or process.pid not in masks or not masks[process.pid].caught:
+    if status_of_file(path) is None or process.pid not in masks or not masks[process.pid].caught:
         return Answer(DEAF)
-    start = file.st_size
+    with _alone(path, deadline):
+        return _answer(process, path, deadline)
+
+
+def _answer(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
+    masks, file = _masks(process.pid), status_of_file(path)
+    start = 0 if file is None else file.st_size
     process.send_signal(STACKS_SIGNAL)
     seen = None  # the answer, once no thread was about to write more
     while True:
@@ -149,6 +156,27 @@ def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
             state = GONE if gone else STOPPED if stopped else SILENT
             return Answer(state, parse(dump, whole=False))
         time.sleep(min(_POLL_SECS, deadline.remaining))
+
+
+@contextmanager
+def _alone(path: Path, deadline: Deadline) -> Iterator[None]:
+    """Waits until no other program asks the process: its handler writes one answer at a time."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+    with ExitStack() as files:
+        # Without the lock, as on a disk that has none, the answer may be a part of another one.
+        with suppress(OSError):
+            file = files.enter_context(open(os.open(path, flags), "rb"))
+            while not _is_locked(file) and not deadline.expired:
+                time.sleep(min(_POLL_SECS, deadline.remaining))
+        yield
+
+
+def _is_locked(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _text(path: Path, start: int) -> str:
@@ -232,6 +260,76 @@ def parse(dump: str, *, whole: bool) -> tuple[Stack, ...]:
         Stack(tuple(calls), 1, has_main and name == thread, name in cut)
         for name, calls in frames.items()
     )
+
+
+def with_lock(stack: Stack, sources: Mapping[str, str]) -> Stack:
+    """The stack with the lock that its most recent call acquires, if the source shows one.
+
+    A call in C has no frame: a thread that waits for a lock is in the line of the `with` block, or
+    of the call of `acquire`.
+    """
+    at = [
+        (frame, _locks_at(sources.get(frame.file, ""), frame.line))
+        for frame in stack.frames
+        if frame.line is not None
+    ]
+    if not at or at[0][0] is not stack.frames[0] or not at[0][1].acquired:
+        return stack
+    (top, locks), inside = at[0], [(frame, lock) for frame, one in at for lock in one.around]
+    return replace(
+        stack,
+        acquires=_place(top, ", ".join(locks.acquired), top.line),
+        inside=tuple(_place(frame, *lock) for frame, lock in inside),
+    )
+
+
+def _place(frame: Frame, lock: str, line: int | None) -> str:
+    return printable(f"{lock} ({os.path.basename(frame.file)}:{line})")
+
+
+@dataclass
+class _Locks:
+    """The locks that a line of a source acquires, and those of the `with` blocks around it."""
+
+    acquired: list[str] = field(default_factory=list)
+    around: list[tuple[str, int]] = field(default_factory=list)  # with their lines
+
+
+def _locks_at(source: str, line: int) -> _Locks:
+    locks = _Locks()
+    with suppress(SyntaxError, ValueError, RecursionError, MemoryError):  # no Python, or too deep
+        _find_locks(ast.parse(source), line, locks)
+    return locks
+
+
+def _find_locks(node: ast.AST, line: int, locks: _Locks) -> None:
+    for child in ast.iter_child_nodes(node):
+        start, end = getattr(child, "lineno", None), getattr(child, "end_lineno", None)
+        if start is not None and end is not None and not start <= line <= end:
+            continue
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            locks.around.clear()  # it runs later than the block that it is in
+        if isinstance(child, ast.With):
+            _find_in_with(child, line, locks)
+        if (
+            isinstance(child, ast.Call)
+            and isinstance(child.func, ast.Attribute)
+            and child.func.attr == "acquire"
+            and not (child.args or child.keywords)  # without a timeout
+        ):
+            locks.acquired.append(ast.unparse(child.func.value))
+        _find_locks(child, line, locks)
+
+
+def _find_in_with(block: ast.With, line: int, locks: _Locks) -> None:
+    items = [item.context_expr for item in block.items]
+    # Others make what they enter, such as a file that is opened.
+    names = [one for one in items if not any(isinstance(part, ast.Call) for part in ast.walk(one))]
+    if line >= block.body[0].lineno:
+        locks.around += [(ast.unparse(lock), lock.lineno) for lock in names]
+    elif len(names) == len(items):
+        # Before CPython 3.13 the line is the first one of the block, whichever the lock is.
+        locks.acquired += map(ast.unparse, names)
 
 
 def find_py_spy() -> str | None:

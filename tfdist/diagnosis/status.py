@@ -27,7 +27,12 @@ from tfdist.runs.progress import ProgressNote
 from tfdist.task import parse_address
 
 _UNLIMITED = 10_000  # columns
-_STATES = {psutil.STATUS_STOPPED: "stopped", psutil.STATUS_TRACING_STOP: "traced"}
+RUNS, _GONE = "runs", "gone"
+_STATES = {
+    psutil.STATUS_STOPPED: "stopped",
+    psutil.STATUS_TRACING_STOP: "traced",
+    psutil.STATUS_ZOMBIE: _GONE,
+}
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ class _Row:
     @property
     def place(self) -> str:
         """Its state and its progress, in a few words."""
-        state = [] if self.state == "runs" else [self.state]
+        state = [] if self.state == RUNS else [self.state]
         return ", ".join([*state, self.note or "no progress noted"])
 
 
@@ -86,7 +91,7 @@ class JobStatus:
         if not notes:
             return Barriers()
         ps = next((row for row in self.rows if row.task == "ps:0"), _Row("ps:0"))
-        if ps.state != "runs" or ps.pid is None:
+        if ps.state != RUNS or ps.pid is None:
             return Barriers(failure=f"{ps.task}, which keeps the barriers, is {ps.state}")
         return asks(Question(ps.pid, self.about.cluster, notes))
 
@@ -163,6 +168,19 @@ def show_barriers(barriers: Barriers, console: Console) -> None:
         console.print(f"\nbarriers: {barriers.failure}", soft_wrap=True)
 
 
+def state_of(record: TaskRecord) -> str:
+    """The state of an attempt of a task, in a word, or how it ended."""
+    if record.ended is not None:
+        return describe_end(record)
+    try:
+        process = record.process
+        return _GONE if process is None else _STATES.get(process.status(), RUNS)
+    except psutil.NoSuchProcess:
+        return _GONE
+    except psutil.AccessDenied:
+        return MEANINGS[DENIED]
+
+
 def _row(
     run: RunFolder, name: str, record: TaskRecord | None, cluster: dict[str, list[str]]
 ) -> _Row:
@@ -176,32 +194,30 @@ def _row(
         "progress": progress,
         "progress_age_secs": age,
     }
+    state = state_of(record)
     if record.ended is not None:
         return _Row(
             **common,
-            state=describe_end(record),
+            state=state,
             is_well=record.terminated or record.exit_code == 0,
             exit_code=record.exit_code,
             seconds=round(record.seconds, 3),
             cpu_secs=record.usage.cpu_secs if record.usage else None,
         )
     process = record.process
+    if process is None or state == _GONE:
+        return _Row(**common, state=_GONE, is_well=False)
     try:
-        if process is None:
-            raise psutil.NoSuchProcess(record.pid)
         with process.oneshot():
-            status, times = process.status(), process.cpu_times()
-            memory = process.memory_info().rss
+            times, memory = process.cpu_times(), process.memory_info().rss
     except psutil.NoSuchProcess:
-        return _Row(**common, state="gone", is_well=False)
+        return _Row(**common, state=_GONE, is_well=False)
     except psutil.AccessDenied:
         return _Row(**common, state=MEANINGS[DENIED], is_well=False)
-    if status == psutil.STATUS_ZOMBIE:
-        return _Row(**common, state="gone", is_well=False)
     return _Row(
         **common,
-        state=_STATES.get(status, "runs"),
-        is_well=status not in _STATES,
+        state=state,
+        is_well=state == RUNS,
         seconds=round(record.seconds, 3),
         cpu_secs=times.user + times.system + times.children_user + times.children_system,
         memory_bytes=memory,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 
@@ -67,8 +67,28 @@ def working(evidence: Evidence) -> list[TaskEvidence]:
     return [
         task
         for task in tasks
-        if task.works and task.place is not Place.STARTING and (task.trains or not checks)
+        if task.works
+        and task.place is not Place.STARTING
+        and (task.trains or not checks)
+        and not _only_replaces_the_dead(task)
     ]
+
+
+def work(task: TaskEvidence) -> str:
+    """What a task that works is doing."""
+    call = f": {task.call}" if task.call else ""
+    no_cpu = f"; when ready to run, it has no CPU {task.cpu_wait:.0%} of the time"
+    children = "".join(f"; {text}" for text in _children(task))
+    return (
+        f"{task.name} is using the CPU or reading from a disk{call}"
+        f"{no_cpu if task.cpu_wait > 0.3 else ''}{children}"
+    )
+
+
+def _only_replaces_the_dead(task: TaskEvidence) -> bool:
+    """Whether a task that waits for processes of a pool uses the CPU only to start new ones."""
+    wait = python_wait(task) if any(child.exit_code for child in task.replaced) else None
+    return wait is not None and not wait.may_return
 
 
 def sending(evidence: Evidence) -> list[TaskEvidence]:
@@ -112,7 +132,7 @@ def input_wait(task: TaskEvidence) -> str | None:
     for stack in task.stacks:
         if (call := _graph_function(stack)) is not None:
             what = "generator" if stack.calls(GENERATOR) else "function"
-            losses = "".join(f"; {loss}" for loss in _losses(task))
+            losses = "".join(f"; {loss}" for loss in (*_losses(task), *_children(task)))
             return f"its {what} {call}{',' * (', ' in call)} does not return{losses}"
     wait = python_wait(task)
     if wait is not None and wait.is_input and not wait.may_return:
@@ -204,6 +224,7 @@ class PythonWait:
 
 
 _ITEM, _ITEM_OF_PROCESS = "an item of a queue", "an item of a queue between processes"
+_POOL = "the processes of a pool"
 # What a call waits for whose frames include all of these functions of a file, or any if none is
 # named. The first entry counts, so a call comes before those that it makes. Names of CPython 3.10
 # to 3.13; tests/unit/test_python_waits.py looks for each.
@@ -211,7 +232,7 @@ CALLS: tuple[tuple[str, tuple[str, ...], str, _Ends], ...] = (
     ("queue.py", ("get",), _ITEM, _Ends.THREAD),
     ("queue.py", ("put",), "room in a queue", _Ends.THREAD),
     ("queue.py", ("join",), "task_done() for each item of a queue", _Ends.THREAD),
-    ("multiprocessing/pool.py", (), "the processes of a pool", _Ends.CHILD),
+    ("multiprocessing/pool.py", (), _POOL, _Ends.CHILD),
     ("multiprocessing/queues.py", ("get",), _ITEM_OF_PROCESS, _Ends.CHILD),
     ("multiprocessing/queues.py", ("put",), "room in a queue between processes", _Ends.CHILD),
     ("multiprocessing/queues.py", (), "other processes, at a queue", _Ends.CHILD),
@@ -219,7 +240,7 @@ CALLS: tuple[tuple[str, tuple[str, ...], str, _Ends], ...] = (
     ("multiprocessing/managers.py", (), "the process of a manager", _Ends.PEER),
     ("multiprocessing/synchronize.py", (), "another process, at a lock or an event", _Ends.PEER),
     ("multiprocessing/connection.py", (), "data from another process", _Ends.PEER),
-    ("concurrent/futures/process.py", (), "the processes of a pool", _Ends.CHILD),
+    ("concurrent/futures/process.py", (), _POOL, _Ends.CHILD),
     ("concurrent/futures/thread.py", (), "the threads of a pool", _Ends.THREAD),
     ("concurrent/futures/_base.py", (), "the result of a future", _Ends.THREAD),
     ("asyncio/base_events.py", (), "an asyncio task", _Ends.OTHER),
@@ -236,11 +257,14 @@ CALLS: tuple[tuple[str, tuple[str, ...], str, _Ends], ...] = (
     ("threading.py", ("_shutdown",), "a thread to end, at the end of the program", _Ends.THREAD),
     ("threading.py", ("acquire",), "a threading.Semaphore", _Ends.THREAD),
     ("threading.py", ("_wait",), "other threads, at a threading.Barrier", _Ends.THREAD),
+    ("threading.py", ("__enter__",), "the lock of a threading.Condition", _Ends.THREAD),
     ("threading.py", ("wait", "wait"), "a threading.Event to be set", _Ends.THREAD),
     ("threading.py", (), "a threading.Condition to be notified", _Ends.THREAD),
 )
 _LOCK = "a lock"
-_SHOWN = 3  # of its other threads
+_IN_TENSORFLOW = tuple(set(Place) - {Place.PYTHON, Place.WAIT, Place.UNKNOWN})
+_NO_OTHERS = "it has no other thread of the script, and no child process"
+_SHOWN = 3  # of threads, or of processes that died of the same error
 # The same for parts of the names of kernel functions (Linux 6.18): a call in C has no frame.
 _KERNEL_WAITS = (
     ("nanosleep", "the end of a sleep"),
@@ -281,20 +305,37 @@ def python_wait(task: TaskEvidence) -> PythonWait | None:
     alive = [child for child in task.children if child.exit_code is None]
     works = any(child.works for child in alive)
     is_active = works or any(_may_return(stack) for stack in threads)
-    losses, where = _losses(task), [stack.user or stack.frames[0] for stack in threads]
-    why = [*losses, *(f"another thread of it is in {frame}" for frame in where[:_SHOWN])]
+    losses = _losses(task)
     known = _known_call(task.main)
+    is_at_pool = known is not None and known[1] == _POOL
+    children = _children(task, "the pool's" if is_at_pool else "its")
+    young = _young_pool(task) if is_at_pool and not children else []
+    others = [
+        _lock_wait("another thread of it", stack)
+        if stack.acquires
+        else f"another thread of it is in {stack.user or stack.frames[0]}"
+        for stack in threads[:_SHOWN]
+    ]
     if known is None:
         what = next((what for part, what in _KERNEL_WAITS if part in task.main_wait), None)
-        # A thread that died may have held the lock.
-        may_return = what != _LOCK or not losses
-        shown = why if what == _LOCK else losses
-        return PythonWait(what, task.call or "", may_return, "; ".join(shown)) if what else None
+        # A thread that died may have held the lock. One in TensorFlow may still release it.
+        is_lost = bool(losses) or (
+            task.main.acquires != ""
+            and not is_active
+            and not any(place_of(stack) in _IN_TENSORFLOW for stack in threads)
+        )
+        may_return = what != _LOCK or not is_lost
+        locks = [_lock_wait("it", task.main)] if task.main.acquires else []
+        if task.main.acquires and not threads and not task.children:
+            others = [_NO_OTHERS]
+        why = [*losses, *children, *(locks + others if what == _LOCK else [])]
+        return PythonWait(what, task.call or "", may_return, "; ".join(why)) if what else None
+    why = [*losses, *children, *young, *others]
     frame, what, ends = known
-    if alive and not works:
+    if alive and not works and not children:
         why += [f"{len(alive)} child process{'es' if alive[1:] else ''} of it, and none works"]
     if not why and not is_active and ends in (_Ends.THREAD, _Ends.CHILD):
-        why += ["it has no other thread of the script, and no child process"]
+        why += [_NO_OTHERS]
     may_return = {
         _Ends.THREAD: is_active,
         _Ends.CHILD: is_active,
@@ -305,6 +346,11 @@ def python_wait(task: TaskEvidence) -> PythonWait | None:
     is_fed = what in (_ITEM, _ITEM_OF_PROCESS) and bool(losses)
     call = ", called by ".join(map(str, filter(None, (frame, task.main.user))))
     return PythonWait(what, call, may_return and not is_fed, "; ".join(why))
+
+
+def _lock_wait(who: str, stack: Stack) -> str:
+    inside = f" inside of with {', '.join(stack.inside)}" if stack.inside else ""
+    return f"{who} waits for the lock {stack.acquires}{inside}"
 
 
 def _known_call(stack: Stack) -> tuple[Frame, str, _Ends] | None:
@@ -328,21 +374,52 @@ def _known_call(stack: Stack) -> tuple[Frame, str, _Ends] | None:
 def _may_return(stack: Stack) -> bool:
     """Whether the thread runs Python, or waits for something outside its process."""
     place, known = place_of(stack), _known_call(stack)
-    return place is Place.PYTHON or (
+    return (place is Place.PYTHON and not stack.acquires) or (
         place is Place.WAIT and known is not None and known[2] is not _Ends.THREAD
     )
 
 
 def _losses(task: TaskEvidence) -> list[str]:
     """Its threads and child processes that have died, and how."""
-    dead = [_end_of_child(child) for child in task.children if child.exit_code]
-    return [f"its {loss}" for loss in (*task.losses, *dead)]
+    dead = [child for child in task.children if child.exit_code]
+    losses = [*task.losses, *(f"child process {child.pid} {_end(child)}" for child in dead)]
+    return [f"its {loss}" for loss in losses]
 
 
-def _end_of_child(child: Child) -> str:
-    code = child.exit_code or 0
-    how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
-    return f"child process {child.pid} {how}"
+def _children(task: TaskEvidence, whose: str = "its") -> list[str]:
+    """Its child processes that are stopped, or that die and are replaced."""
+    stopped = [child.pid for child in task.children if child.stopped]
+    texts = [f"{whose} child process {pid} is stopped: kill -CONT {pid}" for pid in stopped]
+    # A process of a pool may end with exit code 0 after its last task (maxtasksperchild).
+    ends = Counter(_end(child) for child in task.replaced if child.exit_code != 0)
+    if ends:
+        verb = "died" if any(child.exit_code for child in task.replaced) else "ended"
+        seen = ", ".join(f"{count} {end.removeprefix('was ')}" for end, count in ends.items())
+        texts.append(
+            f"{whose} child processes {verb}, and new ones took their place: {seen} within a second"
+        )
+    return texts
+
+
+def _young_pool(task: TaskEvidence) -> list[str]:
+    """That all processes of its pool are new, as when those before them have died."""
+    ages = [child.secs for child in task.children if child.exit_code is None]
+    known = [age for age in ages if age is not None]
+    if not known or len(known) < len(ages) or max(known) > task.quiet_secs / 2:
+        return []
+    later = task.quiet_secs - max(known)
+    return [
+        f"the pool's oldest process has been started only {later:.0f} s after the last progress: "
+        "those before it may have died"
+    ]
+
+
+def _end(child: Child) -> str:
+    if child.exit_code is None:
+        return "ended with an exit code that is not known"
+    if child.exit_code < 0:
+        return f"was killed by {signal_name(-child.exit_code)}"
+    return f"ended with exit code {child.exit_code}"
 
 
 # --- what the output of a task says
@@ -364,21 +441,34 @@ _SHORTAGES = {
 
 def losses_in(text: str) -> tuple[str, ...]:
     """The threads and child processes that died of an error, as a task's standard error shows."""
-    losses: dict[str, str] = {}
-    name, is_inside = "", False  # the thread or process, and whether its error is still to come
+    losses: dict[tuple[str, str], str] = {}
+    # The thread or process, and whether its error is still to come.
+    who, is_inside = ("", ""), False
     for line in text.splitlines():
         if header := _LOSS.match(line):
             thread, process = header.groups()
-            name, is_inside = f"thread {thread}" if thread else f"child process {process}", True
-        elif not name or not line.strip() or line.startswith((" ", "Traceback (most recent")):
+            who, is_inside = ("thread", thread) if thread else ("child process", process), True
+        elif not who[1] or not line.strip() or line.startswith((" ", "Traceback (most recent")):
             continue
         elif line.startswith(_CHAINED):
             is_inside = True
         elif is_inside:
-            losses[name], is_inside = line, False
+            losses[who], is_inside = line, False
         else:
-            name = ""
-    return tuple(f"{name} has died: {error}" for name, error in losses.items())
+            who = ("", "")
+    names: dict[tuple[str, str], list[str]] = {}
+    for (kind, name), error in losses.items():
+        names.setdefault((kind, error), []).append(name)
+    return tuple(_loss(kind, found, error) for (kind, error), found in names.items())
+
+
+def _loss(kind: str, names: Sequence[str], error: str) -> str:
+    """That these threads or processes have died of this error: a pool may lose hundreds."""
+    if len(names) == 1:
+        return f"{kind} {names[0]} has died: {error}"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    plural = "threads" if kind == "thread" else "child processes"
+    return f"{plural} {', '.join(names[:_SHOWN])}{more} have died: {error}"
 
 
 def shortages_in(text: str) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ from typing import Any
 
 from tfdist.errors import DataError, printable
 from tfdist.runs.files import append_to_file, parse_json, parse_record, read_file, status_of_file
-from tfdist.runs.progress import absolute
+from tfdist.runs.progress import Watched, absolute
 from tfdist.task import PROGRESS_VARIABLE
 
 _log = logging.getLogger(__name__)
@@ -138,6 +138,8 @@ def _parse_note(path: Path, line: bytes) -> BarrierNote:
 class PassMark:
     """The file that a trainer touches when it passes a barrier; none without a launcher.
 
+    Without a launcher the file is that of the Watchdog whose block the process is in.
+
     Args:
         environ: environment of the task; None for `os.environ`.
         every_secs: shortest time between two touches.
@@ -151,7 +153,9 @@ class PassMark:
         every_secs: float = 0.1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._path = _note_path(_PASSED_FILE, environ)
+        progress = (os.environ if environ is None else environ).get(PROGRESS_VARIABLE)
+        # As in `Progress.from_env`.
+        self._path = None if progress == Watched.path else _note_path(_PASSED_FILE, environ)
         self._is_lost = False
         self._every_secs, self._clock = every_secs, clock
         self._next = clock()
@@ -161,11 +165,14 @@ class PassMark:
 
         If that fails, it is logged once, and the trainer continues.
         """
-        if self._path is None or (now := self._clock()) < self._next:
+        path = self._path
+        if path is None and Watched.path is not None:
+            path = Path(os.path.dirname(Watched.path), _PASSED_FILE)
+        if path is None or (now := self._clock()) < self._next:
             return
         self._next = now + self._every_secs
         try:
-            self._path.touch()
+            path.touch()
         except OSError as error:
             if not self._is_lost:
                 _log.warning("a passed barrier cannot be noted: %s", error)

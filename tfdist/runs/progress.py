@@ -7,10 +7,11 @@ import logging
 import operator
 import os
 import weakref
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tfdist.errors import ConfigError, DataError
 from tfdist.runs.files import LARGEST, parse_json, parse_record, read_file
@@ -70,11 +71,18 @@ class ProgressNote:
         os.pwrite(file, json.dumps(asdict(self)).encode("ascii") + b"\n", 0)
 
 
-class Progress:
-    """Notes the progress of this trainer for its launcher; does nothing without a launcher.
+class Watched:
+    """The file that a Watchdog of this process reads; None outside of the blocks of a Watchdog."""
 
-    Each note is written at once, which takes some microseconds: the trainer may hang in its next
-    call, and its last note then says where.
+    path: str | None = None
+
+
+class Progress:
+    """Notes the progress of this trainer for its launcher, or else for the Watchdog of its process.
+
+    Without a launcher, and outside of the block of a Watchdog, it does nothing. Each note is
+    written at once, which takes some microseconds: the trainer may hang in its next call, and its
+    last note then says where.
 
     Args:
         path: the file that the launcher reads; None without a launcher.
@@ -82,14 +90,18 @@ class Progress:
 
     def __init__(self, path: str | None) -> None:
         self._path = absolute(path)
-        self._is_lost = False
+        self._lost: str | None = None  # the path where no note could be written
         self._file: int | None = None
-        self._is_of: tuple[int, int] | None = None
+        self._is_at: str | None = None
+        self._is_of: _File | None = None
+        self._closes: Callable[[], object] = lambda: None
 
     @classmethod
     def from_env(cls) -> Progress:
         """The Progress for the launcher that started this process, if one did."""
-        return cls(os.environ.get(PROGRESS_VARIABLE))
+        path = os.environ.get(PROGRESS_VARIABLE)
+        # The variable of a Watchdog is for child processes; its block may end before this object.
+        return cls(None if path == Watched.path else path)
 
     def update(self, state: str, done: int, total: int | None) -> None:
         """Notes that `done` of `total` steps of `state`, such as "epoch 3 of 10", are done.
@@ -106,23 +118,24 @@ class Progress:
         steps = _integer("done", done)
         all_steps = None if total is None else _integer("total", total)
         note = ProgressNote(state[:_LONGEST_STATE], steps, all_steps)
-        if self._path is None:
+        path = self._path or Watched.path
+        if path is None:
             return
         try:
-            note.write(self._opened())
+            note.write(self._opened(path))
         except OSError as error:
-            if not self._is_lost:
-                _log.warning("the progress cannot be noted in %s: %s", self._path, error.strerror)
-            self._is_lost = True
+            if path != self._lost:
+                _log.warning("the progress cannot be noted in %s: %s", path, error.strerror)
+            self._lost = path
 
-    def _opened(self) -> int:
+    def _opened(self, path: str) -> int:
         """The descriptor of the file; a script may have closed it and opened its own file there."""
-        assert self._path is not None
-        if self._file is None or _file_of(self._file) != self._is_of:
+        if self._file is None or path != self._is_at or _file_of(self._file) != self._is_of:
+            self._closes()
             flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOFOLLOW
-            self._file = os.open(self._path, flags, 0o666)
-            self._is_of = _file_of(self._file)
-            weakref.finalize(self, _close, self._file, self._is_of)
+            self._file = os.open(path, flags, 0o666)
+            self._is_at, self._is_of = path, _file_of(self._file)
+            self._closes = weakref.finalize(self, _close, self._file, self._is_of)
         return self._file
 
 
@@ -135,17 +148,26 @@ def absolute(path: str | None) -> str | None:
         return None
 
 
-def _file_of(descriptor: int) -> tuple[int, int] | None:
-    """Device and number of the file that a descriptor leads to; None if it is closed."""
+class _File(NamedTuple):
+    """The file that a descriptor leads to."""
+
+    device: int
+    number: int
+    is_deleted: bool
+
+
+def _file_of(descriptor: int) -> _File | None:
+    """The file that a descriptor leads to; None if it is closed."""
     try:
         status = os.fstat(descriptor)
     except OSError:
         return None
-    return status.st_dev, status.st_ino
+    return _File(status.st_dev, status.st_ino, status.st_nlink == 0)
 
 
-def _close(descriptor: int, is_of: tuple[int, int] | None) -> None:
-    if _file_of(descriptor) == is_of:
+def _close(descriptor: int, is_of: _File | None) -> None:
+    now = _file_of(descriptor)
+    if now is not None and is_of is not None and now[:2] == is_of[:2]:
         os.close(descriptor)
 
 
