@@ -230,8 +230,9 @@ class StartUp:
         return self._listens(*parse_address(task.address), _PROBE_SECS)
 
     def _table(self, records: dict[str, TaskRecord], seconds: float) -> Table:
-        missing = f"{len(self._tasks) - self.num_ready} of {len(self._tasks)} tasks"
-        title = f"tfdist: after {seconds:.0f} s, {missing} have no server"
+        missing, num_tasks = len(self._tasks) - self.num_ready, len(self._tasks)
+        without = "the task has" if num_tasks == 1 else f"{missing} of {num_tasks} tasks have"
+        title = f"tfdist: after {seconds:.0f} s, {without} no server"
         table = Table("task", "address", "pid", "state", title=title, box=SIMPLE)
         table.title_justify = "left"
         for task in self._tasks:
