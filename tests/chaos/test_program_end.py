@@ -90,6 +90,15 @@ def test_odd_ends_that_are_good_under_python_are_good(script, launch, code):
 
 
 @LAUNCHERS
+def test_a_script_that_closes_all_descriptors_ends_with_its_own_exit_code(script, launch):
+    ended = launch(script("import os, sys\nos.closerange(3, 3000)\nsys.exit(3)\n"))
+    assert ended.returncode == (70 if launch is run_alone else 3), ended.stderr
+    assert ("tfdist: worker:0 ended with exit code 3\n" in ended.stderr) == (launch is run_alone)
+    assert "Exception" not in ended.stderr
+    assert launch(script("import os\nos.closerange(0, 3000)\n")).returncode == 0
+
+
+@LAUNCHERS
 def test_an_error_is_shown_from_the_users_code_on(script, tmp_path, launch):
     (tmp_path / "mylib.py").write_text(
         "class Missing(Exception):\n"
@@ -122,14 +131,15 @@ def test_a_process_in_a_session_of_its_own_does_not_keep_the_task_running(script
         helper.kill()
 
 
-def test_without_a_grace_a_node_still_reports_to_the_ps_that_it_is_done(script):
+@pytest.mark.parametrize("code", ["", "import os\nos.closerange(0, 3000)\n"])
+def test_without_a_grace_a_node_still_reports_to_the_ps_that_it_is_done(script, code):
     with HeldPorts(2) as held:
         ps, worker = (f"127.0.0.1:{port}" for port in held.ports)
         cluster = {"ps": [ps], "worker": [worker]}
         server = subprocess.Popen(**node_command(cluster, "ps", 0, script("")))
         try:
             ended = subprocess.run(
-                **node_command(cluster, "worker", 0, script("")), timeout=60, check=False
+                **node_command(cluster, "worker", 0, script(code)), timeout=60, check=False
             )
             assert ended.returncode == 0
             assert server.wait(30) == 0

@@ -49,7 +49,7 @@ _DRAIN_SECS, _SILENT_SECS = 2.0, 0.2
 _SAMPLE_SECS = 0.5
 # What is kept of standard error, and shown if a task ends without a traceback.
 _SAID_BYTES, _LAST_LINES = 4096, 8
-_NO_TRACEBACK = "it printed no traceback"
+_NO_TRACEBACK, _TRACEBACK = "it printed no traceback", "Traceback (most recent call last):"
 _READY, _GO = b"ready", b"go"
 
 
@@ -212,7 +212,8 @@ class ProcessTask:
             reader.join()
         if outcome.details == _NO_TRACEBACK and (said := self._said.decode(errors="replace")):
             last = textwrap.indent("\n".join(said.splitlines()[-_LAST_LINES:]), "  ")
-            details = f"{_NO_TRACEBACK}; the end of its standard error:\n{last}"
+            what = "" if _TRACEBACK in said else f"{_NO_TRACEBACK}; "
+            details = f"{what}the end of its standard error:\n{last}"
             outcome = replace(outcome, details=details)
         if self._process.exitcode == -signal.SIGKILL and not self._terminated:
             why = out_of_memory(self._oom_kills, oom_kills(os.getpid()))
@@ -231,11 +232,11 @@ class ProcessTask:
         self._ended(self, outcome)
 
     def _show(self, text: str) -> None:
+        text = f"{text.rstrip()}\n"
         if self._observer is None:
-            print(text, file=sys.stderr)
+            print(text, end="", file=sys.stderr)
         else:
-            data = f"{text.rstrip()}\n".encode(errors="replace")
-            self._observer.output(self.task.name, self._attempt, 2, data)
+            self._observer.output(self.task.name, self._attempt, 2, text.encode(errors="replace"))
 
     def _run(self, channel: Connection) -> Outcome:
         """Lets the task start, and waits for its outcome."""
@@ -252,6 +253,9 @@ class ProcessTask:
             outcome: Outcome
             outcome, error = channel.recv()
         except (EOFError, ConnectionError):
+            while self._process.is_alive():  # it has closed the channel
+                self._process.join(_SAMPLE_SECS)
+                usage = Usage.of(self.pid) or usage
             return Outcome(details=_NO_TRACEBACK, usage=usage)
         # It ends itself when the grace is over, unless Python is stuck in a call.
         self._process.join(self._grace + _LEAVE_SECS)
@@ -322,7 +326,7 @@ def _task_main(
     grace: float,
 ) -> None:
     """The main function of a task's process."""
-    pid = os.getpid()
+    own = os.getpid(), _identity(channel)
     die_with_parent()
     release_fork_server()
     os.setsid()
@@ -345,14 +349,36 @@ def _task_main(
         outcome = Outcome.of_exit(error)
     except BaseException as error:
         outcome = Outcome.of_error(error)
-    if os.getpid() == pid:  # otherwise it is a child, forked by the function, which has come back
+    # A child that the function has forked may come back too. And the function may have closed all
+    # descriptors, and opened a file of its own with the number of the channel.
+    if (os.getpid(), _identity(channel)) == own:
         handles_sigterm = callable(signal.getsignal(signal.SIGTERM))
         usage = Usage.of_this_process()
         dumps = function.dumps if isinstance(function, ByValue) else ForkingPickler.dumps
         _send(channel, replace(outcome, usage=usage, handles_sigterm=handles_sigterm), dumps)
-    elif outcome.details:
-        print(outcome.details, file=sys.stderr)
+    else:
+        if outcome.result is not None and os.getpid() == own[0]:
+            what = "the result cannot be sent to the launcher: the function has closed the channel"
+            outcome = Outcome.of_error(ClusterError(what))
+        _print_end(outcome)
     end_process(outcome.exit_code or int(outcome.failed), task.name, grace)
+
+
+def _identity(channel: Connection) -> tuple[int, int] | None:
+    """What its descriptor refers to now; None if that is closed."""
+    try:
+        status = os.fstat(channel.fileno())
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _print_end(outcome: Outcome) -> None:
+    """Prints an error as Python would at the end of a program; nothing if the stream is closed."""
+    if outcome.details and sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            end = "\n" if outcome.error is None else ""
+            print(outcome.details, end=end, file=sys.stderr)
 
 
 def _send(channel: Connection, outcome: Outcome, dumps: Callable[[Any], Any]) -> None:
