@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -192,6 +193,18 @@ def forbid_the_folder(run):
     run.chmod(0)
 
 
+@pytest.fixture
+def copied(run):
+    """A copy of the run in a folder that each user may enter, unlike those of pytest."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder, "run")
+        shutil.copytree(run.path, path)
+        yield path
+        if path.is_dir():
+            path.chmod(0o755)
+
+
 @contextlib.contextmanager
 def as_a_user_without_rights():
     if os.geteuid() != 0:
@@ -222,19 +235,22 @@ def as_a_user_without_rights():
     "command", [("status",), ("status", "--json"), ("stacks",), ("stacks", "--verdict")]
 )
 def test_what_is_no_run_that_can_be_read_is_one_line_and_exit_code_2(
-    run, capsys, command, damage, what
+    copied, capsys, command, damage, what
 ):
-    for folder in (run.path.parent, *run.path.parent.parents):
-        if folder.stat().st_mode & 0o1 == 0:
-            folder.chmod(0o755)  # pytest's folders are the user's alone
-    damage(run.path)
+    damage(copied)
     with as_a_user_without_rights():
-        code, text, lines = shown(capsys, *command, run.path)
-    if run.path.exists():
-        run.path.chmod(0o755)
+        code, text, lines = shown(capsys, *command, copied)
     assert (code, text) == (2, "")
     [line] = lines
-    assert re.search(f"^tfdist: RUN: got '{run.path}'; .*{what}", line), line
+    assert re.search(f"^tfdist: RUN: got '{copied}'; .*{what}", line), line
+
+
+def test_runs_of_another_user_are_named(copied, capsys):
+    forbid_the_folder(copied)
+    with as_a_user_without_rights():
+        code, _, [line] = shown(capsys, "status", copied.parent)
+    assert code == 2
+    assert line.endswith("cannot enter run in it, so run the command as its owner")
 
 
 @pytest.mark.parametrize(

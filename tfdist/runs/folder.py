@@ -195,6 +195,11 @@ class RunRecord:
             raise ValueError("tasks must name each task once")
 
 
+def _is_open(path: Path) -> bool:
+    """Whether this user may enter it, if it is a folder."""
+    return not os.path.isdir(path) or os.access(path, os.X_OK, effective_ids=True)
+
+
 def describe_end(record: TaskRecord) -> str:
     """The end of an attempt in a few words, such as "exit code 0" or "killed by SIGSEGV"."""
     if record.exit_code is None:
@@ -251,6 +256,8 @@ class RunFolder:
             except (DataError, FileNotFoundError) as error:
                 run.skip(error)
         what = f"no {RUN_FILE} that can be read" if found else f"no {RUN_FILE}"
+        if closed := sorted(one.name for one in times if not _is_open(one)):
+            what += f"; this user cannot enter {closed[-1]} in it, so run the command as its owner"
         raise ConfigError("RUN", path, f"is not the folder of a run; it contains {what}")
 
     def create(
