@@ -315,7 +315,12 @@ def test_where_none_is_whole_the_files_are_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("make", "what"), [(os.mkdir, "Is a directory"), (os.mkfifo, "Is no regular file")]
+    ("make", "what"),
+    [
+        (os.mkdir, "Is a directory"),
+        (os.mkfifo, "Is no regular file"),
+        (lambda path: os.symlink(path, path), "Too many levels of symbolic links"),
+    ],
 )
 def test_a_state_file_that_cannot_be_read_is_not_a_missing_one(tmp_path, make, what):
     state = tmp_path / "checkpoint"
@@ -344,8 +349,12 @@ TARGETS = [
 ]
 
 
+def link_to_itself(path):
+    os.symlink(path, path)
+
+
 @pytest.mark.parametrize("first", [True, False], ids=["the first save", "a later one"])
-@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, link_to_itself])
 @pytest.mark.parametrize("file", TARGETS)
 def test_what_is_in_the_way_of_a_file_is_named_and_nothing_is_written(tmp_path, file, make, first):
     path = tmp_path / file
@@ -353,7 +362,7 @@ def test_what_is_in_the_way_of_a_file_is_named_and_nothing_is_written(tmp_path, 
         if not first:
             save(1)
         path.unlink(missing_ok=True)
-        make(path)
+        make(str(path))
         before = sorted(os.listdir(tmp_path))
         with pytest.raises(tfdist.DataError) as caught:
             save(2)
@@ -575,6 +584,20 @@ def test_two_jobs_in_one_folder_are_an_error(tmp_path):
         other_save(3)  # the same step
         with pytest.raises(tfdist.ConfigError, match=r"no other job saves"):
             save(4)
+
+
+@pytest.mark.parametrize("above", [0, 1])
+def test_a_folder_that_became_a_file_is_named(tmp_path, above):
+    folder = tmp_path / "a" / "b"
+    with job(folder) as (save, restore):
+        save(1)
+        file = [folder, folder.parent][above]
+        os.rename(file, tmp_path / "moved")
+        file.touch()
+        with pytest.raises(tfdist.DataError, match=f"Not a directory.* Move {file} away"):
+            save(2)
+        with pytest.raises(tfdist.DataError, match="cannot be read: Not a directory"):
+            restore()
 
 
 def by_tensorflow(folder):

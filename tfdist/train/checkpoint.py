@@ -236,9 +236,7 @@ class Checkpointer:
             if _OURS.fullmatch(other) and other not in names:
                 _delete(folder, files[other])
 
-    def _load(
-        self, session: tf.compat.v1.Session, name: str, files: Mapping[str, list[str]]
-    ) -> None:
+    def _load(self, session: Any, name: str, files: Mapping[str, list[str]]) -> None:
         data = _check_files(self._folder, name, files.get(name, []))
         with _plain(self._folder) as plain:
             reader = _open(self._folder, f"{plain}/{name}")
@@ -259,7 +257,7 @@ class Checkpointer:
     def _advice(self, files: Mapping[str, list[str]]) -> str:
         """Which checkpoint is whole, and how to choose it."""
         state, how = self._folder / _STATE, "the contents of {}"
-        if state.exists() and not state.is_file():
+        if os.path.lexists(state) and not state.is_file():
             how = "{} by a file"
         for name in sorted(files, key=_step_of, reverse=True):
             if _is_whole(self._folder, name, files[name]):
@@ -310,8 +308,10 @@ def _reason(error: OSError | tf.errors.OpError) -> str:
 
 
 def _way_out(error: OSError | tf.errors.OpError) -> str:
-    if isinstance(error, OSError) and error.errno == errno.EISDIR:
-        return f"Move {_shown(error.filename)} away: there must be a file or nothing"
+    if isinstance(error, OSError) and error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
+        path = Path(error.filename)
+        found = next(one for one in (path, *path.parents) if os.path.lexists(one))
+        return f"Move {_shown(found)} away, because the checkpoint is written there"
     return "Check that the disk is not full, and that the folder is writable"
 
 
