@@ -77,11 +77,19 @@ def test_after_the_grace_the_task_ends_and_says_what_still_ran(script, launch, c
     "code",
     [
         "import os, sys\nif os.fork() == 0:\n    sys.exit(3)\nos.wait()\nprint('trains on')",
+        "import os\nif os.fork() == 0:\n    raise ValueError\n"
+        "assert os.waitstatus_to_exitcode(os.wait()[1]) == 1\nprint('trains on')",
         "import sys\nprint('trains on')\nsys.stdout.close()",
         "import sys\nprint('trains on', flush=True)\nsys.stdout = sys.stderr = None",
         "import io, sys\nprint('trains on', flush=True)\nsys.stdout = io.StringIO()",
     ],
-    ids=["forked child", "closed output", "no output", "replaced output"],
+    ids=[
+        "forked child",
+        "forked child with an error",
+        "closed output",
+        "no output",
+        "replaced output",
+    ],
 )
 def test_odd_ends_that_are_good_under_python_are_good(script, launch, code):
     ended = launch(script(code))

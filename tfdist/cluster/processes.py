@@ -360,7 +360,7 @@ def _task_main(
         if outcome.result is not None and os.getpid() == own[0]:
             what = "the result cannot be sent to the launcher: the function has closed the channel"
             outcome = Outcome.of_error(ClusterError(what))
-        _print_end(outcome)
+        outcome.show()
     end_process(outcome.exit_code or int(outcome.failed), task.name, grace)
 
 
@@ -371,14 +371,6 @@ def _identity(channel: Connection) -> tuple[int, int] | None:
     except OSError:
         return None
     return status.st_dev, status.st_ino
-
-
-def _print_end(outcome: Outcome) -> None:
-    """Prints an error as Python would at the end of a program; nothing if the stream is closed."""
-    if outcome.details and sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):
-            end = "\n" if outcome.error is None else ""
-            print(outcome.details, end=end, file=sys.stderr)
 
 
 def _send(channel: Connection, outcome: Outcome, dumps: Callable[[Any], Any]) -> None:

@@ -8,6 +8,7 @@ import pkgutil
 import resource
 import runpy
 import signal
+import sys
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
@@ -160,6 +161,13 @@ class Outcome:
     def failed(self) -> bool:
         """True if the task raised an error or has an exit code other than 0."""
         return self.error is not None or bool(self.exit_code)
+
+    def show(self) -> None:
+        """Prints the details on standard error, as Python does at the end, unless it is closed."""
+        if self.details and sys.stderr is not None:
+            with suppress(OSError, ValueError):
+                end = "\n" if self.error is None else ""
+                print(self.details, end=end, file=sys.stderr)
 
     def raise_for(self, task: Task) -> None:
         """Raises TaskFailed if the task failed; a ConfigError of the task is raised as it is."""
