@@ -49,7 +49,6 @@ def shown_by_python(path):
 SOURCES = {
     "syntax": b"x = 1\ndef f(:\n    pass\n",
     "indentation": b"if True:\nx = 1\n",
-    "a null byte": b"x = 1\nprint('\0')\n",
     "an end inside a bracket": b"print((1,\n",
     "return": b"return 3\n",
     "a future": b"from __future__ import yesterday\n",
@@ -63,11 +62,24 @@ def test_wrong_source_is_shown_as_python_shows_it(tmp_path, error_of, source):
     assert details(error_of(path)) == shown_by_python(path)
 
 
+UNREADABLE = {
+    "a null byte": b"x = 1\nprint('\0')\n",
+    "not UTF-8": b"# names\n\nname = 'caf\xe9'\n",
+    "not UTF-8, before a null byte": b"name = '\xe9\0'\n",
+    "UTF-16": "x = 1\n".encode("utf-16"),
+}
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 names other lines")
+@pytest.mark.parametrize("source", UNREADABLE.values(), ids=UNREADABLE)
+def test_wrong_bytes_are_shown_as_python_shows_them(tmp_path, error_of, source):
+    test_wrong_source_is_shown_as_python_shows_it(tmp_path, error_of, source)
+
+
 BYTES = {
     "tabs": (b"if 1:\n        x = 1\n\ty = 2\n", "TabError: "),
-    "not UTF-8": (b"name = 'caf\xe9'\n", "SyntaxError: "),
+    "not the declared UTF-8": (b"# coding: utf-8\nname = 'caf\xe9'\n", "can't decode byte 0xe9"),
     "an unknown encoding": (b"# coding: klingon\n", "SyntaxError: unknown encoding: klingon"),
-    "UTF-16": ("x = 1\n".encode("utf-16"), "SyntaxError: "),
 }
 
 
@@ -95,6 +107,19 @@ def test_an_archive_without_a_main_module_is_one_line(tmp_path, error_of):
         archive.writestr("job.py", "")
     [line] = details(error_of(tmp_path / "app.zip")).splitlines()
     assert "can't find '__main__' module in" in line
+
+
+def test_an_error_in_an_archive_is_its_own(tmp_path, error_of):
+    with zipfile.ZipFile(tmp_path / "app", "w") as archive:
+        archive.writestr("__main__.py", "raise ValueError('no data')\n" + 99 * "#\n")
+    assert details(error_of(tmp_path / "app")).endswith("\nValueError: no data\n")
+
+
+def test_a_script_that_deletes_itself_and_fails_shows_its_own_error(tmp_path, error_of):
+    (tmp_path / "job.py").write_text(
+        "import os\nos.unlink(__file__)\nraise ValueError('no data')\n"
+    )
+    assert details(error_of(tmp_path / "job.py")).endswith("\nValueError: no data\n")
 
 
 def test_a_package_without_a_main_module_is_wrong_input(tmp_path, error_of):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import atexit
 import fcntl
 import importlib.util
+import io
 import os
+import re
 import runpy
 import signal
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,6 +30,7 @@ GRACE_SECS = 10.0  # by default, the longest time that an orderly end may take
 _FLUSH_FAILED = 120  # Python's own exit code for this
 _KEPT = ("__main__", "tfdist")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_ENCODING = re.compile(rb"(?:[ \t\f]*(?:#.*)?\r?\n)?[ \t\f]*#.*?coding[:=]")  # PEP 263
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Script:
             try:
                 runpy.run_path(self.path, run_name="__main__")
             except (SyntaxError, ValueError):
-                _check_null_bytes(self.path)
+                _check_source(self.path)
                 raise
             return
         if (spec := _spec(self.path)) is None:
@@ -71,15 +75,28 @@ class Script:
         runpy.run_module(self.path, run_name="__main__", alter_sys=True)
 
 
-def _check_null_bytes(path: str) -> None:
-    """Raises the SyntaxError of `python PATH`; that of `compile` names neither file nor line."""
+def _check_source(path: str) -> None:
+    """Raises the SyntaxError of `python PATH` if that could not read the bytes of the source.
+
+    The one of `compile` names another place, or neither the file nor the line.
+    """
     source = b""
     with suppress(OSError):  # a script that ran may have deleted itself
         source = Path(path).read_bytes()
+    if path.endswith(".pyc") or zipfile.is_zipfile(io.BytesIO(source)):
+        return
     before, null, _ = source.partition(b"\0")
-    if null and path.endswith(".py"):
-        line = before.rpartition(b"\n")[2].decode(errors="replace")
-        place = (path, before.count(b"\n") + 1, None, line)
+    try:
+        before.decode("utf-8" if _ENCODING.match(source) is None else "latin-1")
+    except UnicodeDecodeError as error:
+        byte, line = source[error.start], before.count(b"\n", 0, error.start) + 1
+        raise SyntaxError(
+            f"Non-UTF-8 code starting with '\\x{byte:02x}' in file {path} on line {line}, but no "
+            "encoding declared; see https://peps.python.org/pep-0263/ for details"
+        ) from None
+    if null:
+        text = before.rpartition(b"\n")[2].decode(errors="replace")
+        place = (path, before.count(b"\n") + 1, None, text)
         raise SyntaxError("source code cannot contain null bytes", place) from None
 
 
