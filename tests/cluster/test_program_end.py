@@ -5,8 +5,9 @@ import os
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
+from multiprocessing import shared_memory
 
 import pytest
 
@@ -73,6 +74,8 @@ def close_all(first, folder, task):
     os.closerange(first, 3000)
     for number in range(30):
         os.open(folder / str(number), os.O_WRONLY | os.O_CREAT)
+    with suppress(OSError):  # multiprocessing writes into a pipe, which is closed
+        shared_memory.SharedMemory(create=True, size=1)
 
 
 def close_all_and_exit(first, folder, task):
@@ -88,6 +91,24 @@ def close_all_and_raise(first, folder, task):
 def close_all_and_return(first, folder, task):
     close_all(first, folder, task)
     return 5
+
+
+def close_some_and_go_on(folder, task):
+    os.closerange(0, 300)
+    for number in range(30):
+        os.open(folder / str(number), os.O_WRONLY | os.O_CREAT)
+    memory = shared_memory.SharedMemory(create=True, size=1)
+    memory.close()
+    memory.unlink()
+    return 5
+
+
+def test_a_task_that_has_closed_its_lower_descriptors_lacks_nothing(make_cluster, tmp_path, folder):
+    run, own = folder("tfdist-a"), tmp_path / "own"
+    own.mkdir()
+    assert trained(make_cluster, partial(close_some_and_go_on, own), run) == [5]
+    assert run.records()[0].usage is not None
+    assert {path.read_bytes() for path in own.iterdir()} == {b""}
 
 
 @pytest.mark.parametrize("first", [0, 3])

@@ -30,7 +30,7 @@ from tfdist.cluster.fork_server import (
     release_fork_server,
     start_fork_server,
 )
-from tfdist.cluster.kernel_calls import raise_descriptor_limit
+from tfdist.cluster.kernel_calls import raise_descriptor_limit, to_high_number
 from tfdist.cluster.script import end_process
 from tfdist.cluster.server import SERVER_ENVIRONMENT
 from tfdist.deadline import Deadline
@@ -326,6 +326,8 @@ def _task_main(
     grace: float,
 ) -> None:
     """The main function of a task's process."""
+    given, channel = channel, Connection(to_high_number(os.dup(channel.fileno())))
+    given.close()
     own = os.getpid(), _identity(channel)
     die_with_parent()
     release_fork_server()
@@ -339,8 +341,8 @@ def _task_main(
     show_log_of_task(os.environ, folder)
     if folder is not None:
         # Kept open: the signal handler writes to its descriptor, even if Python is stuck.
-        stacks = open(os.path.join(folder, STACKS_FILE), "wb", buffering=0)  # noqa: SIM115
-        faulthandler.register(STACKS_SIGNAL, stacks, all_threads=True)
+        stacks = os.open(os.path.join(folder, STACKS_FILE), os.O_WRONLY | os.O_CREAT, 0o666)
+        faulthandler.register(STACKS_SIGNAL, to_high_number(stacks), all_threads=True)
     try:
         if enter is not None:
             enter(task)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
 import importlib.util
 import io
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from types import FrameType, ModuleType
 from typing import NoReturn
 
+from tfdist.cluster.kernel_calls import to_high_number
 from tfdist.cluster.server import FAIL_FAST
 from tfdist.errors import READER_LEFT, ConfigError
 from tfdist.task import Task, parse_address
@@ -218,13 +218,7 @@ def end_on_signals() -> None:
     So a thread waits for the signals. An ignored signal stays ignored, a handler that the program
     installs later is kept, and forked children have the default actions.
     """
-    pipe = os.pipe()
-    # Python writes each signal to this number. A script that has closed all descriptors gives low
-    # numbers to the files that it then opens.
-    high = min(512, os.sysconf("SC_OPEN_MAX") // 2)
-    read_end, write_end = (fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, high) for end in pipe)
-    for end in pipe:
-        os.close(end)
+    read_end, write_end = map(to_high_number, os.pipe())  # Python writes each signal to it
     os.set_blocking(write_end, False)
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
