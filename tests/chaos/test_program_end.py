@@ -77,16 +77,33 @@ def test_after_the_grace_the_task_ends_and_says_what_still_ran(script, launch, c
     "code",
     [
         "import os, sys\nif os.fork() == 0:\n    sys.exit(3)\nos.wait()\nprint('trains on')",
+        "import os\nif os.fork() == 0:\n    raise ValueError\n"
+        "assert os.waitstatus_to_exitcode(os.wait()[1]) == 1\nprint('trains on')",
         "import sys\nprint('trains on')\nsys.stdout.close()",
         "import sys\nprint('trains on', flush=True)\nsys.stdout = sys.stderr = None",
         "import io, sys\nprint('trains on', flush=True)\nsys.stdout = io.StringIO()",
     ],
-    ids=["forked child", "closed output", "no output", "replaced output"],
+    ids=[
+        "forked child",
+        "forked child with an error",
+        "closed output",
+        "no output",
+        "replaced output",
+    ],
 )
 def test_odd_ends_that_are_good_under_python_are_good(script, launch, code):
     ended = launch(script(code))
     assert ended.returncode == 0, ended.stderr
     assert "trains on" in ended.stdout
+
+
+@LAUNCHERS
+def test_a_script_that_closes_all_descriptors_ends_with_its_own_exit_code(script, launch):
+    ended = launch(script("import os, sys\nos.closerange(3, 3000)\nsys.exit(3)\n"))
+    assert ended.returncode == (70 if launch is run_alone else 3), ended.stderr
+    assert ("tfdist: worker:0 ended with exit code 3\n" in ended.stderr) == (launch is run_alone)
+    assert "Exception" not in ended.stderr
+    assert launch(script("import os\nos.closerange(0, 3000)\n")).returncode == 0
 
 
 @LAUNCHERS
@@ -122,14 +139,15 @@ def test_a_process_in_a_session_of_its_own_does_not_keep_the_task_running(script
         helper.kill()
 
 
-def test_without_a_grace_a_node_still_reports_to_the_ps_that_it_is_done(script):
+@pytest.mark.parametrize("code", ["", "import os\nos.closerange(0, 3000)\n"])
+def test_without_a_grace_a_node_still_reports_to_the_ps_that_it_is_done(script, code):
     with HeldPorts(2) as held:
         ps, worker = (f"127.0.0.1:{port}" for port in held.ports)
         cluster = {"ps": [ps], "worker": [worker]}
         server = subprocess.Popen(**node_command(cluster, "ps", 0, script("")))
         try:
             ended = subprocess.run(
-                **node_command(cluster, "worker", 0, script("")), timeout=60, check=False
+                **node_command(cluster, "worker", 0, script(code)), timeout=60, check=False
             )
             assert ended.returncode == 0
             assert server.wait(30) == 0

@@ -36,6 +36,37 @@ def test_every_example_counts_once_and_the_checkpoint_holds_all_work(
     assert reader.get_tensor("reads").tolist() == [NUM_EPOCHS] * NUM_EXAMPLES
 
 
+@pytest.mark.parametrize("restores", [True, False])
+def test_a_restarted_chief_saves_on_although_it_restores_nothing(make_cluster, tmp_path, restores):
+    save = functools.partial(save_as_restarted_chief, folder=tmp_path, restores=restores)
+    assert make_cluster(1, 1).run(save, timeout=60) == [[1, 2, 3]]
+    with pytest.raises(tfdist.ConfigError, match="must be restored before the first save"):
+        make_cluster(1, 1).run(functools.partial(save, restores=False), timeout=60)
+
+
+def save_as_restarted_chief(task, folder, restores):
+    """Trains a step in each of three sessions, as three processes would; returns the steps."""
+    saved = []
+    with tfdist.worker_server(task) as target:
+        for _ in range(3):
+            with tfdist.train.replica_graph(task):
+                step = tf.compat.v1.train.get_or_create_global_step().assign_add(1)
+                saver = tfdist.train.Checkpointer(folder)
+                restore = saver.restore if restores else None
+                with tfdist.train.session(task, target, restore=restore) as session:
+                    session.run(step)
+                    saved.append(saver.save(session).global_step)
+        # The chief continues only what it knows.
+        (folder / "checkpoint").write_text('model_checkpoint_path: "model-1"\n')
+        with tfdist.train.replica_graph(task):
+            tf.compat.v1.train.get_or_create_global_step()
+            saver = tfdist.train.Checkpointer(folder)
+            refused = pytest.raises(tfdist.ConfigError, match="no other job saves")
+            with tfdist.train.session(task, target) as session, refused:
+                saver.save(session)
+    return saved
+
+
 def train(task, directory):
     """Counts its examples on the ps; returns what the chief found, and nothing elsewhere."""
     with tfdist.worker_server(task) as target, tfdist.train.replica_graph(task):

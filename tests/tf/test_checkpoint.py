@@ -40,7 +40,8 @@ def job(folder, keep=3, weights=(1.0, 2.0), name="w"):
 
 
 def saved(folder, *steps, **options):
-    with job(folder, **options) as (save, _):
+    with job(folder, **options) as (save, restore):
+        restore()
         return [save(step) for step in steps]
 
 
@@ -205,7 +206,7 @@ def test_the_last_ones_are_kept_in_a_run_and_over_runs(tmp_path, keep, left):
 
 def test_the_oldest_go_first_although_steps_begin_again_and_times_were_copied(tmp_path):
     saved(tmp_path, 100, 200, 300)
-    saved(tmp_path, 1, 2)  # restores nothing: starts at step 0
+    saved(tmp_path, 1, 2)
     for path in tmp_path.iterdir():
         os.utime(path, (0, 0))
     assert steps(tmp_path) == [1, 2, 300]
@@ -231,16 +232,19 @@ def test_other_files_are_never_deleted(tmp_path):
     others = ["model-best.index", "model-1.txt", "model.ckpt-1.index", "xmodel-1.index", "events"]
     for name in others:
         (tmp_path / name).touch()
-    saved(tmp_path, 1, 2, 3, keep=1)
+    with job(tmp_path, keep=1) as (save, _):
+        for step in (1, 2, 3):
+            save(step)
     assert {*others} < {*os.listdir(tmp_path)}
 
 
 def test_a_checkpoint_that_cannot_be_deleted_does_not_end_the_training(tmp_path, caplog):
-    saved(tmp_path, 1)
-    index = tmp_path / "model-1.index"
-    index.unlink()
-    index.mkdir()  # unlink fails, also for root
-    saved(tmp_path, 2, keep=1)
+    with job(tmp_path, keep=1) as (save, _):
+        save(1)
+        index = tmp_path / "model-1.index"
+        index.unlink()
+        index.mkdir()  # unlink fails, also for root
+        save(2)
     assert f"{index} cannot be deleted: Is a directory" in caplog.text
     assert restored(tmp_path) == 2
 
@@ -310,12 +314,64 @@ def test_where_none_is_whole_the_files_are_named(tmp_path):
     assert "another folder" in str(caught.value)
 
 
-def test_a_state_file_that_cannot_be_read_is_not_a_missing_one(tmp_path):
-    (tmp_path / "checkpoint").mkdir()
-    with pytest.raises(tfdist.DataError, match=r"/checkpoint: cannot be read: Is a directory"):
+@pytest.mark.parametrize(
+    ("make", "what"),
+    [
+        (os.mkdir, "Is a directory"),
+        (os.mkfifo, "Is no regular file"),
+        (lambda path: os.symlink(path, path), "Too many levels of symbolic links"),
+    ],
+)
+def test_a_state_file_that_cannot_be_read_is_not_a_missing_one(tmp_path, make, what):
+    state = tmp_path / "checkpoint"
+    make(state)
+    with pytest.raises(tfdist.DataError, match=f"/checkpoint: cannot be read: {what}. No check"):
         restored(tmp_path)
-    with pytest.raises(tfdist.DataError, match=r"checkpoint cannot be written: Is a directory"):
-        saved(tmp_path, 1)
+    os.rename(state, tmp_path / "moved")
+    saved(tmp_path, 3, 5)
+    state.unlink()
+    make(state)
+    with pytest.raises(
+        tfdist.DataError, match=f"/checkpoint: cannot be read: {what}. model-5 is w"
+    ):
+        restored(tmp_path)
+    (tmp_path / "model-5.index").unlink()
+    with pytest.raises(tfdist.DataError, match=f"replace {state} by a file with") as caught:
+        restored(tmp_path)
+    os.rename(state, tmp_path / "moved again")
+    choose(tmp_path, caught.value)
+    assert restored(tmp_path) == 3
+
+
+TARGETS = [
+    *("checkpoint", "checkpoint.unfinished", "model-2.index", "model-2.data-00000-of-00001"),
+    *("model-2.unfinished.index", "model-2.unfinished.data-00000-of-00001"),
+]
+
+
+def link_to_itself(path):
+    os.symlink(path, path)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["the first save", "a later one"])
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, link_to_itself])
+@pytest.mark.parametrize("file", TARGETS)
+def test_what_is_in_the_way_of_a_file_is_named_and_nothing_is_written(tmp_path, file, make, first):
+    path = tmp_path / file
+    with job(tmp_path) as (save, restore):
+        if not first:
+            save(1)
+        path.unlink(missing_ok=True)
+        make(str(path))
+        before = sorted(os.listdir(tmp_path))
+        with pytest.raises(tfdist.DataError) as caught:
+            save(2)
+        assert f"Move {path} away" in str(caught.value)
+        assert "disk" not in str(caught.value)
+        assert sorted(os.listdir(tmp_path)) == before
+        os.rename(path, tmp_path / "moved")
+        save(2)
+        assert restore() == 2
 
 
 def test_a_device_and_a_pipe_are_not_read(tmp_path):
@@ -430,6 +486,8 @@ def test_an_end_at_any_moment_of_a_save_harms_nothing(tmp_path, monkeypatch, fir
         with pytest.raises(raised):
             saved(folder, 2)
         monkeypatch.undo()
+        if isinstance(end, OSError):
+            assert (2 in steps(folder)) == (moment == 5)
         assert restored(folder) == (2 if moment == 5 else 0 if first else 1)
         saved(folder, 3)
         assert restored(folder) == 3
@@ -528,13 +586,139 @@ def test_two_jobs_in_one_folder_are_an_error(tmp_path):
             save(4)
 
 
-def test_a_chief_that_did_not_restore_takes_over_a_folder(tmp_path):
-    with job(tmp_path) as (save, _), job(tmp_path) as (restarted_save, _):
+@pytest.mark.parametrize("above", [0, 1])
+def test_a_folder_that_became_a_file_is_named(tmp_path, above):
+    folder = tmp_path / "a" / "b"
+    with job(folder) as (save, restore):
         save(1)
-        restarted_save(2)
-        restarted_save(3)
-        with pytest.raises(tfdist.ConfigError, match=r"no other job saves; .* has saved model-3"):
+        file = [folder, folder.parent][above]
+        os.rename(file, tmp_path / "moved")
+        file.touch()
+        with pytest.raises(tfdist.DataError, match=f"Not a directory.* Move {file} away"):
             save(2)
+        with pytest.raises(tfdist.DataError, match="cannot be read: Not a directory"):
+            restore()
+
+
+def by_tensorflow(folder):
+    with tf.Graph().as_default(), v1.Session() as session:
+        v1.train.get_or_create_global_step().load(900, session)
+        v1.train.Saver().save(session, str(folder / "model.ckpt"), 900)
+
+
+def without_state(folder):
+    saved(folder, 900)
+    (folder / "checkpoint").unlink()
+
+
+HISTORIES = {
+    "checkpoints": (lambda folder: saved(folder, 800, 900), "model-900"),
+    "steps that began again": (lambda folder: saved(folder, 900, 1), "model-900"),
+    "those of TensorFlow": (by_tensorflow, "model.ckpt-900"),
+    "those of TensorFlow, lost": (
+        lambda folder: (folder / "checkpoint").write_text('model_checkpoint_path: "model-900"'),
+        "model-900",
+    ),
+    "no state file": (without_state, "model-900"),
+    "an empty state file": (lambda folder: (folder / "checkpoint").touch(), "an unreadable file"),
+}
+
+
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("step", [1, 900, 901])
+def test_a_job_that_forgot_to_restore_replaces_nothing(tmp_path, history, step):
+    make, newest = HISTORIES[history]
+    make(tmp_path)
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
+    with job(tmp_path, keep=1) as (save, _):
+        for _ in range(2):
+            with pytest.raises(tfdist.ConfigError) as caught:
+                save(step)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
+    said = f"directory: got '{tmp_path}'; must be restored before the first save, which could"
+    assert f"{said} replace {newest}" in str(caught.value)
+    assert "call restore(session) before you train; to start at step 0, use another" in str(
+        caught.value
+    )
+
+
+def test_after_a_restore_that_failed_a_save_replaces_nothing(tmp_path):
+    saved(tmp_path, 5)
+    cut(tmp_path / "model-5.index", 3)
+    with job(tmp_path) as (save, restore):
+        with pytest.raises(tfdist.DataError):
+            restore()
+        with pytest.raises(tfdist.ConfigError, match="must be restored before the first save"):
+            save(6)
+
+
+def test_a_second_job_that_did_not_restore_does_not_harm_the_first(tmp_path):
+    with job(tmp_path) as (save, _), job(tmp_path) as (other_save, other_restore):
+        save(1)
+        with pytest.raises(tfdist.ConfigError, match="must be restored before the first save"):
+            other_save(2)
+        save(2)
+        assert other_restore() == 2
+        other_save(3)
+        with pytest.raises(tfdist.ConfigError, match=r"no other job saves; .* has saved model-3"):
+            save(3)
+
+
+def test_variables_that_are_initialized_again_are_no_continuation(tmp_path):
+    with tf.Graph().as_default():
+        step = v1.train.get_or_create_global_step()
+        saver = Checkpointer(tmp_path)
+        with v1.Session() as session:
+            step.load(5, session)
+            saver.save(session)
+        with v1.Session() as session:  # as after the loss of a ps
+            session.run(step.initializer)
+            with pytest.raises(tfdist.ConfigError, match="must be restored before the first save"):
+                saver.save(session)
+            saver.restore(session)
+            assert saver.save(session).global_step == 5
+
+
+def closed(graph):
+    session = v1.Session(graph=graph)
+    session.close()
+    return session
+
+
+WRONG_SESSIONS = {
+    "none": lambda _: None,
+    "a text": lambda _: "session",
+    "the class": lambda _: v1.Session,
+    "closed": closed,
+    "of another graph": lambda _: v1.Session(graph=tf.Graph()),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG_SESSIONS)
+@pytest.mark.parametrize("method", ["save", "restore"])
+def test_a_session_that_is_of_no_use_is_refused(tmp_path, kind, method):
+    with tf.Graph().as_default() as graph:
+        v1.train.get_or_create_global_step()
+        saver = Checkpointer(tmp_path)
+        with pytest.raises(tfdist.ConfigError, match=r"session: .*must be an open session on"):
+            getattr(saver, method)(WRONG_SESSIONS[kind](graph))
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_monitored_session_saves_and_restores(tmp_path):
+    kinds = (v1.train.MonitoredSession, v1.train.SingularMonitoredSession)
+    for before, kind in enumerate([*kinds, v1.train.MonitoredTrainingSession]):
+        with tf.Graph().as_default():
+            step = v1.train.get_or_create_global_step()
+            count = step.assign_add(1)
+            saver = Checkpointer(tmp_path)
+            with kind() as session:
+                saver.restore(session)
+                assert session.run(step) == before
+                session.run(count)
+                saver.save(session)
+        with pytest.raises(tfdist.ConfigError, match="must be an open session"):
+            saver.save(session)
 
 
 @pytest.mark.parametrize("moment", [1, 3], ids=["before the rename", "after it"])

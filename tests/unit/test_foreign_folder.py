@@ -1,12 +1,15 @@
 """A run folder is input: whatever is in it, the commands print a line for each damaged file."""
 
+import contextlib
 import io
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -150,6 +153,116 @@ def test_a_damaged_run_is_one_line_and_does_not_hide_the_others(run, folder, cap
     assert [line.partition(": i")[0] for line in lines] == [f"tfdist: skipped {run.path}/run.json"]
     assert [found.path for found in live_runs()] == [other.path]
     assert capsys.readouterr().err.startswith(f"tfdist: skipped {run.path}/run.json: ")
+
+
+def remove(run):
+    shutil.rmtree(run)
+
+
+def replace_by_a_file(run):
+    shutil.rmtree(run)
+    run.touch()
+
+
+def empty(run):
+    shutil.rmtree(run)
+    run.mkdir()
+
+
+def without_run_json(run):
+    (run / "run.json").unlink()
+
+
+def truncate(run):
+    os.truncate(run / "run.json", 100)
+
+
+def replace_by_a_foreign_file(run):
+    (run / "run.json").write_text('{"name": "web", "scripts": {}}')
+
+
+def write_as_a_newer_version(run):
+    change(run / "run.json", host="localhost")
+
+
+def forbid(run):
+    (run / "run.json").chmod(0)
+
+
+def forbid_the_folder(run):
+    run.chmod(0)
+
+
+@pytest.fixture
+def copied(run):
+    """A copy of the run in a folder that each user may enter, unlike those of pytest."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        os.chmod(folder, 0o755)
+        path = Path(folder, "run")
+        shutil.copytree(run.path, path)
+        yield path
+        if path.is_dir():
+            path.chmod(0o755)
+
+
+@contextlib.contextmanager
+def as_a_user_without_rights():
+    if os.geteuid() != 0:
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize(
+    ("damage", "what"),
+    [
+        (remove, "does not exist"),
+        (replace_by_a_file, "must be a folder, and is a file"),
+        (empty, "is not the folder of a run; it contains no run.json"),
+        (without_run_json, "is not the folder of a run; it contains no run.json"),
+        (truncate, "is not JSON: .*; it is truncated or damaged"),
+        (replace_by_a_foreign_file, "is no RunRecord .* field name; use the version that has made"),
+        (write_as_a_newer_version, "is no RunRecord .* field host; use the version that has made"),
+        (forbid, "cannot be read: Permission denied; run the command as its owner"),
+        (forbid_the_folder, "cannot be read: Permission denied; run the command as its owner"),
+    ],
+)
+@pytest.mark.parametrize(
+    "command", [("status",), ("status", "--json"), ("stacks",), ("stacks", "--verdict")]
+)
+def test_what_is_no_run_that_can_be_read_is_one_line_and_exit_code_2(
+    copied, capsys, command, damage, what
+):
+    damage(copied)
+    with as_a_user_without_rights():
+        code, text, lines = shown(capsys, *command, copied)
+    assert (code, text) == (2, "")
+    [line] = lines
+    assert re.search(f"^tfdist: RUN: got '{copied}'; .*{what}", line), line
+
+
+def test_runs_of_another_user_are_named(copied, capsys):
+    forbid_the_folder(copied)
+    with as_a_user_without_rights():
+        code, _, [line] = shown(capsys, "status", copied.parent)
+    assert code == 2
+    assert line.endswith("cannot enter run in it, so run the command as its owner")
+
+
+@pytest.mark.parametrize(
+    "lost", ["attempt-1", "attempt-1/worker-0", "attempt-1/worker-0/task.json"]
+)
+def test_a_task_without_a_record_is_well_only_as_long_as_it_may_start(run, capsys, lost):
+    run.ended("worker:1", 1, Outcome(exit_code=0))
+    assert shown(capsys, "status", run.path)[0] == shown(capsys, "stacks", run.path)[0] == 0
+    (run.path / lost).rename(run.path / "moved")
+    assert shown(capsys, "status", run.path)[0] == shown(capsys, "stacks", run.path)[0] == 1
+    change(run.path / "run.json", launcher=launcher())
+    assert shown(capsys, "status", run.path)[0] == 0
 
 
 @pytest.mark.parametrize("damage", [writes(b""), leads_to("gone"), leads_to("{name}"), fifo])

@@ -114,7 +114,10 @@ def add_script(parser: argparse.ArgumentParser, meaning: str) -> None:
 
 
 def check_script(parsed: argparse.Namespace) -> None:
-    """Raises ConfigError if the script is no file; only a task knows whether a module exists."""
+    """Raises ConfigError if the script is no file that can be read.
+
+    Only a task knows whether a module exists.
+    """
     path = parsed.script
     if parsed.module:
         if path.startswith(".") or path.endswith(".py"):
@@ -126,6 +129,10 @@ def check_script(parsed: argparse.Namespace) -> None:
         raise ConfigError("script", path, "must be a regular file")
     if not os.path.isfile(path):
         raise ConfigError("script", path, "the file does not exist")
+    try:
+        open(path, "rb").close()
+    except OSError as error:
+        raise ConfigError("script", path, f"cannot be read: {error.strerror}") from error
 
 
 def script_of(parsed: argparse.Namespace) -> Script:

@@ -33,6 +33,9 @@ serves until every trainer is done; any other task runs the script, as under
 """
 
 
+_CHILD_FAILED = 1  # of a child that the script has forked, as under `python`
+
+
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds `node` to the subcommands."""
     parser = commands.add_parser(
@@ -144,13 +147,13 @@ def _release_servers(coordinator: bool, task: Task) -> None:
 
 def _exit_code_of(task: Task, function: Callable[[Task], object]) -> int:
     """Calls the function and returns the exit code; a failure is printed on standard error."""
+    pid = os.getpid()
     try:
         function(task)
         return HELD
     except SystemExit as error:
         outcome = Outcome.of_exit(error)
-        if outcome.details:
-            print(outcome.details, file=sys.stderr)
+        outcome.show()
         return outcome.exit_code or HELD
     except ConfigError as error:
         say(str(error))
@@ -160,5 +163,5 @@ def _exit_code_of(task: Task, function: Callable[[Task], object]) -> int:
     except BaseException as error:
         if isinstance(error, BrokenPipeError) and drop_unread():
             return READER_LEFT
-        print(Outcome.of_error(error).details, end="", file=sys.stderr)
-        return TASK_FAILED
+        Outcome.of_error(error).show()
+        return TASK_FAILED if os.getpid() == pid else _CHILD_FAILED

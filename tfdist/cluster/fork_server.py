@@ -18,7 +18,7 @@ from typing import Any
 import psutil
 
 from tfdist.cluster.guardian import Guardian
-from tfdist.cluster.kernel_calls import end_with_parent
+from tfdist.cluster.kernel_calls import end_with_parent, to_high_number
 
 # A program given by `-c` or `-m` would import the modules in the current folder before those of the
 # standard library: a script elsewhere ignores a `socket.py` there, and so must the tasks. (Python
@@ -106,7 +106,12 @@ def release_fork_server() -> None:
     `multiprocessing` gives each child a copy, so that the child can start processes. With it, after
     the launcher was killed, the tasks would keep the fork server alive and the fork server the
     tasks. (Attributes of CPython 3.10 to 3.13.)
+
+    Moves the pipe of the resource tracker, into which `multiprocessing` writes when the task uses
+    shared memory.
     """
     server: Any = forkserver._forkserver
     os.close(server._forkserver_alive_fd)
     server._forkserver_alive_fd = server._forkserver_address = None
+    tracker: Any = resource_tracker._resource_tracker
+    tracker._fd = to_high_number(tracker._fd)

@@ -7,6 +7,7 @@ programs that start without site import it.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import resource
 import signal
@@ -61,6 +62,18 @@ def raise_descriptor_limit() -> None:
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def to_high_number(descriptor: int) -> int:
+    """Moves a descriptor to a number that no later file of a script gets, and returns that.
+
+    A script may close descriptors that it does not know. The files that it then opens have low
+    numbers, and whatever still writes to such a number would write into them.
+    """
+    high = min(512, os.sysconf("SC_OPEN_MAX") // 2)
+    moved = fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, high)
+    os.close(descriptor)
+    return moved
 
 
 def end_with_parent() -> None:

@@ -30,7 +30,7 @@ from tfdist.cluster.fork_server import (
     release_fork_server,
     start_fork_server,
 )
-from tfdist.cluster.kernel_calls import raise_descriptor_limit
+from tfdist.cluster.kernel_calls import raise_descriptor_limit, to_high_number
 from tfdist.cluster.script import end_process
 from tfdist.cluster.server import SERVER_ENVIRONMENT
 from tfdist.deadline import Deadline
@@ -49,7 +49,7 @@ _DRAIN_SECS, _SILENT_SECS = 2.0, 0.2
 _SAMPLE_SECS = 0.5
 # What is kept of standard error, and shown if a task ends without a traceback.
 _SAID_BYTES, _LAST_LINES = 4096, 8
-_NO_TRACEBACK = "it printed no traceback"
+_NO_TRACEBACK, _TRACEBACK = "it printed no traceback", "Traceback (most recent call last):"
 _READY, _GO = b"ready", b"go"
 
 
@@ -212,7 +212,8 @@ class ProcessTask:
             reader.join()
         if outcome.details == _NO_TRACEBACK and (said := self._said.decode(errors="replace")):
             last = textwrap.indent("\n".join(said.splitlines()[-_LAST_LINES:]), "  ")
-            details = f"{_NO_TRACEBACK}; the end of its standard error:\n{last}"
+            what = "" if _TRACEBACK in said else f"{_NO_TRACEBACK}; "
+            details = f"{what}the end of its standard error:\n{last}"
             outcome = replace(outcome, details=details)
         if self._process.exitcode == -signal.SIGKILL and not self._terminated:
             why = out_of_memory(self._oom_kills, oom_kills(os.getpid()))
@@ -231,11 +232,11 @@ class ProcessTask:
         self._ended(self, outcome)
 
     def _show(self, text: str) -> None:
+        text = f"{text.rstrip()}\n"
         if self._observer is None:
-            print(text, file=sys.stderr)
+            print(text, end="", file=sys.stderr)
         else:
-            data = f"{text.rstrip()}\n".encode(errors="replace")
-            self._observer.output(self.task.name, self._attempt, 2, data)
+            self._observer.output(self.task.name, self._attempt, 2, text.encode(errors="replace"))
 
     def _run(self, channel: Connection) -> Outcome:
         """Lets the task start, and waits for its outcome."""
@@ -252,6 +253,9 @@ class ProcessTask:
             outcome: Outcome
             outcome, error = channel.recv()
         except (EOFError, ConnectionError):
+            while self._process.is_alive():  # it has closed the channel
+                self._process.join(_SAMPLE_SECS)
+                usage = Usage.of(self.pid) or usage
             return Outcome(details=_NO_TRACEBACK, usage=usage)
         # It ends itself when the grace is over, unless Python is stuck in a call.
         self._process.join(self._grace + _LEAVE_SECS)
@@ -322,7 +326,9 @@ def _task_main(
     grace: float,
 ) -> None:
     """The main function of a task's process."""
-    pid = os.getpid()
+    given, channel = channel, Connection(to_high_number(os.dup(channel.fileno())))
+    given.close()
+    own = os.getpid(), _identity(channel)
     die_with_parent()
     release_fork_server()
     os.setsid()
@@ -335,8 +341,8 @@ def _task_main(
     show_log_of_task(os.environ, folder)
     if folder is not None:
         # Kept open: the signal handler writes to its descriptor, even if Python is stuck.
-        stacks = open(os.path.join(folder, STACKS_FILE), "wb", buffering=0)  # noqa: SIM115
-        faulthandler.register(STACKS_SIGNAL, stacks, all_threads=True)
+        stacks = os.open(os.path.join(folder, STACKS_FILE), os.O_WRONLY | os.O_CREAT, 0o666)
+        faulthandler.register(STACKS_SIGNAL, to_high_number(stacks), all_threads=True)
     try:
         if enter is not None:
             enter(task)
@@ -345,14 +351,28 @@ def _task_main(
         outcome = Outcome.of_exit(error)
     except BaseException as error:
         outcome = Outcome.of_error(error)
-    if os.getpid() == pid:  # otherwise it is a child, forked by the function, which has come back
+    # A child that the function has forked may come back too. And the function may have closed all
+    # descriptors, and opened a file of its own with the number of the channel.
+    if (os.getpid(), _identity(channel)) == own:
         handles_sigterm = callable(signal.getsignal(signal.SIGTERM))
         usage = Usage.of_this_process()
         dumps = function.dumps if isinstance(function, ByValue) else ForkingPickler.dumps
         _send(channel, replace(outcome, usage=usage, handles_sigterm=handles_sigterm), dumps)
-    elif outcome.details:
-        print(outcome.details, file=sys.stderr)
+    else:
+        if outcome.result is not None and os.getpid() == own[0]:
+            what = "the result cannot be sent to the launcher: the function has closed the channel"
+            outcome = Outcome.of_error(ClusterError(what))
+        outcome.show()
     end_process(outcome.exit_code or int(outcome.failed), task.name, grace)
+
+
+def _identity(channel: Connection) -> tuple[int, int] | None:
+    """What its descriptor refers to now; None if that is closed."""
+    try:
+        status = os.fstat(channel.fileno())
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _send(channel: Connection, outcome: Outcome, dumps: Callable[[Any], Any]) -> None:

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import atexit
 import importlib.util
+import io
 import os
+import re
 import runpy
 import signal
 import sys
 import threading
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
+from pathlib import Path
 from types import FrameType, ModuleType
 from typing import NoReturn
 
+from tfdist.cluster.kernel_calls import to_high_number
 from tfdist.cluster.server import FAIL_FAST
 from tfdist.errors import READER_LEFT, ConfigError
 from tfdist.task import Task, parse_address
@@ -25,6 +30,7 @@ GRACE_SECS = 10.0  # by default, the longest time that an orderly end may take
 _FLUSH_FAILED = 120  # Python's own exit code for this
 _KEPT = ("__main__", "tfdist")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_ENCODING = re.compile(rb"(?:[ \t\f]*(?:#.*)?\r?\n)?[ \t\f]*#.*?coding[:=]")  # PEP 263
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,7 @@ class Script:
         """Runs the script; `TF_CONFIG` names the task already.
 
         Raises:
-            ConfigError: there is no such module.
+            ConfigError: there is no such module, or it is a package that cannot be run.
         """
         flags = _classic_flags(task) if self.classic_flags else []
         sys.argv = [self.path, *self.arguments, *flags]
@@ -55,11 +61,43 @@ class Script:
         sys.path.insert(0, folder)
         _forget_shadowed(folder)
         if not self.is_module:
-            runpy.run_path(self.path, run_name="__main__")
+            try:
+                runpy.run_path(self.path, run_name="__main__")
+            except (SyntaxError, ValueError):
+                _check_source(self.path)
+                raise
             return
-        if not _exists(self.path):
+        if (spec := _spec(self.path)) is None:
             raise ConfigError("-m", self.path, f"there is no such module in {folder} or sys.path")
+        if spec.submodule_search_locations is not None and not _spec(f"{self.path}.__main__"):
+            rule = "must have a module __main__, as it is a package"
+            raise ConfigError("-m", self.path, rule)
         runpy.run_module(self.path, run_name="__main__", alter_sys=True)
+
+
+def _check_source(path: str) -> None:
+    """Raises the SyntaxError of `python PATH` if that could not read the bytes of the source.
+
+    The one of `compile` names another place, or neither the file nor the line.
+    """
+    source = b""
+    with suppress(OSError):  # a script that ran may have deleted itself
+        source = Path(path).read_bytes()
+    if path.endswith(".pyc") or zipfile.is_zipfile(io.BytesIO(source)):
+        return
+    before, null, _ = source.partition(b"\0")
+    try:
+        before.decode("utf-8" if _ENCODING.match(source) is None else "latin-1")
+    except UnicodeDecodeError as error:
+        byte, line = source[error.start], before.count(b"\n", 0, error.start) + 1
+        raise SyntaxError(
+            f"Non-UTF-8 code starting with '\\x{byte:02x}' in file {path} on line {line}, but no "
+            "encoding declared; see https://peps.python.org/pep-0263/ for details"
+        ) from None
+    if null:
+        text = before.rpartition(b"\n")[2].decode(errors="replace")
+        place = (path, before.count(b"\n") + 1, None, text)
+        raise SyntaxError("source code cannot contain null bytes", place) from None
 
 
 def _forget_shadowed(folder: str) -> None:
@@ -78,12 +116,12 @@ def _forget_shadowed(folder: str) -> None:
                 del sys.modules[known]
 
 
-def _exists(module: str) -> bool:
+def _spec(module: str) -> ModuleSpec | None:
     try:
-        return importlib.util.find_spec(module) is not None
+        return importlib.util.find_spec(module)
     except ModuleNotFoundError as error:
         if error.name is not None and module.startswith(error.name):
-            return False
+            return None
         raise  # the error of a package above it
 
 
@@ -180,7 +218,7 @@ def end_on_signals() -> None:
     So a thread waits for the signals. An ignored signal stays ignored, a handler that the program
     installs later is kept, and forked children have the default actions.
     """
-    read_end, write_end = os.pipe()
+    read_end, write_end = map(to_high_number, os.pipe())  # Python writes each signal to it
     os.set_blocking(write_end, False)
     for number in _SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -194,10 +232,10 @@ def end_on_signals() -> None:
 
 
 def _wait(read_end: int) -> None:
-    while True:
-        for number in os.read(read_end, 1):
-            if signal.getsignal(number) is _leave:
-                _leave(number, None)
+    with suppress(OSError):  # the script may close all descriptors
+        while signals := os.read(read_end, 1):
+            if signal.getsignal(signals[0]) is _leave:
+                _leave(signals[0], None)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
@@ -245,7 +283,11 @@ def standard_error_aside() -> Iterator[None]:
     TensorFlow prints some start-up lines before it reads its log level (TensorFlow 2.21). Python
     prints an error of the import after the block.
     """
-    aside = os.dup(2)
+    try:
+        aside = os.dup(2)
+    except OSError:  # it is closed
+        yield
+        return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:

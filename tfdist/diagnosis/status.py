@@ -150,12 +150,14 @@ def status_of(run: RunFolder) -> JobStatus:
     about = run.about
     runs = run.runs
     records = dict(run.attempts())
-    rows = [
-        _Row(name, state=UNREADABLE, is_well=False)
-        if name in records and records[name] is None
-        else _row(run, name, records.get(name), about.cluster)
-        for name in about.tasks
-    ]
+    rows = []
+    for name in about.tasks:
+        if (record := records.get(name)) is not None:
+            rows.append(_row(run, name, record, about.cluster))
+        elif name in records:
+            rows.append(_Row(name, state=UNREADABLE, is_well=False))
+        else:
+            rows.append(_Row(name, is_well=runs))  # it may start, unless the job has ended
     return JobStatus(run, about, runs, time.time() - about.began, rows)
 
 
@@ -181,11 +183,7 @@ def state_of(record: TaskRecord) -> str:
         return MEANINGS[DENIED]
 
 
-def _row(
-    run: RunFolder, name: str, record: TaskRecord | None, cluster: dict[str, list[str]]
-) -> _Row:
-    if record is None:
-        return _Row(name)
+def _row(run: RunFolder, name: str, record: TaskRecord, cluster: dict[str, list[str]]) -> _Row:
     progress, age = _progress(run, run.folder_of(name, record.attempt) / PROGRESS_FILE)
     common: dict[str, Any] = {
         "task": name,

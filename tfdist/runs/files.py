@@ -57,10 +57,16 @@ def read_file(path: Path, *, start: int = 0, most: int = _RECORD_BYTES) -> bytes
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise DataError(shown, None, f"cannot be read: {error.strerror}") from error
+        raise DataError(shown, None, unreadable(error)) from error
     if len(content) > most:
         raise DataError(shown, None, f"is larger than {most} bytes")
     return content
+
+
+def unreadable(error: OSError) -> str:
+    """Why a file or a folder cannot be read, and what to do about it."""
+    hint = "; run the command as its owner" if isinstance(error, PermissionError) else ""
+    return f"cannot be read: {error.strerror}{hint}"
 
 
 def _check_regular(path: str, mode: int) -> None:
@@ -104,7 +110,7 @@ def parse_json(path: Path, text: bytes) -> Any:
     try:
         return json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        what = f"is not JSON: {printable(reason_of(str(error)))}"
+        what = f"is not JSON: {printable(reason_of(str(error)))}; it is truncated or damaged"
         raise DataError(printable(str(path)), None, what) from error
 
 
@@ -127,7 +133,10 @@ def parse_record(kind: type[_Record], path: Path, value: Any) -> _Record:
     try:
         record: _Record = _value_of(kind, value, "")
     except (ValueError, OverflowError) as error:
-        what = f"is no {kind.__name__} of this version of tfdist: {printable(str(error))}"
+        what = (
+            f"is no {kind.__name__} of this version of tfdist: {printable(str(error))}; use the "
+            "version that has made the run, unless another program has written the file"
+        )
         raise DataError(printable(str(path)), None, what) from error
     return record
 

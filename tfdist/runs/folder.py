@@ -34,7 +34,13 @@ from typing import TypeVar
 import psutil
 
 from tfdist.errors import ConfigError, DataError, printable, signal_name
-from tfdist.runs.files import append_to_file, read_record, status_of_file, write_file
+from tfdist.runs.files import (
+    append_to_file,
+    read_record,
+    status_of_file,
+    unreadable,
+    write_file,
+)
 from tfdist.runs.outcome import Outcome, Usage, oom_kills
 from tfdist.task import TASK_TYPES, ClusterSpec, Task
 
@@ -189,6 +195,11 @@ class RunRecord:
             raise ValueError("tasks must name each task once")
 
 
+def _is_open(path: Path) -> bool:
+    """Whether this user may enter it, if it is a folder."""
+    return not os.path.isdir(path) or os.access(path, os.X_OK, effective_ids=True)
+
+
 def describe_end(record: TaskRecord) -> str:
     """The end of an attempt in a few words, such as "exit code 0" or "killed by SIGSEGV"."""
     if record.exit_code is None:
@@ -230,10 +241,12 @@ class RunFolder:
             if (folder / RUN_FILE).is_symlink() or (folder / RUN_FILE).exists():
                 return cls(folder)
             times = {one: status_of_file(one / RUN_FILE) for one in folder.iterdir()}
-        except (FileNotFoundError, NotADirectoryError):
-            times = {}
+        except FileNotFoundError as error:
+            raise ConfigError("RUN", path, "does not exist") from error
+        except NotADirectoryError as error:
+            raise ConfigError("RUN", path, "must be a folder, and is a file") from error
         except OSError as error:
-            raise ConfigError("RUN", path, f"cannot be read: {error.strerror}") from error
+            raise ConfigError("RUN", path, unreadable(error)) from error
         found = {one: status.st_mtime_ns for one, status in times.items() if status is not None}
         for one in sorted(found, key=lambda one: found[one], reverse=True):
             run = cls(one)
@@ -243,6 +256,8 @@ class RunFolder:
             except (DataError, FileNotFoundError) as error:
                 run.skip(error)
         what = f"no {RUN_FILE} that can be read" if found else f"no {RUN_FILE}"
+        if closed := sorted(one.name for one in times if not _is_open(one)):
+            what += f"; this user cannot enter {closed[-1]} in it, so run the command as its owner"
         raise ConfigError("RUN", path, f"is not the folder of a run; it contains {what}")
 
     def create(
@@ -321,8 +336,7 @@ class RunFolder:
             elif isinstance(error, FileNotFoundError):
                 raise
             else:
-                what = f"cannot be read: {error.strerror}"
-                raise DataError(printable(str(self.path)), None, what) from error
+                raise DataError(printable(str(self.path)), None, unreadable(error)) from error
         attempts: list[tuple[str, TaskRecord | None]] = []
         if not numbers:  # a launcher that is ended at its start has not written run.json yet
             return attempts

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
+import pkgutil
 import resource
 import runpy
 import signal
+import sys
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,8 +27,12 @@ LAUNCHERS = (
     str(_PACKAGE / "cluster" / "script.py"),
     str(_PACKAGE / "cluster" / "in_process.py"),
     str(_PACKAGE / "cli" / "node.py"),
-    runpy.run_path.__code__.co_filename,
 )
+# Those of Python that find, read and compile a script; others of them are frozen modules.
+_LOADERS = [
+    function.__code__.co_filename
+    for function in (runpy.run_path, importlib.util.find_spec, pkgutil.read_code)
+]
 
 
 @dataclass(frozen=True)
@@ -133,8 +140,12 @@ class Outcome:
     def of_error(cls, error: BaseException) -> Outcome:
         """The outcome of a function that raised; its traceback begins in the user's code."""
         trace = traceback.TracebackException.from_exception(error)
-        users = list(itertools.dropwhile(_is_of_launcher, trace.stack))
-        trace.stack = traceback.StackSummary.from_list(users or trace.stack)
+        if users := list(itertools.dropwhile(_is_above_script, trace.stack)):
+            trace.stack = traceback.StackSummary.from_list(users)
+        elif isinstance(error, SyntaxError) or _is_of_loading(trace):  # no code of the script ran
+            trace.stack = traceback.StackSummary()
+            if _is_of_loading(trace.__cause__ or trace.__context__):
+                trace.__cause__ = trace.__context__ = None
         return cls(error=error, details=printable("".join(trace.format())))
 
     @classmethod
@@ -151,6 +162,13 @@ class Outcome:
         """True if the task raised an error or has an exit code other than 0."""
         return self.error is not None or bool(self.exit_code)
 
+    def show(self) -> None:
+        """Prints the details on standard error, as Python does at the end, unless it is closed."""
+        if self.details and sys.stderr is not None:
+            with suppress(OSError, ValueError):
+                end = "\n" if self.error is None else ""
+                print(self.details, end=end, file=sys.stderr)
+
     def raise_for(self, task: Task) -> None:
         """Raises TaskFailed if the task failed; a ConfigError of the task is raised as it is."""
         if isinstance(self.error, ConfigError):
@@ -159,8 +177,16 @@ class Outcome:
             raise TaskFailed(task.name, self.exit_code, self.details) from self.error
 
 
-def _is_of_launcher(frame: traceback.FrameSummary) -> bool:
-    return frame.filename in LAUNCHERS
+def _is_above_script(frame: traceback.FrameSummary) -> bool:
+    return frame.filename in LAUNCHERS or _is_of_loader(frame)
+
+
+def _is_of_loader(frame: traceback.FrameSummary) -> bool:
+    return frame.filename in _LOADERS or frame.filename.startswith("<frozen ")
+
+
+def _is_of_loading(trace: traceback.TracebackException | None) -> bool:
+    return trace is not None and bool(trace.stack) and _is_of_loader(trace.stack[-1])
 
 
 class RunningTask(Protocol):

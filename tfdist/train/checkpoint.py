@@ -16,7 +16,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 
 from tfdist.errors import ConfigError, DataError, checked_integer, reason_of
 from tfdist.ps.session import PS_LOST
+from tfdist.train.graph import Mark, differences, global_step, saved_variables
 
 _log = logging.getLogger(__name__)
 
@@ -33,8 +34,8 @@ _STATE = "checkpoint"  # as TensorFlow names this file
 _UNFINISHED = re.compile(r"(model--?\d+)\.unfinished(.*)", re.DOTALL)
 _FILE = re.compile(r"(.+)\.(?:index|data-\d{5}-of-(\d{5}))", re.DOTALL)
 _OURS = re.compile(r"model-(-?\d+)")
-_OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"  # a key in every checkpoint of tf.train.Checkpoint
 _MOST_NAMES = 5  # in a message
+_State: Any = type(tf.compat.v1.train.generate_checkpoint_state_proto("/", "name"))
 
 
 @dataclass(frozen=True)
@@ -74,19 +75,15 @@ class Checkpointer:
         """
         self._folder = _folder(directory)
         self._keep = None if keep is None else checked_integer("keep", keep, 1)
-        try:
-            self._global_step = tf.compat.v1.train.get_global_step()
-        except (TypeError, ValueError) as error:  # no integer, or no scalar
-            raise ConfigError("graph", None, f"must contain a global step; {error}") from error
-        if self._global_step is None:
-            raise ConfigError("graph", None, "must contain a global step, which names a checkpoint")
-        graph = tf.compat.v1.get_default_graph()
-        known = len(graph.get_operations())
+        self._graph, self._global_step = tf.compat.v1.get_default_graph(), global_step()
+        known = len(self._graph.get_operations())
         self._saver = tf.compat.v1.train.Saver(max_to_keep=None)  # this class deletes
-        added = graph.get_operations()[known:]
-        self._variables = _variables(next(op for op in added if op.type == "SaveV2"))
-        # The contents of the state file that this job has read or written; None before that.
-        self._known: tuple[bytes | None, ...] | None = None
+        added = self._graph.get_operations()[known:]
+        self._variables = saved_variables(next(op for op in added if op.type == "SaveV2"))
+        # The state files that these variables were restored from or saved with: a restarted chief
+        # finds the variables of the one before it, and does not restore.
+        self._mark = Mark(f"checkpoint/{_shown(self._folder)}", self._global_step.device)
+        self._known: tuple[bytes | None, ...] | None = None  # the same, of this process
         self._lock = threading.RLock()
         self._saves = 0  # that run now: a signal handler may save during a save
 
@@ -95,24 +92,27 @@ class Checkpointer:
 
         Raises:
             DataError: it cannot be written; the one before it can still be restored.
-            ConfigError: another job has saved in the folder.
+            ConfigError: the folder contains checkpoints that were not restored, or another job has
+                saved in it; or the session cannot run the graph.
         """
-        name = f"model-{int(session.run(self._global_step))}"
         with self._lock:
+            session = self._checked(session)
+            name = f"model-{int(session.run(self._global_step))}"
             self._saves += 1
             try:
+                self._check_targets(name)
                 state = self._own_state()
-                step = self._write(session, name)
-                self._choose(name, state)
+                self._folder.mkdir(parents=True, exist_ok=True)
+                with _undone(self._folder, name):
+                    step = self._write(session, name)
+                    self._choose(session, name, state)
                 if self._saves == 1:
                     _delete(self._folder, _unfinished(self._folder))
             except (OSError, tf.errors.OpError) as error:
                 if not _is_about_files(error, "SaveV2"):
                     raise
-                what = (
-                    f"the checkpoint cannot be written: {_reason(error)}. The earlier ones are "
-                    "unchanged. Free some space, or make the folder writable"
-                )
+                what = f"the checkpoint cannot be written: {_reason(error)}. The earlier ones are"
+                what += f" unchanged. {_way_out(error)}"
                 raise DataError(_shown(self._folder / name), None, what) from error
             finally:
                 self._saves -= 1
@@ -124,48 +124,75 @@ class Checkpointer:
         Raises:
             DataError: the folder contains checkpoints, but the one to restore is not named, missing
                 or damaged. The message says which other one is whole, and how to choose it.
-            ConfigError: it has other variables than the graph.
+            ConfigError: it has other variables than the graph, or the session cannot run that.
         """
-        folder = self._folder
+        session, folder = self._checked(session), self._folder
         try:
             state = _read_state(folder)
-            files = _files(folder)
-            if state is None:
-                # An interrupted save does not count if the state file has never named it.
-                marked = {file.removesuffix(".unfinished") for file in _unfinished(folder)}
-                files = {name: found for name, found in files.items() if name not in marked}
-            self._known = (state,)
+            files = _files(folder, state)
             if state is not None or files:
                 self._load(session, _chosen(folder, state), files)
+            self._know(session, state)
         except DataError as error:
             if _read_state(folder) != state:  # the job has saved, and deleted this one meanwhile
                 self.restore(session)
                 return
             raise DataError(error.path, None, f"{error.what}. {self._advice(files)}") from error
         except OSError as error:
-            where = _shown(Path(os.fsdecode(error.filename or folder)))
-            raise DataError(where, None, f"cannot be read: {error.strerror}") from error
+            where, what = Path(os.fsdecode(error.filename or folder)), str(error.strerror)
+            with suppress(OSError):
+                what += f". {self._advice(_files(folder))}"
+            raise DataError(_shown(where), None, f"cannot be read: {what}") from error
 
     def _unfinished(self) -> str:
         return ".unfinished" if self._saves == 1 else f".unfinished-{self._saves}"
 
+    def _checked(self, session: Any) -> tf.compat.v1.Session:
+        """The session, or the one in a MonitoredSession; raises ConfigError if it is of no use."""
+        inner = getattr(session, "_tf_sess", lambda: session)()  # (TensorFlow 2.21)
+        if getattr(inner, "graph", None) is self._graph:
+            with suppress(RuntimeError):  # it is closed
+                marked = self._mark.get(inner)
+                # Without a mark the variables are new ones, also if this process saved others.
+                self._known = marked and (self._known or marked)
+                return inner
+        rule = "must be an open session on the graph in which the Checkpointer was made"
+        raise ConfigError("session", session, rule)
+
+    def _check_targets(self, name: str) -> None:
+        """Raises OSError if anything but a file has the name of a file that a save writes."""
+        ends = ("index", "data-00000-of-00001")
+        files = [f"{prefix}.{end}" for prefix in (name, name + self._unfinished()) for end in ends]
+        for file in (*files, _STATE, _STATE + self._unfinished()):
+            with suppress(FileNotFoundError):
+                _check_regular(self._folder / file)
+
+    def _know(self, session: tf.compat.v1.Session, *states: bytes | None) -> None:
+        self._known = states
+        self._mark.set(session, [state or b"" for state in states])
+
     def _own_state(self) -> bytes | None:
-        """The state file; raises ConfigError if another process has written it."""
+        """The state file; raises ConfigError if this job has neither restored nor written it."""
         state = _read_state(self._folder)
-        if self._known is not None and state is not None and state not in self._known:
-            raise ConfigError(
-                "directory",
-                _shown(self._folder),
-                "must be a folder in which no other job saves; another process has saved "
-                f"{_named(state)} in it since this job last saved or restored",
-            )
+        if self._known is None:
+            files = _files(self._folder, state) if self._folder.exists() else {}
+            names = [name for name in files if state is not None or _OURS.fullmatch(name)]
+            if state is not None or names:
+                newest = max((*names, *_parse(state)), key=_step_of, default=_named(state))
+                rule = f"must be restored before the first save, which could replace {newest} in it"
+                rule += ". To continue from there, call restore(session) before you train; to start"
+                rule += " at step 0, use another folder"
+                raise ConfigError("directory", _shown(self._folder), rule)
+        elif state is not None and state not in self._known:
+            rule = "must be a folder in which no other job saves; another process has saved "
+            rule += f"{_named(state)} in it since this job last saved or restored"
+            raise ConfigError("directory", _shown(self._folder), rule)
         self._known = (state,)
         return state
 
     def _write(self, session: tf.compat.v1.Session, name: str) -> int:
         """Writes the files of a checkpoint, which nothing names yet; returns its global step."""
         folder = self._folder
-        folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.unfinished").touch()
         unfinished = f"{name}{self._unfinished()}"
         if self._saves == 1:
@@ -187,7 +214,7 @@ class Checkpointer:
         _sync(folder)
         return step
 
-    def _choose(self, name: str, state: bytes | None) -> None:
+    def _choose(self, session: tf.compat.v1.Session, name: str, state: bytes | None) -> None:
         """Makes `name` the checkpoint to restore, and deletes the oldest beyond `keep`."""
         folder = self._folder
         files = _files(folder)
@@ -197,6 +224,7 @@ class Checkpointer:
         unfinished = folder / f"{_STATE}{self._unfinished()}"
         unfinished.write_bytes(text)
         _sync(unfinished)
+        self._know(session, *(self._known or ()), text)
         # This process may have been stopped, and another one started in its place.
         if self._own_state() != state:
             unfinished.unlink()  # a signal handler has saved, maybe a later step
@@ -208,12 +236,16 @@ class Checkpointer:
             if _OURS.fullmatch(other) and other not in names:
                 _delete(folder, files[other])
 
-    def _load(
-        self, session: tf.compat.v1.Session, name: str, files: Mapping[str, list[str]]
-    ) -> None:
+    def _load(self, session: Any, name: str, files: Mapping[str, list[str]]) -> None:
         data = _check_files(self._folder, name, files.get(name, []))
         with _plain(self._folder) as plain:
-            self._check_variables(name, _open(self._folder, f"{plain}/{name}"))
+            reader = _open(self._folder, f"{plain}/{name}")
+            if wrong := differences(self._variables, reader):
+                rule = (
+                    f"must be a folder of this job, but {name} in it {_few(wrong)}: the model has"
+                )
+                rule += " changed, or another job saved it. To start at step 0, use another folder"
+                raise ConfigError("directory", _shown(self._folder), rule)
             try:
                 self._saver.restore(session, f"{plain}/{name}")
             except tf.errors.OpError as error:
@@ -222,40 +254,18 @@ class Checkpointer:
                 what = f"the file cannot be read; it may be truncated or damaged: {_reason(error)}"
                 raise DataError(_shown(self._folder / data), None, what) from error
 
-    def _check_variables(self, name: str, reader: Any) -> None:
-        shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
-        if _OBJECTS in shapes:
-            return  # its keys are no names of variables; the Saver translates them
-        wrong = []
-        for key, (shape, dtype) in self._variables.items():
-            if key not in shapes:
-                wrong.append(f"lacks {key}")
-            elif not shape.is_compatible_with(shapes[key]):
-                wrong.append(f"has {key} with shape {shapes[key]} instead of {shape.as_list()}")
-            elif dtype != types[key]:
-                wrong.append(f"has {key} as {types[key].name} instead of {dtype.name}")
-        if wrong:
-            raise ConfigError(
-                "directory",
-                _shown(self._folder),
-                f"must be a folder of this job, but {name} in it {_few(wrong)}: the model has "
-                "changed, or another job saved it. To start at step 0, use another folder",
-            )
-
     def _advice(self, files: Mapping[str, list[str]]) -> str:
         """Which checkpoint is whole, and how to choose it."""
+        state, how = self._folder / _STATE, "the contents of {}"
+        if os.path.lexists(state) and not state.is_file():
+            how = "{} by a file"
         for name in sorted(files, key=_step_of, reverse=True):
             if _is_whole(self._folder, name, files[name]):
-                line = _state_text(name).decode().strip()
-                return (
-                    f"{name} is whole; to continue from it, replace the contents of "
-                    f"{_shown(self._folder / _STATE)} with this line: {line}"
-                )
+                how = f"to continue from it, replace {how.format(_shown(state))} with this line"
+                return f"{name} is whole; {how}: {_state_text(name).decode().strip()}"
         found = _few(sorted(file for names in files.values() for file in names)) or "no other file"
-        return (
-            f"No checkpoint in the folder is whole (it contains {found}). Copy one there again, "
-            "or use another folder to start at step 0"
-        )
+        none = f"No checkpoint in the folder is whole (it contains {found})"
+        return f"{none}. Copy one there again, or use another folder to start at step 0"
 
 
 def _folder(directory: Any) -> Path:
@@ -272,25 +282,11 @@ def _folder(directory: Any) -> Path:
     try:
         folder = Path.cwd() / text
         folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise ConfigError("directory", directory, "must be a folder") from error
     except OSError as error:
-        rule = f"must be a folder that can be made: {error.strerror}"
+        is_file = isinstance(error, FileExistsError | NotADirectoryError)
+        rule = "must be a folder" + ("" if is_file else f" that can be made: {error.strerror}")
         raise ConfigError("directory", directory, rule) from error
     return folder
-
-
-def _variables(save: Any) -> dict[str, tuple[Any, Any]]:
-    """Shape and type of each variable that a SaveV2 operation saves; of a slice, of the whole."""
-    _, names, specs, *tensors = save.inputs
-    found = {}
-    for name, spec, tensor in zip(
-        tf.get_static_value(names), tf.get_static_value(specs), tensors, strict=True
-    ):
-        whole = spec.decode().split()[:-1]
-        shape = tf.TensorShape([int(size) for size in whole]) if whole else tensor.shape
-        found[name.decode()] = (shape, tensor.dtype.base_dtype)
-    return found
 
 
 def _shown(path: Path) -> str:
@@ -311,11 +307,32 @@ def _reason(error: OSError | tf.errors.OpError) -> str:
     return text.rpartition("; ")[2] if text.startswith("/") else text
 
 
+def _way_out(error: OSError | tf.errors.OpError) -> str:
+    if isinstance(error, OSError) and error.errno in (errno.EISDIR, errno.ENOTDIR, errno.ELOOP):
+        path = Path(error.filename)
+        found = next(one for one in (path, *path.parents) if os.path.lexists(one))
+        return f"Move {_shown(found)} away, because the checkpoint is written there"
+    return "Check that the disk is not full, and that the folder is writable"
+
+
 def _is_about_files(error: Any, op_type: str) -> bool:
     """Whether the file system caused it, and not the session: a lost ps, no memory, no value."""
     if isinstance(error, OSError):
         return True
     return not isinstance(error, PS_LOST) and getattr(error.op, "type", None) == op_type
+
+
+@contextmanager
+def _undone(folder: Path, name: str) -> Iterator[None]:
+    """Deletes the new files of a checkpoint that could not be completed, if nothing names it."""
+    before = _files(folder)
+    try:
+        yield
+    except Exception:
+        with suppress(OSError):
+            if name not in {*before, *_parse(_read_state(folder))}:
+                _delete(folder, _files(folder).get(name, []))
+        raise
 
 
 @contextmanager
@@ -360,28 +377,26 @@ def _sync(path: Path) -> None:
 def _read_state(folder: Path) -> bytes | None:
     path = folder / _STATE
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # a device may never end
-            raise OSError(errno.EINVAL, "Is no regular file", str(path))
+        _check_regular(path)
         return path.read_bytes()
     except FileNotFoundError:
         return None
 
 
+def _check_regular(path: Path) -> None:
+    """Raises OSError if it is a folder, or a device or pipe, which may never end."""
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        what = "Is a directory" if stat.S_ISDIR(mode) else "Is no regular file"
+        raise OSError(errno.EISDIR, what, str(path))
+
+
 def _state_text(name: str, names: Iterable[str] = (), now: float | None = None) -> bytes:
     """A state file; with the time, those of two jobs that save the same step differ."""
-    state = _new_state()
-    state.model_checkpoint_path = name
-    state.all_model_checkpoint_paths.extend(names)
+    state = _State(model_checkpoint_path=name, all_model_checkpoint_paths=names)
     if now is not None:
         state.last_preserved_timestamp = now
     return str(state).encode()
-
-
-def _new_state() -> Any:
-    state = tf.compat.v1.train.generate_checkpoint_state_proto("/", "name")
-    state.Clear()
-    return state
 
 
 def _parse(state: bytes | None) -> list[str]:
@@ -389,7 +404,7 @@ def _parse(state: bytes | None) -> list[str]:
 
     Without their folders: after a move the old folder may belong to another job.
     """
-    parsed = _new_state()
+    parsed = _State()
     try:
         text_format.Parse((state or b"").decode(), parsed)
     except (text_format.ParseError, UnicodeDecodeError):
@@ -412,13 +427,17 @@ def _chosen(folder: Path, state: bytes | None) -> str:
     return names[-1]
 
 
-def _files(folder: Path) -> dict[str, list[str]]:
-    """The files of each checkpoint in the folder, by its name."""
+def _files(folder: Path, state: bytes | None = b"") -> dict[str, list[str]]:
+    """The files of each checkpoint in the folder, by its name.
+
+    Without a state file an interrupted save does not count, because none has ever named it.
+    """
     found: dict[str, list[str]] = {}
     for file in os.listdir(folder):
         if (match := _FILE.fullmatch(file)) and not _UNFINISHED.fullmatch(file):
             found.setdefault(match[1], []).append(file)
-    return found
+    marked = () if state is not None else _unfinished(folder)
+    return {name: found[name] for name in found if f"{name}.unfinished" not in marked}
 
 
 def _check_files(folder: Path, name: str, files: list[str]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,6 +16,7 @@ from tfdist.task import Task
 
 _POLL_SECS = 0.05
 _CLOSE_SECS = 2.0
+_OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"  # a key in every checkpoint of tf.train.Checkpoint
 
 
 def device_setter(task: Task) -> Callable[[Any], str]:
@@ -78,6 +79,46 @@ def minimize_if(has_value: Any, optimizer: tf.compat.v1.train.Optimizer, loss: A
     return apply_if(has_value, lambda: optimizer.apply_gradients(gradients, global_step))
 
 
+def global_step() -> Any:
+    """The global step of the default graph; raises ConfigError if it has none."""
+    try:
+        step = tf.compat.v1.train.get_global_step()
+    except (TypeError, ValueError) as error:  # no integer, or no scalar
+        raise ConfigError("graph", None, f"must contain a global step; {error}") from error
+    if step is None:
+        raise ConfigError("graph", None, "must contain a global step, which names a checkpoint")
+    return step
+
+
+def saved_variables(save: Any) -> dict[str, tuple[Any, Any]]:
+    """Shape and type of each variable that a SaveV2 operation saves; of a slice, of the whole."""
+    _, names, specs, *tensors = save.inputs
+    found = {}
+    for name, spec, tensor in zip(
+        tf.get_static_value(names), tf.get_static_value(specs), tensors, strict=True
+    ):
+        whole = spec.decode().split()[:-1]
+        shape = tf.TensorShape([int(size) for size in whole]) if whole else tensor.shape
+        found[name.decode()] = (shape, tensor.dtype.base_dtype)
+    return found
+
+
+def differences(variables: Mapping[str, tuple[Any, Any]], reader: Any) -> list[str]:
+    """How a checkpoint differs from the `saved_variables` of a graph; empty if it fits."""
+    shapes, types = reader.get_variable_to_shape_map(), reader.get_variable_to_dtype_map()
+    if _OBJECTS in shapes:
+        return []  # its keys are no names of variables; the Saver translates them
+    found = []
+    for key, (shape, dtype) in variables.items():
+        if key not in shapes:
+            found.append(f"lacks {key}")
+        elif not shape.is_compatible_with(shapes[key]):
+            found.append(f"has {key} with shape {shapes[key]} instead of {shape.as_list()}")
+        elif dtype != types[key]:
+            found.append(f"has {key} as {types[key].name} instead of {dtype.name}")
+    return found
+
+
 @contextmanager
 def session(
     task: Task,
@@ -102,7 +143,8 @@ def session(
         ConfigError: the cluster has no ps.
     """
     _check_ps(task)
-    ready = _Ready()
+    # A variable that is initialized is not enough: the chief may be about to restore it.
+    ready = Mark("ready", "/job:ps/task:0")
     initialize = tf.compat.v1.global_variables_initializer()
     graph = tf.compat.v1.get_default_graph()
     graph.finalize()
@@ -112,11 +154,11 @@ def session(
         with graph.as_default(), opened.as_default():
             if not task.is_chief:
                 _wait_until_ready(opened, ready, task, timeout)
-            elif not opened.run(ready.is_set):
+            elif ready.get(opened) is None:
                 opened.run(initialize)
                 if restore is not None:
                     restore(opened)
-                opened.run(ready.set)
+                ready.set(opened)
             yield opened
     finally:
         _close(opened)
@@ -133,24 +175,33 @@ def _close(opened: tf.compat.v1.Session) -> None:
     closing.join(_CLOSE_SECS)
 
 
-class _Ready:
-    """A mark on ps 0 that says that all variables have their values.
+class Mark:
+    """Texts on a task that last as long as its variables, and are in no checkpoint."""
 
-    A variable that is initialized is not enough: the chief may be about to restore it.
-    """
+    def __init__(self, name: str, device: str) -> None:
+        with tf.device(None), tf.device(device), tf.device("/device:CPU:0"):
+            mark = tf.raw_ops.VarHandleOp(
+                dtype=tf.string, shape=tf.TensorShape(None), shared_name=f"tfdist/{name}"
+            )
+            self._texts = tf.compat.v1.placeholder(tf.string, [None])
+            self._is_set = tf.raw_ops.VarIsInitializedOp(resource=mark)
+            self._get = tf.raw_ops.ReadVariableOp(resource=mark, dtype=tf.string)
+            self._set = tf.raw_ops.AssignVariableOp(resource=mark, value=self._texts)
 
-    def __init__(self) -> None:
-        with tf.compat.v1.device("/job:ps/task:0/device:CPU:0"):
-            mark = tf.raw_ops.VarHandleOp(dtype=tf.bool, shape=[], shared_name="tfdist/ready")
-            self.is_set = tf.raw_ops.VarIsInitializedOp(resource=mark)
-            self.set = tf.raw_ops.AssignVariableOp(resource=mark, value=tf.constant(True))
+    def get(self, session: tf.compat.v1.Session) -> tuple[bytes, ...] | None:
+        """The texts; None if they are not set, or were lost with the variables."""
+        return tuple(session.run(self._get)) if session.run(self._is_set) else None
+
+    def set(self, session: tf.compat.v1.Session, texts: Sequence[bytes] = ()) -> None:
+        """Sets the texts."""
+        session.run(self._set, {self._texts: texts})
 
 
 def _wait_until_ready(
-    opened: tf.compat.v1.Session, ready: _Ready, task: Task, timeout: float
+    opened: tf.compat.v1.Session, ready: Mark, task: Task, timeout: float
 ) -> None:
     deadline = Deadline(timeout)
-    while not opened.run(ready.is_set):
+    while ready.get(opened) is None:
         if deadline.expired:
             raise StartTimeout(
                 [task.trainers[0]], timeout, "It is the chief, and has not initialized the model."
