@@ -344,7 +344,7 @@ def described(error: BaseException) -> str:
     """Type and reason of any error in one line that can be encoded; never raises."""
     try:
         reason = reason_of(str(error))
-    except Exception:
+    except BaseException:  # `str` runs code of the user
         reason = "its text cannot be made"
     return printable(f"{type(error).__name__}: {reason}" if reason else type(error).__name__)
 

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 
 import pytest
+import tensorflow as tf
 
 from tfdist import (
     Barrier,
@@ -24,6 +25,7 @@ from tfdist import (
     Task,
 )
 from tfdist.barrier import connection, vector
+from tfdist.barrier.rules import RESIGNED
 from tfdist.deadline import Deadline
 from tfdist.ps.session import DirectSession
 from tfdist.runs.barrier_notes import passed_at
@@ -292,14 +294,20 @@ class WithoutText(Exception):
         raise RuntimeError("no text")
 
 
+class ExitsAtText(Exception):
+    def __str__(self):
+        raise SystemExit(3)
+
+
 @pytest.mark.parametrize(
     ("raised", "text"),
     [
         (ValueError("caf\udce9.csv"), r"ValueError: caf\udce9.csv"),
         (WithoutText(), "WithoutText: its text cannot be made"),
+        (ExitsAtText(), "ExitsAtText: its text cannot be made"),
         (KeyboardInterrupt(), "KeyboardInterrupt"),
     ],
-    ids=["surrogate", "without text", "Ctrl-C"],
+    ids=["surrogate", "without text", "exits", "Ctrl-C"],
 )
 def test_whatever_the_action_raises_breaks_the_barrier_for_all(make, raised, text):
     def fail():
@@ -331,6 +339,43 @@ def test_an_action_that_closes_its_own_barrier_is_refused(make):
     for error in together(wait, barriers):
         assert isinstance(error, BrokenBarrierError)
         assert "its own action called close()" in str(error)
+
+
+def test_ctrl_c_in_the_action_arrives_although_the_ps_is_lost(make, monkeypatch):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    (barrier,) = make("counter", ranks=[0], parties=1, action=interrupt)
+    run, abort = (
+        barrier._participant.connection.run,
+        barrier._participant.connection.transitions.abort,
+    )
+
+    def lost(operation, *given, **options):
+        if operation is abort:
+            raise tf.errors.UnavailableError(None, None, "gone")
+        return run(operation, *given, **options)
+
+    monkeypatch.setattr(barrier._participant.connection, "run", lost)
+    with pytest.raises(KeyboardInterrupt):
+        barrier.wait(TIMEOUT)
+
+
+def test_the_text_of_a_failed_action_is_cut(make):
+    def fail():
+        raise ValueError("x" * 10**6)
+
+    (barrier,) = make("queue", ranks=[0], parties=1, action=fail)
+    with pytest.raises(BrokenBarrierError, match="ValueError: xxx") as caught:
+        barrier.wait(TIMEOUT)
+    assert len(str(caught.value)) < 10**4
+
+
+def test_a_closed_barrier_is_not_entered(make):
+    (barrier,) = make("queue", ranks=[0], parties=1)
+    barrier.close()
+    with pytest.raises(BarrierError, match="was closed"), barrier:
+        pass
 
 
 def test_a_barrier_cannot_be_copied(make):
@@ -412,6 +457,31 @@ def test_a_wrong_timeout_is_refused(make, timeout):
     [barrier, *_] = make("queue")
     with pytest.raises(ConfigError, match=r"timeout: got .*; must be a number of seconds"):
         barrier.wait(timeout)
+
+
+@pytest.mark.parametrize("name", ["abort", "reset", "resign"])
+def test_a_call_that_ctrl_c_interrupts_while_it_is_prepared_can_be_repeated(
+    make, name, monkeypatch
+):
+    connection._transitions.cache_clear()  # so that the operation is built here
+    (barrier,) = make("queue", ranks=[0], parties=1)
+    pack = vector.pack
+
+    def interrupted(state):
+        monkeypatch.setattr(vector, "pack", pack)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(vector, "pack", interrupted)
+    call = getattr(barrier, name)
+    with pytest.raises(KeyboardInterrupt):
+        call()
+    call()
+    state = barrier._look().arrivals
+    assert (state.broken, state.resets, state.arrived[0] == RESIGNED) == {
+        "abort": (True, 0, False),
+        "reset": (False, 1, False),
+        "resign": (False, 0, True),
+    }[name]
 
 
 def test_abort_raises_in_present_and_later_waits(make, kind):

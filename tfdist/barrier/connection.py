@@ -63,7 +63,7 @@ class Snapshot:
         return [max(0, self.now_us - at) / 1e6 if at else None for at in self.arrived_at_us]
 
 
-_transitions_lock = threading.Lock()
+_transitions_lock = threading.RLock()  # a signal handler may make a barrier too
 
 
 @cache

@@ -181,7 +181,7 @@ class Barrier:
                 "as many at a time as it has workers, so they deadlock; use coordinator.join()"
             )
         deadline = Deadline(self._timeout if timeout is None else timeout)
-        with self._in_one_thread(), self._ps_errors(deadline):
+        with self._ps_errors(deadline), self._in_one_thread():
             decision = self._participant.wait(deadline, break_on_timeout=self._break_on_timeout)
             if decision is Decision.PASS:
                 self._pass_mark.touch()
@@ -305,6 +305,7 @@ class Barrier:
             self._participant.connection.close()
 
     def __enter__(self) -> Barrier:
+        self._check_usable()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -316,10 +317,14 @@ class Barrier:
     def __repr__(self) -> str:
         # Uses what is known locally: printing a barrier must not ask the network.
         own = self._participant
-        state = "resigned" if own.resigned else "arrived" if own.arrived else "not arrived"
+        state = (
+            "has resigned" if own.resigned else "has arrived" if own.arrived else "has not arrived"
+        )
+        if self._waits.locked():
+            state = "waits"
         return (
             f"<{type(self).__name__} {self.name!r} of {self._parties} parties: "
-            f"{self._task.name} has {state}>"
+            f"{self._task.name} {state}>"
         )
 
     def _look(self) -> Snapshot:

@@ -21,6 +21,7 @@ _log = logging.getLogger(__name__)
 QUEUE, COUNTER = KINDS = ("queue", "counter")
 
 _CONNECT_SECS = 60.0
+_LONGEST_TEXT = 2000  # of an action's error, in characters
 _POLL_SECS = 0.001
 _LONGEST_POLL_SECS = 0.05
 # A run that is cancelled before the ps has begun it leaves its `dequeue` behind on the ps, which
@@ -266,9 +267,20 @@ class Participant:
             if self._action is not None:
                 self._action()
         except BaseException as error:
-            reason = f"the action of {self._task.name} raised {described(error)}"
-            connection.run(connection.transitions.abort, reason)
+            text = described(error)
+            cut = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]} ..."
+            reason = f"the action of {self._task.name} raised {cut}"
             self.arrived = False
+            try:
+                connection.run(connection.transitions.abort, reason)
+            except tf.errors.OpError as lost:
+                self.uncertain = True
+                _log.warning(
+                    "barrier %r is not broken on ps:0, which does not answer (%s), although %s",
+                    self._name,
+                    described(lost),
+                    reason,
+                )
             if not isinstance(error, Exception):
                 raise
             raise BrokenBarrierError(self._name, reason) from error

@@ -178,8 +178,10 @@ class StateOnPs:
         # Only reads wait for the lock. Everything else depends on a read, or is constant or fed,
         # and is then ready before the lock is taken.
         self.gate = [self.exclusive.take(entry)]
-        yield section
-        self.gate = []
+        try:
+            yield section
+        finally:  # Ctrl-C may end the building of an operation, which is built again later
+            self.gate = []
         with tf.control_dependencies(section.stored):
             opened = self.exclusive.open()
         section.left = self.exclusive.unlock(lock, [*section.stored, opened])

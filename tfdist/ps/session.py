@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import re
+import signal
 import socket
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+
+# That of `signal` makes enums of the handlers: 17 us for all signals instead of 1.
+from _signal import getsignal  # type: ignore[import-not-found]
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any, ParamSpec, TypeVar
 from weakref import WeakValueDictionary
 
@@ -29,9 +32,12 @@ PS_LOST = (
 
 _OUTDATED = "Current version is"
 _DUPLICATE_REQUEST = "request was received twice"
+_REPLACED = "MISMATCH of original and normalized active exception types"
 _MOST_CALLS = 10  # even three collisions in a row do not happen by chance
 
 _PROBE_SECS = 0.2
+
+_SIGNALS = [int(number) for number in signal.Signals]
 
 _log = logging.getLogger(__name__)
 
@@ -76,7 +82,7 @@ class DirectSession:
         self._config.graph_options.rewrite_options.disable_meta_optimizer = True
         self.address, self._target, self._graph = address, target or session_target(address), graph
         self._outdated: list[tf.compat.v1.Session] = []
-        self._reopening = threading.Lock()
+        self._reopening = threading.RLock()
         self._open()
 
     def _open(self) -> None:
@@ -130,16 +136,16 @@ class DirectSession:
         self.close()
 
     def _ask(self, run: Callable[[], Any]) -> Any:
-        try:
-            return self._in_valid_session(run)
-        except tf.errors.DeadlineExceededError:
-            self._check_task()
-            raise
-        except RuntimeError as error:
-            raised = _raised_by_handler(error)
-            if raised is None:
+        with _noting_handlers() as raised:
+            try:
+                return self._in_valid_session(run)
+            except tf.errors.DeadlineExceededError:
+                self._check_task()
                 raise
-            raise raised from None
+            except RuntimeError as error:
+                if _REPLACED not in str(error):
+                    raise
+                raise (raised[-1] if raised else KeyboardInterrupt()) from None
 
     def _in_valid_session(self, run: Callable[[], Any]) -> Any:
         """Runs, if necessary in a new session.
@@ -203,7 +209,7 @@ class SharedSession(DirectSession):
         return answer
 
 
-_sharing = threading.Lock()
+_sharing = threading.RLock()  # a signal handler may use a session too
 # By process (a child cannot use its parent's), address, and graph.
 _shared: WeakValueDictionary[tuple[int, str, tf.Graph], SharedSession] = WeakValueDictionary()
 
@@ -244,20 +250,41 @@ def retry_duplicate_request(
     return call(*args, **kwargs)
 
 
-def _raised_by_handler(error: RuntimeError) -> BaseException | None:
-    """What a signal handler raised while TensorFlow made its own error from the end of the run.
+@contextmanager
+def _noting_handlers() -> Iterator[list[BaseException]]:
+    """What signal handlers raise in this block, except the KeyboardInterrupt of Python's own.
 
-    TensorFlow then raises a RuntimeError that has only the text of both (TensorFlow 2.21).
+    If a run ends with an error and a handler raises at the same time, TensorFlow raises a
+    RuntimeError that has only the text of both (TensorFlow 2.21).
     """
-    found = re.search(r"REPLACED BY (KeyboardInterrupt|SystemExit): (.*)", str(error))
-    if found is None:
-        return None
-    name, text = found.groups()
-    if name == "KeyboardInterrupt":
-        return KeyboardInterrupt()
-    if re.fullmatch(r"-?\d+", text):
-        return SystemExit(int(text))
-    return SystemExit(None if text == "<EMPTY MESSAGE>" else text)
+    raised: list[BaseException] = []
+    noting: dict[int, tuple[Any, Any]] = {}
+    if threading.current_thread() is threading.main_thread():
+        for number in _SIGNALS:
+            handler = getsignal(number)
+            if callable(handler) and handler is not signal.default_int_handler:
+                noting[number] = handler, _noting(handler, raised)
+    for number, (_, noted) in noting.items():
+        signal.signal(number, noted)
+    try:
+        yield raised
+    finally:
+        for number, (handler, noted) in noting.items():
+            if getsignal(number) is noted:  # the handler may have set another one
+                signal.signal(number, handler)
+
+
+def _noting(
+    handler: Callable[[int, Any], object], raised: list[BaseException]
+) -> Callable[[int, Any], object]:
+    def noted(number: int, frame: Any) -> object:
+        try:
+            return handler(number, frame)
+        except BaseException as error:
+            raised.append(error)
+            raise
+
+    return noted
 
 
 def is_refused(address: str) -> bool:
