@@ -22,6 +22,8 @@ TensorFlow's errors pass through unchanged, or are the `__cause__` of one of the
 from __future__ import annotations
 
 import difflib
+import functools
+import inspect
 import math
 import numbers
 import operator
@@ -51,6 +53,9 @@ _HEADING = re.compile(
 
 # Control characters, line separators, marks that change the direction of a line, and surrogates.
 _NOT_PRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+_LONGEST_VALUE = 2000  # characters of a wrong value in a message
 
 
 class TfdistError(Exception):
@@ -83,11 +88,23 @@ class ConfigError(TfdistError, ValueError):
 
     def __init__(self, field: str, value: object, rule: str) -> None:
         is_switch = value is True and field.startswith("--")
-        got = "missing" if value is None else f"got {value!r}"
+        got = "missing" if value is None else f"got {_shown(value)}"
         super().__init__(f"{field} {rule}" if is_switch else f"{field}: {got}; {rule}")
         self.field = field
         self.value = value
         self.rule = rule
+
+
+def _shown(value: object) -> str:
+    """The value as Python writes it, shortened; never raises."""
+    try:
+        text = repr(value)
+    except Exception:  # an integer of too many digits, maybe in a list; or a repr of the user's
+        size = f" of {value.bit_length()} bits" if isinstance(value, int) else ""
+        return f"a value of type {type(value).__name__}{size}, which cannot be shown"
+    if len(text) <= _LONGEST_VALUE:
+        return text
+    return f"{text[:_LONGEST_VALUE]}... ({len(text)} characters)"
 
 
 class ClusterError(TfdistError):
@@ -297,7 +314,7 @@ def checked_integer(
         ConfigError: it is no integer, or it is out of range.
     """
     if not _is_bool(value):
-        with suppress(TypeError):
+        with suppress(Exception):  # TensorFlow's tensors raise errors of several types
             number = operator.index(value)
             if (least is None or least <= number) and (most is None or number <= most):
                 return number
@@ -313,9 +330,10 @@ def checked_secs(field: str, value: Any, *, may_be_0: bool = True, most: float =
         ConfigError: it is no number, or it is out of range.
     """
     if isinstance(value, numbers.Real) and not _is_bool(value):
-        secs = float(value)
-        if (secs >= 0 if may_be_0 else secs > 0) and secs <= most:
-            return secs
+        with suppress(OverflowError):  # an integer or a fraction that no float can hold
+            secs = float(value)
+            if (secs >= 0 if may_be_0 else secs > 0) and secs <= most:
+                return secs
     limits = "at least 0" if may_be_0 else "more than 0"
     limits += "" if most == math.inf else f" and at most {most:g}"
     raise ConfigError(field, value, f"must be a number of seconds, {limits}")
@@ -328,6 +346,50 @@ def checked_timeout(value: Any) -> float | None:
         ConfigError: it is neither None nor a number of at least 0.
     """
     return None if value is None else checked_secs("timeout", value)
+
+
+def checked_flag(field: str, value: Any) -> bool:
+    """The value of a parameter that is True or False, also numpy's.
+
+    Raises:
+        ConfigError: it is anything else. The text "False" would count as true, and so would [0].
+    """
+    if not _is_bool(value):
+        raise ConfigError(field, value, "must be True or False")
+    return bool(value)
+
+
+def checked_action(
+    field: str, value: Any, arguments: str = "without arguments", *, may_be_none: bool = True
+) -> Any:
+    """The value of a parameter that is a function to be called.
+
+    A call of a generator or of a coroutine function runs nothing of its body, so these are refused:
+    also a `functools.partial` of one, and an object whose `__call__` is one.
+
+    Raises:
+        ConfigError: it cannot be called, or its call would run nothing.
+    """
+    function = value
+    while isinstance(function, functools.partial):
+        function = function.func
+    if callable(value):
+        is_wrong = _is_lazy(function) or _is_lazy(type(function).__call__)
+    else:
+        is_wrong = value is not None or not may_be_none
+    if is_wrong:
+        or_none = ", or None" if may_be_none else ""
+        rule = f"must be a function {arguments}{or_none}; no generator and no coroutine"
+        raise ConfigError(field, value, rule)
+    return value
+
+
+def _is_lazy(function: object) -> bool:
+    return (
+        inspect.iscoroutinefunction(function)
+        or inspect.isgeneratorfunction(function)
+        or inspect.isasyncgenfunction(function)
+    )
 
 
 def _is_bool(value: object) -> bool:

@@ -3,7 +3,10 @@
 import pickle
 import re
 import threading
+from fractions import Fraction
+from functools import partial
 
+import numpy as np
 import pytest
 
 from tfdist import errors
@@ -220,3 +223,79 @@ def test_the_reason_of_an_error_is_found_after_its_headings(text):
 
 def test_an_error_without_a_text_has_no_reason():
     assert reason_of("") == ""
+
+
+def test_a_value_that_cannot_be_shown_or_is_long_is_shortened():
+    for value in (10**5000, [(0, 10**5000)], "x" * 10_000, list(range(10_000))):
+        error = ConfigError("parties", value, "must be less")
+        assert len(str(error)) < 2200
+        assert error.value is value
+        assert str(error).endswith("; must be less")
+        assert re.match(r"parties: got (a value of type |'x|\[0, )", str(error))
+
+
+@pytest.mark.parametrize("value", [10**400, Fraction(10**400), -(10**400)], ids=repr)
+def test_a_number_that_no_float_can_hold_is_no_number_of_seconds(value):
+    for check in (errors.checked_timeout, partial(errors.checked_secs, "timeout")):
+        with pytest.raises(ConfigError) as caught:
+            check(value)
+        assert caught.value.value is value
+
+
+def test_a_flag_is_true_or_false():
+    for flag in (True, False, np.bool_(True), np.bool_(False)):
+        assert errors.checked_flag("chief", flag) is bool(flag)
+    for wrong in ("False", "no", "", 0, 1, None, [0], [], np.array([True]), np.int64(1)):
+        with pytest.raises(ConfigError, match="must be True or False") as caught:
+            errors.checked_flag("chief", wrong)
+        assert (caught.value.field, caught.value.value is wrong) == ("chief", True)
+
+
+async def coroutine(_: object = None) -> None: ...
+
+
+async def generator_of_coroutines():
+    yield
+
+
+def generator():
+    yield
+
+
+class Asynchronous:
+    async def __call__(self) -> None: ...
+
+    async def save(self) -> None: ...
+
+
+class Generates:
+    def __call__(self):
+        yield
+
+
+class Empty(list[int]):
+    """A function that counts as false."""
+
+    def __call__(self) -> None: ...
+
+
+LAZY = [coroutine, generator_of_coroutines, generator, Asynchronous(), Asynchronous().save]
+LAZY += [Generates(), lambda: (yield)]
+
+
+@pytest.mark.parametrize("action", [*LAZY, *map(partial, LAZY), 5, "save", ""])
+def test_what_runs_nothing_when_it_is_called_is_no_action(action):
+    rule = "must be a function without arguments, or None; no generator and no coroutine"
+    with pytest.raises(ConfigError) as caught:
+        errors.checked_action("action", action)
+    assert (caught.value.field, caught.value.rule) == ("action", rule)
+
+
+@pytest.mark.parametrize("action", [None, len, partial(len, ""), list, Empty(), "".upper])
+def test_a_function_is_an_action(action):
+    assert errors.checked_action("action", action) is action
+
+
+def test_an_action_that_has_to_be_given():
+    with pytest.raises(ConfigError, match="must be a function that builds it; no generator"):
+        errors.checked_action("apply", None, "that builds it", may_be_none=False)
