@@ -11,6 +11,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -619,10 +620,26 @@ def test_repr_shows_the_trainer_and_whether_it_has_arrived(make, kind):
     assert "worker:1 has resigned>" in repr(barrier)
 
 
+def test_a_wrong_timeout_of_an_operation_is_refused_when_it_is_built(make):
+    (barrier,) = make("queue", ranks=[0], parties=1)
+    with tf.Graph().as_default():
+        with pytest.raises(ConfigError, match="timeout"):
+            barrier.op(timeout=-1)
+        barrier.close()
+        with pytest.raises(BarrierError, match="was closed"):
+            barrier.op()
+
+
 @pytest.mark.rotates(20)  # all
 @pytest.mark.parametrize(
     ("options", "field"),
-    [({"kind": "spin"}, "kind"), ({"parties": 4}, "parties"), ({"parties": 0}, "parties")],
+    [
+        ({"kind": "spin"}, "kind"),
+        ({"kind": np.array(["queue"])}, "kind"),
+        ({"parties": 4}, "parties"),
+        ({"parties": 0}, "parties"),
+        ({"break_on_timeout": "False"}, "break_on_timeout"),
+    ],
 )
 def test_wrong_parameters_are_named(trainers, options, field):
     with pytest.raises(ConfigError) as caught:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import threading
@@ -23,6 +22,8 @@ from tfdist.errors import (
     BarrierTimeout,
     BrokenBarrierError,
     ConfigError,
+    checked_action,
+    checked_flag,
     checked_integer,
     checked_timeout,
 )
@@ -86,13 +87,11 @@ class Barrier:
     ) -> None:
         if not isinstance(task, Task):
             raise ConfigError("task", task, "must be a tfdist.Task")
-        is_lazy = inspect.iscoroutinefunction(action) or inspect.isgeneratorfunction(action)
-        if action is not None and (is_lazy or not callable(action)):
-            rule = "must be a function without arguments, or None; no generator and no coroutine"
-            raise ConfigError("action", action, rule)
+        checked_action("action", action)
+        break_on_timeout = checked_flag("break_on_timeout", break_on_timeout)
         trainers = task.trainers
         parties = len(trainers) if parties is None else checked_integer("parties", parties)
-        if kind not in KINDS:
+        if not isinstance(kind, str) or kind not in KINDS:
             raise ConfigError("kind", kind, f"must be one of {', '.join(KINDS)}")
         if not task.is_trainer:
             raise ConfigError("task", task.name, "only a chief or a worker can wait at a barrier")
@@ -284,13 +283,17 @@ class Barrier:
             fails with a tf.errors.UnknownError of the same text.
 
         Raises:
-            BarrierError: there is no graph; eager code would run it once and never again.
+            BarrierError: there is no graph, so that eager code would run it once and never again;
+                or the barrier was closed or made before a fork.
+            ConfigError: the timeout is negative or no number.
         """
         if tf.executing_eagerly():
             raise BarrierError(
                 f"barrier {self.name!r}: op() is for a graph or a tf.function; here call wait()"
             )
 
+        self._check_usable()
+        checked_timeout(timeout)
         # Overrides the caller's scope. A function runs in this process anyway.
         device = None if tf.inside_function() else f"{self._task.device}/device:CPU:0"
         with tf.control_dependencies(after), tf.device(None), tf.device(device):
