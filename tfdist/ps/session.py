@@ -259,7 +259,8 @@ def _noting_handlers() -> Iterator[list[BaseException]]:
     """
     raised: list[BaseException] = []
     noting: dict[int, tuple[Any, Any]] = {}
-    if threading.current_thread() is threading.main_thread():
+    # `current_thread` would leave an object behind for each thread of TensorFlow.
+    if threading.get_ident() == threading.main_thread().ident:
         for number in _SIGNALS:
             handler = getsignal(number)
             if callable(handler) and handler is not signal.default_int_handler:
