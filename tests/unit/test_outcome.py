@@ -57,10 +57,7 @@ def test_the_exit_code_is_that_of_python(code, at_end):
 class Odd:
     """An object without a text."""
 
-    def __str__(self):
-        sys.exit(3)
-
-    __repr__ = __str__
+    __str__ = __repr__ = lambda self: sys.exit(3)
 
 
 class OddNumber(int):

@@ -179,8 +179,13 @@ class Outcome:
         """Raises TaskFailed if the task failed; a ConfigError of the task is raised as it is."""
         if isinstance(self.error, ConfigError):
             raise self.error
-        if self.failed:
-            raise TaskFailed(task.name, self.exit_code, self.details) from self.error
+        if not self.failed:
+            return
+        failure = TaskFailed(task.name, self.exit_code, self.details)
+        if self.exit_code == 0:  # which reads as success
+            failure.how = f"{task.name} failed"
+            failure.args = (f"{task.name}: {self.details}".rstrip(),)
+        raise failure from self.error
 
 
 def text_of(value: object) -> str:
