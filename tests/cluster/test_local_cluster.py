@@ -417,6 +417,51 @@ class _in_background(threading.Thread):
             self.caught = error
 
 
+def test_a_run_ends_when_another_thread_closes_the_cluster(make_cluster, tmp_path):
+    cluster = make_cluster(1, 2, backend="processes")
+    run = _in_background(cluster, tmp_path)
+    with pytest.raises(tfdist.ClusterError, match="runs a function already"):
+        cluster.run(jobs.name_and_config, timeout=60)
+    cluster.close()
+    run.join(10)
+    assert isinstance(run.caught, tfdist.ClusterError)
+    assert "closed" in str(run.caught)
+
+
+def test_a_run_of_threads_ends_when_another_thread_closes_the_cluster(make_cluster):
+    cluster, go = make_cluster(0, 1, backend="threads"), threading.Event()
+    closing = threading.Thread(target=cluster.close)
+
+    def train(task):
+        closing.start()
+        go.wait(30)
+
+    try:
+        with (
+            pytest.warns(RuntimeWarning, match="worker:0 is still running"),
+            pytest.raises(tfdist.ClusterError, match="closed"),
+        ):
+            cluster.run(train, timeout=30)
+    finally:
+        go.set()
+        closing.join()
+
+
+def test_a_closed_cluster_runs_nothing(backend):
+    cluster = tfdist.local_cluster(0, 1, backend=backend)
+    cluster.close()
+    with pytest.raises(tfdist.ClusterError, match="closed"):
+        cluster.run(jobs.name_and_config, timeout=60)
+
+
+def test_watch_may_neither_run_another_function_nor_close_the_cluster_unnoticed(make_cluster):
+    cluster = make_cluster(0, 2, backend="processes")
+    with pytest.raises(tfdist.ClusterError, match="runs a function already"):
+        cluster.run(jobs.only_the_chief_ends, watch=lambda: cluster.run(jobs.name_and_config))
+    with pytest.raises(tfdist.ClusterError, match="closed"):
+        cluster.run(jobs.only_the_chief_ends, watch=cluster.close)
+
+
 def test_with_a_coordinator_only_the_chief_trains():
     cluster = tfdist.local_cluster(1, 2, coordinator=True)
     try:

@@ -79,7 +79,8 @@ class LocalCluster:
         self._serve = serve or _serve
         self._addresses = addresses
         self._hold_ports()
-        self._has_run = False
+        self._has_run = self._is_closed = False
+        self._run_lock = threading.Lock()  # held by `run`
         self._running: dict[str, RunningTask] = {}
         self._functions: dict[str, Callable[[Task], object]] = {}
         self._attempts: dict[str, int] = {}
@@ -129,6 +130,7 @@ class LocalCluster:
                 when all others have ended.
             ConfigError: a task raised it, or a parameter is wrong.
             RunTimeout: the timeout is over; the tasks that still ran have been terminated.
+            ClusterError: the cluster is closed, is closed meanwhile, or runs a function already.
         """
         restarts = checked_integer("restarts", restarts, 0)
         if restarts and self._backend == "threads":
@@ -136,19 +138,37 @@ class LocalCluster:
                 "restarts", restarts, "must be 0, because a thread cannot be restarted"
             )
         deadline = Deadline(timeout)
-        if self._has_run and self._backend == "threads":
-            # The servers of the earlier run stay at their ports until this process ends.
-            self._held.close()
-            self._hold_ports()
-        self._has_run = True
-        self._restarts = {task.name: restarts for task in self.tasks}
-        self._most_restarts = restarts
-        self._start_servers()
-        for task in self.tasks:
-            if not self._shape.serves(task):
-                self._start(task, function)
+        if not self._run_lock.acquire(blocking=False):
+            raise ClusterError(
+                "this cluster runs a function already; wait for its end, or make another cluster"
+            )
+        try:
+            return self._run(function, deadline, restarts, watch)
+        finally:
+            self._run_lock.release()
+
+    def _run(
+        self,
+        function: Callable[[Task], Result],
+        deadline: Deadline,
+        restarts: int,
+        watch: Callable[[], None] | None,
+    ) -> list[Result]:
+        with self._lock:
+            self._check_open()
+            if self._has_run and self._backend == "threads":
+                # The servers of the earlier run stay at their ports until this process ends.
+                self._held.close()
+                self._hold_ports()
+            self._has_run = True
+            self._restarts = {task.name: restarts for task in self.tasks}
+            self._most_restarts = restarts
         results: dict[str, Result] = {}
         try:
+            self._start_servers()
+            for task in self.tasks:
+                if not self._shape.serves(task):
+                    self._start(task, function)
             while not all(task.name in results for task in self.trainers):
                 self._check_killed(done=set(results))
                 ended = self._next_end(deadline)
@@ -196,7 +216,8 @@ class LocalCluster:
             self._start(task, self._functions[name])
 
     def close(self) -> None:
-        """Ends every task and releases the ports."""
+        """Ends every task and releases the ports; a `run` in another thread raises ClusterError."""
+        self._is_closed = True
         self._stop()
         self._held.close()
 
@@ -210,6 +231,10 @@ class LocalCluster:
             task for task in self.tasks if task.is_trainer and not self._shape.serves(task)
         )
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClusterError("this cluster is closed, so it runs no task; make another cluster")
+
     def _start_servers(self) -> None:
         for task in self.tasks:
             if self._shape.serves(task) and task.name not in self._running:
@@ -217,6 +242,7 @@ class LocalCluster:
 
     def _start(self, task: Task, function: Callable[[Task], object]) -> None:
         with self._lock:
+            self._check_open()
             self._functions[task.name] = function
             self._attempts[task.name] = self._attempts.get(task.name, 0) + 1
             if used := self._most_restarts - self._restarts.get(task.name, self._most_restarts):
@@ -250,6 +276,7 @@ class LocalCluster:
         Returns so often because Python runs no signal handler during a long wait for a lock, and
         so that `watch` is called.
         """
+        self._check_open()
         try:
             running, outcome = self._ended.get(timeout=min(deadline.remaining, _LOOK_SECS))
         except queue.Empty:
