@@ -462,6 +462,19 @@ def test_watch_may_neither_run_another_function_nor_close_the_cluster_unnoticed(
         cluster.run(jobs.only_the_chief_ends, watch=cluster.close)
 
 
+def test_a_deleted_working_directory_is_named(make_cluster, tmp_path, monkeypatch):
+    cluster, gone = make_cluster(0, 1, backend="processes"), tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(tfdist.ClusterError) as caught:
+        cluster.run(jobs.name_and_config, timeout=60)
+    assert str(caught.value) == (
+        f"cannot start worker:0: No such file or directory; the working directory {gone} was "
+        "deleted: change to another one"
+    )
+
+
 def test_with_a_coordinator_only_the_chief_trains():
     cluster = tfdist.local_cluster(1, 2, coordinator=True)
     try:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import inspect
 import logging
+import os
 import queue
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tfdist.cluster.ports import HeldPorts
 from tfdist.cluster.processes import ProcessTask, Surroundings
@@ -40,6 +43,7 @@ _NOTICE_SECS = 1.0
 _LEAVE_SECS = 2.0
 _OWN_SECS = 0.5
 _LOOK_SECS = 0.25
+_DELETED = " (deleted)"  # what Linux appends to a path
 
 
 class LocalCluster:
@@ -132,6 +136,9 @@ class LocalCluster:
             RunTimeout: the timeout is over; the tasks that still ran have been terminated.
             ClusterError: the cluster is closed, is closed meanwhile, or runs a function already.
         """
+        _check_function("function", function, "must be a function that takes the task")
+        if watch is not None:
+            _check_function("watch", watch, "must be a function without parameters, or None")
         restarts = checked_integer("restarts", restarts, 0)
         if restarts and self._backend == "threads":
             raise ConfigError(
@@ -208,6 +215,7 @@ class LocalCluster:
 
     def restart(self, name: str) -> None:
         """Starts a killed task again, with the same function."""
+        _check_name(name)
         with self._lock:
             if name not in self._killed:
                 raise ClusterError(f"{name} was not ended by kill(), so it cannot be restarted")
@@ -337,6 +345,7 @@ class LocalCluster:
             self._stop()
 
     def _find(self, name: str) -> RunningTask:
+        _check_name(name)
         if name not in self._running:
             running = ", ".join(sorted(self._running)) or "none"
             raise ClusterError(f"{name} is not running; running tasks: {running}")
@@ -398,7 +407,34 @@ def _no_os_error(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         hint = "; raise the limit with ulimit -n" if error.errno == errno.EMFILE else ""
+        folder = os.readlink("/proc/self/cwd")
+        if error.errno == errno.ENOENT and folder.endswith(_DELETED):
+            hint = (
+                f"; the working directory {folder.removesuffix(_DELETED)} was deleted: change to "
+            )
+            hint += "another one"
         raise ClusterError(f"{what}: {error.strerror or error}{hint}") from error
+
+
+def _check_function(field: str, given: object, rule: str) -> None:
+    """Raises ConfigError for what cannot be called, or whose body a call would not run."""
+    if not callable(given):
+        raise ConfigError(field, given, rule)
+    inner: Any = given
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    for called in (inner, type(inner).__call__):
+        if inspect.iscoroutinefunction(called):
+            rule = "must not be a coroutine function; call asyncio.run in a function of its own"
+            raise ConfigError(field, given, rule)
+        if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+            rule = "must not contain yield, because a call would not run its body"
+            raise ConfigError(field, given, rule)
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise ConfigError("name", name, 'must be the name of a task, such as "worker:1"')
 
 
 def _names(running: list[RunningTask]) -> str:
