@@ -181,6 +181,14 @@ class Remade(Exception):
         return self._made
 
 
+class RemadeFunction(Remade):
+    """A function that calls another one when it is unpickled."""
+
+    def __call__(self, task):
+        """Returns the name of the task."""
+        return task.name
+
+
 class Unsendable:
     """A result that ends the program when it is pickled."""
 

@@ -264,6 +264,22 @@ def test_whatever_a_result_or_an_error_raises_when_it_is_unpickled_is_a_failure(
     assert "its error cannot be unpickled: TypeError: it becomes a str" in failed.details
 
 
+def test_a_function_that_cannot_be_unpickled_is_a_failure(make_cluster):
+    cluster = make_cluster(0, 1, backend="processes")
+    for make, argument, why in ENDS:
+        with pytest.raises(tfdist.TaskFailed) as caught:
+            cluster.run(jobs.RemadeFunction(make, argument), timeout=60)
+        what = f"the function cannot be unpickled in the task's process: {why}"
+        assert what in caught.value.details
+
+
+@pytest.mark.parametrize("variables", [{"RATE": 5}, {"RATE=": "5"}, {"RATE": "\0"}])
+def test_a_wrong_environment_variable_is_in_the_details(make_cluster, variables):
+    cluster = make_cluster(0, 1, backend="processes", surroundings=Surroundings(variables))
+    with pytest.raises(tfdist.TaskFailed, match=r"TypeError: str expected|ValueError: "):
+        cluster.run(jobs.name_and_config, timeout=60)
+
+
 def test_a_result_that_cannot_be_pickled_is_a_failure(make_cluster):
     cluster = make_cluster(0, 1, backend="processes")
     for make, why in [(threading.Lock, "TypeError: cannot"), (jobs.Unsendable, "SystemExit: 3")]:

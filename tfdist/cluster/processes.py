@@ -133,7 +133,7 @@ class ProcessTask:
             target=_task_main,
             args=(
                 task,
-                portable(function),
+                _Function(portable(function)),
                 surroundings.enter,
                 environment,
                 end_of_task,
@@ -313,6 +313,27 @@ class ProcessTask:
             self._failure = self._failure or error
 
 
+class _Function:
+    """The function of a task; an error that loading it raises is an error of the task."""
+
+    def __init__(self, function: Callable[[Task], object] | None, data: bytes = b"") -> None:
+        self._function, self._data = function, data
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _Function, (None, bytes(ForkingPickler.dumps(self._function)))
+
+    def loaded(self) -> Callable[[Task], object]:
+        """The function, in the process of the task."""
+        try:
+            function: Callable[[Task], object] = ForkingPickler.loads(self._data)
+            if isinstance(function, ByValue):
+                function.load()
+        except BaseException as error:  # of what it calls to be made
+            what = f"the function cannot be unpickled in the task's process: {_line_of(error)}"
+            raise ClusterError(what) from error
+        return function
+
+
 class _Streams:
     """The write ends of the pipes for a child's standard output and error, or none."""
 
@@ -335,7 +356,7 @@ def _received_streams(duplicates: list[Any]) -> _Streams:
 
 def _task_main(
     task: Task,
-    function: Callable[[Task], object],
+    sent: _Function,
     enter: Callable[[Task], object] | None,
     environment: dict[str, str],
     channel: Connection,
@@ -356,15 +377,19 @@ def _task_main(
     _wait_for_go(channel)
     raise_descriptor_limit()
     streams.redirect()
-    os.environ.update(environment)
-    show_log_of_task(os.environ, folder)
-    if folder is not None:
-        # Kept open: the signal handler writes to its descriptor, even if Python is stuck.
-        stacks = os.open(os.path.join(folder, STACKS_FILE), os.O_WRONLY | os.O_CREAT, 0o666)
-        faulthandler.register(STACKS_SIGNAL, to_high_number(stacks), all_threads=True)
+    dumps: Callable[[Any], Any] = ForkingPickler.dumps
     try:
+        os.environ.update(environment)
+        show_log_of_task(os.environ, folder)
+        if folder is not None:
+            # Kept open: the signal handler writes to its descriptor, even if Python is stuck.
+            stacks = os.open(os.path.join(folder, STACKS_FILE), os.O_WRONLY | os.O_CREAT, 0o666)
+            faulthandler.register(STACKS_SIGNAL, to_high_number(stacks), all_threads=True)
         if enter is not None:
             enter(task)
+        function = sent.loaded()
+        if isinstance(function, ByValue):
+            dumps = function.dumps
         outcome = Outcome(result=function(task))
     except SystemExit as error:
         outcome = Outcome.of_exit(error)
@@ -377,7 +402,6 @@ def _task_main(
     if (os.getpid(), _identity(channel)) == own:
         handles_sigterm = callable(signal.getsignal(signal.SIGTERM))
         usage = Usage.of_this_process()
-        dumps = function.dumps if isinstance(function, ByValue) else ForkingPickler.dumps
         _send(channel, replace(outcome, usage=usage, handles_sigterm=handles_sigterm), dumps)
     else:
         if outcome.result is not None and os.getpid() == own[0]:
