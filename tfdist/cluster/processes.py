@@ -468,7 +468,7 @@ def _with_error(outcome: Outcome, error: bytes) -> Outcome:
 
 
 def _line_of(error: BaseException) -> str:
-    return f"{type(error).__name__}: {text_of(error)}"
+    return f"{type(error).__name__}: {text_of(error)}".removesuffix(": ")
 
 
 def _wait_for_go(channel: Connection) -> None:
