@@ -486,8 +486,7 @@ def test_a_deleted_working_directory_is_named(make_cluster, tmp_path, monkeypatc
     with pytest.raises(tfdist.ClusterError) as caught:
         cluster.run(jobs.name_and_config, timeout=60)
     assert str(caught.value) == (
-        f"cannot start worker:0: No such file or directory; the working directory {gone} was "
-        "deleted: change to another one"
+        f"cannot start a process: the working directory {gone} was deleted; change to another"
     )
 
 

@@ -7,7 +7,6 @@ import errno
 import functools
 import inspect
 import logging
-import os
 import queue
 import signal
 import threading
@@ -43,7 +42,6 @@ _NOTICE_SECS = 1.0
 _LEAVE_SECS = 2.0
 _OWN_SECS = 0.5
 _LOOK_SECS = 0.25
-_DELETED = " (deleted)"  # what Linux appends to a path
 
 
 class LocalCluster:
@@ -407,12 +405,6 @@ def _no_os_error(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         hint = "; raise the limit with ulimit -n" if error.errno == errno.EMFILE else ""
-        folder = os.readlink("/proc/self/cwd")
-        if error.errno == errno.ENOENT and folder.endswith(_DELETED):
-            hint = (
-                f"; the working directory {folder.removesuffix(_DELETED)} was deleted: change to "
-            )
-            hint += "another one"
         raise ClusterError(f"{what}: {error.strerror or error}{hint}") from error
 
 
