@@ -168,3 +168,59 @@ def ignore_sigterm(task, folder):
     child = subprocess.Popen(["sleep", "600"])
     pathlib.Path(folder, "child").write_text(str(child.pid))
     threading.Event().wait()
+
+
+class Remade(Exception):
+    """A result or an error that calls a function when it is unpickled."""
+
+    def __init__(self, make, *arguments):
+        super().__init__("bad record")
+        self._made = make, arguments
+
+    def __reduce__(self):
+        return self._made
+
+
+class RemadeFunction(Remade):
+    """A function that calls another one when it is unpickled."""
+
+    def __call__(self, task):
+        """Returns the name of the task."""
+        return task.name
+
+
+class Unsendable:
+    """A result that ends the program when it is pickled."""
+
+    def __reduce__(self):
+        sys.exit(3)
+
+
+class NoText:
+    """An exit code without a text."""
+
+    def __str__(self):
+        raise ZeroDivisionError
+
+
+class OddSyntax(SyntaxError):
+    """An error that cannot be printed."""
+
+    def __init__(self):
+        super().__init__("x")
+        self.text, self.lineno, self.filename = 5, 1, "a.py"
+
+
+def give_back(task, make):
+    """Returns what `make()` returns."""
+    return make()
+
+
+def throw(task, make):
+    """Raises what `make()` returns."""
+    raise make()
+
+
+def throw_in(kind):
+    """Raises an error of the class."""
+    raise kind("mine")

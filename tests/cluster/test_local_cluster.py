@@ -236,6 +236,75 @@ def test_a_result_that_cannot_be_unpickled_is_a_failure(make_cluster):
         make_cluster(0, 1, backend="processes").run(jobs.return_unreadable, timeout=10)
 
 
+ENDS = [
+    (sys.exit, 3, "SystemExit: 3"),
+    (jobs.throw_in, KeyboardInterrupt, "KeyboardInterrupt: mine"),
+    (jobs.throw_in, EOFError, "EOFError: mine"),
+    (jobs.throw_in, ConnectionResetError, "ConnectionResetError: mine"),
+]
+
+
+def _failure(cluster, function, make):
+    with pytest.raises(tfdist.TaskFailed) as caught:
+        cluster.run(functools.partial(function, make=make), timeout=60)
+    return caught.value
+
+
+def test_whatever_a_result_or_an_error_raises_when_it_is_unpickled_is_a_failure(make_cluster):
+    cluster = make_cluster(0, 1, backend="processes")
+    for make, argument, why in ENDS:
+        remade = functools.partial(jobs.Remade, make, argument)
+        failed = _failure(cluster, jobs.give_back, remade)
+        assert str(failed) == f"worker:0: its result cannot be unpickled: {why}"
+        failed = _failure(cluster, jobs.throw, remade)
+        assert "Remade: bad record" in failed.details
+        assert failed.details.endswith(f"\nits error cannot be unpickled: {why}\n")
+        assert str(failed.__cause__) == "tests.cluster.jobs.Remade: bad record"
+    failed = _failure(cluster, jobs.throw, functools.partial(jobs.Remade, str, "x"))
+    assert "its error cannot be unpickled: TypeError: it becomes a str" in failed.details
+
+
+def test_a_function_that_cannot_be_unpickled_is_a_failure(make_cluster):
+    cluster = make_cluster(0, 1, backend="processes")
+    for make, argument, why in ENDS:
+        with pytest.raises(tfdist.TaskFailed) as caught:
+            cluster.run(jobs.RemadeFunction(make, argument), timeout=60)
+        what = f"the function cannot be unpickled in the task's process: {why}"
+        assert what in caught.value.details
+
+
+@pytest.mark.parametrize("variables", [{"RATE": 5}, {"RATE=": "5"}, {"RATE": "\0"}])
+def test_a_wrong_environment_variable_is_in_the_details(make_cluster, variables):
+    cluster = make_cluster(0, 1, backend="processes", surroundings=Surroundings(variables))
+    with pytest.raises(tfdist.TaskFailed, match=r"TypeError: str expected|ValueError: "):
+        cluster.run(jobs.name_and_config, timeout=60)
+
+
+def test_a_result_that_cannot_be_pickled_is_a_failure(make_cluster):
+    cluster = make_cluster(0, 1, backend="processes")
+    for make, why in [(threading.Lock, "TypeError: cannot"), (jobs.Unsendable, "SystemExit: 3")]:
+        failed = str(_failure(cluster, jobs.give_back, make))
+        assert failed.startswith(f"worker:0: its result cannot be sent to the launcher: {why}")
+
+
+def test_a_function_that_ends_its_process_has_not_returned(make_cluster):
+    cluster = make_cluster(0, 1, backend="processes")
+    failed = _failure(cluster, jobs.give_back, functools.partial(os._exit, 0))
+    assert str(failed).startswith("worker:0: its function never returned")
+    failed = _failure(cluster, jobs.give_back, functools.partial(os.execv, "/bin/true", ["true"]))
+    assert str(failed).startswith("worker:0: its function never returned")
+    with pytest.raises(tfdist.TaskFailed, match="exit code 7"):
+        cluster.run(functools.partial(jobs.give_back, make=functools.partial(os._exit, 7)))
+    assert cluster.run(functools.partial(jobs.give_back, make=sys.exit), timeout=60) == [None]
+
+
+def test_an_error_or_exit_code_that_cannot_be_printed_is_a_failure(make_cluster, backend):
+    cluster = make_cluster(0, 1, backend=backend)
+    no_text = functools.partial(SystemExit, jobs.NoText())
+    assert _failure(cluster, jobs.throw, no_text).details == "NoText"
+    assert "OddSyntax in " in _failure(cluster, jobs.throw, jobs.OddSyntax).details
+
+
 @pytest.mark.parametrize("what", ["started", "output", "ended"])
 def test_an_error_of_the_observer_is_a_failure(make_cluster, tmp_path, what):
     class Full(RunFolder):
@@ -362,6 +431,63 @@ class _in_background(threading.Thread):
             self.results = self._cluster.run(self._job, timeout=60)
         except tfdist.TfdistError as error:
             self.caught = error
+
+
+def test_a_run_ends_when_another_thread_closes_the_cluster(make_cluster, tmp_path):
+    cluster = make_cluster(1, 2, backend="processes")
+    run = _in_background(cluster, tmp_path)
+    with pytest.raises(tfdist.ClusterError, match="runs a function already"):
+        cluster.run(jobs.name_and_config, timeout=60)
+    cluster.close()
+    run.join(10)
+    assert isinstance(run.caught, tfdist.ClusterError)
+    assert "closed" in str(run.caught)
+
+
+def test_a_run_of_threads_ends_when_another_thread_closes_the_cluster(make_cluster):
+    cluster, go = make_cluster(0, 1, backend="threads"), threading.Event()
+    closing = threading.Thread(target=cluster.close)
+
+    def train(task):
+        closing.start()
+        go.wait(30)
+
+    try:
+        with (
+            pytest.warns(RuntimeWarning, match="worker:0 is still running"),
+            pytest.raises(tfdist.ClusterError, match="closed"),
+        ):
+            cluster.run(train, timeout=30)
+    finally:
+        go.set()
+        closing.join()
+
+
+def test_a_closed_cluster_runs_nothing(backend):
+    cluster = tfdist.local_cluster(0, 1, backend=backend)
+    cluster.close()
+    with pytest.raises(tfdist.ClusterError, match="closed"):
+        cluster.run(jobs.name_and_config, timeout=60)
+
+
+def test_watch_may_neither_run_another_function_nor_close_the_cluster_unnoticed(make_cluster):
+    cluster = make_cluster(0, 2, backend="processes")
+    with pytest.raises(tfdist.ClusterError, match="runs a function already"):
+        cluster.run(jobs.only_the_chief_ends, watch=lambda: cluster.run(jobs.name_and_config))
+    with pytest.raises(tfdist.ClusterError, match="closed"):
+        cluster.run(jobs.only_the_chief_ends, watch=cluster.close)
+
+
+def test_a_deleted_working_directory_is_named(make_cluster, tmp_path, monkeypatch):
+    cluster, gone = make_cluster(0, 1, backend="processes"), tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    with pytest.raises(tfdist.ClusterError) as caught:
+        cluster.run(jobs.name_and_config, timeout=60)
+    assert str(caught.value) == (
+        f"cannot start a process: the working directory {gone} was deleted; change to another"
+    )
 
 
 def test_with_a_coordinator_only_the_chief_trains():

@@ -462,6 +462,19 @@ def test_a_launcher_whose_folder_is_lost_keeps_its_records(folder, capsys):
     assert [line.endswith(end) for line in errors] == [True, True]
 
 
+@pytest.mark.parametrize("raised", [ZeroDivisionError, KeyboardInterrupt, SystemExit])
+def test_an_error_whose_text_cannot_be_made_is_recorded(folder, raised):
+    class Odd(Exception):
+        def __str__(self):
+            raise raised
+
+    run = folder("tfdist-a")
+    path = Path(run.folder("worker:0", 1), "error.json")
+    run.started("worker:0", 1, NO_PID)
+    run.ended("worker:0", 1, Outcome.of_error(Odd()))
+    assert "Odd" in path.read_text()
+
+
 def test_a_launcher_does_not_wait_for_a_reader_of_a_file_of_output(folder):
     run = folder("tfdist-a")
     path = Path(run.folder("worker:0", 1), "stdout")

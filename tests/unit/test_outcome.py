@@ -2,6 +2,7 @@
 
 import builtins
 import os
+import sys
 
 import pytest
 
@@ -51,3 +52,58 @@ def test_a_group_is_described_with_its_members_its_note_and_its_cause():
 )
 def test_the_exit_code_is_that_of_python(code, at_end):
     assert Outcome.of_exit(SystemExit(code)).exit_code == at_end
+
+
+class Odd:
+    """An object without a text."""
+
+    __str__ = __repr__ = lambda self: sys.exit(3)
+
+
+class OddNumber(int):
+    def __and__(self, *other):
+        raise ZeroDivisionError
+
+    __abs__ = __bool__ = __and__
+
+
+class OddSyntax(SyntaxError):
+    def __init__(self, **parts):
+        super().__init__("x")
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+
+def lie(*about):
+    raise KeyboardInterrupt
+
+
+class Lying(ValueError):
+    __cause__ = property(lie)
+
+
+@pytest.mark.parametrize(
+    ("make", "at_end", "details"),
+    [(Odd, 1, "Odd"), (lambda: OddNumber(7), 7, ""), (lambda: (1, 2), 1, "(1, 2)")],
+)
+def test_an_exit_code_that_cannot_be_printed_is_named_by_its_type(make, at_end, details):
+    outcome = Outcome.of_exit(SystemExit(make()))
+    assert (outcome.exit_code, outcome.details) == (at_end, details)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: OddSyntax(text=5, lineno=1, filename="a.py"),
+        lambda: OddSyntax(lineno="a", text="x", filename="a.py", offset=1),
+        Lying,
+    ],
+)
+def test_an_error_that_cannot_be_printed_is_named_by_its_type_and_place(make):
+    error = make()
+    with pytest.raises(type(error)) as caught:
+        raise error
+    outcome = Outcome.of_error(caught.value)
+    assert outcome.error is error
+    assert type(error).__name__ in outcome.details
+    assert os.path.basename(__file__) in outcome.details

@@ -1,6 +1,7 @@
 """How `tfdist run` ends: its table in a narrow terminal, its reason, and a machine that is full."""
 
 import argparse
+import functools
 import os
 
 import portpicker
@@ -13,7 +14,7 @@ from tfdist.cluster.ports import HeldPorts
 from tfdist.cluster.processes import Surroundings
 from tfdist.cluster.shape import Shape
 from tfdist.diagnosis.status import print_table
-from tfdist.errors import ClusterError, RunTimeout, TaskFailed
+from tfdist.errors import ClusterError, ConfigError, RunTimeout, TaskFailed
 from tfdist.runs.folder import TaskRecord
 
 
@@ -94,3 +95,57 @@ def test_a_process_that_may_open_no_more_files_is_a_cluster_error(monkeypatch):
     assert str(caught.value) == (
         "cannot reserve 2 ports: Too many open files; raise the limit with ulimit -n"
     )
+
+
+async def coroutine(task):
+    pass
+
+
+def generator(task):
+    yield
+
+
+async def asynchronous_generator(task):
+    yield
+
+
+class Callable:
+    async def __call__(self, task):
+        pass
+
+    def generator(self, task):
+        yield
+
+
+@pytest.mark.parametrize("field", ["function", "watch"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(5, "x", coroutine, generator, asynchronous_generator, Callable(), Callable().generator),
+        functools.partial(coroutine, task=1),
+        functools.partial(Callable(), task=1),
+    ],
+)
+def test_what_is_no_function_is_refused_before_a_task_starts(field, value):
+    cluster = LocalCluster(Shape(1, 1), "processes", Surroundings())
+    with pytest.raises(ConfigError) as caught:
+        cluster.run(**{"function": print, field: value})
+    cluster.close()
+    assert (caught.value.field, caught.value.value) == (field, value)
+    assert not cluster._attempts
+
+
+def test_a_missing_function_is_refused():
+    cluster = LocalCluster(Shape(1, 1), "processes", Surroundings())
+    with pytest.raises(ConfigError, match="function: missing; must be a function that takes"):
+        cluster.run(None)
+    cluster.close()
+
+
+@pytest.mark.parametrize("method", ["kill", "restart", "pause", "resume"])
+@pytest.mark.parametrize("name", [["worker:0"], None, 0])
+def test_what_is_no_name_of_a_task_is_refused(method, name):
+    cluster = LocalCluster(Shape(1, 1), "processes", Surroundings())
+    with pytest.raises(ConfigError, match='must be the name of a task, such as "worker:1"'):
+        getattr(cluster, method)(name)
+    cluster.close()

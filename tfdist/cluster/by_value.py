@@ -39,9 +39,13 @@ class ByValue:
     def __init__(self, data: bytes) -> None:
         self._data = data
 
+    def load(self) -> None:
+        """Makes the function, in the process that calls it."""
+        self._function = pickle.loads(self._data)
+
     def __call__(self, task: Task) -> object:
-        """Calls the function."""
-        return pickle.loads(self._data)(task)
+        """Calls the function, which `load` has made."""
+        return self._function(task)
 
     @staticmethod
     def dumps(value: Any) -> bytes:

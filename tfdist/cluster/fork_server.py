@@ -19,6 +19,7 @@ import psutil
 
 from tfdist.cluster.guardian import Guardian
 from tfdist.cluster.kernel_calls import end_with_parent, to_high_number
+from tfdist.errors import ClusterError
 
 # A program given by `-c` or `-m` would import the modules in the current folder before those of the
 # standard library: a script elsewhere ignores a `socket.py` there, and so must the tasks. (Python
@@ -32,10 +33,21 @@ context = multiprocessing.get_context("forkserver")
 guardian = Guardian()
 
 _LEAVE_SECS = 5.0
+_DELETED = " (deleted)"  # what Linux appends to a path
 
 
 def start_fork_server() -> None:
-    """Starts the import of TensorFlow in the background, so that the first task waits less."""
+    """Starts the import of TensorFlow in the background, so that the first task waits less.
+
+    Raises:
+        ClusterError: the working directory, in which each process starts, was deleted.
+    """
+    folder = os.readlink("/proc/self/cwd")
+    if folder.endswith(_DELETED) and not os.path.exists(folder):
+        name = folder.removesuffix(_DELETED)
+        raise ClusterError(
+            f"cannot start a process: the working directory {name} was deleted; change to another"
+        )
     context.set_forkserver_preload(["tfdist.cluster.preload"])
     with _safe_path():
         _start()

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
+import inspect
 import logging
 import queue
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from tfdist.cluster.ports import HeldPorts
 from tfdist.cluster.processes import ProcessTask, Surroundings
@@ -79,7 +81,8 @@ class LocalCluster:
         self._serve = serve or _serve
         self._addresses = addresses
         self._hold_ports()
-        self._has_run = False
+        self._has_run = self._is_closed = False
+        self._run_lock = threading.Lock()  # held by `run`
         self._running: dict[str, RunningTask] = {}
         self._functions: dict[str, Callable[[Task], object]] = {}
         self._attempts: dict[str, int] = {}
@@ -129,26 +132,48 @@ class LocalCluster:
                 when all others have ended.
             ConfigError: a task raised it, or a parameter is wrong.
             RunTimeout: the timeout is over; the tasks that still ran have been terminated.
+            ClusterError: the cluster is closed, is closed meanwhile, or runs a function already.
         """
+        _check_function("function", function, "must be a function that takes the task")
+        if watch is not None:
+            _check_function("watch", watch, "must be a function without parameters, or None")
         restarts = checked_integer("restarts", restarts, 0)
         if restarts and self._backend == "threads":
             raise ConfigError(
                 "restarts", restarts, "must be 0, because a thread cannot be restarted"
             )
         deadline = Deadline(timeout)
-        if self._has_run and self._backend == "threads":
-            # The servers of the earlier run stay at their ports until this process ends.
-            self._held.close()
-            self._hold_ports()
-        self._has_run = True
-        self._restarts = {task.name: restarts for task in self.tasks}
-        self._most_restarts = restarts
-        self._start_servers()
-        for task in self.tasks:
-            if not self._shape.serves(task):
-                self._start(task, function)
+        if not self._run_lock.acquire(blocking=False):
+            raise ClusterError(
+                "this cluster runs a function already; wait for its end, or make another cluster"
+            )
+        try:
+            return self._run(function, deadline, restarts, watch)
+        finally:
+            self._run_lock.release()
+
+    def _run(
+        self,
+        function: Callable[[Task], Result],
+        deadline: Deadline,
+        restarts: int,
+        watch: Callable[[], None] | None,
+    ) -> list[Result]:
+        with self._lock:
+            self._check_open()
+            if self._has_run and self._backend == "threads":
+                # The servers of the earlier run stay at their ports until this process ends.
+                self._held.close()
+                self._hold_ports()
+            self._has_run = True
+            self._restarts = {task.name: restarts for task in self.tasks}
+            self._most_restarts = restarts
         results: dict[str, Result] = {}
         try:
+            self._start_servers()
+            for task in self.tasks:
+                if not self._shape.serves(task):
+                    self._start(task, function)
             while not all(task.name in results for task in self.trainers):
                 self._check_killed(done=set(results))
                 ended = self._next_end(deadline)
@@ -188,6 +213,7 @@ class LocalCluster:
 
     def restart(self, name: str) -> None:
         """Starts a killed task again, with the same function."""
+        _check_name(name)
         with self._lock:
             if name not in self._killed:
                 raise ClusterError(f"{name} was not ended by kill(), so it cannot be restarted")
@@ -196,7 +222,8 @@ class LocalCluster:
             self._start(task, self._functions[name])
 
     def close(self) -> None:
-        """Ends every task and releases the ports."""
+        """Ends every task and releases the ports; a `run` in another thread raises ClusterError."""
+        self._is_closed = True
         self._stop()
         self._held.close()
 
@@ -210,6 +237,10 @@ class LocalCluster:
             task for task in self.tasks if task.is_trainer and not self._shape.serves(task)
         )
 
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise ClusterError("this cluster is closed, so it runs no task; make another cluster")
+
     def _start_servers(self) -> None:
         for task in self.tasks:
             if self._shape.serves(task) and task.name not in self._running:
@@ -217,6 +248,7 @@ class LocalCluster:
 
     def _start(self, task: Task, function: Callable[[Task], object]) -> None:
         with self._lock:
+            self._check_open()
             self._functions[task.name] = function
             self._attempts[task.name] = self._attempts.get(task.name, 0) + 1
             if used := self._most_restarts - self._restarts.get(task.name, self._most_restarts):
@@ -250,6 +282,7 @@ class LocalCluster:
         Returns so often because Python runs no signal handler during a long wait for a lock, and
         so that `watch` is called.
         """
+        self._check_open()
         try:
             running, outcome = self._ended.get(timeout=min(deadline.remaining, _LOOK_SECS))
         except queue.Empty:
@@ -310,6 +343,7 @@ class LocalCluster:
             self._stop()
 
     def _find(self, name: str) -> RunningTask:
+        _check_name(name)
         if name not in self._running:
             running = ", ".join(sorted(self._running)) or "none"
             raise ClusterError(f"{name} is not running; running tasks: {running}")
@@ -372,6 +406,27 @@ def _no_os_error(what: str) -> Iterator[None]:
     except OSError as error:
         hint = "; raise the limit with ulimit -n" if error.errno == errno.EMFILE else ""
         raise ClusterError(f"{what}: {error.strerror or error}{hint}") from error
+
+
+def _check_function(field: str, given: object, rule: str) -> None:
+    """Raises ConfigError for what cannot be called, or whose body a call would not run."""
+    if not callable(given):
+        raise ConfigError(field, given, rule)
+    inner: Any = given
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    for called in (inner, type(inner).__call__):
+        if inspect.iscoroutinefunction(called):
+            rule = "must not be a coroutine function; call asyncio.run in a function of its own"
+            raise ConfigError(field, given, rule)
+        if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
+            rule = "must not contain yield, because a call would not run its body"
+            raise ConfigError(field, given, rule)
+
+
+def _check_name(name: object) -> None:
+    if not isinstance(name, str):
+        raise ConfigError("name", name, 'must be the name of a task, such as "worker:1"')
 
 
 def _names(running: list[RunningTask]) -> str:

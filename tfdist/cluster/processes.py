@@ -7,6 +7,7 @@ server ends with this process.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import multiprocessing
 import os
@@ -31,13 +32,20 @@ from tfdist.cluster.fork_server import (
     start_fork_server,
 )
 from tfdist.cluster.kernel_calls import raise_descriptor_limit, to_high_number
-from tfdist.cluster.script import end_process
+from tfdist.cluster.script import Script, end_process
 from tfdist.cluster.server import SERVER_ENVIRONMENT
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError
 from tfdist.runs.folder import PROGRESS_FILE, STACKS_FILE
 from tfdist.runs.log import show_log_of_task
-from tfdist.runs.outcome import Observer, Outcome, Usage, oom_kills, out_of_memory
+from tfdist.runs.outcome import (
+    Observer,
+    Outcome,
+    Usage,
+    oom_kills,
+    out_of_memory,
+    text_of,
+)
 from tfdist.task import PROGRESS_VARIABLE, Task
 
 # On this signal a task writes its stacks into its folder, even if Python is stuck.
@@ -50,6 +58,10 @@ _SAMPLE_SECS = 0.5
 # What is kept of standard error, and shown if a task ends without a traceback.
 _SAID_BYTES, _LAST_LINES = 4096, 8
 _NO_TRACEBACK, _TRACEBACK = "it printed no traceback", "Traceback (most recent call last):"
+_NO_RETURN = (
+    "its function never returned: it ended its process with exit code 0, for example by "
+    "os._exit(0) or os.execv; return from the function instead"
+)
 _READY, _GO = b"ready", b"go"
 
 
@@ -86,7 +98,7 @@ class ProcessTask:
         self.task = task
         self._ended, self._attempt, self._grace = ended, attempt, grace
         self._observer, self._terminated = surroundings.observer, False
-        self._failure: Exception | None = None  # of this process, about the task
+        self._failure: BaseException | None = None  # of this process, about the task
         self._is_gone = threading.Event()
         self._said = b""  # the end of its standard error
         self._oom_kills = oom_kills(os.getpid())
@@ -95,6 +107,9 @@ class ProcessTask:
             **surroundings.environment,
             "TF_CONFIG": task.to_env(),
         }
+        self._is_script = isinstance(function, Script)
+        # In shared memory, because the function may close the channel and then return.
+        self._has_returned = context.RawValue(ctypes.c_bool, False)
         start_fork_server()
         channel, end_of_task = context.Pipe()
         readers: list[threading.Thread] = []
@@ -118,10 +133,11 @@ class ProcessTask:
             target=_task_main,
             args=(
                 task,
-                portable(function),
+                _Function(portable(function)),
                 surroundings.enter,
                 environment,
                 end_of_task,
+                self._has_returned,
                 _Streams(streams),
                 folder,
                 grace,
@@ -215,6 +231,9 @@ class ProcessTask:
             what = "" if _TRACEBACK in said else f"{_NO_TRACEBACK}; "
             details = f"{what}the end of its standard error:\n{last}"
             outcome = replace(outcome, details=details)
+        must_return = not (self._process.exitcode or self._terminated or self._is_script)
+        if must_return and not self._has_returned.value:
+            outcome = replace(outcome, error=ClusterError(_NO_RETURN), details=_NO_RETURN)
         if self._process.exitcode == -signal.SIGKILL and not self._terminated:
             why = out_of_memory(self._oom_kills, oom_kills(os.getpid()))
             outcome = replace(outcome, details="\n".join(filter(None, (why, outcome.details))))
@@ -250,8 +269,7 @@ class ProcessTask:
                 # A child of the task may keep its end of the channel open.
                 if not self._process.is_alive() and not channel.poll():
                     raise EOFError
-            outcome: Outcome
-            outcome, error = channel.recv()
+            parts = (*channel.recv(), channel.recv_bytes())
         except (EOFError, ConnectionError):
             while self._process.is_alive():  # it has closed the channel
                 self._process.join(_SAMPLE_SECS)
@@ -261,7 +279,7 @@ class ProcessTask:
         self._process.join(self._grace + _LEAVE_SECS)
         if self._process.is_alive():
             self._signal_group(signal.SIGKILL)
-        return outcome if error is None else replace(outcome, error=_loaded(error, outcome))
+        return _received(*parts)
 
     def _forward(self, read_end: int, stream: int, observer: Observer) -> None:
         """Passes the output on: until its end, or for a moment after the process has ended.
@@ -291,8 +309,29 @@ class ProcessTask:
         """An error inside the block is the task's failure; the first one counts."""
         try:
             yield
-        except Exception as error:
+        except BaseException as error:  # an observer may raise any
             self._failure = self._failure or error
+
+
+class _Function:
+    """The function of a task; an error that loading it raises is an error of the task."""
+
+    def __init__(self, function: Callable[[Task], object] | None, data: bytes = b"") -> None:
+        self._function, self._data = function, data
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _Function, (None, bytes(ForkingPickler.dumps(self._function)))
+
+    def loaded(self) -> Callable[[Task], object]:
+        """The function, in the process of the task."""
+        try:
+            function: Callable[[Task], object] = ForkingPickler.loads(self._data)
+            if isinstance(function, ByValue):
+                function.load()
+        except BaseException as error:  # of what it calls to be made
+            what = f"the function cannot be unpickled in the task's process: {_line_of(error)}"
+            raise ClusterError(what) from error
+        return function
 
 
 class _Streams:
@@ -317,10 +356,11 @@ def _received_streams(duplicates: list[Any]) -> _Streams:
 
 def _task_main(
     task: Task,
-    function: Callable[[Task], object],
+    sent: _Function,
     enter: Callable[[Task], object] | None,
     environment: dict[str, str],
     channel: Connection,
+    has_returned: Any,
     streams: _Streams,
     folder: str | None,
     grace: float,
@@ -337,26 +377,31 @@ def _task_main(
     _wait_for_go(channel)
     raise_descriptor_limit()
     streams.redirect()
-    os.environ.update(environment)
-    show_log_of_task(os.environ, folder)
-    if folder is not None:
-        # Kept open: the signal handler writes to its descriptor, even if Python is stuck.
-        stacks = os.open(os.path.join(folder, STACKS_FILE), os.O_WRONLY | os.O_CREAT, 0o666)
-        faulthandler.register(STACKS_SIGNAL, to_high_number(stacks), all_threads=True)
+    dumps: Callable[[Any], Any] = ForkingPickler.dumps
     try:
+        os.environ.update(environment)
+        show_log_of_task(os.environ, folder)
+        if folder is not None:
+            # Kept open: the signal handler writes to its descriptor, even if Python is stuck.
+            stacks = os.open(os.path.join(folder, STACKS_FILE), os.O_WRONLY | os.O_CREAT, 0o666)
+            faulthandler.register(STACKS_SIGNAL, to_high_number(stacks), all_threads=True)
         if enter is not None:
             enter(task)
+        function = sent.loaded()
+        if isinstance(function, ByValue):
+            dumps = function.dumps
         outcome = Outcome(result=function(task))
     except SystemExit as error:
         outcome = Outcome.of_exit(error)
     except BaseException as error:
         outcome = Outcome.of_error(error)
+    if os.getpid() == own[0]:
+        has_returned.value = True
     # A child that the function has forked may come back too. And the function may have closed all
     # descriptors, and opened a file of its own with the number of the channel.
     if (os.getpid(), _identity(channel)) == own:
         handles_sigterm = callable(signal.getsignal(signal.SIGTERM))
         usage = Usage.of_this_process()
-        dumps = function.dumps if isinstance(function, ByValue) else ForkingPickler.dumps
         _send(channel, replace(outcome, usage=usage, handles_sigterm=handles_sigterm), dumps)
     else:
         if outcome.result is not None and os.getpid() == own[0]:
@@ -376,27 +421,54 @@ def _identity(channel: Connection) -> tuple[int, int] | None:
 
 
 def _send(channel: Connection, outcome: Outcome, dumps: Callable[[Any], Any]) -> None:
-    """Sends the outcome, and its error as bytes of their own, which may not load elsewhere."""
-    error = None
+    """Sends the outcome; its error and its result as bytes of their own, which may not load."""
+    result, error = b"", None
+    try:
+        result = dumps(outcome.result)
+    except BaseException as failure:  # of a method of the result
+        outcome = _without_result(outcome, "be sent to the launcher", failure)
     if outcome.error is not None:
         error = b""
-        with contextlib.suppress(Exception):  # its text is in the details
+        with contextlib.suppress(BaseException):  # its text is in the details
             error = bytes(dumps(outcome.error))
-    try:
-        channel.send_bytes(dumps((replace(outcome, error=None), error)))
-    except Exception as failure:  # a result that cannot be pickled
-        details = f"the result could not be sent to the launcher: {failure!r}"
-        lost = replace(outcome, result=None, error=None, details=details)
-        channel.send((lost, bytes(dumps(ClusterError(details)))))
+    channel.send((replace(outcome, result=None, error=None), error))
+    channel.send_bytes(result)
 
 
-def _loaded(error: bytes, outcome: Outcome) -> BaseException:
-    """The error of a task; if it cannot be made here, one with the last line of its traceback."""
+def _received(outcome: Outcome, error: bytes | None, result: bytes) -> Outcome:
+    """The outcome that `_send` has sent in these parts."""
+    if error is not None:
+        return _with_error(outcome, error)
     try:
-        loaded: BaseException = ForkingPickler.loads(error)
-    except Exception:  # such as of a class that only the script can import
-        return RuntimeError(outcome.details.rstrip().rpartition("\n")[2])
-    return loaded
+        return replace(outcome, result=ForkingPickler.loads(result))
+    except BaseException as failure:  # of a function that the result calls to be made
+        return _without_result(outcome, "be unpickled", failure)
+
+
+def _without_result(outcome: Outcome, what: str, failure: BaseException) -> Outcome:
+    details = f"its result cannot {what}: {_line_of(failure)}"
+    return replace(outcome, result=None, error=ClusterError(details), details=details)
+
+
+def _with_error(outcome: Outcome, error: bytes) -> Outcome:
+    """With the error of the task; if it cannot be made here, one with its traceback's last line."""
+    last = RuntimeError(outcome.details.rstrip().rpartition("\n")[2])
+    if not error:  # such as one of a class that only the script can import
+        return replace(outcome, error=last)
+    try:
+        loaded = ForkingPickler.loads(error)
+        if not isinstance(loaded, BaseException):
+            raise TypeError(f"it becomes a {type(loaded).__name__}")
+    except BaseException as failure:
+        details = (
+            f"{outcome.details.rstrip()}\nits error cannot be unpickled: {_line_of(failure)}\n"
+        )
+        return replace(outcome, error=last, details=details)
+    return replace(outcome, error=loaded)
+
+
+def _line_of(error: BaseException) -> str:
+    return f"{type(error).__name__}: {text_of(error)}".removesuffix(": ")
 
 
 def _wait_for_go(channel: Connection) -> None:

@@ -406,7 +406,7 @@ class RunFolder:
         )
         if outcome.failed and not outcome.terminated:
             message = outcome.details
-            with suppress(Exception):  # of a script's error whose text cannot be made
+            with suppress(BaseException):  # of a script's error whose text cannot be made
                 message = message if outcome.error is None else str(outcome.error)
             code, ended = record.exit_code or 0, record.ended or 0.0
             failure = FailureRecord(name, attempt, ended, code, message, outcome.details)

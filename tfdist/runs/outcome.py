@@ -13,7 +13,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import psutil
 
@@ -138,24 +138,30 @@ class Outcome:
 
     @classmethod
     def of_error(cls, error: BaseException) -> Outcome:
-        """The outcome of a function that raised; its traceback begins in the user's code."""
-        trace = traceback.TracebackException.from_exception(error)
-        if users := list(itertools.dropwhile(_is_above_script, trace.stack)):
-            trace.stack = traceback.StackSummary.from_list(users)
-        elif isinstance(error, SyntaxError) or _is_of_loading(trace):  # no code of the script ran
-            trace.stack = traceback.StackSummary()
-            if _is_of_loading(trace.__cause__ or trace.__context__):
-                trace.__cause__ = trace.__context__ = None
-        return cls(error=error, details=printable("".join(trace.format())))
+        """The outcome of a function that raised; its traceback begins in the user's code.
+
+        Never raises: an error that cannot be printed is described by its type and its place.
+        """
+        try:
+            details = _traceback_of(error)
+        except BaseException:  # of a method or an attribute of the error's class
+            places = [
+                f" in {frame.f_code.co_filename}, line {line}"
+                for frame, line in traceback.walk_tb(error.__traceback__)
+            ]
+            details = f"{type(error).__name__}{''.join(places[-1:])}; its text cannot be made\n"
+        return cls(error=error, details=printable(details))
 
     @classmethod
     def of_exit(cls, error: SystemExit) -> Outcome:
-        """The outcome of a function that called `sys.exit`."""
-        if error.code is None or isinstance(error.code, int):
-            # The kernel keeps one byte of it; Python takes what is too large for -1.
-            code = error.code or 0
+        """The outcome of a function that called `sys.exit`; never raises."""
+        given: Any = error.code
+        if given is None or issubclass(type(given), int):
+            # The kernel keeps one byte of it; Python takes what is too large for -1, and ignores
+            # the methods of a subclass.
+            code = 0 if given is None else int.__index__(given)
             return cls(exit_code=code & 0xFF if abs(code) < 2**63 else 0xFF)
-        return cls(exit_code=1, details=printable(str(error.code)))
+        return cls(exit_code=1, details=text_of(given))
 
     @property
     def failed(self) -> bool:
@@ -173,8 +179,32 @@ class Outcome:
         """Raises TaskFailed if the task failed; a ConfigError of the task is raised as it is."""
         if isinstance(self.error, ConfigError):
             raise self.error
-        if self.failed:
-            raise TaskFailed(task.name, self.exit_code, self.details) from self.error
+        if not self.failed:
+            return
+        failure = TaskFailed(task.name, self.exit_code, self.details)
+        if self.exit_code == 0:  # which reads as success
+            failure.how = f"{task.name} failed"
+            failure.args = (f"{task.name}: {self.details}".rstrip(),)
+        raise failure from self.error
+
+
+def text_of(value: object) -> str:
+    """The text of a value, fit to print; the name of its type if it has none. Never raises."""
+    try:
+        return printable(str(value))
+    except BaseException:  # of its class
+        return type(value).__name__
+
+
+def _traceback_of(error: BaseException) -> str:
+    trace = traceback.TracebackException.from_exception(error)
+    if users := list(itertools.dropwhile(_is_above_script, trace.stack)):
+        trace.stack = traceback.StackSummary.from_list(users)
+    elif isinstance(error, SyntaxError) or _is_of_loading(trace):  # no code of the script ran
+        trace.stack = traceback.StackSummary()
+        if _is_of_loading(trace.__cause__ or trace.__context__):
+            trace.__cause__ = trace.__context__ = None
+    return "".join(trace.format())
 
 
 def _is_above_script(frame: traceback.FrameSummary) -> bool:
