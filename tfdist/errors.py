@@ -86,9 +86,9 @@ class ConfigError(TfdistError, ValueError):
             message: "must be at least 0", "cannot be combined with --classic-flags".
     """
 
-    def __init__(self, field: str, value: object, rule: str) -> None:
+    def __init__(self, field: str, value: object, rule: str, *, missing: bool = False) -> None:
         is_switch = value is True and field.startswith("--")
-        got = "missing" if value is None else f"got {_shown(value)}"
+        got = "missing" if missing else f"got {_shown(value)}"
         super().__init__(f"{field} {rule}" if is_switch else f"{field}: {got}; {rule}")
         self.field = field
         self.value = value
@@ -357,6 +357,17 @@ def checked_flag(field: str, value: Any) -> bool:
     if not _is_bool(value):
         raise ConfigError(field, value, "must be True or False")
     return bool(value)
+
+
+def checked_choice(field: str, value: Any, choices: Sequence[str]) -> Any:
+    """The value of a parameter that is one of a few texts.
+
+    Raises:
+        ConfigError: it is anything else; numpy's arrays cannot even be compared with a text.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ConfigError(field, value, f"must be one of {', '.join(choices)}")
+    return value
 
 
 def checked_action(
