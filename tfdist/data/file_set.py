@@ -18,7 +18,8 @@ import tensorflow as tf
 from tfdist.data import reading
 from tfdist.data.entry import Change, FileEntry, Format
 from tfdist.data.ledger import check_no_folder
-from tfdist.errors import ConfigError, DataError, checked_integer
+from tfdist.data.padding import LARGEST_BATCH
+from tfdist.errors import ConfigError, DataError, checked_choice, checked_flag, checked_integer
 
 IssueKind = Literal["damaged", "empty", "too_few_files", "uneven"] | Change
 
@@ -88,10 +89,10 @@ class FileSet:
             ConfigError: no file matches, or an argument is wrong.
             DataError: a file is missing, damaged or unreadable, and `strict` is set.
         """
-        if format not in get_args(Format):
-            raise ConfigError("format", format, f"must be one of {', '.join(get_args(Format))}")
-        if compression not in (None, "GZIP"):
+        checked_choice("format", format, get_args(Format))
+        if compression is not None and (not isinstance(compression, str) or compression != "GZIP"):
             raise ConfigError("compression", compression, "must be None or 'GZIP'")
+        header, strict = checked_flag("header", header), checked_flag("strict", strict)
         if header and format != "csv":
             raise ConfigError("header", header, "only CSV files have a header")
         paths = _matching(_patterns(files))
@@ -199,6 +200,7 @@ class FileSet:
             ConfigError: the range is known and not part of this set; or `remote` is set for text,
                 which Python splits into records.
         """
+        remote = checked_flag("remote", remote)
         start, stop = self._bounds(start, stop)
         return self._records(start, stop, remote=remote).enumerate(start)
 
@@ -209,7 +211,8 @@ class FileSet:
 
         One op numbers a whole batch. Raises the same errors as `read`.
         """
-        batch_size = checked_integer("batch_size", batch_size, 1)
+        batch_size = checked_integer("batch_size", batch_size, 1, LARGEST_BATCH)
+        remote = checked_flag("remote", remote)
         start, stop = self._bounds(start, stop)
 
         def numbered(batch: Any, record: Any) -> tuple[Any, Any]:
@@ -304,9 +307,13 @@ def _patterns(files: Any) -> list[str]:
 
 def _record_number(field: str, number: Any) -> Any:
     """The number as an int64 tensor, which it may be already."""
-    if tf.is_tensor(number):
-        return tf.cast(number, tf.int64)
-    return tf.constant(checked_integer(field, number), tf.int64)
+    if not tf.is_tensor(number):
+        number = checked_integer(field, number)
+        # One beyond int64 is beyond the records of any set.
+        return tf.constant(max(-1, min(number, 2**62)), tf.int64)
+    if not number.dtype.is_integer or number.shape.rank not in (None, 0):
+        raise ConfigError(field, number, "must be a whole number, or a scalar tensor of integers")
+    return tf.cast(number, tf.int64)
 
 
 def _matching(patterns: list[str]) -> list[str]:
