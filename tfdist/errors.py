@@ -27,6 +27,7 @@ import inspect
 import math
 import numbers
 import operator
+import os
 import re
 import signal
 import threading
@@ -357,6 +358,33 @@ def checked_flag(field: str, value: Any) -> bool:
     if not _is_bool(value):
         raise ConfigError(field, value, "must be True or False")
     return bool(value)
+
+
+def checked_path(field: str, value: Any) -> str:
+    """The value of a parameter that is a path: a text, or an `os.PathLike` of one.
+
+    Raises:
+        ConfigError: it is anything else, is empty, or no file can have that name.
+    """
+    with suppress(TypeError, UnicodeEncodeError):
+        text = os.fspath(value)
+        if isinstance(text, str) and text and b"\0" not in os.fsencode(text):
+            return text
+    raise ConfigError(field, value, "must be the path of a file")
+
+
+def checked_names(field: str, value: Any) -> tuple[str, ...]:
+    """The value of a parameter that is several texts; one text alone would be its characters.
+
+    Raises:
+        ConfigError: it is anything else.
+    """
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+        with suppress(TypeError):  # a scalar tensor
+            names = tuple(value)
+            if all(isinstance(name, str) for name in names):
+                return names
+    raise ConfigError(field, value, "must be a list of texts")
 
 
 def checked_choice(field: str, value: Any, choices: Sequence[str]) -> Any:

@@ -102,7 +102,11 @@ class Task:
         Raises:
             ConfigError: it is missing, is no JSON, or names no task of its cluster.
         """
+        if environ is not None and not isinstance(environ, Mapping):
+            raise ConfigError("environ", environ, "must be environment variables by name")
         text = (os.environ if environ is None else environ).get("TF_CONFIG", "")
+        if not isinstance(text, str):
+            raise ConfigError("TF_CONFIG", text, "must be a text")
         if not text.strip():
             raise ConfigError(
                 "TF_CONFIG", None, "start the script with `tfdist run`, which sets it", missing=True
@@ -144,8 +148,9 @@ class Task:
             if not hasattr(flags, name):
                 raise ConfigError(name, None, "the flags have no such attribute", missing=True)
             values[name] = getattr(flags, name)
-        if values["job_name"] not in ("ps", "worker"):
-            raise ConfigError("job_name", values["job_name"], "must be ps or worker")
+        job_name = values["job_name"]
+        if not isinstance(job_name, str) or job_name not in ("ps", "worker"):
+            raise ConfigError("job_name", job_name, "must be ps or worker")
         hosts = {key: values[f"{key}_hosts"] for key in ("ps", "worker")}
         cluster = {
             key: value.split(",") if isinstance(value, str) else value
@@ -345,7 +350,8 @@ def _training_cluster(cluster: dict[str, object]) -> ClusterSpec:
 
 
 def _task_type_rule(task_type: object) -> str:
-    return f"must be one of {', '.join(TASK_TYPES)}{did_you_mean(str(task_type), TASK_TYPES)}"
+    hint = did_you_mean(task_type, TASK_TYPES) if isinstance(task_type, str) else ""
+    return f"must be one of {', '.join(TASK_TYPES)}{hint}"
 
 
 def _checked_cluster(cluster: Mapping[str, Sequence[str]]) -> ClusterSpec:
@@ -354,6 +360,8 @@ def _checked_cluster(cluster: Mapping[str, Sequence[str]]) -> ClusterSpec:
         raise ConfigError("cluster", cluster, "must be addresses 'host:port' by task type")
     checked: ClusterSpec = {}
     for task_type, addresses in cluster.items():
+        if not isinstance(task_type, str):
+            raise ConfigError("cluster", task_type, f"the task type {_task_type_rule(task_type)}")
         field = f"cluster.{task_type}"
         if task_type == "evaluator":
             raise ConfigError(field, addresses, "must be outside 'cluster'")

@@ -12,7 +12,17 @@ from tfdist import ConfigError
 from tfdist.data import FileSet, Ledger, any_replica_has_value, audit, endless_batches
 from tfdist.runs.progress import ProgressNote
 from tfdist.splits import SplitBatches, SplitQueue, SplitScheduler
-from tfdist.testing import Bind, cluster_on, host_names, poll_until
+from tfdist.testing import (
+    Bind,
+    Incident,
+    Network,
+    cluster_on,
+    host_names,
+    poll_until,
+    random_incident,
+    read_compose,
+)
+from tfdist.testing.faults import Unplug
 from tfdist.train import (
     Epoch,
     WaitAtEnd,
@@ -304,6 +314,36 @@ def test_what_is_no_task_is_refused_at_the_call(place):
         (lambda: FILES.read(0, BIG), "start, stop"),
         (lambda: FILES.read(tf.constant(0.5)), "start"),
         (lambda: tfdist.Barrier(TASK, "end", parties=10**5000), "parties"),
+        (lambda: FILES.preflight(10**5000), "num_trainers"),
+        (lambda: FILES.save(5), "path"),
+        (lambda: FileSet.load(None), "path"),
+        (lambda: FileSet.scan("a\0b"), "files"),
+        (lambda: FileSet.scan(["\ud800"]), "files"),
+        (lambda: Ledger().save(None), "path"),
+        (lambda: Ledger().save("a\0b"), "path"),
+        (lambda: Ledger().merge(None), "other"),
+        (lambda: tfdist.Task(10**5000, 0, CLUSTER), "task.type"),
+        (lambda: tfdist.Task("worker", 0, {10**5000: ["a:1"]}), "cluster"),
+        (lambda: tfdist.Task.from_env("x"), "environ"),
+        (lambda: tfdist.Task.from_env({"TF_CONFIG": {}}), "TF_CONFIG"),
+        (lambda: tfdist.doctor.examine(None), "environ"),
+        (lambda: tfdist.doctor.examine({}, script_path=5), "script_path"),
+        (lambda: tfdist.doctor.examine({}, data_pattern="a\0b"), "data_pattern"),
+        (lambda: tfdist.doctor.examine({}, timeout="1"), "timeout"),
+        (lambda: Network("abc"), "hosts"),
+        (lambda: Network(None), "hosts"),
+        (lambda: Network(["a"], relayed=5), "relayed"),
+        (lambda: Network(["a"], roots=5), "roots"),
+        (lambda: Network(["a"], seed="x"), "seed"),
+        (lambda: Network(["a"], shared_bytes=True), "shared_bytes"),
+        (lambda: cluster_on(None), "network"),
+        (lambda: random_incident(None, hosts=["a"]), "seed"),
+        (lambda: random_incident(1, hosts=5), "hosts"),
+        (lambda: random_incident(1, tasks="ps:0"), "tasks"),
+        (lambda: random_incident(1, hosts=["a"], within_secs="x"), "within_secs"),
+        (lambda: Incident(Unplug("a"), 1.0, 10**400), "for_secs"),
+        (lambda: read_compose(5), "paths"),
+        (lambda: read_compose([5]), "paths"),
     ],
 )
 def test_each_wrong_argument_is_found_at_the_call(call, field):

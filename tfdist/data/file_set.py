@@ -19,7 +19,14 @@ from tfdist.data import reading
 from tfdist.data.entry import Change, FileEntry, Format
 from tfdist.data.ledger import check_no_folder
 from tfdist.data.padding import LARGEST_BATCH
-from tfdist.errors import ConfigError, DataError, checked_choice, checked_flag, checked_integer
+from tfdist.errors import (
+    ConfigError,
+    DataError,
+    checked_choice,
+    checked_flag,
+    checked_integer,
+    checked_path,
+)
 
 IssueKind = Literal["damaged", "empty", "too_few_files", "uneven"] | Change
 
@@ -117,6 +124,7 @@ class FileSet:
         Raises:
             ConfigError: `path` is a folder.
         """
+        path = checked_path("path", path)
         check_no_folder(path)
         text = json.dumps({"tfdist_files": _INDEX_VERSION, **dataclasses.asdict(self)})
         unfinished = f"{path}.{uuid.uuid4().hex}"  # two trainers may save at the same time
@@ -134,6 +142,7 @@ class FileSet:
             ConfigError: `path` is not such an index.
             DataError: a file is unreadable, has shrunk or was rewritten.
         """
+        path = checked_path("path", path)
         try:
             with tf.io.gfile.GFile(path) as file:
                 index = json.loads(file.read())
@@ -240,7 +249,7 @@ class FileSet:
 
     def preflight(self, num_trainers: int) -> tuple[FileIssue, ...]:
         """Finds files that would fail or stall a job of `num_trainers`; checks the files again."""
-        num_trainers = checked_integer("num_trainers", num_trainers, 1)
+        num_trainers = checked_integer("num_trainers", num_trainers, 1, 2**31)
         changes = [entry.change() for entry in self.files]
         return (*_file_issues(self.files, changes), *_share_issues(self.files, num_trainers))
 
@@ -298,10 +307,11 @@ def _patterns(files: Any) -> list[str]:
         raise ConfigError("files", files, "must be a path, a pattern, or several")
     checked = []
     for each in patterns:
-        pattern = os.fspath(each) if isinstance(each, os.PathLike) else each
-        if not isinstance(pattern, str) or not pattern:
-            raise ConfigError("files", each, "must be a path or a pattern that is not empty")
-        checked.append(pattern)
+        try:
+            checked.append(checked_path("files", each))
+        except ConfigError:
+            rule = "must be a path or a pattern that is not empty"
+            raise ConfigError("files", each, rule) from None
     return checked
 
 

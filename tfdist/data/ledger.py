@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tfdist.errors import ConfigError, EpochError, checked_integer
+from tfdist.errors import ConfigError, EpochError, checked_integer, checked_path
 
 Range = tuple[int, int]
 
@@ -111,6 +111,8 @@ class Ledger:
 
     def merge(self, other: Ledger) -> None:
         """Records everything that `other` recorded."""
+        if not isinstance(other, Ledger):
+            raise ConfigError("other", other, "must be a Ledger")
         other._compact()
         self._ranges = np.concatenate([self._ranges, other._ranges])
 
@@ -125,8 +127,9 @@ class Ledger:
         Raises:
             ConfigError: `path` is a folder.
         """
+        path = checked_path("path", path)
         check_no_folder(path)
-        unfinished = f"{os.fspath(path)}.unfinished"
+        unfinished = f"{path}.unfinished"
         Path(unfinished).write_text(json.dumps({_KEY: self.ranges()}), encoding="utf-8")
         os.replace(unfinished, path)
 

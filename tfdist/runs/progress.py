@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tfdist.errors import ConfigError, DataError
+from tfdist.errors import ConfigError, DataError, checked_path
 from tfdist.runs.files import LARGEST, parse_json, parse_record, read_file
 from tfdist.task import PROGRESS_VARIABLE
 
@@ -91,7 +91,8 @@ class Progress:
     """
 
     def __init__(self, path: str | os.PathLike[str] | None) -> None:
-        self._path = absolute(_checked_path(path))
+        is_none = path is None or (isinstance(path, str) and not path)
+        self._path = absolute(None if is_none else checked_path("path", path))
         self._lost: str | None = None  # the path where no note could be written
         self._file: int | None = None
         self._is_at: str | None = None
@@ -191,16 +192,3 @@ def _integer(field: str, value: Any) -> int:
     if number < 0:
         raise ConfigError(field, value, "must be at least 0")
     return number
-
-
-def _checked_path(path: Any) -> str | None:
-    """The path of a file as a text; None for none."""
-    if path is None:
-        return None
-    try:
-        text = os.fspath(path)
-        if isinstance(text, str) and b"\0" not in os.fsencode(text):
-            return text
-    except (TypeError, UnicodeEncodeError):
-        pass
-    raise ConfigError("path", path, "must be the path of a file, or None")

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tfdist.errors import ClusterError, ConfigError, checked_integer, checked_secs
+from tfdist.errors import ClusterError, ConfigError, checked_integer, checked_names, checked_secs
 from tfdist.testing import faults
 from tfdist.testing.faults import NetworkFault, TaskFault, Tasks
 from tfdist.testing.network import Network
@@ -113,7 +113,10 @@ def random_incident(
     """
     within_secs = checked_secs("within_secs", within_secs, most=_LONGEST_SECS)
     longest_secs = checked_secs("longest_secs", longest_secs, most=_LONGEST_SECS)
-    choice = random.Random(f"tfdist incident {checked_integer('seed', seed)}")
+    seed = checked_integer("seed", seed, -(2**63), 2**63 - 1)
+    hosts, relayed = checked_names("hosts", hosts), checked_names("relayed", relayed)
+    tasks = checked_names("tasks", tasks)
+    choice = random.Random(f"tfdist incident {seed}")
     makers = _makers(hosts, relayed, tasks)
     if not makers:
         raise ConfigError("hosts", hosts, "must name at least one host, or tasks at least one task")
