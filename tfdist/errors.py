@@ -31,7 +31,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -373,18 +373,29 @@ def checked_path(field: str, value: Any) -> str:
     raise ConfigError(field, value, "must be the path of a file")
 
 
+def checked_several(field: str, value: Any, rule: str) -> Iterator[Any]:
+    """Iterates over the value of a parameter; a text is one value, and not several.
+
+    Raises:
+        ConfigError: it is a text, or nothing to iterate over.
+    """
+    if not isinstance(value, (str, bytes)):
+        with suppress(TypeError):
+            return iter(value)
+    raise ConfigError(field, value, rule)
+
+
 def checked_names(field: str, value: Any) -> tuple[str, ...]:
     """The value of a parameter that is several texts; one text alone would be its characters.
 
     Raises:
         ConfigError: it is anything else.
     """
-    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
-        with suppress(TypeError):  # a scalar tensor
-            names = tuple(value)
-            if all(isinstance(name, str) for name in names):
-                return names
-    raise ConfigError(field, value, "must be a list of texts")
+    rule = "must be a list of texts"
+    names = tuple(checked_several(field, value, rule))
+    if not all(isinstance(name, str) for name in names):
+        raise ConfigError(field, value, rule)
+    return names
 
 
 def checked_choice(field: str, value: Any, choices: Sequence[str]) -> Any:

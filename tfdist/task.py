@@ -152,10 +152,10 @@ class Task:
         if not isinstance(job_name, str) or job_name not in ("ps", "worker"):
             raise ConfigError("job_name", job_name, "must be ps or worker")
         hosts = {key: values[f"{key}_hosts"] for key in ("ps", "worker")}
-        cluster = {
+        cluster: dict[str, Any] = {
             key: value.split(",") if isinstance(value, str) else value
             for key, value in hosts.items()
-            if value
+            if not isinstance(value, str | list | tuple | None) or value
         }
         try:
             return cls(values["job_name"], values["task_index"], cluster)

@@ -2,6 +2,7 @@
 
 from fractions import Fraction
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from tfdist.testing import (
     random_incident,
     read_compose,
 )
-from tfdist.testing.faults import Unplug
+from tfdist.testing.faults import Bandwidth, Unplug
 from tfdist.train import (
     Epoch,
     WaitAtEnd,
@@ -162,6 +163,12 @@ def test_one_error_names_the_wrong_argument(call, field):
     with pytest.raises(ConfigError) as caught:
         call()
     assert caught.value.field == field
+
+
+class Flags(SimpleNamespace):
+    """The flags of a script, of which some are changed."""
+
+    ps_hosts, worker_hosts, job_name, task_index = "a:1", "b:1", "ps", 0
 
 
 ONE = [(0, 1)]
@@ -343,6 +350,12 @@ def test_what_is_no_task_is_refused_at_the_call(place):
         (lambda: random_incident(1, hosts=["a"], within_secs="x"), "within_secs"),
         (lambda: Incident(Unplug("a"), 1.0, 10**400), "for_secs"),
         (lambda: read_compose(5), "paths"),
+        (lambda: Incident(None, 1.0, 1.0), "fault"),
+        (lambda: Bandwidth("a", "x").begin(Network(["a"])), "bytes_per_sec"),
+        (lambda: audit(tf.constant("x"), 5), "ledgers"),
+        (lambda: FileSet.scan(tf.constant("x")), "files"),
+        (lambda: tfdist.Task.from_flags(Flags(ps_hosts=np.array(["a:1"] * 2))), "ps_hosts"),
+        (lambda: tfdist.Task.from_flags(Flags(job_name=np.array(["ps"] * 2))), "job_name"),
         (lambda: read_compose([5]), "paths"),
     ],
 )

@@ -26,6 +26,7 @@ from tfdist.errors import (
     checked_flag,
     checked_integer,
     checked_path,
+    checked_several,
 )
 
 IssueKind = Literal["damaged", "empty", "too_few_files", "uneven"] | Change
@@ -303,10 +304,8 @@ def _share_issues(files: Sequence[FileEntry], num_trainers: int) -> list[FileIss
 
 def _patterns(files: Any) -> list[str]:
     patterns = [files] if isinstance(files, (str, os.PathLike)) else files
-    if not isinstance(patterns, Iterable) or isinstance(patterns, bytes):
-        raise ConfigError("files", files, "must be a path, a pattern, or several")
     checked = []
-    for each in patterns:
+    for each in checked_several("files", patterns, "must be a path, a pattern, or several"):
         try:
             checked.append(checked_path("files", each))
         except ConfigError:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tfdist.errors import ConfigError, EpochError, checked_integer, checked_path
+from tfdist.errors import ConfigError, EpochError, checked_integer, checked_path, checked_several
 
 Range = tuple[int, int]
 
@@ -188,9 +188,7 @@ def audit(ledgers: Iterable[Ledger | str | os.PathLike[str]], expected: int) -> 
         ConfigError: a file is not a ledger, or an example has a number beyond `expected`.
     """
     ledger = Ledger()
-    if isinstance(ledgers, (str, bytes)) or not isinstance(ledgers, Iterable):
-        raise ConfigError("ledgers", ledgers, "must be a list of ledgers, or of their files")
-    for each in ledgers:
+    for each in checked_several("ledgers", ledgers, "must be a list of ledgers, or of their files"):
         ledger.merge(each if isinstance(each, Ledger) else _load(each))
     return ledger.audit(expected)
 

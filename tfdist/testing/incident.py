@@ -32,6 +32,8 @@ class Incident:
     for_secs: float
 
     def __post_init__(self) -> None:
+        if not isinstance(self.fault, NetworkFault | TaskFault):
+            raise ConfigError("fault", self.fault, "must be one of tfdist.testing.faults")
         for name in ("after_secs", "for_secs"):
             secs = checked_secs(name, getattr(self, name), most=_LONGEST_SECS)
             object.__setattr__(self, name, secs)
