@@ -27,10 +27,11 @@ import inspect
 import math
 import numbers
 import operator
+import os
 import re
 import signal
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -86,9 +87,9 @@ class ConfigError(TfdistError, ValueError):
             message: "must be at least 0", "cannot be combined with --classic-flags".
     """
 
-    def __init__(self, field: str, value: object, rule: str) -> None:
+    def __init__(self, field: str, value: object, rule: str, *, missing: bool = False) -> None:
         is_switch = value is True and field.startswith("--")
-        got = "missing" if value is None else f"got {_shown(value)}"
+        got = "missing" if missing else f"got {_shown(value)}"
         super().__init__(f"{field} {rule}" if is_switch else f"{field}: {got}; {rule}")
         self.field = field
         self.value = value
@@ -357,6 +358,55 @@ def checked_flag(field: str, value: Any) -> bool:
     if not _is_bool(value):
         raise ConfigError(field, value, "must be True or False")
     return bool(value)
+
+
+def checked_path(field: str, value: Any) -> str:
+    """The value of a parameter that is a path: a text, or an `os.PathLike` of one.
+
+    Raises:
+        ConfigError: it is anything else, is empty, or no file can have that name.
+    """
+    with suppress(TypeError, UnicodeEncodeError):
+        text = os.fspath(value)
+        if isinstance(text, str) and text and b"\0" not in os.fsencode(text):
+            return text
+    raise ConfigError(field, value, "must be the path of a file")
+
+
+def checked_several(field: str, value: Any, rule: str) -> Iterator[Any]:
+    """Iterates over the value of a parameter; a text is one value, and not several.
+
+    Raises:
+        ConfigError: it is a text, or nothing to iterate over.
+    """
+    if not isinstance(value, (str, bytes)):
+        with suppress(TypeError):
+            return iter(value)
+    raise ConfigError(field, value, rule)
+
+
+def checked_names(field: str, value: Any) -> tuple[str, ...]:
+    """The value of a parameter that is several texts; one text alone would be its characters.
+
+    Raises:
+        ConfigError: it is anything else.
+    """
+    rule = "must be a list of texts"
+    names = tuple(checked_several(field, value, rule))
+    if not all(isinstance(name, str) for name in names):
+        raise ConfigError(field, value, rule)
+    return names
+
+
+def checked_choice(field: str, value: Any, choices: Sequence[str]) -> Any:
+    """The value of a parameter that is one of a few texts.
+
+    Raises:
+        ConfigError: it is anything else; numpy's arrays cannot even be compared with a text.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ConfigError(field, value, f"must be one of {', '.join(choices)}")
+    return value
 
 
 def checked_action(

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -82,7 +82,7 @@ class Task:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cluster_spec", _checked_cluster(self.cluster_spec))
-        if self.task_type not in TASK_TYPES:
+        if not isinstance(self.task_type, str) or self.task_type not in TASK_TYPES:
             raise ConfigError("task.type", self.task_type, _task_type_rule(self.task_type))
         object.__setattr__(self, "task_index", checked_integer("task.index", self.task_index, 0))
         if self.task_type == "evaluator":
@@ -102,10 +102,14 @@ class Task:
         Raises:
             ConfigError: it is missing, is no JSON, or names no task of its cluster.
         """
+        if environ is not None and not isinstance(environ, Mapping):
+            raise ConfigError("environ", environ, "must be environment variables by name")
         text = (os.environ if environ is None else environ).get("TF_CONFIG", "")
+        if not isinstance(text, str):
+            raise ConfigError("TF_CONFIG", text, "must be a text")
         if not text.strip():
             raise ConfigError(
-                "TF_CONFIG", None, "start the script with `tfdist run`, which sets it"
+                "TF_CONFIG", None, "start the script with `tfdist run`, which sets it", missing=True
             )
         try:
             config = json.loads(text)
@@ -142,15 +146,16 @@ class Task:
         values = {}
         for name in ("ps_hosts", "worker_hosts", "job_name", "task_index"):
             if not hasattr(flags, name):
-                raise ConfigError(name, None, "the flags have no such attribute")
+                raise ConfigError(name, None, "the flags have no such attribute", missing=True)
             values[name] = getattr(flags, name)
-        if values["job_name"] not in ("ps", "worker"):
-            raise ConfigError("job_name", values["job_name"], "must be ps or worker")
+        job_name = values["job_name"]
+        if not isinstance(job_name, str) or job_name not in ("ps", "worker"):
+            raise ConfigError("job_name", job_name, "must be ps or worker")
         hosts = {key: values[f"{key}_hosts"] for key in ("ps", "worker")}
-        cluster = {
+        cluster: dict[str, Any] = {
             key: value.split(",") if isinstance(value, str) else value
             for key, value in hosts.items()
-            if value
+            if not isinstance(value, str | list | tuple | None) or value
         }
         try:
             return cls(values["job_name"], values["task_index"], cluster)
@@ -277,6 +282,17 @@ class Task:
         return ["/job:ps", self.device]
 
 
+def checked_task(task: Any) -> Task:
+    """The value of a parameter `task`.
+
+    Raises:
+        ConfigError: it is no Task.
+    """
+    if not isinstance(task, Task):
+        raise ConfigError("task", task, "must be a tfdist.Task")
+    return task
+
+
 def cluster_tasks(cluster_spec: ClusterSpec) -> list[Task]:
     """All tasks of a cluster: ps first, then the trainers by rank."""
     return [
@@ -301,7 +317,8 @@ def session_target(address: str) -> str:
 def _member(config: dict[str, object], key: str) -> dict[str, object]:
     value = config.get(key)
     if not isinstance(value, dict):
-        raise ConfigError(f"TF_CONFIG.{key}", value, "must be an object")
+        rule = "must be an object"
+        raise ConfigError(f"TF_CONFIG.{key}", value, rule, missing=key not in config)
     return value
 
 
@@ -333,7 +350,8 @@ def _training_cluster(cluster: dict[str, object]) -> ClusterSpec:
 
 
 def _task_type_rule(task_type: object) -> str:
-    return f"must be one of {', '.join(TASK_TYPES)}{did_you_mean(str(task_type), TASK_TYPES)}"
+    hint = did_you_mean(task_type, TASK_TYPES) if isinstance(task_type, str) else ""
+    return f"must be one of {', '.join(TASK_TYPES)}{hint}"
 
 
 def _checked_cluster(cluster: Mapping[str, Sequence[str]]) -> ClusterSpec:
@@ -342,6 +360,8 @@ def _checked_cluster(cluster: Mapping[str, Sequence[str]]) -> ClusterSpec:
         raise ConfigError("cluster", cluster, "must be addresses 'host:port' by task type")
     checked: ClusterSpec = {}
     for task_type, addresses in cluster.items():
+        if not isinstance(task_type, str):
+            raise ConfigError("cluster", task_type, f"the task type {_task_type_rule(task_type)}")
         field = f"cluster.{task_type}"
         if task_type == "evaluator":
             raise ConfigError(field, addresses, "must be outside 'cluster'")
@@ -349,8 +369,9 @@ def _checked_cluster(cluster: Mapping[str, Sequence[str]]) -> ClusterSpec:
             raise ConfigError(field, addresses, f"the task type {_task_type_rule(task_type)}")
         if isinstance(addresses, Mapping):
             raise ConfigError(field, dict(addresses), _NOT_SPARSE)
-        if isinstance(addresses, str) or not isinstance(addresses, Iterable):
-            raise ConfigError(field, addresses, "must be a list of addresses 'host:port'")
+        # A set has another order in each process, so each would have other ranks.
+        if isinstance(addresses, str) or not isinstance(addresses, Sequence):
+            raise ConfigError(field, addresses, "must be a list or tuple of addresses 'host:port'")
         checked[task_type] = list(addresses)
         for index, address in enumerate(checked[task_type]):
             parse_address(address, f"{field}[{index}]")

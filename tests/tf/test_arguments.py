@@ -1,15 +1,39 @@
 """One rule for the arguments of public functions: numpy's numbers count, bools and NaN do not."""
 
+from fractions import Fraction
+from functools import partial
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import tfdist
 from tfdist import ConfigError
-from tfdist.data import FileSet, Ledger, audit, endless_batches
-from tfdist.splits import SplitQueue, SplitScheduler
-from tfdist.testing import poll_until
-from tfdist.train import Epoch, WaitEverySteps
+from tfdist.data import FileSet, Ledger, any_replica_has_value, audit, endless_batches
+from tfdist.runs.progress import ProgressNote
+from tfdist.splits import SplitBatches, SplitQueue, SplitScheduler
+from tfdist.testing import (
+    Bind,
+    Incident,
+    Network,
+    cluster_on,
+    host_names,
+    poll_until,
+    random_incident,
+    read_compose,
+)
+from tfdist.testing.faults import Bandwidth, Unplug
+from tfdist.train import (
+    Epoch,
+    WaitAtEnd,
+    WaitEverySteps,
+    apply_if,
+    device_setter,
+    minimize_if,
+    replica_graph,
+    session,
+)
 
 CLUSTER = {"ps": ["127.0.0.1:1"], "worker": ["127.0.0.1:2", "127.0.0.1:3"]}
 TASK = tfdist.Task("worker", 0, CLUSTER)
@@ -38,8 +62,8 @@ def files(tmp_path_factory):
     return FileSet.scan(str(path), "lines")
 
 
-NO_NUMBERS = [True, "3", 1.5, float("nan"), np.bool_(True), [1]]
-NO_SECONDS = [True, "3", float("nan"), -1, np.float64("nan"), [1]]
+NO_NUMBERS = [True, "3", 1.5, float("nan"), np.bool_(True), [1], np.float64(1)]
+NO_SECONDS = [True, "3", float("nan"), -1, np.float64("nan"), [1], 10**400, Fraction(10**400)]
 INTEGERS = {
     "num_ps": lambda value, _: tfdist.local_cluster(value, 1),
     "num_workers": lambda value, _: tfdist.local_cluster(1, value),
@@ -139,6 +163,237 @@ def test_one_error_names_the_wrong_argument(call, field):
     with pytest.raises(ConfigError) as caught:
         call()
     assert caught.value.field == field
+
+
+class Flags(SimpleNamespace):
+    """The flags of a script, of which some are changed."""
+
+    ps_hosts, worker_hosts, job_name, task_index = "a:1", "b:1", "ps", 0
+
+
+ONE = [(0, 1)]
+BIG = 10**30
+FILES = FileSet((), "lines")
+
+
+def minimized(**changed):
+    with tf.Graph().as_default():
+        given = {
+            "has_value": tf.constant(True),
+            "optimizer": tf.compat.v1.train.GradientDescentOptimizer(0.1),
+            "loss": tf.constant(1.0),
+        } | changed
+        return minimize_if(**given)
+
+
+async def later(*_: object) -> None: ...
+
+
+class Later:
+    async def __call__(self, *_: object) -> None: ...
+
+
+def bit_by_bit(*_: object):
+    yield
+
+
+FLAGS = {
+    "chief": lambda value: tfdist.local_cluster(chief=value),
+    "evaluator": lambda value: tfdist.local_cluster(evaluator=value),
+    "coordinator": lambda value: tfdist.local_cluster(coordinator=value),
+    "chief of a cluster on a network": lambda value: cluster_on(None, chief=value),
+    "evaluator of a network": lambda value: host_names(evaluator=value),
+    "strict": lambda value: FileSet.scan("none", strict=value),
+    "header": lambda value: FileSet.scan("none", "csv", header=value),
+    "remote": lambda value: FILES.read(remote=value),
+    "remote of batches": lambda value: FILES.read_batches(2, remote=value),
+    "read_only": lambda value: Bind("/", "/", read_only=value),
+    "has_value": lambda value: apply_if(value, tf.no_op),
+    "has_value of a step": lambda value: minimized(has_value=value),
+    "has_value of a replica": any_replica_has_value,
+}
+ACTIONS = {
+    "action": lambda value: Epoch(TASK, "train", action=value),
+    "restore": lambda value: session(TASK, "x", restore=value),
+    "apply": lambda value: apply_if(True, value),
+    "serving": lambda value: tfdist.parameter_server(tfdist.Task("ps", 0, CLUSTER), serving=value),
+    "train": tfdist.run_task,
+    "condition": lambda value: poll_until(value, "it is true"),
+    "read": lambda value: SplitScheduler(None, ONE, value, print, batch_size=1),
+    "step": lambda value: SplitScheduler(None, ONE, print, value, batch_size=1),
+    "transform": lambda value: SplitBatches(queue(), FILES, value),
+}
+NO_TASKS = {
+    "parameter_server": tfdist.parameter_server,
+    "worker_server": tfdist.worker_server,
+    "device_setter": device_setter,
+    "replica_graph": replica_graph,
+    "session": lambda value: session(value, "x"),
+    "SplitQueue": lambda value: SplitQueue(value, "all", ONE, batch_size=1),
+    "Epoch": lambda value: Epoch(value, "train"),
+    "Barrier": lambda value: tfdist.Barrier(value, "end"),
+}
+
+
+@pytest.mark.parametrize("place", FLAGS)
+def test_what_is_neither_true_nor_false_is_refused(place):
+    for value in ("False", "no", "", 0, 1, None, [0], [], np.array([True])):
+        with pytest.raises(ConfigError) as caught:
+            FLAGS[place](value)
+        assert caught.value.field == place.partition(" ")[0]
+        assert caught.value.value is value
+
+
+def test_the_flags_of_numpy_are_flags():
+    yes, no = np.bool_(True), np.bool_(False)
+    with tfdist.local_cluster(1, 1, chief=yes, evaluator=no, coordinator=no) as cluster:
+        assert [task.name for task in cluster.tasks] == ["ps:0", "chief:0", "worker:0"]
+
+
+@pytest.mark.parametrize("place", ACTIONS)
+def test_a_function_whose_call_runs_nothing_is_refused(place):
+    for value in (later, partial(later, 1), Later(), partial(Later()), bit_by_bit, 5, "save"):
+        with pytest.raises(ConfigError) as caught:
+            ACTIONS[place](value)
+        assert (caught.value.field, caught.value.value is value) == (place, True)
+
+
+@pytest.mark.parametrize("place", NO_TASKS)
+def test_what_is_no_task_is_refused_at_the_call(place):
+    for value in (None, "worker:0", {"worker": 0}):
+        with pytest.raises(ConfigError, match=r"must be a tfdist\.Task") as caught:
+            NO_TASKS[place](value)
+        assert (caught.value.field, caught.value.value is value) == ("task", True)
+
+
+@pytest.mark.parametrize(
+    ("call", "field"),
+    [
+        (lambda: WaitAtEnd(None), "barrier"),
+        (lambda: WaitAtEnd(5), "barrier"),
+        (lambda: WaitEverySteps(None, 3), "barrier"),
+        (lambda: apply_if(True, None), "apply"),
+        (lambda: apply_if(tf.constant([True]), tf.no_op), "has_value"),
+        (lambda: minimized(optimizer=None), "optimizer"),
+        (lambda: minimized(optimizer=tf.keras.optimizers.SGD()), "optimizer"),
+        (lambda: minimized(loss=None), "loss"),
+        (lambda: tfdist.worker_server(TASK, config="x"), "config"),
+        (lambda: tfdist.worker_server(TASK, config={}), "config"),
+        (lambda: tfdist.worker_server(TASK, timeout="1"), "timeout"),
+        (lambda: tfdist.worker_server(TASK, timeout=10**400), "timeout"),
+        (lambda: tfdist.parameter_server(tfdist.Task("ps", 0, CLUSTER), config="x"), "config"),
+        (lambda: session(TASK, None), "target"),
+        (lambda: session(TASK, "x", timeout=-1), "timeout"),
+        (lambda: tfdist.local_cluster(backend=np.array(["threads", "x"])), "backend"),
+        (lambda: tfdist.local_cluster(backend=None), "backend"),
+        (lambda: tfdist.local_cluster(surroundings={}), "surroundings"),
+        (lambda: tfdist.Watchdog(3, on_stall=np.array(["end", "x"])), "on_stall"),
+        (lambda: FileSet.scan("x", np.array(["lines", "x"])), "format"),
+        (lambda: FileSet.scan("x", "lines", compression=np.array(["GZIP", "x"])), "compression"),
+        (lambda: tfdist.Task(np.array(["ps", "x"]), 0, CLUSTER), "task.type"),
+        (lambda: SplitBatches(None, None), "queue"),
+        (lambda: SplitBatches(queue(), None), "files"),
+        (lambda: SplitScheduler(None, ONE, print, print, batch_size=1), "coordinator"),
+        (lambda: Epoch(TASK, None), "name"),
+        (lambda: Epoch(TASK, "\ud800"), "name"),
+        (lambda: audit(None, 5), "ledgers"),
+        (lambda: audit("ledger", 5), "ledgers"),
+        (lambda: audit(5, 5), "ledgers"),
+        (lambda: Ledger([b"ab"]), "ranges"),
+        (lambda: Ledger([(0, True)]), "ranges"),
+        (lambda: Ledger([(0, BIG)]), "ranges"),
+        (lambda: Ledger([(0, tf.constant(1.0))]), "ranges"),
+        (lambda: Ledger().add(b"ab"), "examples"),
+        (lambda: Ledger().add([True]), "examples"),
+        (lambda: Ledger().add([BIG]), "examples"),
+        (lambda: Ledger().add([10**5000]), "examples"),
+        (lambda: Ledger().add([tf.constant(1.0)]), "examples"),
+        (lambda: Ledger().audit(BIG), "expected"),
+        (lambda: audit([], BIG), "expected"),
+        (lambda: Epoch(TASK, "train", expected=BIG), "expected"),
+        (lambda: Epoch(TASK, "train", share=BIG), "share"),
+        (lambda: Epoch(TASK, "train", first=BIG), "first"),
+        (lambda: queue(splits=[(0, BIG)]), "splits"),
+        (lambda: queue(batch_size=BIG), "batch_size"),
+        (lambda: scheduler(batch_size=BIG), "batch_size"),
+        (lambda: endless_batches(DATA, BIG), "batch_size"),
+        (lambda: FILES.read_batches(BIG), "batch_size"),
+        (lambda: FILES.read(0, BIG), "start, stop"),
+        (lambda: FILES.read(tf.constant(0.5)), "start"),
+        (lambda: tfdist.Barrier(TASK, "end", parties=10**5000), "parties"),
+        (lambda: FILES.preflight(10**5000), "num_trainers"),
+        (lambda: FILES.save(5), "path"),
+        (lambda: FileSet.load(None), "path"),
+        (lambda: FileSet.scan("a\0b"), "files"),
+        (lambda: FileSet.scan(["\ud800"]), "files"),
+        (lambda: Ledger().save(None), "path"),
+        (lambda: Ledger().save("a\0b"), "path"),
+        (lambda: Ledger().merge(None), "other"),
+        (lambda: tfdist.Task(10**5000, 0, CLUSTER), "task.type"),
+        (lambda: tfdist.Task("worker", 0, {10**5000: ["a:1"]}), "cluster"),
+        (lambda: tfdist.Task.from_env("x"), "environ"),
+        (lambda: tfdist.Task.from_env({"TF_CONFIG": {}}), "TF_CONFIG"),
+        (lambda: tfdist.doctor.examine(None), "environ"),
+        (lambda: tfdist.doctor.examine({}, script_path=5), "script_path"),
+        (lambda: tfdist.doctor.examine({}, data_pattern="a\0b"), "data_pattern"),
+        (lambda: tfdist.doctor.examine({}, timeout="1"), "timeout"),
+        (lambda: Network("abc"), "hosts"),
+        (lambda: Network(None), "hosts"),
+        (lambda: Network(["a"], relayed=5), "relayed"),
+        (lambda: Network(["a"], roots=5), "roots"),
+        (lambda: Network(["a"], seed="x"), "seed"),
+        (lambda: Network(["a"], shared_bytes=True), "shared_bytes"),
+        (lambda: cluster_on(None), "network"),
+        (lambda: random_incident(None, hosts=["a"]), "seed"),
+        (lambda: random_incident(1, hosts=5), "hosts"),
+        (lambda: random_incident(1, tasks="ps:0"), "tasks"),
+        (lambda: random_incident(1, hosts=["a"], within_secs="x"), "within_secs"),
+        (lambda: Incident(Unplug("a"), 1.0, 10**400), "for_secs"),
+        (lambda: read_compose(5), "paths"),
+        (lambda: Incident(None, 1.0, 1.0), "fault"),
+        (lambda: Bandwidth("a", "x").begin(Network(["a"])), "bytes_per_sec"),
+        (lambda: audit(tf.constant("x"), 5), "ledgers"),
+        (lambda: FileSet.scan(tf.constant("x")), "files"),
+        (lambda: tfdist.Task.from_flags(Flags(ps_hosts=np.array(["a:1"] * 2))), "ps_hosts"),
+        (lambda: tfdist.Task.from_flags(Flags(job_name=np.array(["ps"] * 2))), "job_name"),
+        (lambda: read_compose([5]), "paths"),
+    ],
+)
+def test_each_wrong_argument_is_found_at_the_call(call, field):
+    with pytest.raises(ConfigError) as caught:
+        call()
+    assert caught.value.field == field
+
+
+def test_a_given_none_is_shown():
+    with pytest.raises(ConfigError, match=r"^task: got None; must be a tfdist\.Task$"):
+        tfdist.worker_server(None)
+
+
+def test_endless_batches_of_more_steps_than_any_dataset_has():
+    assert endless_batches(DATA, 2, steps=BIG)
+
+
+def test_a_scalar_tensor_of_a_float_is_a_number_of_steps(tmp_path):
+    path = tmp_path / "progress.json"
+    progress = tfdist.Progress(path)
+    for number in (tf.constant(3.0), tf.constant(3), tf.Variable(3.0), np.array(3.0)):
+        progress.update("epoch 1", number, number)
+        assert ProgressNote.read(path) == ProgressNote("epoch 1", 3, 3)
+        progress.update("epoch 1", 0, None)
+    for number in (tf.constant(1.5), tf.constant(True), tf.constant([3]), tf.constant("3")):
+        with pytest.raises(ConfigError) as caught:
+            progress.update("epoch 1", number, 3)
+        assert caught.value.value is number
+    with tf.Graph().as_default(), pytest.raises(ConfigError):
+        progress.update("epoch 1", tf.constant(3.0), 3)
+
+
+@pytest.mark.parametrize("place", INTEGERS)
+def test_a_float_tensor_is_no_whole_number(place, files):
+    if place not in ("start", "stop"):
+        with pytest.raises(ConfigError):
+            INTEGERS[place](tf.constant(1.0), files)
 
 
 def test_an_index_is_not_written_over_a_folder(files, tmp_path):

@@ -87,6 +87,22 @@ def test_a_wrong_number_is_refused_at_the_call_also_without_a_launcher(path, wro
         Progress(None).update(b"epoch", 1, 10)
 
 
+def test_a_negative_number_is_refused_and_an_estimated_total_may_be_exceeded(path):
+    progress = Progress(str(path))
+    for done, total in ((-5, 3), (5, -3), (-5, -3), (-(10**30), 3)):
+        with pytest.raises(ConfigError, match="must be at least 0"):
+            progress.update("epoch 1", done, total)
+    progress.update("epoch 1", 5, 3)
+    assert ProgressNote.read(path) == ProgressNote("epoch 1", 5, 3)
+
+
+@pytest.mark.parametrize("wrong", [5, True, [], "a\0b", "\ud800", b"note", 1.5])
+def test_what_is_no_path_is_refused(wrong):
+    with pytest.raises(ConfigError) as caught:
+        Progress(wrong)
+    assert (caught.value.field, caught.value.value) == ("path", wrong)
+
+
 def test_a_note_that_cannot_be_written_is_logged_once(tmp_path, caplog):
     progress = Progress(str(tmp_path / "gone" / "progress.json"))
     for step in range(3):

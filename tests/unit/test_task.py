@@ -510,3 +510,18 @@ def test_a_malformed_address_is_an_error_that_names_its_field(text):
         ConfigError, match=r"ps_hosts: got .*'host:port', with a port of 1 to 65535"
     ):
         parse_address(text, "ps_hosts")
+
+
+@pytest.mark.parametrize(
+    "addresses", [{"w0:1", "w1:1"}, frozenset({"w0:1"}), (name for name in ["w0:1"]), {"w0:1": 0}]
+)
+def test_addresses_without_an_order_of_their_own_are_refused(addresses):
+    with pytest.raises(ConfigError, match=r"^cluster\.worker: got "):
+        Task("worker", 0, {"worker": addresses})
+
+
+def test_an_absent_key_is_missing_and_a_null_is_none():
+    with pytest.raises(ConfigError, match=r"^TF_CONFIG.cluster: missing; must be an object$"):
+        from_text('{"task": {"type": "worker", "index": 0}}')
+    with pytest.raises(ConfigError, match=r"^TF_CONFIG.cluster: got None; must be an object$"):
+        from_text('{"cluster": null, "task": {"type": "worker", "index": 0}}')

@@ -102,7 +102,7 @@ def command(parsed: argparse.Namespace) -> int:
 def _task(parsed: argparse.Namespace) -> Task:
     if not os.environ.get("TF_CONFIG", "").strip():
         rule = "set it for each task; see docs/deploy.md"
-        raise ConfigError("TF_CONFIG", None, rule)
+        raise ConfigError("TF_CONFIG", None, rule, missing=True)
     task = Task.from_env()
     types = {*task.cluster_spec, task.task_type}
     if parsed.coordinator and "chief" not in types:

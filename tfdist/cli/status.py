@@ -71,7 +71,7 @@ def _local(parsed: argparse.Namespace) -> int:
     if parsed.run is not None:
         raise ConfigError("RUN", parsed.run, "cannot be combined with --local")
     if not os.environ.get("TF_CONFIG"):
-        raise ConfigError("TF_CONFIG", None, "--local reads the task from it")
+        raise ConfigError("TF_CONFIG", None, "--local reads the task from it", missing=True)
     task = Task.from_env()
     if task.task_type == "evaluator":
         raise ConfigError("TF_CONFIG.task.type", task.task_type, "an evaluator has no server")

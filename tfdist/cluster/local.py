@@ -24,6 +24,7 @@ from tfdist.errors import (
     ConfigError,
     RunTimeout,
     TaskFailed,
+    checked_choice,
     checked_integer,
     checked_secs,
 )
@@ -73,8 +74,7 @@ class LocalCluster:
                 for ports of this machine, which are reserved.
             grace: seconds between SIGTERM and SIGKILL; 0 sends SIGKILL alone.
         """
-        if backend not in BACKENDS:
-            raise ConfigError("backend", backend, f"must be one of {', '.join(BACKENDS)}")
+        checked_choice("backend", backend, BACKENDS)
         grace = checked_secs("grace", grace, most=1e9)
         self._shape, self._backend, self._surroundings = shape, backend, surroundings
         self._grace = grace if backend == "processes" else 0.0
@@ -474,4 +474,8 @@ def local_cluster(
     """
     require_tensorflow("tfdist.local_cluster")
     shape = Shape(num_ps, num_workers, chief, evaluator, coordinator)
-    return LocalCluster(shape, backend, surroundings or Surroundings(), grace=grace)
+    if surroundings is None:
+        surroundings = Surroundings()
+    elif not isinstance(surroundings, Surroundings):
+        raise ConfigError("surroundings", surroundings, "must be Surroundings, or None")
+    return LocalCluster(shape, backend, surroundings, grace=grace)

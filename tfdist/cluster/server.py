@@ -15,15 +15,15 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from tfdist.cluster import mailbox
 from tfdist.cluster.identity import check_identity, show_identity
 from tfdist.cluster.ports import is_listening, is_taken
 from tfdist.deadline import Deadline
-from tfdist.errors import USAGE, ConfigError, StartTimeout
-from tfdist.task import PROGRESS_VARIABLE, Task, parse_address
+from tfdist.errors import USAGE, ConfigError, StartTimeout, checked_action, checked_timeout
+from tfdist.task import PROGRESS_VARIABLE, Task, checked_task, parse_address
 
 if TYPE_CHECKING:
     # Imported in functions: a wrong port or address is found before the seconds of this import.
@@ -94,8 +94,10 @@ def parameter_server(
     Raises:
         ConfigError: the task is no ps, or its port is taken.
     """
-    if task.task_type != "ps":
+    if checked_task(task).task_type != "ps":
         raise ConfigError("task", task.name, "only a ps can call parameter_server")
+    _check_config(config)
+    checked_action("serving", serving)
     serve(task, config, serving=serving)
 
 
@@ -151,10 +153,9 @@ def serve(
     receiving.join(_ANSWER_SECS)
 
 
-@contextmanager
 def worker_server(
-    task: Task, *, timeout: float = 60.0, config: tf.compat.v1.ConfigProto | None = None
-) -> Iterator[str]:
+    task: Task, *, timeout: float | None = 60.0, config: tf.compat.v1.ConfigProto | None = None
+) -> AbstractContextManager[str]:
     """Starts the server of a trainer; at the end of the block reports to every ps that it is done.
 
     Blocks at the start until every ps answers. If the block raises, nothing is reported: the
@@ -162,7 +163,7 @@ def worker_server(
 
     Args:
         task: a chief or a worker.
-        timeout: seconds to wait for the ps.
+        timeout: seconds to wait for the ps; None for no limit.
         config: config of the server.
 
     Yields:
@@ -173,8 +174,25 @@ def worker_server(
         StartTimeout: some ps does not answer.
         ClusterError: some ps belongs to another cluster (if TFDIST_CLUSTER_ID is set).
     """
-    if not task.is_trainer:
+    if not checked_task(task).is_trainer:
         raise ConfigError("task", task.name, "only a chief or a worker can train")
+    _check_config(config)
+    return _worker_server(task, checked_timeout(timeout), config)
+
+
+def _check_config(config: Any) -> None:
+    if config is None:
+        return
+    import tensorflow as tf
+
+    if not isinstance(config, tf.compat.v1.ConfigProto):
+        raise ConfigError("config", config, "must be a tf.compat.v1.ConfigProto, or None")
+
+
+@contextmanager
+def _worker_server(
+    task: Task, timeout: float | None, config: tf.compat.v1.ConfigProto | None
+) -> Iterator[str]:
     server = start_server(task, config)
     _wait_for_ps(task, timeout)
     good_end: SystemExit | None = None
@@ -207,6 +225,7 @@ def run_task(train: Callable[..., object], *args: object) -> None:
         StartTimeout: some ps does not answer.
         ConfigError: under `tfdist run`, for bad input or an evaluator.
     """
+    checked_action("train", train, "of a task and a target", may_be_none=False)
     try:
         task = Task.from_env()
         if task.task_type == "evaluator":
@@ -272,7 +291,7 @@ def _say_done(task: Task, ps: Task) -> None:
         mailbox.send(ps, mailbox.KNOWS, task.rank, timeout=_LAST_ANSWER_SECS)
 
 
-def _wait_for_ps(task: Task, timeout: float) -> None:
+def _wait_for_ps(task: Task, timeout: float | None) -> None:
     deadline = Deadline(timeout)
     missing = _ps_of(task)
     while True:
@@ -283,18 +302,18 @@ def _wait_for_ps(task: Task, timeout: float) -> None:
             addresses = ", ".join(ps.address for ps in missing)
             raise StartTimeout(
                 [ps.name for ps in missing],
-                timeout,
+                deadline.elapsed,
                 f"No process listens at {addresses}. Check that the ps is started, and that this "
                 "host can reach it",
             )
         if deadline.notice_due():
             _log.warning(
-                "%s has waited %.0f s for %s: no process listens at %s; gives up after %g s",
+                "%s has waited %.0f s for %s: no process listens at %s; %s",
                 task.name,
                 deadline.elapsed,
                 ", ".join(ps.name for ps in missing),
                 ", ".join(ps.address for ps in missing),
-                timeout,
+                "never gives up" if timeout is None else f"gives up after {timeout:g} s",
             )
         time.sleep(_POLL_SECS)
     for ps in _ps_of(task):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tfdist.errors import ConfigError, checked_integer
+from tfdist.errors import ConfigError, checked_flag, checked_integer
 from tfdist.task import ClusterSpec, Task, cluster_tasks
 
 # Each task has a port of this machine, of some 28,000 for such use.
@@ -33,6 +33,8 @@ class Shape:
         for field, least in (("num_ps", 0), ("num_workers", 1)):
             number = checked_integer(field, getattr(self, field), least, _MOST_TASKS)
             object.__setattr__(self, field, number)
+        for field in ("chief", "evaluator", "coordinator"):
+            object.__setattr__(self, field, checked_flag(field, getattr(self, field)))
         if self.coordinator and self.num_ps == 0:
             raise ConfigError("num_ps", 0, "must be at least 1 for a ClusterCoordinator")
 

@@ -18,7 +18,16 @@ import tensorflow as tf
 from tfdist.data import reading
 from tfdist.data.entry import Change, FileEntry, Format
 from tfdist.data.ledger import check_no_folder
-from tfdist.errors import ConfigError, DataError, checked_integer
+from tfdist.data.padding import LARGEST_BATCH
+from tfdist.errors import (
+    ConfigError,
+    DataError,
+    checked_choice,
+    checked_flag,
+    checked_integer,
+    checked_path,
+    checked_several,
+)
 
 IssueKind = Literal["damaged", "empty", "too_few_files", "uneven"] | Change
 
@@ -88,10 +97,10 @@ class FileSet:
             ConfigError: no file matches, or an argument is wrong.
             DataError: a file is missing, damaged or unreadable, and `strict` is set.
         """
-        if format not in get_args(Format):
-            raise ConfigError("format", format, f"must be one of {', '.join(get_args(Format))}")
-        if compression not in (None, "GZIP"):
+        checked_choice("format", format, get_args(Format))
+        if compression is not None and (not isinstance(compression, str) or compression != "GZIP"):
             raise ConfigError("compression", compression, "must be None or 'GZIP'")
+        header, strict = checked_flag("header", header), checked_flag("strict", strict)
         if header and format != "csv":
             raise ConfigError("header", header, "only CSV files have a header")
         paths = _matching(_patterns(files))
@@ -116,6 +125,7 @@ class FileSet:
         Raises:
             ConfigError: `path` is a folder.
         """
+        path = checked_path("path", path)
         check_no_folder(path)
         text = json.dumps({"tfdist_files": _INDEX_VERSION, **dataclasses.asdict(self)})
         unfinished = f"{path}.{uuid.uuid4().hex}"  # two trainers may save at the same time
@@ -133,6 +143,7 @@ class FileSet:
             ConfigError: `path` is not such an index.
             DataError: a file is unreadable, has shrunk or was rewritten.
         """
+        path = checked_path("path", path)
         try:
             with tf.io.gfile.GFile(path) as file:
                 index = json.loads(file.read())
@@ -199,6 +210,7 @@ class FileSet:
             ConfigError: the range is known and not part of this set; or `remote` is set for text,
                 which Python splits into records.
         """
+        remote = checked_flag("remote", remote)
         start, stop = self._bounds(start, stop)
         return self._records(start, stop, remote=remote).enumerate(start)
 
@@ -209,7 +221,8 @@ class FileSet:
 
         One op numbers a whole batch. Raises the same errors as `read`.
         """
-        batch_size = checked_integer("batch_size", batch_size, 1)
+        batch_size = checked_integer("batch_size", batch_size, 1, LARGEST_BATCH)
+        remote = checked_flag("remote", remote)
         start, stop = self._bounds(start, stop)
 
         def numbered(batch: Any, record: Any) -> tuple[Any, Any]:
@@ -237,7 +250,7 @@ class FileSet:
 
     def preflight(self, num_trainers: int) -> tuple[FileIssue, ...]:
         """Finds files that would fail or stall a job of `num_trainers`; checks the files again."""
-        num_trainers = checked_integer("num_trainers", num_trainers, 1)
+        num_trainers = checked_integer("num_trainers", num_trainers, 1, 2**31)
         changes = [entry.change() for entry in self.files]
         return (*_file_issues(self.files, changes), *_share_issues(self.files, num_trainers))
 
@@ -291,22 +304,25 @@ def _share_issues(files: Sequence[FileEntry], num_trainers: int) -> list[FileIss
 
 def _patterns(files: Any) -> list[str]:
     patterns = [files] if isinstance(files, (str, os.PathLike)) else files
-    if not isinstance(patterns, Iterable) or isinstance(patterns, bytes):
-        raise ConfigError("files", files, "must be a path, a pattern, or several")
     checked = []
-    for each in patterns:
-        pattern = os.fspath(each) if isinstance(each, os.PathLike) else each
-        if not isinstance(pattern, str) or not pattern:
-            raise ConfigError("files", each, "must be a path or a pattern that is not empty")
-        checked.append(pattern)
+    for each in checked_several("files", patterns, "must be a path, a pattern, or several"):
+        try:
+            checked.append(checked_path("files", each))
+        except ConfigError:
+            rule = "must be a path or a pattern that is not empty"
+            raise ConfigError("files", each, rule) from None
     return checked
 
 
 def _record_number(field: str, number: Any) -> Any:
     """The number as an int64 tensor, which it may be already."""
-    if tf.is_tensor(number):
-        return tf.cast(number, tf.int64)
-    return tf.constant(checked_integer(field, number), tf.int64)
+    if not tf.is_tensor(number):
+        number = checked_integer(field, number)
+        # One beyond int64 is beyond the records of any set.
+        return tf.constant(max(-1, min(number, 2**62)), tf.int64)
+    if not number.dtype.is_integer or number.shape.rank not in (None, 0):
+        raise ConfigError(field, number, "must be a whole number, or a scalar tensor of integers")
+    return tf.cast(number, tf.int64)
 
 
 def _matching(patterns: list[str]) -> list[str]:

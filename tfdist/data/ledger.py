@@ -17,14 +17,16 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tfdist.errors import ConfigError, EpochError, checked_integer
+from tfdist.errors import ConfigError, EpochError, checked_integer, checked_path, checked_several
 
 Range = tuple[int, int]
 
 _Numbers = NDArray[np.int64]
 
 _COMPACT_AT = 65_536  # numbers
-_MOST = 2**62  # _edges needs one bit for a sign
+MOST = 2**62  # _edges needs one bit for a sign
+_NUMBER_RULE = "must be at least 0 and below 2**62"
+_RANGE_RULE = "must satisfy 0 <= start < stop <= 2**62"
 _KEY = "tfdist_ledger"
 
 
@@ -69,13 +71,19 @@ class Ledger:
 
     def __init__(self, ranges: Iterable[Range] = ()) -> None:
         try:
-            pairs = [(operator.index(start), operator.index(stop)) for start, stop in ranges]
-        except (TypeError, ValueError):
+            pairs = list(ranges)
+            if any(isinstance(pair, (bytes, bytearray)) for pair in pairs):
+                raise TypeError("bytes")
+            bounds = _whole([bound for start, stop in pairs for bound in (start, stop)])
+        except (TypeError, ValueError, AttributeError):
             raise ConfigError("ranges", ranges, "must be pairs of integers") from None
-        self._ranges = np.array(pairs, np.int64).reshape(-1, 2)
+        try:
+            self._ranges = np.array(bounds, np.int64).reshape(-1, 2)
+        except OverflowError:
+            raise ConfigError("ranges", ranges, _RANGE_RULE) from None
         starts, stops = self._ranges.T
-        for wrong in self._ranges[(starts < 0) | (starts >= stops) | (stops > _MOST)].tolist():
-            raise ConfigError("ranges", tuple(wrong), "must satisfy 0 <= start < stop <= 2**62")
+        for wrong in self._ranges[(starts < 0) | (starts >= stops) | (stops > MOST)].tolist():
+            raise ConfigError("ranges", tuple(wrong), _RANGE_RULE)
         self._pending: list[_Numbers] = []  # numbers that are not in ranges yet
         self._pending_size = 0
 
@@ -91,8 +99,8 @@ class Ledger:
         if not numbers.size:
             return 0
         for extreme in (int(numbers.min()), int(numbers.max())):
-            if not 0 <= extreme < _MOST:
-                raise ConfigError("examples", extreme, "must be at least 0 and below 2**62")
+            if not 0 <= extreme < MOST:
+                raise ConfigError("examples", extreme, _NUMBER_RULE)
         self._pending.append(numbers)
         self._pending_size += numbers.size
         # Shuffled numbers join into ranges late. Compacting only once the ledger has doubled
@@ -103,6 +111,8 @@ class Ledger:
 
     def merge(self, other: Ledger) -> None:
         """Records everything that `other` recorded."""
+        if not isinstance(other, Ledger):
+            raise ConfigError("other", other, "must be a Ledger")
         other._compact()
         self._ranges = np.concatenate([self._ranges, other._ranges])
 
@@ -117,8 +127,9 @@ class Ledger:
         Raises:
             ConfigError: `path` is a folder.
         """
+        path = checked_path("path", path)
         check_no_folder(path)
-        unfinished = f"{os.fspath(path)}.unfinished"
+        unfinished = f"{path}.unfinished"
         Path(unfinished).write_text(json.dumps({_KEY: self.ranges()}), encoding="utf-8")
         os.replace(unfinished, path)
 
@@ -128,7 +139,7 @@ class Ledger:
         Raises:
             ConfigError: an example beyond that range was read.
         """
-        expected = checked_integer("expected", expected, 0)
+        expected = checked_integer("expected", expected, 0, MOST)
         self._compact()
         last = int(self._ranges[:, 1].max(initial=0)) - 1
         if last >= expected:
@@ -177,7 +188,7 @@ def audit(ledgers: Iterable[Ledger | str | os.PathLike[str]], expected: int) -> 
         ConfigError: a file is not a ledger, or an example has a number beyond `expected`.
     """
     ledger = Ledger()
-    for each in ledgers:
+    for each in checked_several("ledgers", ledgers, "must be a list of ledgers, or of their files"):
         ledger.merge(each if isinstance(each, Ledger) else _load(each))
     return ledger.audit(expected)
 
@@ -201,9 +212,26 @@ def _as_numbers(examples: Iterable[int]) -> _Numbers:
     if isinstance(examples, np.ndarray) and np.issubdtype(examples.dtype, np.integer):
         return examples.astype(np.int64).ravel()  # a copy, since the caller may reuse the array
     try:
-        return np.array([operator.index(example) for example in examples], np.int64)
-    except TypeError:
+        numbers = _whole(examples)
+    except (TypeError, AttributeError):
         raise ConfigError("examples", examples, "must be whole numbers") from None
+    try:
+        return np.array(numbers, np.int64)
+    except OverflowError:
+        raise ConfigError("examples", examples, _NUMBER_RULE) from None
+
+
+def _whole(numbers: Iterable[int]) -> list[int]:
+    """The numbers as a list of Python's integers; raises TypeError or AttributeError for others.
+
+    The bytes of a text are no numbers, and neither are True and False.
+    """
+    if isinstance(numbers, (bytes, bytearray, memoryview)):
+        raise TypeError("bytes")
+    given = list(numbers)
+    if any(kind is bool for kind in set(map(type, given))):
+        raise TypeError("bool")
+    return list(map(operator.index, given))
 
 
 def _runs(numbers: _Numbers) -> _Numbers:

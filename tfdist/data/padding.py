@@ -12,7 +12,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdist.errors import ConfigError, checked_integer
+from tfdist.errors import ConfigError, checked_flag, checked_integer
+
+LARGEST_BATCH = 2**31 - 1  # `tf.sequence_mask` counts in int32
 
 
 def endless_batches(
@@ -41,9 +43,10 @@ def endless_batches(
     """
     if not isinstance(dataset, tf.data.Dataset):
         raise ConfigError("dataset", dataset, "must be a tf.data.Dataset")
-    batch_size = checked_integer("batch_size", batch_size, 1)
+    batch_size = checked_integer("batch_size", batch_size, 1, LARGEST_BATCH)
     if steps is not None:
-        dataset = dataset.take(checked_integer("steps", steps, 1) * batch_size)
+        examples = checked_integer("steps", steps, 1) * batch_size
+        dataset = dataset.take(min(examples, tf.int64.max))
     # Known in eager code only.
     if tf.get_static_value(dataset.cardinality()) == tf.data.INFINITE_CARDINALITY:
         raise ConfigError(
@@ -94,11 +97,25 @@ def any_replica_has_value(has_value: Any) -> Any:
     Raises:
         ConfigError: called outside of `strategy.run`.
     """
+    has_value = scalar_bool("has_value", has_value)
     replica = tf.distribute.get_replica_context()
     if replica is None:
         raise ConfigError("has_value", has_value, "call it within strategy.run")
     count = replica.all_reduce(tf.distribute.ReduceOp.SUM, tf.cast(has_value, tf.int32))
     return count > 0
+
+
+def scalar_bool(field: str, value: Any) -> Any:
+    """The value of a parameter as a bool scalar tensor, which it may be already.
+
+    Raises:
+        ConfigError: it is neither that nor True or False.
+    """
+    if not tf.is_tensor(value):
+        return tf.constant(checked_flag(field, value))
+    if value.dtype != tf.bool or value.shape.rank not in (None, 0):
+        raise ConfigError(field, value, "must be a bool scalar tensor")
+    return value
 
 
 def _nothing(spec: tf.TensorSpec) -> Any:

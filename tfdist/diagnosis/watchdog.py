@@ -69,7 +69,7 @@ class Watchdog:
     """
 
     def __init__(self, timeout: float, *, on_stall: str = "end") -> None:
-        if on_stall not in ("end", "report"):
+        if not isinstance(on_stall, str) or on_stall not in ("end", "report"):
             raise ConfigError("on_stall", on_stall, "must be 'end' or 'report'")
         self._timeout = checked_secs("timeout", timeout, may_be_0=False)
         self._on_stall = on_stall

@@ -8,7 +8,6 @@ id.
 from __future__ import annotations
 
 import glob
-import math
 import os
 from collections.abc import Mapping
 
@@ -17,7 +16,7 @@ from tfdist.deadline import Deadline
 from tfdist.doctor import configuration, environment, network, script
 from tfdist.doctor.finding import Finding, by_severity
 from tfdist.doctor.machine import Machine
-from tfdist.errors import ConfigError
+from tfdist.errors import ConfigError, checked_path, checked_secs
 
 
 def examine(
@@ -43,8 +42,16 @@ def examine(
     Raises:
         ConfigError: the timeout is not a positive number, or the script cannot be read.
     """
-    if not (timeout > 0 and math.isfinite(timeout)):
-        raise ConfigError("timeout", timeout, "must be a number of seconds above 0")
+    if not isinstance(environ, Mapping):
+        raise ConfigError("environ", environ, "must be environment variables by name")
+    if script_path is not None:
+        script_path = checked_path("script_path", script_path)
+    if data_pattern is not None:
+        data_pattern = checked_path("data_pattern", data_pattern)
+    try:
+        timeout = checked_secs("timeout", timeout, may_be_0=False, most=1e9)
+    except ConfigError:
+        raise ConfigError("timeout", timeout, "must be a number of seconds above 0") from None
     machine = machine or Machine()
     tree, findings = script.parse(script_path) if script_path is not None else (None, [])
     job = configuration.read(environ)

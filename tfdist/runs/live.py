@@ -118,7 +118,11 @@ def chosen_run(path: str | None) -> RunFolder:
     if runs:
         names = ", ".join(str(run.path) for run in runs)
         raise ConfigError(
-            "RUN", None, f"several of your jobs are running; name the folder of one: {names}"
+            "RUN",
+            None,
+            f"several of your jobs are running; name the folder of one: {names}",
+            missing=True,
         )
     found = f"no running job of yours found in {tempfile.gettempdir()}"
-    raise ConfigError("RUN", None, f"{found}; give the folder of a run, or use tfdist stacks --pid")
+    rule = f"{found}; give the folder of a run, or use tfdist stacks --pid"
+    raise ConfigError("RUN", None, rule, missing=True)

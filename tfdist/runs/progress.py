@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import operator
 import os
 import weakref
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tfdist.errors import ConfigError, DataError
+from tfdist.errors import ConfigError, DataError, checked_path
 from tfdist.runs.files import LARGEST, parse_json, parse_record, read_file
 from tfdist.task import PROGRESS_VARIABLE
 
@@ -86,10 +85,14 @@ class Progress:
 
     Args:
         path: the file that the launcher reads; None without a launcher.
+
+    Raises:
+        ConfigError: `path` is no path of a file.
     """
 
-    def __init__(self, path: str | None) -> None:
-        self._path = absolute(path)
+    def __init__(self, path: str | os.PathLike[str] | None) -> None:
+        is_none = path is None or (isinstance(path, str) and not path)
+        self._path = absolute(None if is_none else checked_path("path", path))
         self._lost: str | None = None  # the path where no note could be written
         self._file: int | None = None
         self._is_at: str | None = None
@@ -106,12 +109,12 @@ class Progress:
     def update(self, state: str, done: int, total: int | None) -> None:
         """Notes that `done` of `total` steps of `state`, such as "epoch 3 of 10", are done.
 
-        If the total is not known, `total` is None. Of a long `state` the first 1000 characters are
-        noted. If the note cannot be written, for example because the disk is full, that is logged
-        once, and the training continues.
+        If the total is not known, `total` is None; if it is an estimate, `done` may exceed it. Of a
+        long `state` the first 1000 characters are noted. If the note cannot be written, for example
+        because the disk is full, that is logged once, and the training continues.
 
         Raises:
-            ConfigError: `state` is no text, or a number of steps is no integer below 2**64.
+            ConfigError: `state` is no text, or a number of steps is no integer of 0 to 2**64.
         """
         if not isinstance(state, str):
             raise ConfigError("state", state, "must be a str")
@@ -172,17 +175,20 @@ def _close(descriptor: int, is_of: _File | None) -> None:
 
 
 def _integer(field: str, value: Any) -> int:
-    """The value as an int; numpy's integers and whole floats are integers, a bool is not."""
-    number = None
-    if not isinstance(value, bool):
-        with suppress(TypeError):
-            number = operator.index(value)  # numpy's bool has none
-        is_whole = getattr(value, "is_integer", None)  # of a float, also of numpy
-        if number is None and callable(is_whole) and is_whole():
-            number = int(value)
-    if number is None:
+    """The value as an int: also numpy's, a whole float, and a scalar of TensorFlow; no bool."""
+    number = value
+    for convert in ("numpy", "item", "__index__"):  # of a tensor, of numpy's numbers, of others
+        if not isinstance(number, (int, float)):
+            with suppress(Exception):  # it has no such method, or no value yet
+                number = number if getattr(number, "ndim", 0) else getattr(number, convert)()
+    if isinstance(number, float) and number.is_integer():
+        number = int(number)
+    if isinstance(number, bool) or not isinstance(number, int):
         raise ConfigError(field, value, "must be an integer")
     if abs(number) > LARGEST:
         size = f"an integer of {number.bit_length()} bits"  # its digits may be too many to show
-        raise ConfigError(field, size, "must be at most 2**64")
+        rule = "must be at most 2**64" if number > 0 else "must be at least 0"
+        raise ConfigError(field, size, rule)
+    if number < 0:
+        raise ConfigError(field, value, "must be at least 0")
     return number

@@ -8,8 +8,9 @@ from typing import Any
 import tensorflow as tf
 
 from tfdist.data.file_set import FileSet
+from tfdist.data.ledger import MOST
 from tfdist.data.padding import filled
-from tfdist.errors import checked_integer
+from tfdist.errors import ConfigError, checked_action, checked_integer
 from tfdist.splits.queue import Split, SplitQueue
 
 
@@ -46,7 +47,7 @@ class SplitBatches:
         weight: float32 ``[batch_size]``, 1 for a record and 0 for padding.
 
     Raises:
-        ConfigError: `prefetch` is below 1.
+        ConfigError: an argument is wrong.
     """
 
     def __init__(
@@ -57,7 +58,12 @@ class SplitBatches:
         *,
         prefetch: int = 2,
     ) -> None:
-        prefetch = checked_integer("prefetch", prefetch, 1)
+        if not isinstance(queue, SplitQueue):
+            raise ConfigError("queue", queue, "must be a SplitQueue")
+        if not isinstance(files, FileSet):
+            raise ConfigError("files", files, "must be a FileSet")
+        checked_action("transform", transform, "of record numbers and records")
+        prefetch = checked_integer("prefetch", prefetch, 1, MOST)
         size = queue.batch_size
         with tf.device(queue.task.device):
             # The range to read. The iterator reads this variable when a batch is fetched and the

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-from tfdist.data.ledger import Range
+from tfdist.data.ledger import MOST, Range
 from tfdist.errors import ConfigError, checked_integer
 
 _WORD = 2**64
@@ -53,8 +53,8 @@ def checked_splits(splits: Any) -> tuple[Range, ...]:
         (checked_integer("splits", start), checked_integer("splits", stop)) for start, stop in pairs
     )
     for start, stop in ranges:
-        if not 0 <= start < stop:
-            raise ConfigError("splits", (start, stop), "must satisfy 0 <= start < stop")
+        if not 0 <= start < stop <= MOST:
+            raise ConfigError("splits", (start, stop), "must satisfy 0 <= start < stop <= 2**62")
     for one, other in pairwise(sorted(ranges)):
         if other[0] < one[1]:
             raise ConfigError("splits", other, f"overlaps another split, {one}")

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdist.data.ledger import Ledger, Range
+from tfdist.data.ledger import MOST, Ledger, Range
+from tfdist.data.padding import LARGEST_BATCH
 from tfdist.deadline import Deadline
 from tfdist.errors import (
     ClusterError,
@@ -33,7 +34,7 @@ from tfdist.splits.plan import Plan, epoch_order
 from tfdist.splits.rules import DONE, UNFROZEN, Loss
 from tfdist.splits.section import Counts, Rank
 from tfdist.splits.table import Answer, TableOps
-from tfdist.task import Task
+from tfdist.task import Task, checked_task
 
 _POLL_SECS, _LONGEST_POLL_SECS = 0.005, 0.2
 _NAME = re.compile(r"[A-Za-z0-9_]+")
@@ -211,6 +212,7 @@ class SplitQueue:
         max_retries: int = 3,
         timeout: float | None = None,
     ) -> None:
+        checked_task(task)
         if not task.is_trainer:
             raise ConfigError("task", task.name, "only a chief or a worker can claim splits")
         if task.num_ps == 0:
@@ -219,7 +221,7 @@ class SplitQueue:
             raise ConfigError("name", name, "must consist of letters, digits and _")
         lease_us = int(1e6 * checked_secs("lease_secs", lease_secs, may_be_0=False, most=1e9))
         self.task, self.name, self._timeout = task, name, checked_timeout(timeout)
-        self.batch_size = checked_integer("batch_size", batch_size, 1)
+        self.batch_size = checked_integer("batch_size", batch_size, 1, LARGEST_BATCH)
         self._plan = Plan(
             splits,
             checked_integer("seed", seed),
@@ -271,7 +273,7 @@ class SplitQueue:
             EpochError: other trainers have not finished their splits within `timeout`.
             ConfigError: the epoch before is not over, or there is no such epoch.
         """
-        number = None if epoch is None else checked_integer("epoch", epoch, 1)
+        number = None if epoch is None else checked_integer("epoch", epoch, 1, MOST)
         self._enter()
         if number is not None:
             self._epoch = number - 1

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdist.data.ledger import Ledger, Range
-from tfdist.data.padding import endless_batches
+from tfdist.data.ledger import MOST, Ledger, Range
+from tfdist.data.padding import LARGEST_BATCH, endless_batches
 from tfdist.deadline import Deadline
-from tfdist.errors import ConfigError, EpochError, checked_integer
+from tfdist.errors import ConfigError, EpochError, checked_action, checked_integer
 from tfdist.splits import SplitReport
 from tfdist.splits.plan import checked_splits, epoch_order
 
@@ -73,10 +73,14 @@ class SplitScheduler(tf.Module):
         ranges = checked_splits(splits)
         self._coordinator, self._make_dataset = coordinator, read
         self._seed = checked_integer("seed", seed)
-        self._batch_size = checked_integer("batch_size", batch_size, 1)
-        self._max_retries = checked_integer("max_retries", max_retries, 0)
+        self._batch_size = checked_integer("batch_size", batch_size, 1, LARGEST_BATCH)
+        self._max_retries = checked_integer("max_retries", max_retries, 0, MOST)
+        checked_action("read", read, "of a start and a stop", may_be_none=False)
+        checked_action("step", step, "of a batch and its weight", may_be_none=False)
+        if not callable(getattr(coordinator, "schedule", None)):
+            raise ConfigError("coordinator", coordinator, "must be a ClusterCoordinator")
         self._starts, self._stops = np.array(ranges, np.int64).reshape(-1, 2).T
-        batches = -(-(self._stops - self._starts) // batch_size)
+        batches = -(-(self._stops - self._starts) // self._batch_size)
         self._first_batch = np.cumsum(batches) - batches  # by split
         # Larger than all record numbers, and added to all offsets for each epoch. A late commit
         # from an earlier epoch is therefore smaller than the present offset, and changes nothing.

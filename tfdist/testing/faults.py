@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from tfdist.errors import ClusterError, ConfigError
+from tfdist.errors import ClusterError, ConfigError, checked_integer
 from tfdist.testing.link import CARD, LinkQuality
 from tfdist.testing.network import BRIDGE, Network
 
@@ -191,10 +191,9 @@ class Bandwidth(NetworkFault):
     bytes_per_sec: int
 
     def begin(self, network: Network) -> None:  # noqa: D102
-        if self.bytes_per_sec < 1:
-            raise ConfigError("bytes_per_sec", self.bytes_per_sec, "must be at least 1")
-        burst = max(_SMALLEST_BURST, self.bytes_per_sec // 100)
-        rate = f"tbf rate {8 * self.bytes_per_sec}bit burst {burst} latency 400ms".split()
+        bytes_per_sec = checked_integer("bytes_per_sec", self.bytes_per_sec, 1, 2**60)
+        burst = max(_SMALLEST_BURST, bytes_per_sec // 100)
+        rate = f"tbf rate {8 * bytes_per_sec}bit burst {burst} latency 400ms".split()
         out, back = self._ends(network)
         self._change(network, out, "add", *rate)
         try:

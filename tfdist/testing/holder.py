@@ -39,6 +39,7 @@ from tfdist.cluster.kernel_calls import (
     unmount,
     unshare,
 )
+from tfdist.errors import checked_flag
 
 _MADE = "made"
 _DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
@@ -58,6 +59,9 @@ class Bind:
     source: str
     target: str
     read_only: bool = False
+
+    def __post_init__(self) -> None:
+        checked_flag("read_only", self.read_only)
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from tfdist.errors import ClusterError, ConfigError
+from tfdist.errors import ClusterError, ConfigError, checked_integer, checked_names, checked_secs
 from tfdist.testing import faults
 from tfdist.testing.faults import NetworkFault, TaskFault, Tasks
 from tfdist.testing.network import Network
 
 _LEAVE_SECS = 30.0
+_LONGEST_SECS = 1e9  # Python's waits take no more than 9e9
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,13 @@ class Incident:
     after_secs: float
     for_secs: float
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.fault, NetworkFault | TaskFault):
+            raise ConfigError("fault", self.fault, "must be one of tfdist.testing.faults")
+        for name in ("after_secs", "for_secs"):
+            secs = checked_secs(name, getattr(self, name), most=_LONGEST_SECS)
+            object.__setattr__(self, name, secs)
+
     @contextlib.contextmanager
     def during(self, network: Network, tasks: Tasks | None = None) -> Iterator[None]:
         """Makes the fault happen in a thread while the block runs.
@@ -45,9 +53,8 @@ class Incident:
                 itself raised.
         """
         if isinstance(self.fault, TaskFault) and tasks is None:
-            raise ConfigError(
-                "tasks", tasks, f"must be what runs the tasks, because {self.fault} needs it"
-            )
+            rule = f"must be what runs the tasks, because {self.fault} needs it"
+            raise ConfigError("tasks", tasks, rule, missing=True)
         block_is_over, failures = threading.Event(), list[Exception]()
         thread = threading.Thread(
             target=self._happen, args=(network, tasks, block_is_over, failures), name=str(self)
@@ -104,8 +111,13 @@ def random_incident(
         longest_secs: the longest duration, in seconds.
 
     Raises:
-        ConfigError: neither a host nor a task may have a fault.
+        ConfigError: neither a host nor a task may have a fault, or a number is wrong.
     """
+    within_secs = checked_secs("within_secs", within_secs, most=_LONGEST_SECS)
+    longest_secs = checked_secs("longest_secs", longest_secs, most=_LONGEST_SECS)
+    seed = checked_integer("seed", seed, -(2**63), 2**63 - 1)
+    hosts, relayed = checked_names("hosts", hosts), checked_names("relayed", relayed)
+    tasks = checked_names("tasks", tasks)
     choice = random.Random(f"tfdist incident {seed}")
     makers = _makers(hosts, relayed, tasks)
     if not makers:

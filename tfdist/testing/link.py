@@ -24,7 +24,7 @@ import time
 from collections import deque
 from dataclasses import asdict, dataclass
 
-from tfdist.errors import ClusterError, ConfigError
+from tfdist.errors import ClusterError, ConfigError, checked_secs
 from tfdist.testing.enter import enter, program
 
 CARD = "eth0"  # the network card of each host
@@ -55,11 +55,8 @@ class LinkQuality:
 
     def __post_init__(self) -> None:
         for name in ("delay_secs", "jitter_secs"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ConfigError(
-                    name, getattr(self, name), "must be a number of seconds, at least 0"
-                )
-        if not 0 <= self.loss <= 1:
+            checked_secs(name, getattr(self, name), most=1e9)
+        if not isinstance(self.loss, float | int) or not 0 <= self.loss <= 1:
             raise ConfigError("loss", self.loss, "must be a fraction from 0 to 1")
 
 

@@ -24,7 +24,7 @@ from typing import Any
 import psutil
 
 from tfdist.deadline import Deadline
-from tfdist.errors import ClusterError, ConfigError
+from tfdist.errors import ClusterError, ConfigError, checked_integer, checked_names
 from tfdist.testing.enter import program
 from tfdist.testing.holder import Answer, RootFolder, Settings
 from tfdist.testing.link import CARD, TUN, RelayedLink
@@ -33,6 +33,7 @@ BRIDGE = "switch0"
 # From the block for benchmarks of networks (RFC 2544), which no real network uses.
 _PREFIX = "198.18.0"
 _MOST_HOSTS = 250
+_MOST_BYTES = 2**62
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 _LEAVE_SECS = 5.0
 _COMMAND_SECS = 10.0
@@ -101,7 +102,7 @@ class Network:
         roots: Mapping[str, RootFolder] | None = None,
         shared_bytes: int = 64 << 20,
     ) -> None:
-        self.hosts = tuple(hosts)
+        self.hosts, relayed = checked_names("hosts", hosts), checked_names("relayed", relayed)
         if not 1 <= len(self.hosts) <= _MOST_HOSTS:
             raise ConfigError("hosts", len(self.hosts), f"must be 1 to {_MOST_HOSTS} hosts")
         for name in self.hosts:
@@ -109,8 +110,10 @@ class Network:
                 raise ConfigError("hosts", name, "must be a host name of a-z, 0-9 and -")
             if self.hosts.count(name) > 1:
                 raise ConfigError("hosts", name, "must contain each name once")
-        if shared_bytes < 1:
-            raise ConfigError("shared_bytes", shared_bytes, "must be at least 1")
+        shared_bytes = checked_integer("shared_bytes", shared_bytes, 1, _MOST_BYTES)
+        seed = checked_integer("seed", seed)
+        if roots is not None and not isinstance(roots, Mapping):
+            raise ConfigError("roots", roots, "must be a RootFolder by host, or None")
         self._roots = dict(roots or {})
         for field, names in (("relayed", relayed), ("roots", self._roots)):
             for name in names:

@@ -59,6 +59,8 @@ def cluster_on(
     names = host_names(
         num_ps, num_workers, chief=chief, evaluator=evaluator, coordinator=coordinator
     )
+    if not isinstance(network, Network):
+        raise ConfigError("network", network, "must be a Network")
     if absent := [name for name in names if name not in network.hosts]:
         raise ConfigError("network.hosts", network.hosts, f"must contain {', '.join(absent)}")
     given = surroundings or Surroundings()

@@ -25,7 +25,7 @@ import pytest
 from tfdist.cluster.fork_server import fork_server_processes
 from tfdist.cluster.isolation import is_reachable, isolate
 from tfdist.deadline import Deadline
-from tfdist.errors import ClusterError
+from tfdist.errors import ClusterError, checked_action
 
 if TYPE_CHECKING:
     from tfdist.cluster.local import LocalCluster
@@ -42,6 +42,7 @@ def poll_until(condition: Callable[[], object], what: str, *, timeout: float = 1
 
     For a test that waits for something that has no callback.
     """
+    checked_action("condition", condition, may_be_none=False)
     deadline = Deadline(timeout)
     while not condition():
         if deadline.expired:

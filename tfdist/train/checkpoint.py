@@ -271,8 +271,8 @@ class Checkpointer:
 def _folder(directory: Any) -> Path:
     """The folder, absolute, so that a later `os.chdir` does not move it."""
     try:
-        text = os.fsdecode(directory)
-    except TypeError as error:
+        text = os.fsdecode(os.fsencode(directory))
+    except (TypeError, UnicodeEncodeError) as error:
         raise ConfigError("directory", directory, "must be a path") from error
     if not text or "\0" in text:
         raise ConfigError("directory", directory, "must be a path of a folder")

@@ -12,18 +12,22 @@ from typing import Any
 import tensorflow as tf
 
 from tfdist.barrier.interface import Barrier
-from tfdist.data.ledger import Audit, Ledger, Range
+from tfdist.data.ledger import MOST, Audit, Ledger, Range
 from tfdist.deadline import Deadline
 from tfdist.errors import (
     BarrierTimeout,
     BrokenBarrierError,
+    ConfigError,
     EpochError,
     TfdistError,
+    checked_action,
+    checked_flag,
     checked_integer,
+    checked_timeout,
 )
 from tfdist.ps.session import PS_DEVICE, PS_LOST, DirectSession
 from tfdist.runs.progress import Progress
-from tfdist.task import Task
+from tfdist.task import Task, checked_task
 
 ANSWER_SECS = 30.0
 RECHECK_SECS = 2.0  # TensorFlow keeps waiting for a lost ps, so it is probed this often
@@ -156,16 +160,21 @@ class Epoch:
         action: Callable[[EpochResult], object] | None = None,
         timeout: float | None = None,
     ) -> None:
-        self._task, self._name = task, name
-        self._action, self._timeout = action, timeout
-        self._expected = None if expected is None else checked_integer("expected", expected, 0)
-        self._share = None if share is None else checked_integer("share", share, 0)
-        first = checked_integer("first", first, 1)
+        self._task, self._name = checked_task(task), name
+        if not isinstance(name, str) or not name or name != name.encode(errors="replace").decode():
+            raise ConfigError("name", name, "must be a text in UTF-8 that is not empty")
+        self._action = checked_action("action", action, "of the result")
+        self._timeout = checked_timeout(timeout)
+        self._expected = (
+            None if expected is None else checked_integer("expected", expected, 0, MOST)
+        )
+        self._share = None if share is None else checked_integer("share", share, 0, MOST)
+        first = checked_integer("first", first, 1, MOST)
         if share is None and self._expected is not None:
             self._share = self._expected // len(task.trainers)
         self._progress = Progress.from_env()
         self._end = Barrier(
-            task, f"{name}/end", action=self._act if action else None, timeout=timeout
+            task, f"{name}/end", action=None if action is None else self._act, timeout=timeout
         )
         self._state = EpochState(task, name)
         self.number = first - 1 + self._end.generation
@@ -193,6 +202,7 @@ class Epoch:
         """
         if self._is_over:
             raise TfdistError(f"epoch {self.number} of {self._name!r} is over; call finish()")
+        has_value = _known_bool(has_value)
         if self._step_barrier is None:
             self._step_barrier = Barrier(self._task, f"{self._name}/step", timeout=self._timeout)
             self._step = self._step_barrier.generation
@@ -384,6 +394,12 @@ class EpochState:
                 if answer.expired:
                     reason = f"ps:0 has not answered for {answer.elapsed:.0f} s"
                     raise BrokenBarrierError(self._name, reason) from error
+
+
+def _known_bool(has_value: Any) -> bool:
+    """The value of a parameter `has_value`, which may be a tensor of eager code."""
+    known = has_value.numpy() if hasattr(has_value, "numpy") else has_value
+    return checked_flag("has_value", known)
 
 
 def _place(name: str) -> Any:

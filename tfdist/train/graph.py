@@ -5,14 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import tensorflow as tf
 
+from tfdist.data.padding import scalar_bool
 from tfdist.deadline import Deadline
-from tfdist.errors import ConfigError, StartTimeout
-from tfdist.task import Task
+from tfdist.errors import ConfigError, StartTimeout, checked_action, checked_timeout
+from tfdist.task import Task, checked_task
 
 _POLL_SECS = 0.05
 _CLOSE_SECS = 2.0
@@ -36,17 +37,24 @@ def device_setter(task: Task) -> Callable[[Any], str]:
 
 
 def _check_ps(task: Task) -> None:
-    if not task.num_ps:
+    if not checked_task(task).num_ps:
         raise ConfigError("task.cluster.ps", [], "tfdist.train needs at least one ps")
 
 
-@contextmanager
-def replica_graph(task: Task) -> Iterator[tf.Graph]:
+def replica_graph(task: Task) -> AbstractContextManager[tf.Graph]:
     """A new default graph for one trainer: variables go to the ps in turn, all else to the trainer.
 
     Build the model and open the `session` inside it.
+
+    Raises:
+        ConfigError: the cluster has no ps.
     """
-    with tf.Graph().as_default() as graph, tf.compat.v1.device(device_setter(task)):
+    return _graph_with(device_setter(task))  # a wrong task is found at the call
+
+
+@contextmanager
+def _graph_with(setter: Callable[[Any], str]) -> Iterator[tf.Graph]:
+    with tf.Graph().as_default() as graph, tf.compat.v1.device(setter):
         yield graph
 
 
@@ -59,7 +67,12 @@ def apply_if(has_value: Any, apply: Callable[[], Any]) -> Any:
     Args:
         has_value: a bool scalar tensor.
         apply: builds the update, for example ``optimizer.apply_gradients(...)``.
+
+    Raises:
+        ConfigError: an argument is wrong.
     """
+    has_value = scalar_bool("has_value", has_value)
+    checked_action("apply", apply, "that builds the update", may_be_none=False)
     return tf.cond(has_value, lambda: tf.group(apply()), tf.no_op)
 
 
@@ -73,7 +86,15 @@ def minimize_if(has_value: Any, optimizer: tf.compat.v1.train.Optimizer, loss: A
         has_value: a bool scalar tensor, as `endless_batches` yields it.
         optimizer: of `tf.compat.v1.train`.
         loss: a scalar tensor, in which padding has weight 0.
+
+    Raises:
+        ConfigError: an argument is wrong.
     """
+    has_value = scalar_bool("has_value", has_value)
+    if not callable(getattr(optimizer, "compute_gradients", None)):
+        raise ConfigError("optimizer", optimizer, "must be an optimizer of tf.compat.v1.train")
+    if not tf.is_tensor(loss):
+        raise ConfigError("loss", loss, "must be a scalar tensor")
     global_step = tf.compat.v1.train.get_or_create_global_step()
     gradients = optimizer.compute_gradients(loss)
     return apply_if(has_value, lambda: optimizer.apply_gradients(gradients, global_step))
@@ -81,12 +102,13 @@ def minimize_if(has_value: Any, optimizer: tf.compat.v1.train.Optimizer, loss: A
 
 def global_step() -> Any:
     """The global step of the default graph; raises ConfigError if it has none."""
+    graph = tf.compat.v1.get_default_graph()
     try:
         step = tf.compat.v1.train.get_global_step()
     except (TypeError, ValueError) as error:  # no integer, or no scalar
-        raise ConfigError("graph", None, f"must contain a global step; {error}") from error
+        raise ConfigError("graph", graph, f"must contain a global step; {error}") from error
     if step is None:
-        raise ConfigError("graph", None, "must contain a global step, which names a checkpoint")
+        raise ConfigError("graph", graph, "must contain a global step, which names a checkpoint")
     return step
 
 
@@ -119,14 +141,13 @@ def differences(variables: Mapping[str, tuple[Any, Any]], reader: Any) -> list[s
     return found
 
 
-@contextmanager
 def session(
     task: Task,
     target: str,
     *,
     restore: Callable[[tf.compat.v1.Session], object] | None = None,
     timeout: float = 60.0,
-) -> Iterator[tf.compat.v1.Session]:
+) -> AbstractContextManager[tf.compat.v1.Session]:
     """A session on the current graph in which all variables have their values.
 
     The chief initializes them, unless an earlier incarnation of it did; the other trainers wait for
@@ -140,9 +161,22 @@ def session(
 
     Raises:
         StartTimeout: the chief has not initialized the variables in time.
-        ConfigError: the cluster has no ps.
+        ConfigError: the cluster has no ps, or an argument is wrong.
     """
     _check_ps(task)
+    if not isinstance(target, str):
+        raise ConfigError("target", target, "must be the target of this trainer's server")
+    checked_action("restore", restore, "of a session")
+    return _session(task, target, restore, checked_timeout(timeout))
+
+
+@contextmanager
+def _session(
+    task: Task,
+    target: str,
+    restore: Callable[[tf.compat.v1.Session], object] | None,
+    timeout: float | None,
+) -> Iterator[tf.compat.v1.Session]:
     # A variable that is initialized is not enough: the chief may be about to restore it.
     ready = Mark("ready", "/job:ps/task:0")
     initialize = tf.compat.v1.global_variables_initializer()
@@ -198,12 +232,14 @@ class Mark:
 
 
 def _wait_until_ready(
-    opened: tf.compat.v1.Session, ready: Mark, task: Task, timeout: float
+    opened: tf.compat.v1.Session, ready: Mark, task: Task, timeout: float | None
 ) -> None:
     deadline = Deadline(timeout)
     while ready.get(opened) is None:
         if deadline.expired:
             raise StartTimeout(
-                [task.trainers[0]], timeout, "It is the chief, and has not initialized the model."
+                [task.trainers[0]],
+                deadline.elapsed,
+                "It is the chief, and has not initialized the model.",
             )
         time.sleep(_POLL_SECS)

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import tensorflow as tf
 
-from tfdist.errors import checked_integer
+from tfdist.errors import ConfigError, checked_integer
 
 
 class _Barrier(Protocol):
     def wait(self) -> int: ...
 
     def resign(self) -> None: ...
+
+
+def _checked_barrier(barrier: Any, *methods: str) -> Any:
+    if not all(callable(getattr(barrier, method, None)) for method in methods):
+        raise ConfigError("barrier", barrier, "must be a tfdist.Barrier")
+    return barrier
 
 
 class WaitAtEnd(tf.compat.v1.train.SessionRunHook):
@@ -27,7 +33,7 @@ class WaitAtEnd(tf.compat.v1.train.SessionRunHook):
     """
 
     def __init__(self, barrier: _Barrier) -> None:
-        self._barrier = barrier
+        self._barrier = _checked_barrier(barrier, "wait")
 
     def end(self, session: tf.compat.v1.Session) -> None:
         """Waits; raises what `wait` raises."""
@@ -45,11 +51,12 @@ class WaitEverySteps(tf.compat.v1.train.SessionRunHook):
         steps: runs of this session between two waits, at least 1.
 
     Raises:
-        ConfigError: `steps` is too small.
+        ConfigError: `steps` is too small, or `barrier` is no barrier.
     """
 
     def __init__(self, barrier: _Barrier, steps: int) -> None:
-        self._barrier, self._steps, self._runs = barrier, checked_integer("steps", steps, 1), 0
+        self._steps, self._runs = checked_integer("steps", steps, 1), 0
+        self._barrier = _checked_barrier(barrier, "wait", "resign")
 
     def after_run(
         self,

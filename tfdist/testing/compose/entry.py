@@ -53,7 +53,8 @@ class Entry:
     def reject(self, rule: str) -> NoReturn:
         """Raises ConfigError with the file, the key, the value, and what it should be."""
         path = self.origin.path
-        raise ConfigError(f"{path}: {self.key}" if self.key else path, self.raw, rule)
+        field = f"{path}: {self.key}" if self.key else path
+        raise ConfigError(field, self.raw, rule, missing=self.raw is None)
 
     def members(self, known: Collection[str] | None = None) -> dict[str, Entry]:
         """The members of a mapping by name, except `x-` keys; a key not in `known` is an error."""

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from yaml.constructor import ConstructorError
 
-from tfdist.errors import ConfigError
+from tfdist.errors import ConfigError, checked_path
 from tfdist.testing.compose.entry import Entry, Origin
 from tfdist.testing.compose.service import ComposeFile, Network, Service
 from tfdist.testing.compose.service_keys import Part, built, merged, read_part
@@ -43,9 +43,9 @@ def read_compose(
         ConfigError: a file cannot be read, has a wrong value, or has a key that is not supported.
             The field names the file and the key, such as ``compose.yaml: services.ps-0.cpus``.
     """
-    if isinstance(paths, str) or not paths:
+    if not isinstance(paths, (list, tuple)) or not paths:
         raise ConfigError("paths", paths, "must be a list of at least one compose file")
-    names = [os.fspath(path) for path in paths]
+    names = [checked_path("paths", path) for path in paths]
     folder = os.path.dirname(os.path.abspath(names[0]))
     if os.path.exists(dotenv := os.path.join(folder, ".env")):
         raise ConfigError(
