@@ -137,7 +137,7 @@ def test_what_is_no_function_is_refused_before_a_task_starts(field, value):
 
 def test_a_missing_function_is_refused():
     cluster = LocalCluster(Shape(1, 1), "processes", Surroundings())
-    with pytest.raises(ConfigError, match="function: missing; must be a function that takes"):
+    with pytest.raises(ConfigError, match="function: got None; must be a function that takes"):
         cluster.run(None)
     cluster.close()
 
