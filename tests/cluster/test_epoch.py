@@ -4,7 +4,9 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -184,6 +186,22 @@ def test_after_a_timeout_the_next_call_waits_for_the_same_step(make):
     with pytest.raises(tfdist.BarrierTimeout):
         epochs[0].should_continue(True, timeout=0.2)
     assert together(lambda epoch, rank: steps(epoch, range(2 - rank)), epochs) == [3, 3]
+
+
+def test_a_wrong_argument_leaves_the_step_and_the_epoch_as_they_are(make):
+    epochs = make(2)
+    for wrong in ("False", 0, None, np.array([True]), tf.constant(1)):
+        with pytest.raises(tfdist.ConfigError, match="must be True or False"):
+            epochs[0].should_continue(wrong)
+    for call in (partial(epochs[0].should_continue, False), epochs[0].finish):
+        with pytest.raises(tfdist.ConfigError, match="timeout: got '1'"):
+            call(timeout="1")
+    epochs[0].should_continue = partial(_as_tensor, epochs[0].should_continue)
+    assert together(lambda epoch, rank: steps(epoch, range(2 - rank)), epochs) == [3, 3]
+
+
+def _as_tensor(should_continue, has_value):
+    return should_continue(tf.constant(bool(has_value)))
 
 
 def test_a_restarted_trainer_continues_in_its_epoch(make, trainers):

@@ -350,6 +350,8 @@ def test_what_is_no_task_is_refused_at_the_call(place):
         (lambda: random_incident(1, hosts=["a"], within_secs="x"), "within_secs"),
         (lambda: Incident(Unplug("a"), 1.0, 10**400), "for_secs"),
         (lambda: read_compose(5), "paths"),
+        (lambda: queue().splits("1"), "epoch"),
+        (lambda: queue().splits(BIG), "epoch"),
         (lambda: Incident(None, 1.0, 1.0), "fault"),
         (lambda: Bandwidth("a", "x").begin(Network(["a"])), "bytes_per_sec"),
         (lambda: audit(tf.constant("x"), 5), "ledgers"),

@@ -115,7 +115,10 @@ class SplitBatches:
             session: a session of the training graph.
             epoch: as of `SplitQueue.splits`, which also has the errors.
         """
-        for split in self._queue.splits(epoch):
+        return self._read_each(session, self._queue.splits(epoch))
+
+    def _read_each(self, session: tf.compat.v1.Session, splits: Iterator[Split]) -> Iterator[Split]:
+        for split in splits:
             stop = split.stop
             session.run(self._read, {self._range: (split.offset, stop)})
             if self._session is not session:

@@ -273,7 +273,9 @@ class SplitQueue:
             EpochError: other trainers have not finished their splits within `timeout`.
             ConfigError: the epoch before is not over, or there is no such epoch.
         """
-        number = None if epoch is None else checked_integer("epoch", epoch, 1, MOST)
+        return self._claimed(None if epoch is None else checked_integer("epoch", epoch, 1, MOST))
+
+    def _claimed(self, number: int | None) -> Iterator[Split]:
         self._enter()
         if number is not None:
             self._epoch = number - 1

@@ -22,7 +22,7 @@ import tensorflow as tf
 from tfdist.data.ledger import MOST, Ledger, Range
 from tfdist.data.padding import LARGEST_BATCH, endless_batches
 from tfdist.deadline import Deadline
-from tfdist.errors import ConfigError, EpochError, checked_action, checked_integer
+from tfdist.errors import ConfigError, EpochError, checked_action, checked_integer, checked_timeout
 from tfdist.splits import SplitReport
 from tfdist.splits.plan import checked_splits, epoch_order
 
@@ -118,6 +118,7 @@ class SplitScheduler(tf.Module):
             tf.errors.OpError: from the input or the step; it has cancelled the other scheduled
                 functions. The next call continues with the rest.
         """
+        timeout = checked_timeout(timeout)
         if self.report().done:
             for variable in (self._tries, self._dead, self._begins):
                 variable.assign(tf.zeros_like(variable))

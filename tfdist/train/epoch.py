@@ -202,7 +202,7 @@ class Epoch:
         """
         if self._is_over:
             raise TfdistError(f"epoch {self.number} of {self._name!r} is over; call finish()")
-        has_value = _known_bool(has_value)
+        has_value, timeout = _known_bool(has_value), checked_timeout(timeout)
         if self._step_barrier is None:
             self._step_barrier = Barrier(self._task, f"{self._name}/step", timeout=self._timeout)
             self._step = self._step_barrier.generation
@@ -243,6 +243,7 @@ class Epoch:
             BarrierTimeout: ps 0 does not answer; `finish` may be called again.
             BrokenBarrierError: the action failed, or the ps was lost or did not answer for 30 s.
         """
+        timeout = checked_timeout(timeout)
         self._note(f"epoch {self.number} ended, waits for the others")
         self._state.put_report(
             EpochReport(
