@@ -519,14 +519,24 @@ def test_the_helper_processes_of_tfdist_are_no_children(monkeypatch):
         guardian.stop()
 
 
+# In a process of its own: the fork server of this one imports TensorFlow for later tests.
+FORK = """
+import multiprocessing, sys, time
+process = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(600,))
+process.start()
+print(process.pid, flush=True)
+sys.stdin.read()
+process.kill()
+process.join()
+"""
+
+
 def test_a_process_that_a_fork_server_forks_is_a_child():
-    process = multiprocessing.get_context("forkserver").Process(target=time.sleep, args=(600,))
-    process.start()
-    try:
-        assert process.pid in children_of(os.getpid())
-    finally:
-        process.kill()
-        process.join()
+    command, pipes = [sys.executable, "-c", FORK], {"stdin": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, **pipes) as parent:
+        child = int(parent.stdout.readline())
+        assert child in children_of(parent.pid)
+        parent.stdin.close()
 
 
 def test_the_end_of_a_child_is_known_after_its_parent_has_asked_for_it():

@@ -129,9 +129,7 @@ def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
         return Answer(GONE)
     if process.status() in STOPPED_STATES:
         return Answer(STOPPED)
-    masks = _masks(process.pid)
-    # Without a handler the signal would end it.
-    if status_of_file(path) is None or process.pid not in masks or not masks[process.pid].caught:
+    if status_of_file(path) is None:
         return Answer(DEAF)
     with _alone(path, deadline):
         return _answer(process, path, deadline)
@@ -139,6 +137,9 @@ def _ask(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
 
 def _answer(process: psutil.Process, path: Path, deadline: Deadline) -> Answer:
     masks, file = _masks(process.pid), status_of_file(path)
+    # Without a handler the signal would end it.
+    if process.pid not in masks or not masks[process.pid].caught:
+        return Answer(DEAF)
     start = 0 if file is None else file.st_size
     process.send_signal(STACKS_SIGNAL)
     seen = None  # the answer, once no thread was about to write more
