@@ -283,7 +283,7 @@ def test_many_generations_grow_no_trainer_and_the_ps_no_more_than_other_runs(
     for trainer, ps, second, tokens in grown:
         assert tokens == 0
         assert trainer < 2**20
-        assert ps < second + times * 2**20  # less than 1 kB a generation
+        assert ps < second + 2**20
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -294,7 +294,7 @@ def test_many_timeouts_grow_no_trainer_and_the_ps_no_more_than_other_runs(
     job = barrier_jobs.many_timeouts
     [trainer, ps, second], _ = grow(make_cluster, job, kind, times, rounds=rounds, timeout=0.13)
     assert trainer < 2**20
-    assert ps < second + times * 2**20
+    assert ps < second + 2**20
 
 
 def grow(make_cluster, job, kind, times, **options):

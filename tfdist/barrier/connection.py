@@ -80,7 +80,8 @@ def _transitions(parties: int, rank: int, has_action: bool) -> Transitions:
 class Connection:
     """One incarnation of a trainer, which acts for the trainer once `enter` has returned.
 
-    All connections of a process to one ps share a session. Only `open_crossing` makes another.
+    The connections of a process for one rank, with equally many parties, share a session. Only
+    `open_crossing` makes another.
 
     Args:
         address: the ps.

@@ -23,6 +23,7 @@ from tfdist.errors import (
     BrokenBarrierError,
     ConfigError,
     checked_action,
+    checked_choice,
     checked_flag,
     checked_integer,
     checked_timeout,
@@ -91,8 +92,7 @@ class Barrier:
         break_on_timeout = checked_flag("break_on_timeout", break_on_timeout)
         trainers = task.trainers
         parties = len(trainers) if parties is None else checked_integer("parties", parties)
-        if not isinstance(kind, str) or kind not in KINDS:
-            raise ConfigError("kind", kind, f"must be one of {', '.join(KINDS)}")
+        checked_choice("kind", kind, KINDS)
         if not task.is_trainer:
             raise ConfigError("task", task.name, "only a chief or a worker can wait at a barrier")
         if not isinstance(name, str) or not name or name != name.encode(errors="replace").decode():

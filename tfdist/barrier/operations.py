@@ -1,8 +1,8 @@
 """The transitions of `tfdist.barrier.rules` as graph operations, each run by one `session.run`.
 
-`Transitions` is one graph for all barriers of a process: which barrier is meant is fed, so another
-barrier costs neither a graph nor a session. `Crossing` is one graph for each incarnation at a
-barrier: its runs have no feed and no fetch, for either nearly doubles their cost.
+`Transitions` is one graph for all barriers with equally many parties: which one is meant is fed, so
+another barrier costs neither a graph nor a session. `Crossing` is one graph for each incarnation at
+a barrier: its runs have no feed and no fetch, for either nearly doubles their cost.
 """
 
 from __future__ import annotations

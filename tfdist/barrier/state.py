@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property, wraps
@@ -121,7 +122,7 @@ def operation(build: Callable[[Graph], Any]) -> cached_property[Any]:
     return cached_property(built)
 
 
-class StateOnPs:
+class StateOnPs(ABC):
     """A private graph, placed on ps 0 as a whole, in which one trainer uses the state.
 
     Args:
@@ -143,13 +144,13 @@ class StateOnPs:
             self.use_resources()
             self.exclusive = FailingSection(_SECTION)
 
+    @abstractmethod
     def use_resources(self) -> None:
         """Adds `incarnation` and `resources` to the graph."""
-        raise NotImplementedError
 
+    @abstractmethod
     def enqueue(self, queue: Any, token: Any, count: Any) -> Any:
         """An operation that enqueues `count` copies of a token."""
-        raise NotImplementedError
 
     @contextmanager
     def building(self) -> Iterator[None]:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import functools
-import inspect
 import logging
 import queue
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from tfdist.cluster.ports import HeldPorts
 from tfdist.cluster.processes import ProcessTask, Surroundings
@@ -24,6 +22,7 @@ from tfdist.errors import (
     ConfigError,
     RunTimeout,
     TaskFailed,
+    checked_action,
     checked_choice,
     checked_integer,
     checked_secs,
@@ -134,9 +133,8 @@ class LocalCluster:
             RunTimeout: the timeout is over; the tasks that still ran have been terminated.
             ClusterError: the cluster is closed, is closed meanwhile, or runs a function already.
         """
-        _check_function("function", function, "must be a function that takes the task")
-        if watch is not None:
-            _check_function("watch", watch, "must be a function without parameters, or None")
+        checked_action("function", function, "that takes the task", may_be_none=False)
+        checked_action("watch", watch)
         restarts = checked_integer("restarts", restarts, 0)
         if restarts and self._backend == "threads":
             raise ConfigError(
@@ -406,22 +404,6 @@ def _no_os_error(what: str) -> Iterator[None]:
     except OSError as error:
         hint = "; raise the limit with ulimit -n" if error.errno == errno.EMFILE else ""
         raise ClusterError(f"{what}: {error.strerror or error}{hint}") from error
-
-
-def _check_function(field: str, given: object, rule: str) -> None:
-    """Raises ConfigError for what cannot be called, or whose body a call would not run."""
-    if not callable(given):
-        raise ConfigError(field, given, rule)
-    inner: Any = given
-    while isinstance(inner, functools.partial):
-        inner = inner.func
-    for called in (inner, type(inner).__call__):
-        if inspect.iscoroutinefunction(called):
-            rule = "must not be a coroutine function; call asyncio.run in a function of its own"
-            raise ConfigError(field, given, rule)
-        if inspect.isgeneratorfunction(called) or inspect.isasyncgenfunction(called):
-            rule = "must not contain yield, because a call would not run its body"
-            raise ConfigError(field, given, rule)
 
 
 def _check_name(name: object) -> None:

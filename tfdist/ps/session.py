@@ -265,9 +265,9 @@ def _noting_handlers() -> Iterator[list[BaseException]]:
             handler = getsignal(number)
             if callable(handler) and handler is not signal.default_int_handler:
                 noting[number] = handler, _noting(handler, raised)
-    for number, (_, noted) in noting.items():
-        signal.signal(number, noted)
     try:
+        for number, (_, noted) in noting.items():
+            signal.signal(number, noted)
         yield raised
     finally:
         for number, (handler, noted) in noting.items():
