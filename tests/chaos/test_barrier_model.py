@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as wait_for
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 import pytest
 from hypothesis import strategies as st
@@ -54,6 +55,7 @@ class Trainer:
     parity: int
     breaks: bool  # a timeout breaks the barrier
     arrived: bool = False  # known from a timeout
+    repeats: bool = False  # its wait repeats an arrival of the process before it
     waits: Future | None = None  # with its result or error, and the time of that
 
 
@@ -141,9 +143,10 @@ class Meeting(RuleBasedStateMachine):
             self.wait(left, restless, fails=False)
 
     def start_wait(self, rank, timeouts):
-        trainer = self.trainers[rank]
+        trainer, before = self.trainers[rank], self.model
         if not trainer.arrived:
-            self.model = arrivals.arrive(self.model, rank, trainer.incarnation, trainer.parity)
+            self.model = arrivals.arrive(before, rank, trainer.incarnation, trainer.parity)
+            trainer.repeats = self.model == before
         trainer.waits = self.pool.submit(outcome_of, trainer.barrier, timeouts)
 
     @precondition(lambda self: not self.model.broken)
@@ -237,6 +240,10 @@ class Meeting(RuleBasedStateMachine):
             assert (error.missing, error.generation) == (missing, generation)
             self.settle(start)
         poll_until(self.ps_agrees, f"the ps agrees with {self.model}")
+        # The ps shows nothing of a repeated arrival. One that it gets after the next reset is none.
+        for trainer in (t for t in self.trainers if t.waits and t.repeats):
+            has_begun = partial(getattr, trainer.barrier._participant, "arrived")
+            poll_until(has_begun, "a restarted trainer knows that it has arrived")
         assert not [t.waits.result() for t in self.trainers if t.waits and t.waits.done()]
         assert len(self.runs) == self.num_runs
 
