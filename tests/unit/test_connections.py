@@ -3,6 +3,7 @@
 import os
 import socket
 import threading
+from contextlib import ExitStack
 
 import pytest
 
@@ -82,6 +83,20 @@ def test_a_peer_that_takes_a_long_message_slowly_is_a_taker_and_an_idle_one_is_n
     finally:
         over.set()
         thread.join()
+
+
+def test_a_connection_that_the_other_end_does_not_answer_is_seen():
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as server, ExitStack() as clients:
+        address = "{}:{}".format(*server.getsockname())
+        for _ in range(3):  # more than the server's queue takes; it drops the requests of others
+            client = clients.enter_context(socket.socket())
+            client.setblocking(False)
+            client.connect_ex(server.getsockname())
+
+        def asks_again():
+            return any(end.remote == address and end.resent for end in connections_of(os.getpid()))
+
+        poll_until(asks_again, "the kernel has sent a request again")
 
 
 def test_a_process_that_is_gone_has_no_takers():

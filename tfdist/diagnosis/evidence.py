@@ -264,7 +264,8 @@ class TaskEvidence:
         works: whether it used the CPU, or read from a disk, during the sample.
         cpu_wait: of the time in which its threads were ready to run, the share in which they had
             no CPU.
-        unanswered: peers (task names or addresses) whose machine does not acknowledge data.
+        unanswered: peers (task names or addresses) whose machine acknowledges neither data nor a
+            request for a connection.
         sends_to: peers (task names or addresses) that took part of a long message during the
             sample.
         quiet_secs: seconds since its last sign of progress.

@@ -25,7 +25,7 @@ import psutil
 LONG = 2**14
 """Bytes. The messages that idle tasks exchange are shorter."""
 
-_ESTABLISHED = "01"
+_ESTABLISHED, _SYN_SENT = "01", "02"
 _READS_PER_SEC = 10  # between two reads, data that is sent anew may hide data that was taken
 
 _BUSY_PERCENT = 90.0
@@ -275,7 +275,10 @@ class Connection:
 
 
 def connections_of(pid: int) -> tuple[Connection, ...]:
-    """The established connections; empty if the process is gone, or another user's."""
+    """The connections that are established or that the process is establishing.
+
+    Empty if the process is gone, or another user's.
+    """
     with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
         inodes = set(_socket_inodes(pid))
         return tuple(_read(pid, "tcp", inodes)) + tuple(_read(pid, "tcp6", inodes))
@@ -310,7 +313,7 @@ def _read(pid: int, family: str, inodes: set[str]) -> Iterator[Connection]:
         next(lines)
         for line in lines:
             _, local, remote, state, queues, _, resent, _, _, inode, *_ = line.split()
-            if state == _ESTABLISHED and inode in inodes:
+            if state in (_ESTABLISHED, _SYN_SENT) and inode in inodes:
                 unacknowledged, _, _ = queues.partition(":")
                 yield Connection(
                     _endpoint(local), _endpoint(remote), int(unacknowledged, 16), int(resent, 16)
