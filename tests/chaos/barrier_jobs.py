@@ -290,7 +290,7 @@ class SecondPs:
 
 
 def many_generations(task, kind, generations, warm_up, ps):
-    """Passes that often; returns the growth of it and the ps in bytes, its runs, and tokens left."""
+    """Passes that often; returns its and the ps's growth in bytes, its runs, and tokens left."""
     with tfdist.Barrier(task, "many", kind=kind, timeout=ORDER_SECS) as barrier:
         for _ in range(warm_up):
             barrier.wait()

@@ -65,6 +65,14 @@ def test_a_connection_blocks_during_the_fault_and_then_continues(echo, fault):
     assert connection.answers(10)
 
 
+def test_a_new_connection_only_times_out_during_the_fault(echo):
+    with faults.LinkDown("c").on(echo.network):
+        pass  # so c knows no address any more
+    with faults.Unplug("c").on(echo.network):
+        answer = echo.ask("c", "b", timeout=3.5)
+    assert answer["error"] == "TimeoutError"
+
+
 @pytest.mark.parametrize("host", ["a", "c"])
 def test_a_host_notices_a_link_that_is_down_and_not_an_unplugged_one(echo, host):
     with faults.LinkDown(host).on(echo.network):

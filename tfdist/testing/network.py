@@ -35,6 +35,7 @@ _PREFIX = "198.18.0"
 _MOST_HOSTS = 250
 _MOST_BYTES = 2**62
 _NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
+_PROBES = 2**20  # for a hardware address, one a second
 _LEAVE_SECS = 5.0
 _COMMAND_SECS = 10.0
 
@@ -303,6 +304,7 @@ class Network:
         for host in self.hosts:
             self._make_link(host)
             # addrgenmode none: an IPv6 address would make the kernel send traffic of its own.
+            # mcast_probes: after three, a connection to a host that a fault cuts off would fail.
             port = f"link set {self.port(host)} addrgenmode none"
             self._run_ip(None, port, f"link set {self.port(host)} master {BRIDGE} up")
             self._run_ip(
@@ -310,6 +312,7 @@ class Network:
                 "link set lo up",
                 f"link set {CARD} addrgenmode none",
                 f"addr add {self.address(host)}/24 dev {CARD}",
+                f"ntable change name arp_cache dev {CARD} mcast_probes {_PROBES}",
                 f"link set {CARD} up",
             )
 
