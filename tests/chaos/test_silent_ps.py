@@ -1,8 +1,10 @@
-"""A session with a real ps outlives an answer that comes too late."""
+"""Sessions with a ps that is late, or gone."""
 
 import pytest
 import tensorflow as tf
 
+import tfdist
+from tfdist.cluster.server import start_server
 from tfdist.ps.session import PS_DEVICE, DirectSession
 from tfdist.testing import poll_until
 
@@ -34,3 +36,22 @@ def answers(session, operation):
         return session.run(operation) is not None
     except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
         return False
+
+
+def test_a_session_with_a_ps_that_is_gone_is_an_error_in_time(make_cluster):
+    cluster = make_cluster(1, 1, backend="processes")
+    with pytest.raises(tfdist.TaskFailed) as caught:
+        cluster.run(open_session, timeout=30)
+    cause = caught.value.__cause__
+    assert isinstance(cause, tfdist.StartTimeout)
+    assert cause.missing == ("ps:1",)
+    assert "A session needs every ps" in str(cause)
+
+
+def open_session(task):
+    cluster = {**task.cluster_spec, "ps": [*task.cluster_spec["ps"], "127.0.0.1:1"]}
+    task = tfdist.Task(task.task_type, task.task_index, cluster)
+    # `worker_server` returned while that ps still ran.
+    target = start_server(task).target
+    with tfdist.train.replica_graph(task), tfdist.train.session(task, target, timeout=0.5):
+        pass

@@ -342,6 +342,15 @@ def test_an_action_that_closes_its_own_barrier_is_refused(make):
         assert "its own action called close()" in str(error)
 
 
+def test_an_action_that_turns_out_to_be_a_coroutine_breaks_the_barrier(make):
+    async def save():
+        pass
+
+    for error in together(wait, make("queue", action=lambda: save())):  # noqa: PLW0108
+        assert isinstance(error, BrokenBarrierError)
+        assert "is a coroutine, which nothing awaits" in str(error)
+
+
 def test_ctrl_c_in_the_action_arrives_although_the_ps_is_lost(make, monkeypatch):
     def interrupt():
         raise KeyboardInterrupt
@@ -386,8 +395,9 @@ def test_a_barrier_cannot_be_copied(make):
             duplicate(barrier)
 
 
-def test_a_wait_in_a_barrier_that_another_thread_closes_says_so(make):
-    first, second = make("queue", ranks=[0, 1], parties=2)
+def test_a_wait_in_a_barrier_that_another_thread_closes_says_so(make, kind):
+    first, second = make(kind, ranks=[0, 1], parties=2)
+    make(kind, ranks=[0], parties=2)  # shares the session of the first
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(first.wait, TIMEOUT)
         poll_until(lambda: second.n_waiting == 1, "the first has arrived")

@@ -99,6 +99,7 @@ class Connection:
     """
 
     can_block = False
+    _is_closed = False
     _crossing: Crossing
     _blocking: DirectSession
     _recheck: float
@@ -199,6 +200,7 @@ class Connection:
         """Runs an operation that does not block; `reason` is for those that break the barrier."""
         answer = Deadline(_soon(deadline))
         while True:
+            self._check_open()
             try:
                 timeout = max(answer.remaining, _LAST_ANSWER_SECS)
                 self._session.run(operation, self._feed(reason), timeout=timeout)
@@ -258,6 +260,7 @@ class Connection:
 
     def _fetch(self, fetches: Any, deadline: Deadline) -> Any:
         while True:
+            self._check_open()
             try:
                 timeout = min(_soon(deadline), RECHECK_SECS)
                 return self._session.run(fetches, self._feed(), timeout=timeout)
@@ -265,6 +268,11 @@ class Connection:
                 if deadline.expired:
                     raise
                 self._warn_if_due(deadline)
+
+    def _check_open(self) -> None:
+        """Raises the error of a closed session, for other connections may still use this one."""
+        if self._is_closed:
+            raise tf.errors.CancelledError(None, None, "the connection was closed")
 
     def _feed(self, reason: str = "") -> dict[Any, Any]:
         fetch = partial(self._session.run, self.transitions.templates)
@@ -285,10 +293,15 @@ class Connection:
             )
 
     def close(self) -> None:
-        """Closes the sessions; blocks for at most RECHECK_SECS each."""
-        self._session.close()
-        if self.can_block:
-            self._blocking.close()
+        """Closes the sessions, which ends waits of other threads.
+
+        Blocks for at most RECHECK_SECS each.
+        """
+        if not self._is_closed:
+            self._is_closed = True
+            self._session.close()
+            if self.can_block:
+                self._blocking.close()
 
 
 def close_in_thread(closes: Connection | DirectSession) -> None:

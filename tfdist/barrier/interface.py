@@ -305,7 +305,7 @@ class Barrier:
             if self._participant.acts:
                 raise BarrierError(f"barrier {self.name!r}: its own action called close()")
             self._is_closed = True
-            self._participant.connection.close()
+            self._participant.close()
 
     def __enter__(self) -> Barrier:
         self._check_usable()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from tfdist.barrier import rules
 from tfdist.barrier.connection import Connection, Snapshot, close_in_thread
 from tfdist.barrier.rules import RESIGNED, Decision
 from tfdist.deadline import Deadline
-from tfdist.errors import BrokenBarrierError, StartTimeout, described
+from tfdist.errors import BrokenBarrierError, ConfigError, StartTimeout, described
 from tfdist.ps.section import IN_USE
 from tfdist.task import Task
 
@@ -85,7 +86,7 @@ class Participant:
         self._task, self._name, self._names = task, name, names
         self._rank, self._address = task.rank, task.cluster_spec["ps"][0]
         self._action, self._kind = action, kind
-        self.acts = False
+        self.acts = self._is_closed = False
         self.join()
 
     def join(self) -> None:
@@ -120,6 +121,13 @@ class Participant:
         self._blocks = self.uncertain = False
         old, self.connection, self._renewal = self.connection, self._renewal, None
         close_in_thread(old)
+        if self._is_closed:  # meanwhile
+            self.connection.close()
+
+    def close(self) -> None:
+        """Closes the connection, also if another thread renews it meanwhile."""
+        self._is_closed = True
+        self.connection.close()
 
     def wait(self, deadline: Deadline, *, break_on_timeout: bool) -> Decision:
         """Arrives, unless it has arrived, and waits; the chief runs its action.
@@ -265,7 +273,7 @@ class Participant:
         self.acts = True
         try:
             if self._action is not None:
-                self._action()
+                _refuse_coroutine(self._action())
         except BaseException as error:
             text = described(error)
             cut = text if len(text) <= _LONGEST_TEXT else f"{text[:_LONGEST_TEXT]} ..."
@@ -297,3 +305,10 @@ class Participant:
         self.arrived = False
         decision = self._decide_by(connection.look(deadline))
         return decision if decision is Decision.PASS else Decision.WAIT
+
+
+def _refuse_coroutine(result: object) -> None:
+    """A `lambda` that calls a coroutine function runs nothing of it, and does not look like one."""
+    if inspect.iscoroutine(result):
+        result.close()
+        raise ConfigError("action", result.__qualname__, "is a coroutine, which nothing awaits")

@@ -160,6 +160,7 @@ PLACES: tuple[tuple[Known, Place], ...] = (
     (Known(_COORDINATOR, ("join", "schedule", "fetch")), Place.JOIN),
     (Known(_SESSION, ("close",)), Place.CLOSING),
     (Known(_SESSION, ("_extend_graph",)), Place.EXTENDING),
+    (Known("tfdist/train/graph.py", ("_make_session",)), Place.EXTENDING),
     (WAIT_FOR_SESSION, Place.STARTING),
     (Known("tfdist/train/graph.py", ("_wait_until_ready",)), Place.STARTING),
     (Known("tfdist/cluster/server.py", ("_wait_for_ps",)), Place.CONNECTING),

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import tensorflow as tf
@@ -13,9 +15,12 @@ import tensorflow as tf
 from tfdist.data.padding import scalar_bool
 from tfdist.deadline import Deadline
 from tfdist.errors import ConfigError, StartTimeout, checked_action, checked_timeout
+from tfdist.ps.session import is_refused
 from tfdist.task import Task, checked_task
 
-_POLL_SECS = 0.05
+_log = logging.getLogger(__name__)
+
+_POLL_SECS, _LOOK_SECS = 0.05, 1.0
 _CLOSE_SECS = 2.0
 _OBJECTS = "_CHECKPOINTABLE_OBJECT_GRAPH"  # a key in every checkpoint of tf.train.Checkpoint
 
@@ -151,16 +156,18 @@ def session(
     """A session on the current graph in which all variables have their values.
 
     The chief initializes them, unless an earlier incarnation of it did; the other trainers wait for
-    that. So a trainer may start late or restart. The graph must be complete; it is finalized.
+    that. So a trainer may start late or restart, and so may a ps. The graph must be complete; it is
+    finalized.
 
     Args:
         task: a chief or a worker.
         target: of this trainer's server.
         restore: called on the chief after the initialization, before any trainer trains.
-        timeout: seconds that the other trainers wait for the chief.
+        timeout: seconds that this trainer waits for every ps and, unless it is the chief, for the
+            chief.
 
     Raises:
-        StartTimeout: the chief has not initialized the variables in time.
+        StartTimeout: a ps has not answered, or the chief has not initialized the variables in time.
         ConfigError: the cluster has no ps, or an argument is wrong.
     """
     _check_ps(task)
@@ -184,11 +191,13 @@ def _session(
     graph.finalize()
     config = tf.compat.v1.ConfigProto(device_filters=task.device_filters)
     opened = tf.compat.v1.Session(target, graph=graph, config=config)
+    deadline = Deadline(timeout)
     try:
         with graph.as_default(), opened.as_default():
+            is_ready = _make_session(opened, ready, task, deadline)
             if not task.is_chief:
-                _wait_until_ready(opened, ready, task, timeout)
-            elif ready.get(opened) is None:
+                _wait_until_ready(opened, ready, task, deadline)
+            elif not is_ready:
                 opened.run(initialize)
                 if restore is not None:
                     restore(opened)
@@ -231,10 +240,48 @@ class Mark:
         session.run(self._set, {self._texts: texts})
 
 
+def _make_session(
+    opened: tf.compat.v1.Session, ready: Mark, task: Task, deadline: Deadline
+) -> bool:
+    """Whether the variables are ready; this first run makes the session on the servers.
+
+    There TensorFlow waits for ever for a ps that has ended after this trainer last saw it, in a
+    call that nothing interrupts (2.21). So another thread makes it.
+    """
+    answers: queue.SimpleQueue[bool | BaseException] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(ready.get(opened) is not None)
+        except BaseException as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, name="make the session", daemon=True).start()
+    while True:
+        with suppress(queue.Empty):
+            answer = answers.get(timeout=min(deadline.remaining, _LOOK_SECS))
+            break
+        if deadline.expired or deadline.notice_due():
+            names = [f"ps:{index}" for index in range(task.num_ps)]
+            addresses = task.cluster_spec["ps"]
+            gone = [name for name, at in zip(names, addresses, strict=True) if is_refused(at)]
+            if deadline.expired:
+                hint = "A session needs every ps. Check that it runs, and is reached from here."
+                raise StartTimeout(gone or names, deadline.elapsed, hint)
+            _log.warning(
+                "%s has waited %.0f s for a session, which needs every ps%s",
+                task.name,
+                deadline.elapsed,
+                f"; nothing listens at {', '.join(gone)}" if gone else "",
+            )
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer
+
+
 def _wait_until_ready(
-    opened: tf.compat.v1.Session, ready: Mark, task: Task, timeout: float | None
+    opened: tf.compat.v1.Session, ready: Mark, task: Task, deadline: Deadline
 ) -> None:
-    deadline = Deadline(timeout)
     while ready.get(opened) is None:
         if deadline.expired:
             raise StartTimeout(
