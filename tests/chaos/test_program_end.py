@@ -12,7 +12,7 @@ import pytest
 from tests.launches import run
 from tfdist.cluster.ports import HeldPorts
 
-# Returns while a handler, a thread and a pool have something to write.
+# Returns while a handler, a thread, a pool and an open file have something to write.
 WORKS_ON = """
 import atexit, os, sys, threading
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +25,8 @@ def write(name):
 atexit.register(write, "handler")
 threading.Thread(target=write, args=["thread"]).start()
 ThreadPoolExecutor().submit(write, "pool")
+write.file = open(os.path.join(sys.argv[1], "file"), "w")
+write.file.write("kept")
 """
 
 
@@ -55,7 +57,8 @@ def test_threads_pools_and_exit_handlers_finish_their_work(script, tmp_path, lau
     folder.mkdir()
     ended = launch(script(WORKS_ON), folder)
     assert ended.returncode == 0, ended.stderr
-    assert {path.name for path in folder.iterdir()} == {"handler", "thread", "pool"}
+    assert {path.name for path in folder.iterdir()} == {"handler", "thread", "pool", "file"}
+    assert (folder / "file").read_text() == "kept"
 
 
 @LAUNCHERS
@@ -81,7 +84,7 @@ def test_after_the_grace_the_task_ends_and_says_what_still_ran(script, launch, c
         "assert os.waitstatus_to_exitcode(os.wait()[1]) == 1\nprint('trains on')",
         "import sys\nprint('trains on')\nsys.stdout.close()",
         "import sys\nprint('trains on', flush=True)\nsys.stdout = sys.stderr = None",
-        "import io, sys\nprint('trains on', flush=True)\nsys.stdout = io.StringIO()",
+        "import io, sys\n__builtins__.print('trains on', flush=True)\nsys.stdout = io.StringIO()",
     ],
     ids=[
         "forked child",
@@ -122,6 +125,27 @@ def test_an_error_is_shown_from_the_users_code_on(script, tmp_path, launch):
         "    raise mylib.Missing('a.csv', 3)\n"
         "mylib.Missing: a.csv:3 is missing\n"
     ) in ended.stderr
+
+
+HOOK = """
+import sys, traceback
+
+def hook(kind, error, trace):
+    print("hooked", kind.__name__, error, traceback.extract_tb(trace)[0].name)
+    raise OSError("disk full")
+
+sys.excepthook = hook
+raise ValueError("no data")
+"""
+
+
+@LAUNCHERS
+def test_the_program_s_own_hook_gets_the_error(script, launch):
+    ended = launch(script(HOOK))
+    assert ended.returncode == 70
+    assert "hooked ValueError no data <module>\n" in ended.stdout
+    assert "tfdist: sys.excepthook has failed: OSError: disk full\n" in ended.stderr
+    assert "ValueError: no data\n" in ended.stderr
 
 
 def test_a_process_in_a_session_of_its_own_does_not_keep_the_task_running(script, tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import atexit
+import builtins
+import gc
 import importlib.util
 import io
 import os
@@ -24,10 +26,12 @@ from typing import NoReturn
 from tfdist.cluster.kernel_calls import to_high_number
 from tfdist.cluster.server import FAIL_FAST
 from tfdist.errors import READER_LEFT, ConfigError
+from tfdist.runs.outcome import text_of, user_trace
 from tfdist.task import Task, parse_address
 
 GRACE_SECS = 10.0  # by default, the longest time that an orderly end may take
 _FLUSH_FAILED = 120  # Python's own exit code for this
+_FILES = (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)
 _KEPT = ("__main__", "tfdist")
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _ENCODING = re.compile(rb"(?:[ \t\f]*(?:#.*)?\r?\n)?[ \t\f]*#.*?coding[:=]")  # PEP 263
@@ -60,9 +64,15 @@ class Script:
         folder = os.getcwd() if self.is_module else os.path.dirname(os.path.abspath(self.path))
         sys.path.insert(0, folder)
         _forget_shadowed(folder)
+        with _showing_error():
+            self._run(folder)
+
+    def _run(self, folder: str) -> None:
+        # Else this name is the dictionary of that module, unlike in a program's main module.
+        names = {"__builtins__": builtins}
         if not self.is_module:
             try:
-                runpy.run_path(self.path, run_name="__main__")
+                runpy.run_path(self.path, names, run_name="__main__")
             except (SyntaxError, ValueError):
                 _check_source(self.path)
                 raise
@@ -72,7 +82,26 @@ class Script:
         if spec.submodule_search_locations is not None and not _spec(f"{self.path}.__main__"):
             rule = "must have a module __main__, as it is a package"
             raise ConfigError("-m", self.path, rule)
-        runpy.run_module(self.path, run_name="__main__", alter_sys=True)
+        runpy.run_module(self.path, names, run_name="__main__", alter_sys=True)
+
+
+@contextmanager
+def _showing_error() -> Iterator[None]:
+    """Calls the `sys.excepthook` that the program has set, as Python does with its last error."""
+    try:
+        yield
+    except SystemExit:
+        raise
+    except BaseException as error:
+        hook = getattr(sys, "excepthook", None)
+        if hook not in (None, sys.__excepthook__):
+            try:
+                hook(type(error), error, user_trace(error.__traceback__))
+            except SystemExit:
+                raise
+            except BaseException as failure:
+                _say(f"sys.excepthook has failed: {type(failure).__name__}: {text_of(failure)}")
+        raise
 
 
 def _check_source(path: str) -> None:
@@ -161,6 +190,7 @@ def end_process(
     if rest > 0:
         with _limit(code, name, grace, rest):
             atexit._run_exitfuncs()
+            _flush_files()
     os._exit(_flushed(code))
 
 
@@ -202,6 +232,14 @@ def _flushed(code: int) -> int:
             _say(f"the output could not be written: {error}")
             code = code or _FLUSH_FAILED
     return code
+
+
+def _flush_files() -> None:
+    """Writes what open files still hold, as Python does when it destroys their objects."""
+    for each in gc.get_objects():
+        if type(each) in _FILES and each not in (sys.stdout, sys.stderr):
+            with suppress(Exception):  # it is closed, or cannot be written: Python says nothing
+                each.flush()
 
 
 def _say(what: str) -> None:

@@ -13,6 +13,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Protocol
 
 import psutil
@@ -196,9 +197,17 @@ def text_of(value: object) -> str:
         return type(value).__name__
 
 
+def user_trace(trace: TracebackType | None) -> TracebackType | None:
+    """The traceback from the first frame of the user's code on; None if there is none."""
+    while trace is not None and _is_above_script(trace.tb_frame.f_code.co_filename):
+        trace = trace.tb_next
+    return trace
+
+
 def _traceback_of(error: BaseException) -> str:
     trace = traceback.TracebackException.from_exception(error)
-    if users := list(itertools.dropwhile(_is_above_script, trace.stack)):
+    above = itertools.dropwhile(lambda frame: _is_above_script(frame.filename), trace.stack)
+    if users := list(above):
         trace.stack = traceback.StackSummary.from_list(users)
     elif isinstance(error, SyntaxError) or _is_of_loading(trace):  # no code of the script ran
         trace.stack = traceback.StackSummary()
@@ -207,16 +216,16 @@ def _traceback_of(error: BaseException) -> str:
     return "".join(trace.format())
 
 
-def _is_above_script(frame: traceback.FrameSummary) -> bool:
-    return frame.filename in LAUNCHERS or _is_of_loader(frame)
+def _is_above_script(file: str) -> bool:
+    return file in LAUNCHERS or _is_of_loader(file)
 
 
-def _is_of_loader(frame: traceback.FrameSummary) -> bool:
-    return frame.filename in _LOADERS or frame.filename.startswith("<frozen ")
+def _is_of_loader(file: str) -> bool:
+    return file in _LOADERS or file.startswith("<frozen ")
 
 
 def _is_of_loading(trace: traceback.TracebackException | None) -> bool:
-    return trace is not None and bool(trace.stack) and _is_of_loader(trace.stack[-1])
+    return trace is not None and bool(trace.stack) and _is_of_loader(trace.stack[-1].filename)
 
 
 class RunningTask(Protocol):
