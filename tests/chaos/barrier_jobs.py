@@ -268,18 +268,28 @@ def _be_late(barrier, seconds):
 
 
 class SecondPs:
-    """A ps that gets as many trivial runs that time out as barriers send to the first ps.
+    """A ps that gets as many trivial runs as a barrier sends to the first ps.
 
-    It grows by what TensorFlow keeps for each of them.
+    It grows by what TensorFlow keeps for each run. It is for two trainers.
     """
 
     def __init__(self, task):
         self._graph = tf.Graph()
         with self._graph.as_default(), tf.compat.v1.device("/job:ps/task:1"):
+            queues = [tf.queue.FIFOQueue(2, [tf.int64], [[]], shared_name=str(i)) for i in (0, 1)]
+            ours, theirs = queues[task.rank], queues[1 - task.rank]
+            self._meet = tf.group(theirs.enqueue(0), ours.dequeue())
+            self._nothing = tf.no_op()
             self._never = tf.queue.FIFOQueue(1, [tf.int64]).dequeue().op
         self._session = DirectSession(
             task.cluster_spec["ps"][1], self._graph, timeout=0, task_device="/job:ps/task:1"
         )
+
+    def ask(self, times):
+        """Runs that often; in the first run the trainers wait for each other, as at a barrier."""
+        self._session.run(self._meet)
+        for _ in range(times - 1):
+            self._session.run(self._nothing)
 
     def time_out(self, seconds):
         try:
@@ -290,18 +300,26 @@ class SecondPs:
 
 
 def many_generations(task, kind, generations, warm_up, ps):
-    """Passes that often; returns its and the ps's growth in bytes, its runs, and tokens left."""
+    """Passes that often; returns the growth of it and both ps in bytes, and the tokens left."""
+    second = SecondPs(task)
     with tfdist.Barrier(task, "many", kind=kind, timeout=ORDER_SECS) as barrier:
-        for _ in range(warm_up):
-            barrier.wait()
-        runs, before = _count_runs(barrier), _sizes(ps)
-        for _ in range(generations - warm_up):
-            barrier.wait()
-        num_runs, growth = len(runs), _growth(before, ps)
+        barrier.wait()  # opens its sessions
+        runs = _count_runs(barrier)
+
+        def cross(times):
+            for _ in range(times):
+                barrier.wait()
+                second.ask(len(runs))
+                runs.clear()
+
+        cross(warm_up)
+        before = _sizes(ps)
+        cross(generations - warm_up)
+        growth = _growth(before, ps)
         barrier.wait()  # no trainer leaves while another measures
         with tfdist.Barrier(task, "counted", timeout=ORDER_SECS) as counted:
             counted.wait()  # all have taken their tokens
-        return [*growth, num_runs, num_tokens(task, "many")]
+        return [*growth, num_tokens(task, "many")]
 
 
 def many_timeouts(task, kind, rounds, timeout, ps):
@@ -335,12 +353,12 @@ def _time_out_at_many(stack, task, kind, rounds, timeout, ps):
 
 
 def _count_runs(barrier):
-    """A list that gets an entry for each run that the barrier sends to the ps."""
+    """A list that gets an entry for each run that the barrier sends to its ps."""
     connection, runs = barrier._participant.connection, []
 
     def count(ask):
         def counted(*args, **options):
-            runs.append(None)
+            runs.append(args)
             return ask(*args, **options)
 
         return counted

@@ -268,24 +268,22 @@ def test_timeouts_that_break_it_race_with_the_release(start, stops, times):
         assert 0 < sum(passed for passed, _ in ends) < rounds  # else it was no race
 
 
-# TensorFlow keeps something of many runs on the ps (docs/design/barrier.md): of more runs on a busy
-# machine, and of more runs that time out.
-KEPT_BYTES = 1300  # of a run that does not time out
+# TensorFlow keeps something of each run, and more the longer a ps runs (see the limits in
+# docs/barrier.md). So the ps with the barrier is compared with one that gets as many other runs.
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_many_generations_grow_no_trainer_and_the_ps_no_more_than_tensorflow_does(
+def test_many_generations_grow_no_trainer_and_the_ps_no_more_than_other_runs(
     make_cluster, kind, times
 ):
-    # Polling takes some three times as many runs.
+    # Polling takes some three times as many calls, so both kinds make equally many.
     generations = times * (GENERATIONS if kind == "queue" else GENERATIONS * 3 // 10)
     job = barrier_jobs.many_generations
-    grown = grow(make_cluster, job, 1, kind, times, generations=generations, warm_up=800)
-    num_runs = sum(runs for *_, runs, _ in grown)
-    for trainer, ps, _, tokens in grown:
+    grown = grow(make_cluster, job, kind, times, generations=generations, warm_up=1000)
+    for trainer, ps, second, tokens in grown:
         assert tokens == 0
         assert trainer < 2**20
-        assert ps < KEPT_BYTES * num_runs + 2**20
+        assert ps < second + 2**20
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -294,13 +292,13 @@ def test_many_timeouts_grow_no_trainer_and_the_ps_no_more_than_other_runs(
 ):
     rounds = times * GENERATIONS // 150
     job = barrier_jobs.many_timeouts
-    [trainer, ps, second], _ = grow(make_cluster, job, 2, kind, times, rounds=rounds, timeout=0.13)
+    [trainer, ps, second], _ = grow(make_cluster, job, kind, times, rounds=rounds, timeout=0.13)
     assert trainer < 2**20
     assert ps < second + 2**20
 
 
-def grow(make_cluster, job, num_ps, kind, times, **options):
-    cluster = make_cluster(num_ps, 2, backend="processes")
-    ps = [cluster._running[f"ps:{index}"].pid for index in range(num_ps)]
+def grow(make_cluster, job, kind, times, **options):
+    cluster = make_cluster(2, 2, backend="processes")
+    ps = [cluster._running[f"ps:{index}"].pid for index in range(2)]
     job = functools.partial(job, kind=kind, ps=ps, **options)
     return cluster.run(job, timeout=START + times * GENERATIONS / 50)

@@ -406,6 +406,20 @@ def test_a_wait_in_a_barrier_that_another_thread_closes_says_so(make, kind):
             waiting.result(TIMEOUT)
 
 
+def test_a_barrier_that_is_closed_while_it_renews_its_connection_stays_closed(make, monkeypatch):
+    [barrier], enter = make("counter", ranks=[0], parties=1), connection.Connection.enter
+    make("counter", ranks=[0], parties=1)  # shares the session
+
+    def enter_and_be_closed(own, *args, **options):
+        enter(own, *args, **options)
+        barrier.close()
+
+    monkeypatch.setattr(connection.Connection, "enter", enter_and_be_closed)
+    barrier._participant.renew(Deadline(TIMEOUT))
+    with pytest.raises(tf.errors.CancelledError):
+        barrier._participant.connection.look()
+
+
 @pytest.mark.parametrize("name", ["wait", "abort", "reset", "resign", "missing", "statistics"])
 def test_a_closed_barrier_says_so(make, name):
     [barrier] = make("queue", ranks=[0], parties=1)

@@ -64,8 +64,7 @@ class Trial:
         secs: its duration; None for good.
         stops: the verdicts with which the job may stop; empty if it must recover.
         stops_at_start: further verdicts before the tasks have met: a task that waits for a ps ends
-            with a StartTimeout that names it, and other tasks depend on that task, or have ended in
-            the same way.
+            with a StartTimeout that names it, and other tasks depend on that task.
     """
 
     make: Callable[[str], NetworkFault | TaskFault]
@@ -83,9 +82,7 @@ TRIALS = {
     "stop and wake": Trial(Pause, 2.0),
     "stop": Trial(Pause, stops=(Name.PEER_STOPPED,)),
     "unplug": Trial(
-        lambda task: Unplug(host(task)),
-        stops=(Name.PEER_UNREACHABLE,),
-        stops_at_start=(*DEAD, Name.TASK_FAILED),
+        lambda task: Unplug(host(task)), stops=(Name.PEER_UNREACHABLE,), stops_at_start=DEAD
     ),
     "unplug and plug": Trial(lambda task: Unplug(host(task)), 2.0),
     "link down and up": Trial(lambda task: LinkDown(host(task)), 2.0),
