@@ -268,17 +268,17 @@ def _be_late(barrier, seconds):
 
 
 class SecondPs:
-    """A ps that gets as many trivial runs as a barrier sends to the first ps.
+    """A ps that gets as many other runs as a barrier sends to the first ps, for two trainers.
 
-    It grows by what TensorFlow keeps for each run. It is for two trainers.
+    It grows by what TensorFlow keeps for each run, which depends on what the run does: one that
+    another run wakes leaves more behind than one that does nothing.
     """
 
     def __init__(self, task):
         self._graph = tf.Graph()
         with self._graph.as_default(), tf.compat.v1.device("/job:ps/task:1"):
             queues = [tf.queue.FIFOQueue(2, [tf.int64], [[]], shared_name=str(i)) for i in (0, 1)]
-            ours, theirs = queues[task.rank], queues[1 - task.rank]
-            self._meet = tf.group(theirs.enqueue(0), ours.dequeue())
+            self._meet = _meeting(ours=queues[task.rank], theirs=queues[1 - task.rank])
             self._nothing = tf.no_op()
             self._never = tf.queue.FIFOQueue(1, [tf.int64]).dequeue().op
         self._session = DirectSession(
@@ -286,7 +286,7 @@ class SecondPs:
         )
 
     def ask(self, times):
-        """Runs that often; in the first run the trainers wait for each other, as at a barrier."""
+        """Runs that often; in the first run the trainers wait for each other."""
         self._session.run(self._meet)
         for _ in range(times - 1):
             self._session.run(self._nothing)
@@ -297,6 +297,20 @@ class SecondPs:
         except tf.errors.DeadlineExceededError:
             return
         raise AssertionError("an empty queue had an element")
+
+
+def _meeting(ours, theirs):
+    """A run of as many operations as one of a barrier: some, a wait for the other trainer, more."""
+    arrived = tf.timestamp()
+    for _ in range(20):
+        arrived = tf.sqrt(arrived) * tf.sqrt(arrived)
+    with tf.control_dependencies([arrived]):
+        tell = theirs.enqueue(0)
+    with tf.control_dependencies([tell]):
+        woken = ours.dequeue()
+    for _ in range(10):
+        woken = woken * woken
+    return tf.raw_ops.Assert(condition=tf.equal(woken, 0), data=[woken], summarize=1)
 
 
 def many_generations(task, kind, generations, warm_up, ps):

@@ -269,7 +269,8 @@ def test_timeouts_that_break_it_race_with_the_release(start, stops, times):
 
 
 # TensorFlow keeps something of each run, and more the longer a ps runs (see the limits in
-# docs/barrier.md). So the ps with the barrier is compared with one that gets as many other runs.
+# docs/barrier.md). So the ps with the barrier is compared with one that gets as many other runs, in
+# which the trainers wait for each other as often.
 
 
 @pytest.mark.parametrize("kind", KINDS)

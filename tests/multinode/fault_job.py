@@ -32,7 +32,9 @@ def train(actor: Actor) -> None:
     """Trains until all epochs have ended; starts again a few times if the ps was lost."""
     if actor.task.is_chief:
         _moment(actor, "start")
-    with worker_server(actor.task, timeout=_WAIT_SECS) as target:
+    # The chief gives up first if the ps is missing, so that the verdict is about a job that runs.
+    timeout = _WAIT_SECS if actor.task.is_chief else 2 * _WAIT_SECS
+    with worker_server(actor.task, timeout=timeout) as target:
         for attempt in range(1, _ATTEMPTS + 1):
             try:
                 with tf.Graph().as_default():
