@@ -301,12 +301,12 @@ class SecondPs:
 
 def _meeting(ours, theirs):
     """A run of as many operations as one of a barrier: some, a wait for the other trainer, more."""
-    arrived = tf.timestamp()
+    work = tf.timestamp()
     for _ in range(20):
-        arrived = tf.sqrt(arrived) * tf.sqrt(arrived)
-    with tf.control_dependencies([arrived]):
-        tell = theirs.enqueue(0)
-    with tf.control_dependencies([tell]):
+        work = tf.sqrt(work) * tf.sqrt(work)
+    with tf.control_dependencies([work]):
+        arrive = theirs.enqueue(0)
+    with tf.control_dependencies([arrive]):
         woken = ours.dequeue()
     for _ in range(10):
         woken = woken * woken
