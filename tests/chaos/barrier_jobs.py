@@ -300,7 +300,7 @@ class SecondPs:
 
 
 def _meeting(ours, theirs):
-    """A run of as many operations as one of a barrier: some, a wait for the other trainer, more."""
+    """A run that works, waits for the other trainer and works again, as one of a barrier does."""
     work = tf.timestamp()
     for _ in range(20):
         work = tf.sqrt(work) * tf.sqrt(work)
