@@ -40,6 +40,7 @@ FLOORS = {
     "train": 5,
     "diagnosis": 5,
     "doctor": 5,
+    "export": 5,
     "deploy": 5,
     "repro": 6,
     "testing": 6,
@@ -51,7 +52,7 @@ APART = {("train", "cluster")}
 # Within the floor of the foundations these may import one another.
 FOUNDATIONS = 1
 # Packages with public names, besides tfdist itself.
-PUBLIC_PACKAGES = {"barrier", "data", "doctor", "splits", "testing", "train"}
+PUBLIC_PACKAGES = {"barrier", "data", "doctor", "export", "splits", "testing", "train"}
 # Decisions: no TensorFlow, no input or output; numpy is the only library.
 PURE = {"deadline", "data.ledger"}
 PURE_NAME = "rules"
@@ -64,7 +65,7 @@ CONCEPTS = {
     "testing.compose.nodes": "which back end runs the services of compose files",
 }
 
-MOST_MODULES = 140
+MOST_MODULES = 160
 MOST_LINES = 500
 MEDIAN_LINES = (100, 200)
 
