@@ -1,6 +1,7 @@
 from . import barrier as barrier
 from . import data as data
 from . import doctor as doctor
+from . import export as export
 from . import splits as splits
 from . import testing as testing
 from . import train as train

@@ -155,7 +155,11 @@ def test_a_lookup_table_cannot_be_frozen(tmp_path):
 
 def _sum():
     x, y = (v1.placeholder(tf.float32, [None], name) for name in "xy")
-    tf.add(x, y * v1.get_variable("w", [], initializer=v1.ones_initializer()), name="sum")
+    tf.add(
+        x,
+        y * v1.get_variable("w", [], initializer=v1.ones_initializer(), use_resource=False),
+        name="sum",
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,6 +173,9 @@ def _sum():
         ({"outputs": ["sum"], "checkpoint": "none"}, "checkpoint: got 'none'; must be"),
         ({"outputs": ["sum"], "records": "none"}, "records: .* must be TFRecord files"),
         ({"outputs": ["sum"], "version": -1}, "version: got -1; must be"),
+        ({"outputs": ["w/read"]}, "outputs: got .* must depend on an input"),
+        ({"outputs": {"sum": ("sum", "sum")}}, "outputs: .* must be one tensor"),
+        ({"outputs": {"sum": 3}}, "outputs: got 3; must be a tensor of the graph, or its name"),
     ],
 )
 def test_wrong_parameters(options, message, tmp_path):

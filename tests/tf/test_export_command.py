@@ -61,14 +61,17 @@ def test_a_keras_file(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--output", "scores"], "outputs: got 'scores:0'; must be a tensor of the graph; did you"),
+        (
+            ["--output", "scores"],
+            "--output: got 'scores:0'; must be a tensor of the graph; did you",
+        ),
         (
             ["--output", "score", "--constant", "keep"],
             "--constant: got 'keep'; must be TENSOR=VALUE",
         ),
         (["--output", "score", "--constant", "keep=on"], "--constant: got 'keep=on'; must have a"),
         (["--output", "score", "--input", "user"], "--input: got 'user'; must be NAME=TENSOR"),
-        ([], "outputs: got None; must be a list of tensors"),
+        ([], "--output: got None; must be a list of tensors"),
     ],
 )
 def test_wrong_options(options, message, meta, tmp_path, capsys):

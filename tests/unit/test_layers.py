@@ -62,6 +62,7 @@ SMALL_LINES = 60
 CONCEPTS = {
     "__main__": "python -m tfdist",
     "cluster.preload": "the fork server imports it by its name",
+    "export.frozen": "a GraphDef in place of a SavedModel",
     "testing.compose.nodes": "which back end runs the services of compose files",
 }
 

@@ -23,6 +23,19 @@ The inputs are found where the reader ends, and at placeholders. For example:
   tfdist export checkpoints/model-1000 models/ratings --output score --records data/*.tfrecord
 """
 
+# What the function calls its parameters, and the user of the command its arguments.
+_FIELDS = {
+    "source": "SOURCE",
+    "directory": "MODEL",
+    "outputs": "--output",
+    "inputs": "--input",
+    "constants": "--constant",
+    "checkpoint": "--checkpoint",
+    "records": "--records",
+    "version": "--version",
+    "freeze": "--freeze",
+}
+
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds `export` to the subcommands."""
@@ -81,18 +94,23 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def command(parsed: argparse.Namespace) -> int:
     """Exports the model, and prints what it takes and returns."""
     require_tensorflow("tfdist export")
-    exported = export.export_model(
-        _source(parsed.source),
-        parsed.directory,
-        outputs=_outputs(parsed.output),
-        inputs=_inputs(parsed.input) or None,
-        constants=_constants(parsed.constant) or None,
-        checkpoint=parsed.checkpoint,
-        records=parsed.records,
-        version=parsed.version,
-        freeze=parsed.freeze,
-    )
-    inputs = {
+    outputs, inputs = _outputs(parsed.output), _inputs(parsed.input) or None
+    constants, source = _constants(parsed.constant) or None, _source(parsed.source)
+    try:
+        exported = export.export_model(
+            source,
+            parsed.directory,
+            outputs=outputs,
+            inputs=inputs,
+            constants=constants,
+            checkpoint=parsed.checkpoint,
+            records=parsed.records,
+            version=parsed.version,
+            freeze=parsed.freeze,
+        )
+    except ConfigError as error:
+        raise ConfigError(_FIELDS.get(error.field, error.field), error.value, error.rule) from error
+    about = {
         name: {"dtype": spec.dtype.name, "shape": spec.shape.as_list(), "sparse": _is_sparse(spec)}
         for name, spec in exported.inputs.items()
     }
@@ -101,7 +119,7 @@ def command(parsed: argparse.Namespace) -> int:
             json.dumps(
                 {
                     "path": exported.path,
-                    "inputs": inputs,
+                    "inputs": about,
                     "outputs": exported.outputs,
                     "signatures": exported.signatures,
                     "num_records": exported.num_records,
@@ -113,9 +131,9 @@ def command(parsed: argparse.Namespace) -> int:
         return HELD
     console = PipeConsole(highlight=False)
     console.out(exported.path)
-    for name, about in inputs.items():
-        kind = "SparseTensor" if about["sparse"] else "tensor"
-        console.out(f"  input {name}: {kind} of {about['dtype']}, shape {_shape(about['shape'])}")
+    for name, each in about.items():
+        kind = "SparseTensor" if each["sparse"] else "tensor"
+        console.out(f"  input {name}: {kind} of {each['dtype']}, shape {_shape(each['shape'])}")
     console.out(f"  outputs: {', '.join(exported.outputs)}")
     console.out(f"  signatures: {', '.join(exported.signatures)}")
     rows = f"{exported.num_records} real records" if exported.num_records else "made up rows"

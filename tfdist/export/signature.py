@@ -66,6 +66,8 @@ def signature_of(
     known = {*values, *(text for parts in tensors.values() for text in parts)}
     found = boundary(graph_def, list(named_outputs.values()), known)
     tensors.update(_named_by_origin(graph_def, found, set(tensors)))
+    if not tensors:
+        raise ConfigError("outputs", list(named_outputs), "must depend on an input")
     features = [
         _feature(graph, name, parts, origin(graph_def, next(filter(None, parts))))
         for name, parts in sorted(tensors.items())
@@ -75,7 +77,7 @@ def signature_of(
 
 def _constants(graph: tf.Graph, constants: Mapping[Any, Any]) -> dict[str, Any]:
     """The constants as arrays of the right type."""
-    names = {_tensor_name(tensor): value for tensor, value in constants.items()}
+    names = {_tensor_name("constants", tensor): value for tensor, value in constants.items()}
     _check_names("constants", graph, names)
     arrays = {}
     for name, value in names.items():
@@ -192,7 +194,7 @@ def _sparse_type(
 
 
 def _named_tensors(field: str, tensors: Any) -> dict[str, Any]:
-    """Names of tensors by the name of the input or output.
+    """Names of tensors, by the name of the input or output.
 
     Args:
         field: the parameter.
@@ -200,21 +202,26 @@ def _named_tensors(field: str, tensors: Any) -> dict[str, Any]:
             "score:0" have the name "score".
     """
     if isinstance(tensors, (str, bytes)) or not tensors:
-        raise ConfigError(
-            field, tensors, "must be a list of tensors, or a mapping of names to them"
-        )
+        rule = "must be a list of tensors, or a mapping of names to them"
+        raise ConfigError(field, tensors, rule)
     if not isinstance(tensors, Mapping):
-        texts = [_tensor_name(each) for each in tensors]
+        texts = [_tensor_name(field, each) for each in tensors]
         return {
             text.removesuffix(":0").rpartition("/")[2].replace(":", "_"): text for text in texts
         }
-    return {
-        name: tuple(map(_tensor_name, each))
-        if isinstance(each, (tuple, list))
-        else _tensor_name(each)
-        for name, each in tensors.items()
-    }
+    named = {}
+    for name, each in tensors.items():
+        parts = each if isinstance(each, (tuple, list)) else (each,)
+        if len(parts) not in (1, 3) or (len(parts) == 3 and field != "inputs"):
+            rule = "must be one tensor, or as an input three: indices, values and dense shape"
+            raise ConfigError(field, each, rule)
+        texts = [_tensor_name(field, part) for part in parts]
+        named[name] = tuple(texts) if len(texts) == 3 else texts[0]
+    return named
 
 
-def _tensor_name(tensor: Any) -> str:
-    return str(Tensor.parse(tensor if isinstance(tensor, str) else tensor.name))
+def _tensor_name(field: str, tensor: Any) -> str:
+    name = tensor if isinstance(tensor, str) else getattr(tensor, "name", None)
+    if not isinstance(name, str):
+        raise ConfigError(field, tensor, "must be a tensor of the graph, or its name")
+    return str(Tensor.parse(name))

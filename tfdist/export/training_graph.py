@@ -34,7 +34,7 @@ def load(source: Any, checkpoint: Any) -> TrainingGraph:
 
     Args:
         source: a `tf.Graph`, a MetaGraphDef, or a path: of a `.meta` file; of a folder with a
-            checkpoint, or of a checkpoint, beside which its `.meta` file is; of a GraphDef in a
+            checkpoint, or of a checkpoint, if its `.meta` file is there too; of a GraphDef in a
             `.pb` or `.pbtxt` file.
         checkpoint: a checkpoint, or a folder whose latest one is meant. By default the one that
             belongs to the `.meta` file.
@@ -54,7 +54,7 @@ def load(source: Any, checkpoint: Any) -> TrainingGraph:
     if not path.endswith(".meta"):
         path = f"{_checkpoint(path)}.meta"
     if not os.path.isfile(path):
-        rule = "must be a graph or have one beside it: there is no file"
+        rule = "must have a graph: there is no file"
         raise ConfigError("source", source, f"{rule} {path}")
     meta_graph = _read(path, meta_graph_pb2.MetaGraphDef())
     return TrainingGraph(meta_graph, _checkpoint(checkpoint or path.removesuffix(".meta")))
