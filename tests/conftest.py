@@ -25,6 +25,7 @@ FOLDERS = {
     "cluster": "a cluster of threads or of forkserver processes",
     "chaos": "signals and seeded faults against process groups, and whole launches",
     "multinode": "network namespaces, or docker compose",
+    "serving": "models exported and served",
 }
 
 

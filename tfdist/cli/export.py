@@ -32,6 +32,7 @@ _FIELDS = {
     "constants": "--constant",
     "checkpoint": "--checkpoint",
     "records": "--records",
+    "ids": "--ids",
     "version": "--version",
     "freeze": "--freeze",
 }
@@ -79,6 +80,13 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="TFRecord files to check the model with (default: made up rows)",
     )
     parser.add_argument(
+        "--ids",
+        action="append",
+        default=[],
+        metavar="NAME=N",
+        help="the ids of this input are less than N; a request with another one gets an error",
+    )
+    parser.add_argument(
         "--version",
         type=int,
         metavar="N",
@@ -95,6 +103,7 @@ def command(parsed: argparse.Namespace) -> int:
     """Exports the model, and prints what it takes and returns."""
     require_tensorflow("tfdist export")
     outputs, inputs = _outputs(parsed.output), _inputs(parsed.input) or None
+    ids = dict(_number(text) for text in parsed.ids)
     constants, source = _constants(parsed.constant) or None, _source(parsed.source)
     try:
         exported = export.export_model(
@@ -105,6 +114,7 @@ def command(parsed: argparse.Namespace) -> int:
             constants=constants,
             checkpoint=parsed.checkpoint,
             records=parsed.records,
+            ids=ids,
             version=parsed.version,
             freeze=parsed.freeze,
         )
@@ -179,6 +189,13 @@ def _constants(texts: Sequence[str]) -> dict[str, Any]:
             rule = 'must have a value in JSON, such as 1.0, false or "text"'
             raise ConfigError("--constant", text, rule) from None
     return values
+
+
+def _number(text: str) -> tuple[str, int]:
+    name, value = _pair("--ids", text, "NAME=N")
+    if not (value.isascii() and value.isdecimal()):
+        raise ConfigError("--ids", text, "must be NAME=N with a whole number")
+    return name, int(value)
 
 
 def _pair(field: str, text: str, form: str) -> tuple[str, str]:

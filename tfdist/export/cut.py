@@ -7,7 +7,7 @@ outputs need them. Nothing is left of the reader and of the training, and no dev
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from tensorflow.core.framework import variable_pb2
 from tensorflow.core.protobuf import meta_graph_pb2
 
 from tfdist.errors import ConfigError
-from tfdist.export.feature import EXAMPLES, operation_name, parse, parts_of
+from tfdist.export.feature import EXAMPLES, operation_name, parse, parts_of, with_checked_ids
 from tfdist.export.reader import READER_OPS, Tensor, detached
 from tfdist.export.signature import Signature
 
@@ -52,12 +52,15 @@ class CutGraph:
     outputs: dict[str, str]
 
 
-def cut(meta_graph: Any, signature: Signature, *, parses: bool) -> CutGraph:
+def cut(
+    meta_graph: Any, signature: Signature, num_ids: Mapping[str, int], *, parses: bool
+) -> CutGraph:
     """Cuts a training graph where the features of the signature are.
 
     Args:
         meta_graph: of the training.
         signature: what the model takes and returns.
+        num_ids: of some features, the number that their ids are less than.
         parses: whether the features can also be parsed from serialized `tf.train.Example`s; else
             they have to be fed.
 
@@ -76,8 +79,9 @@ def cut(meta_graph: Any, signature: Signature, *, parses: bool) -> CutGraph:
             defaults, examples = parse(serialized, features), serialized.name
         placeholders = {each.name: each.placeholders(defaults.get(each.name)) for each in features}
         replaced = {name: tf.constant(value) for name, value in signature.constants.items()}
+        checked = with_checked_ids(placeholders, num_ids)
         for each in features:
-            parts = zip(each.tensors, parts_of(placeholders[each.name]), strict=True)
+            parts = zip(each.tensors, parts_of(checked[each.name]), strict=True)
             replaced.update({name: part for name, part in parts if name is not None})
         replaced.update(_sizes(graph_def, signature, placeholders))
         tf.import_graph_def(graph_def, replaced, name="")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,6 +71,30 @@ class Feature:
         """A tensor or SparseTensor of placeholders; `default` is what they are if not fed."""
         defaults = [None] * len(self.parts) if default is None else parts_of(default)
         return self.joined([_placeholder(*each) for each in zip(self.parts, defaults, strict=True)])
+
+
+def with_checked_ids(values: Mapping[str, Any], num_ids: Mapping[str, int]) -> dict[str, Any]:
+    """The features, of which a run fails with InvalidArgumentError if it gets a wrong id.
+
+    A table that is partitioned over several ps looks up a wrong row for some of these.
+
+    Args:
+        values: the features by name.
+        num_ids: by the name of the feature, the number that its ids are less than.
+    """
+    checked = dict(values)
+    for name, number in num_ids.items():
+        ids = values[name].values if isinstance(values[name], tf.SparseTensor) else values[name]
+        is_right = tf.reduce_all((ids >= 0) & (ids < number))
+        message = f"{name}: ids must be at least 0 and less than {number}"
+        right = tf.raw_ops.Assert(condition=is_right, data=[message, ids], summarize=3)
+        with tf.control_dependencies([right]):
+            ids = tf.identity(ids)
+        if isinstance(values[name], tf.SparseTensor):
+            checked[name] = values[name].with_values(ids)
+        else:
+            checked[name] = ids
+    return checked
 
 
 def operation_name(name: str) -> str:

@@ -13,7 +13,7 @@ from tensorflow.core.protobuf import saved_model_pb2
 
 from tfdist.errors import ConfigError
 from tfdist.export import verify
-from tfdist.export.feature import EXAMPLES, Feature, parse, parsed_as
+from tfdist.export.feature import EXAMPLES, Feature, parse, parsed_as, with_checked_ids
 from tfdist.export.saved_model import SERVING_DEFAULT
 
 _SPARSE_FIELDS = ("indices_tensor_name", "values_tensor_name", "dense_shape_tensor_name")
@@ -80,9 +80,13 @@ class FunctionSource:
     def _named_outputs(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
         return _named(self._compute(tensors), self._output_names)
 
-    def write(self, folder: str) -> None:
+    def write(self, folder: str, num_ids: Mapping[str, int]) -> None:
         """Writes the SavedModel into a folder that does not exist yet."""
-        predict, features = self._named_outputs, self.features
+        features = self.features
+
+        def predict(values: Mapping[str, Any]) -> dict[str, Any]:
+            return self._named_outputs(with_checked_ids(values, num_ids))
+
         arguments = [_argument(number, part) for number, part in enumerate(self._parts)]
 
         @tf.function(input_signature=arguments)

@@ -37,10 +37,10 @@ class GraphSource:
         self._signature = signature_of(graph.meta_graph, inputs, outputs, constants)
         self.features, self.trained_batch = self._signature.features, self._signature.batch
 
-    def write(self, folder: str) -> None:
+    def write(self, folder: str, num_ids: Mapping[str, int]) -> None:
         """Writes the SavedModel into a folder that does not exist yet."""
         parses = all(each.parsed is not None for each in self.features)
-        model = cut(self._graph.meta_graph, self._signature, parses=parses)
+        model = cut(self._graph.meta_graph, self._signature, num_ids, parses=parses)
         saved_model.write(model, self._graph.checkpoint, folder)
 
     @contextmanager

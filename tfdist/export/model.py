@@ -16,7 +16,7 @@ import numpy as np
 
 from tfdist.errors import ConfigError, checked_flag, checked_integer, checked_path
 from tfdist.export import golden, sample, verify
-from tfdist.export.feature import EXAMPLES
+from tfdist.export.feature import EXAMPLES, Feature
 from tfdist.export.frozen import freeze as freeze_model
 from tfdist.export.functions import FunctionSource, is_function
 from tfdist.export.graph_source import GraphSource
@@ -56,6 +56,7 @@ def export_model(
     constants: Mapping[Any, Any] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     records: str | Sequence[str] | None = None,
+    ids: Mapping[str, int] | None = None,
     version: int | None = None,
     freeze: bool = False,
 ) -> Exported:
@@ -81,6 +82,8 @@ def export_model(
         checkpoint: of the graph; by default the one that belongs to the `.meta` file.
         records: TFRecord files of `tf.train.Example`s to check the model with. Without them rows
             are made up: small ids, fractions, and empty texts.
+        ids: by the name of an input, the number of its ids: a request with another id gets an
+            error. A table that is partitioned over several ps would look up a wrong row for it.
         version: the number of the folder; by default the first one that is free.
         freeze: whether to write also a GraphDef whose variables are constants.
 
@@ -101,6 +104,7 @@ def export_model(
         model = FunctionSource(source, inputs, outputs)
     else:
         model = GraphSource(load(source, checkpoint), inputs, outputs, constants)
+    limits = _num_ids(model.features, ids or {})
     can_parse = all(each.parsed is not None for each in model.features)
     if records is not None and not can_parse:
         raise ConfigError(
@@ -109,7 +113,7 @@ def export_model(
     found = sample.read_records(records) if records is not None else []
     used = found or (sample.made_up_records(model.features) if can_parse else [])
     with _unfinished(folder, number) as written:
-        model.write(str(written))
+        model.write(str(written), limits)
         with verify.served(str(written)) as served:
             with model.trained() as trained:
                 make = functools.partial(sample.rows, model.features, used)
@@ -127,6 +131,23 @@ def export_model(
         num_records=len(found),
         frozen=str(path / FROZEN) if freeze else None,
     )
+
+
+def _num_ids(features: Sequence[Feature], ids: Mapping[str, int]) -> dict[str, int]:
+    """The number of ids of some inputs.
+
+    Raises:
+        ConfigError: there is no such input, it has no whole numbers, or the number is none.
+    """
+    inputs = {each.name: each.dtype for each in features}
+    for name, number in ids.items():
+        if name not in inputs or not inputs[name].is_integer:
+            known = ", ".join(name for name, dtype in inputs.items() if dtype.is_integer)
+            raise ConfigError(
+                "ids", name, f"must be an input with whole numbers: {known or 'none'}"
+            )
+        checked_integer("ids", number, 1)
+    return dict(ids)
 
 
 def _next_version(folder: Path) -> int:

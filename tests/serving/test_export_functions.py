@@ -32,12 +32,14 @@ class Scorer(tf.Module):
 
 
 def test_a_module_with_a_table(tmp_path):
-    exported = export_model(Scorer(), tmp_path / "model")
+    exported = export_model(Scorer(), tmp_path / "model", ids={"ids": 10})
     assert set(exported.inputs) == {"ids", "word"}
     assert exported.signatures == ("serving_default", "examples")
     with served(exported.path) as model:
         answer = model.run({"ids": IDS, "word": np.array([b"b", b"?"], object)})
-    assert answer["score"].tolist() == [13 + 2, 5]
+        assert answer["score"].tolist() == [13 + 2, 5]
+        with pytest.raises(tf.errors.InvalidArgumentError, match="ids: ids must be at least 0"):
+            model.run({"ids": IDS + 7, "word": np.array([b"b", b"?"], object)})
 
 
 def test_a_function_without_a_signature_needs_inputs(tmp_path):

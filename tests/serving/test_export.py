@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from tests.tf import export_graphs
+from tests.serving import export_graphs
 from tfdist.errors import ConfigError
 from tfdist.export import export_model
 from tfdist.export.verify import served
@@ -82,6 +82,24 @@ def test_a_placeholder_can_be_a_constant(train, records, tmp_path):
         meta, tmp_path / "model", outputs=["score"], constants={"keep": 1.0}, records=records
     )
     assert "keep" not in exported.inputs
+
+
+@pytest.mark.parametrize("user", [-1, export_graphs.USERS])
+def test_an_id_outside_of_a_partitioned_table_is_an_error(user, train, records, tmp_path):
+    exported = export_model(
+        train("queue"),
+        tmp_path / "model",
+        outputs=["score"],
+        records=records,
+        ids={"user": export_graphs.USERS},
+    )
+    values = export_graphs.values(2)
+    values["user"][1] = user
+    with (
+        served(exported.path) as model,
+        pytest.raises(tf.errors.InvalidArgumentError, match="user: ids must be at least 0 and"),
+    ):
+        model.run(values)
 
 
 def test_a_frozen_graph_computes_the_same(train, records, tmp_path):
@@ -172,6 +190,7 @@ def _sum():
         ({"outputs": ["sum"], "constants": {"y": "text"}}, "constants: got .* must be"),
         ({"outputs": ["sum"], "checkpoint": "none"}, "checkpoint: got 'none'; must be"),
         ({"outputs": ["sum"], "records": "none"}, "records: .* must be TFRecord files"),
+        ({"outputs": ["sum"], "ids": {"x": 3}}, "ids: got 'x'; must be an input with whole"),
         ({"outputs": ["sum"], "version": -1}, "version: got -1; must be"),
         ({"outputs": ["w/read"]}, "outputs: got .* must depend on an input"),
         ({"outputs": {"sum": ("sum", "sum")}}, "outputs: .* must be one tensor"),

@@ -7,7 +7,7 @@ import json
 import pytest
 import tensorflow as tf
 
-from tests.tf import export_graphs
+from tests.serving import export_graphs
 from tfdist.cli import main
 from tfdist.errors import HELD, USAGE
 
