@@ -203,6 +203,12 @@ def test_wrong_parameters(options, message, tmp_path):
         export_model(meta, tmp_path / "model", **options)
 
 
+def test_a_folder_that_cannot_be_written(tmp_path):
+    meta = _saved(tmp_path, _sum)
+    with pytest.raises(ConfigError, match=r"directory: got .*; must be a folder that can be"):
+        export_model(meta, Path(meta, "model"), outputs=["sum"])
+
+
 def test_a_version_is_not_replaced(tmp_path):
     meta = _saved(tmp_path, _sum)
     assert export_model(meta, tmp_path / "model", outputs=["sum"]).path.endswith("/1")

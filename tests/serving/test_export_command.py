@@ -71,6 +71,7 @@ def test_a_keras_file(tmp_path, capsys):
         ),
         (["--output", "score", "--constant", "keep=on"], "--constant: got 'keep=on'; must have a"),
         (["--output", "score", "--input", "user"], "--input: got 'user'; must be NAME=TENSOR"),
+        (["--output", "score", "--records", "none"], "must be TFRecord files (none; No such file"),
         ([], "--output: got None; must be a list of tensors"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -102,6 +103,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 def command(parsed: argparse.Namespace) -> int:
     """Exports the model, and prints what it takes and returns."""
     require_tensorflow("tfdist export")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the import, which logs
     outputs, inputs = _outputs(parsed.output), _inputs(parsed.input) or None
     ids = dict(_number(text) for text in parsed.ids)
     constants, source = _constants(parsed.constant) or None, _source(parsed.source)

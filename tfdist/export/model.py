@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from tfdist.errors import ConfigError, checked_flag, checked_integer, checked_path
 from tfdist.export import golden, sample, verify
@@ -89,7 +90,7 @@ def export_model(
 
     Raises:
         ConfigError: a parameter is wrong, or the exported model does not compute what was trained.
-        OSError: the model cannot be written.
+        OSError: the model cannot be written, for example because the disk is full.
     """
     checked_flag("freeze", freeze)
     folder = Path(checked_path("directory", directory))
@@ -112,7 +113,7 @@ def export_model(
         )
     found = sample.read_records(records) if records is not None else []
     used = found or (sample.made_up_records(model.features) if can_parse else [])
-    with _unfinished(folder, number) as written:
+    with _unfinished(folder, number) as written, _quiet():
         model.write(str(written), limits)
         with verify.served(str(written)) as served:
             with model.trained() as trained:
@@ -131,6 +132,17 @@ def export_model(
         num_records=len(found),
         frozen=str(path / FROZEN) if freeze else None,
     )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Logs errors of TensorFlow only: it warns of the age of each function that loads in C++."""
+    level = tf.compat.v1.logging.get_verbosity()
+    tf.compat.v1.logging.set_verbosity(tf.compat.v1.logging.ERROR)
+    try:
+        yield
+    finally:
+        tf.compat.v1.logging.set_verbosity(level)
 
 
 def _num_ids(features: Sequence[Feature], ids: Mapping[str, int]) -> dict[str, int]:
@@ -162,8 +174,12 @@ def _unfinished(folder: Path, version: int) -> Iterator[Path]:
 
     No server takes it for a version before, because its name is no number.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    parent = Path(tempfile.mkdtemp(prefix=f"{version}.unfinished.", dir=folder))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        parent = Path(tempfile.mkdtemp(prefix=f"{version}.unfinished.", dir=folder))
+    except OSError as error:
+        rule = f"must be a folder that can be written ({error.strerror})"
+        raise ConfigError("directory", str(folder), rule) from error
     try:
         yield parent / "model"  # TensorFlow creates it
         (parent / "model").rename(folder / str(version))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from tfdist.errors import ConfigError, checked_several, reason_of
 from tfdist.export.feature import Feature, parse
 
 _MOST_RECORDS = 3
+# Where in TensorFlow an error was raised.
+_ORIGIN = re.compile(r"\[?\[?\{\{[^}]*\}\}\]?\]? ?| ?\[Op:.*")
 
 
 def read_records(paths: Any) -> list[bytes]:
@@ -27,7 +30,7 @@ def read_records(paths: Any) -> list[bytes]:
         read = tf.data.TFRecordDataset([str(name) for name in names]).take(_MOST_RECORDS)
         found = [each.numpy() for each in read]
     except tf.errors.OpError as error:
-        raise ConfigError("records", names, f"{rule} ({error.message})") from error
+        raise ConfigError("records", names, f"{rule} ({_reason(error)})") from error
     if not found:
         raise ConfigError("records", names, "must have a record")
     return found
@@ -74,9 +77,13 @@ def rows(features: Sequence[Feature], records: Sequence[bytes], number: int) -> 
             )
     except tf.errors.OpError as error:
         names = ", ".join(each.name for each in features)
-        rule = f"must have {names}: {reason_of(str(error.message))}"
+        rule = f"must have {names}: {_reason(error)}"
         raise ConfigError("records", f"{len(records)} records", rule) from error
     return values
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    return reason_of(_ORIGIN.sub("", str(error.message)))
 
 
 def _made_up(feature: Feature, number: int) -> Any:

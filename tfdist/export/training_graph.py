@@ -46,25 +46,29 @@ def load(source: Any, checkpoint: Any) -> TrainingGraph:
         with source.as_default():
             source = tf.compat.v1.train.export_meta_graph()
     if isinstance(source, meta_graph_pb2.MetaGraphDef):
-        return TrainingGraph(source, _checkpoint(checkpoint) if checkpoint is not None else None)
+        return TrainingGraph(
+            source, _checkpoint("checkpoint", checkpoint) if checkpoint is not None else None
+        )
     path = checked_path("source", source)
     if path.endswith(_GRAPH_DEFS):
         graph_def = _read(path, tf.compat.v1.GraphDef())
         return TrainingGraph(meta_graph_pb2.MetaGraphDef(graph_def=graph_def), None)
     if not path.endswith(".meta"):
-        path = f"{_checkpoint(path)}.meta"
+        path = f"{_checkpoint('source', path)}.meta"
     if not os.path.isfile(path):
         rule = "must have a graph: there is no file"
         raise ConfigError("source", source, f"{rule} {path}")
     meta_graph = _read(path, meta_graph_pb2.MetaGraphDef())
-    return TrainingGraph(meta_graph, _checkpoint(checkpoint or path.removesuffix(".meta")))
+    return TrainingGraph(
+        meta_graph, _checkpoint("checkpoint", checkpoint or path.removesuffix(".meta"))
+    )
 
 
-def _checkpoint(value: Any) -> str:
-    path = checked_path("checkpoint", value)
+def _checkpoint(field: str, value: Any) -> str:
+    path = checked_path(field, value)
     found = path if _is_saved(path) else tf.train.latest_checkpoint(path)
     if found is None or not _is_saved(found):
-        raise ConfigError("checkpoint", path, "must be a checkpoint or a folder with one")
+        raise ConfigError(field, path, "must be a checkpoint or a folder with one")
     return str(found)
 
 
