@@ -71,7 +71,14 @@ def test_a_keras_file(tmp_path, capsys):
         ),
         (["--output", "score", "--constant", "keep=on"], "--constant: got 'keep=on'; must have a"),
         (["--output", "score", "--input", "user"], "--input: got 'user'; must be NAME=TENSOR"),
-        (["--output", "score", "--records", "none"], "must be TFRecord files (none; No such file"),
+        (
+            ["--output", "score", "--constant", "keep=1", "--records", "none"],
+            "--records: got ['none']; must be TFRecord files (none; No such file or directory)",
+        ),
+        (
+            ["--output", "score"],
+            "--input: got 'keep:0'; must have the batch as first dimension, or",
+        ),
         ([], "--output: got None; must be a list of tensors"),
     ],
 )

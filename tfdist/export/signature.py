@@ -156,7 +156,10 @@ def _feature(
         [tensor] = parts
         dtype, shape = tensor.dtype, tensor.shape
         if shape.rank == 0:
-            raise ConfigError("inputs", tensor.name, "must have the batch as first dimension")
+            rule = (
+                "must have the batch as first dimension, or a fixed value as one of the constants"
+            )
+            raise ConfigError("inputs", tensor.name, rule)
         if shape.rank is not None:
             shape = tf.TensorShape([None, *shape[1:]])
     if source is not None and source.key == name and _fits(source.parsed, shape):
