@@ -194,6 +194,8 @@ def _sum():
         ({"outputs": ["sum"], "version": -1}, "version: got -1; must be"),
         ({"outputs": ["w/read"]}, "outputs: got .* must depend on an input"),
         ({"outputs": {"sum": ("sum", "sum")}}, "outputs: .* must be one tensor"),
+        ({"outputs": ["sum:x"]}, "outputs: got 'sum:x'; must be a tensor of the graph, or its"),
+        ({"outputs": ["sum:1"]}, "outputs: got 'sum:1'; must be a tensor of the graph"),
         ({"outputs": {"sum": 3}}, "outputs: got 3; must be a tensor of the graph, or its name"),
     ],
 )

@@ -35,18 +35,9 @@ _RESHAPES = ("ExpandDims", "Squeeze")
 # Datasets whose elements have the components of those of their first input.
 _KEEPS_COMPONENTS = frozenset(
     (
-        *(
-            "Batch",
-            "PaddedBatch",
-            "ParallelBatch",
-            "Rebatch",
-            "Unbatch",
-            "Shuffle",
-            "Prefetch",
-            "Repeat",
-        ),
+        *("Batch", "PaddedBatch", "ParallelBatch", "Rebatch", "Unbatch", "Shuffle", "Repeat"),
         *("ShuffleAndRepeat", "Take", "Skip", "Cache", "Shard", "Filter", "Options", "Model"),
-        *("Optimize", "AssertCardinality", "MaxIntraOpParallelism", "PrivateThreadPool"),
+        *("Prefetch", "Optimize", "AssertCardinality", "MaxIntraOpParallelism", "PrivateThreadPool"),
     )
 )
 _MAPS = frozenset(("Map", "ParallelMap", "MapAndBatch"))

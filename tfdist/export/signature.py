@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from tfdist.errors import ConfigError, did_you_mean, reason_of
 from tfdist.export.feature import Feature, parsed_as
 from tfdist.export.reader import Origin, Tensor, boundary, detached, origin
 
+_NAME = re.compile(r"[^:^]+(:\d+)?")
 _log = logging.getLogger(__name__)
 
 # As `tf.compat.v1.sparse_placeholder` names its parts, and as tfdist does in a frozen graph.
@@ -225,6 +227,6 @@ def _named_tensors(field: str, tensors: Any) -> dict[str, Any]:
 
 def _tensor_name(field: str, tensor: Any) -> str:
     name = tensor if isinstance(tensor, str) else getattr(tensor, "name", None)
-    if not isinstance(name, str):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ConfigError(field, tensor, "must be a tensor of the graph, or its name")
     return str(Tensor.parse(name))
