@@ -37,7 +37,8 @@ _KEEPS_COMPONENTS = frozenset(
     (
         *("Batch", "PaddedBatch", "ParallelBatch", "Rebatch", "Unbatch", "Shuffle", "Repeat"),
         *("ShuffleAndRepeat", "Take", "Skip", "Cache", "Shard", "Filter", "Options", "Model"),
-        *("Prefetch", "Optimize", "AssertCardinality", "MaxIntraOpParallelism", "PrivateThreadPool"),
+        *("Prefetch", "Optimize", "AssertCardinality", "MaxIntraOpParallelism"),
+        "PrivateThreadPool",
     )
 )
 _MAPS = frozenset(("Map", "ParallelMap", "MapAndBatch"))
