@@ -66,7 +66,9 @@ CONCEPTS = {
     "testing.compose.nodes": "which back end runs the services of compose files",
 }
 
-MOST_MODULES = 160
+MOST_MODULES = 140
+# Rooms for what comes after the training, and the commands of that name: each has its own limit.
+LATER = {"export": 20}
 MOST_LINES = 500
 MEDIAN_LINES = (100, 200)
 
@@ -74,6 +76,11 @@ MEDIAN_LINES = (100, 200)
 def room(module: str) -> str:
     """The room of `module` (a name below tfdist)."""
     return module.partition(".")[0]
+
+
+def belongs(module: str, name: str) -> bool:
+    """Whether a module is in the room of that name, or is its command."""
+    return name in (room(module), module.rpartition(".")[2])
 
 
 def is_pure(module: str) -> bool:
@@ -294,7 +301,10 @@ def test_every_room_with_a_floor_exists():
 
 def test_modules_are_few_and_neither_tiny_nor_huge():
     lines = sizes(ROOT)
-    assert len(lines) < MOST_MODULES
+    own = [name for name in lines if not any(belongs(name, later) for later in LATER)]
+    assert len(own) < MOST_MODULES
+    for later, most in LATER.items():
+        assert sum(belongs(name, later) for name in lines) < most
     assert [name for name, count in lines.items() if count > MOST_LINES] == []
     low, high = MEDIAN_LINES
     assert low <= statistics.median(lines.values()) <= high
