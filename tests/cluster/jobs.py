@@ -166,7 +166,9 @@ def ignore_sigterm(task, folder):
     """Starts a process that ignores SIGTERM too, writes its pid, and waits."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     child = subprocess.Popen(["sleep", "600"])
-    pathlib.Path(folder, "child").write_text(str(child.pid))
+    draft = pathlib.Path(folder, "child.new")
+    draft.write_text(str(child.pid))
+    draft.rename(draft.with_suffix(""))
     threading.Event().wait()
 
 

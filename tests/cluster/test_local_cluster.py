@@ -382,9 +382,16 @@ def test_a_paused_task_ends_before_the_grace_is_over(make_cluster, tmp_path):
 
 def test_a_task_that_ignores_sigterm_is_killed_with_its_children(make_cluster, tmp_path):
     cluster = make_cluster(0, 1, backend="processes", grace=0.5)
-    with pytest.raises(tfdist.RunTimeout):
-        cluster.run(functools.partial(jobs.ignore_sigterm, folder=tmp_path), timeout=3)
-    child = int((tmp_path / "child").read_text())
+    file = tmp_path / "child"
+
+    def watch():
+        if file.exists():
+            raise tfdist.ClusterError("enough")
+
+    job = functools.partial(jobs.ignore_sigterm, folder=tmp_path)
+    with pytest.raises(tfdist.ClusterError, match="enough"):
+        cluster.run(job, timeout=60, watch=watch)
+    child = int(file.read_text())
     assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
 
 
