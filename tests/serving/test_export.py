@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from tests.serving import export_graphs
 from tfdist.errors import ConfigError
-from tfdist.export import export_model
+from tfdist.export import export_model, verify
 from tfdist.export.verify import served
 
 v1 = tf.compat.v1
@@ -74,6 +74,27 @@ def test_a_batch_size_that_stays_in_the_graph_is_named(train, tmp_path):
     with pytest.raises(ConfigError, match=r"batch size: got 1; the output score has 8 rows"):
         export_model(meta, tmp_path / "model", outputs=["score"])
     assert list((tmp_path / "model").iterdir()) == []
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_training_with_small_batches_is_compared_by_its_rows(batch):
+    class Served:
+        def run(self, values):
+            return {"y": np.where(values["x"] < wrong_from, 2.0, 3.0) * values["x"]}
+
+    def compare():
+        verify.compare(
+            Served(),
+            lambda values: {"y": 2.0 * values["x"]},
+            lambda number: {"x": 1.0 + np.arange(number)},
+            batch,
+        )
+
+    wrong_from = batch + 1
+    compare()
+    wrong_from = batch
+    with pytest.raises(ConfigError, match="outputs: got 'y'; is not what was trained"):
+        compare()
 
 
 def test_a_placeholder_can_be_a_constant(train, records, tmp_path):

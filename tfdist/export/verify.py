@@ -126,10 +126,12 @@ def compare(
                 rule = f"the output {name} has {len(value)} rows; {_cause(trained_batch)}"
                 raise ConfigError("batch size", batch, rule)
         expected = trained(sample(trained_batch or batch))
-        check_equal(
-            computed,
-            {name: value[:batch] if np.ndim(value) else value for name, value in expected.items()},
-        )
+        rows = min(batch, trained_batch or batch)
+        check_equal(_first(rows, computed), _first(rows, expected))
+
+
+def _first(rows: int, values: Values) -> Values:
+    return {name: value[:rows] if np.ndim(value) else value for name, value in values.items()}
 
 
 def check_equal(computed: Values, expected: Values) -> None:
