@@ -14,6 +14,7 @@
     |  `- BrokenBarrierError  (threading.BrokenBarrierError)
     |- EpochError                           missing and duplicate examples
     |- SplitLostError                       a trainer no longer owns its split
+    |- ServerError                          the prediction server cannot be built or started
     `- DataError                            a damaged file: path, offset, what is wrong
 
 TensorFlow's errors pass through unchanged, or are the `__cause__` of one of these.
@@ -287,6 +288,18 @@ class SplitLostError(TfdistError):
         )
         self.rank = rank
         self.reason = reason
+
+
+class ServerError(TfdistError):
+    """The prediction server cannot be built or started, or has ended.
+
+    Attributes:
+        output: the last lines that the compiler or the server has printed.
+    """
+
+    def __init__(self, what: str, output: str) -> None:
+        super().__init__(f"{what}:\n{output}" if output else what)
+        self.output = output
 
 
 class DataError(TfdistError):

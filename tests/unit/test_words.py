@@ -16,6 +16,8 @@ RETIRED = re.compile(
     r"|at_once|life|lives|somebody|nobody|everybody|anybody|someone|anyone|everyone)\b",
     re.IGNORECASE,
 )
+# A user, and names of io and of C++.
+NAMES = r"`nobody`|def tell\b|std::visit\b"
 FOLDERS = (
     "tfdist",
     "docs",
@@ -27,7 +29,7 @@ FOLDERS = (
     ".ci",
     ".github",
 )
-SUFFIXES = {"", ".py", ".pyi", ".md", ".sh", ".yaml", ".yml", ".toml", ".txt"}
+SUFFIXES = {"", ".py", ".pyi", ".md", ".sh", ".yaml", ".yml", ".toml", ".txt", ".h", ".cc"}
 # History, and this list of the words. In CONTRIBUTING.md only the table of the words is exempt.
 EXEMPT = {"CHANGELOG.md", "tests/unit/test_words.py", "LICENSE"}
 TABLE = "\n## Retired words\n"
@@ -47,7 +49,7 @@ def retired_words(root: Path) -> list[str]:
         for path in sorted(texts(root))
         if str(path.relative_to(root)) not in EXEMPT
         for number, line in enumerate(path.read_text("utf-8").split(TABLE)[0].splitlines(), start=1)
-        for match in RETIRED.finditer(re.sub(r"`nobody`|def tell\b", "", line))  # a user, and of io
+        for match in RETIRED.finditer(re.sub(NAMES, "", line))
     ]
 
 

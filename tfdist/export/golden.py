@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from tfdist.errors import DataError
+
 GOLDEN = "golden.json"
 _WARM_UP = Path("assets.extra", "tf_serving_warmup_requests")
 
@@ -55,6 +57,41 @@ def write(folder: Path, model: str, answers: Sequence[Answer]) -> None:
                 isinstance(value, tf.compat.v1.SparseTensorValue) for value in each.inputs.values()
             ):
                 writer.write(_prediction_log(model, each))
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    """The requests in the folder of a version, as `golden.json` has them.
+
+    Raises:
+        DataError: there is no such file, or it is not one of these.
+    """
+    path = folder / GOLDEN
+    try:
+        requests = json.loads(path.read_text("utf-8"))["requests"]
+        for each in requests:
+            each["signature_name"], each["inputs"].items()
+    except OSError as error:
+        raise DataError(str(path), None, f"cannot be read: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise DataError(str(path), None, f"is not what `tfdist export` writes: {error}") from error
+    return list(requests)
+
+
+def from_json(value: Any, dtype: tf.DType) -> Any:
+    """The array or sparse value that `to_json` has written, or that a server has answered."""
+    if isinstance(value, dict) and "dense_shape" in value:
+        return tf.compat.v1.SparseTensorValue(
+            np.array(value["indices"], np.int64).reshape(-1, len(value["dense_shape"])),
+            from_json(value["values"], dtype),
+            np.array(value["dense_shape"], np.int64),
+        )
+    return np.array(_bytes(value) if dtype == tf.string else value, dtype.as_numpy_dtype)
+
+
+def _bytes(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_bytes(each) for each in value]
+    return base64.b64decode(value["b64"]) if isinstance(value, dict) else value.encode()
 
 
 def to_json(value: Any) -> Any:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tensorflow as tf
 
 from tfdist.errors import ConfigError, checked_flag, checked_integer, checked_path
 from tfdist.export import golden, sample, verify
@@ -113,7 +112,7 @@ def export_model(
         )
     found = sample.read_records(records) if records is not None else []
     used = found or (sample.made_up_records(model.features) if can_parse else [])
-    with _unfinished(folder, number) as written, _quiet():
+    with _unfinished(folder, number) as written, verify.quiet():
         model.write(str(written), limits)
         with verify.served(str(written)) as served:
             with model.trained() as trained:
@@ -132,17 +131,6 @@ def export_model(
         num_records=len(found),
         frozen=str(path / FROZEN) if freeze else None,
     )
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Logs errors of TensorFlow only: it warns of the age of each function that loads in C++."""
-    level = tf.compat.v1.logging.get_verbosity()
-    tf.compat.v1.logging.set_verbosity(tf.compat.v1.logging.ERROR)
-    try:
-        yield
-    finally:
-        tf.compat.v1.logging.set_verbosity(level)
 
 
 def _num_ids(features: Sequence[Feature], ids: Mapping[str, int]) -> dict[str, int]:

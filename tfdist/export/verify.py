@@ -56,6 +56,14 @@ class ServedModel:
         inputs = {name: _names(each) for name, each in about.inputs.items()}
         return inputs, {name: each.name for name, each in about.outputs.items()}
 
+    def dtypes(self, signature: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The types by the name of the input, and by that of the output."""
+        about = self._signatures[signature]
+        return (
+            {name: tf.dtypes.as_dtype(each.dtype) for name, each in about.inputs.items()},
+            {name: tf.dtypes.as_dtype(each.dtype) for name, each in about.outputs.items()},
+        )
+
     def run(self, values: Values, signature: str = SERVING_DEFAULT) -> dict[str, Any]:
         """Runs a signature: arrays by the name of the output, from those by that of the input."""
         inputs, outputs = self.tensors(signature)
@@ -75,6 +83,17 @@ def _names(info: Any) -> tuple[str, ...]:
             sparse.dense_shape_tensor_name,
         )
     return (info.name,)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Logs errors of TensorFlow only: it warns of the age of each function that loads in C++."""
+    level = _v1.logging.get_verbosity()
+    _v1.logging.set_verbosity(_v1.logging.ERROR)
+    try:
+        yield
+    finally:
+        _v1.logging.set_verbosity(level)
 
 
 @contextmanager
@@ -137,12 +156,13 @@ def _first(rows: int, values: Values) -> Values:
 def check_equal(computed: Values, expected: Values) -> None:
     """Raises ConfigError if an output is not, up to rounding, the expected one."""
     for name, value in computed.items():
-        if not _is_close(value, expected[name]):
+        if not is_close(value, expected[name]):
             rule = f"is not what was trained: {value!r} instead of {expected[name]!r}"
             raise ConfigError("outputs", name, rule)
 
 
-def _is_close(value: Any, expected: Any) -> bool:
+def is_close(value: Any, expected: Any) -> bool:
+    """Whether two outputs are equal, up to rounding."""
     if np.shape(value) != np.shape(expected):
         return False
     if np.issubdtype(np.asarray(value).dtype, np.floating):

@@ -1,0 +1,209 @@
+#include "batcher.h"
+
+#include <time.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace tfdist {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double Seconds(Clock::duration duration) { return std::chrono::duration<double>(duration).count(); }
+
+double ThreadCpuSeconds() {
+  timespec time;
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &time);
+  return time.tv_sec + time.tv_nsec * 1e-9;
+}
+
+bool HasRows(const Slot& slot) {
+  return !slot.is_sparse && !slot.any_rank && !slot.shape.empty() && slot.shape[0] < 0;
+}
+
+// The rows that all inputs have, or 0 if there is no such number.
+int64_t RowsOf(const Inputs& inputs) {
+  int64_t rows = 0;
+  for (const auto& [name, input] : inputs) {
+    const auto* tensor = std::get_if<Tensor>(&input);
+    if (tensor == nullptr || tensor->shape().empty()) return 0;
+    if (rows == 0) rows = tensor->shape()[0];
+    if (tensor->shape()[0] != rows) return 0;
+  }
+  return rows;
+}
+
+// Inputs of the same names, types and sizes of a row have the same key.
+std::string KeyOf(const std::string& signature, const Inputs& inputs) {
+  std::string key = signature;
+  for (const auto& [name, input] : inputs) {
+    const Tensor& tensor = std::get<Tensor>(input);
+    Shape row = tensor.shape();
+    row[0] = -1;
+    key.append(1, '\0').append(name).append(1, '\0').append(NameOf(tensor.dtype()));
+    key.append(TextOf(row));
+  }
+  return key;
+}
+
+template <class T>
+void Append(const std::vector<T>& from, std::vector<T>* to) {
+  to->insert(to->end(), from.begin(), from.end());
+}
+
+// One below the other.
+Tensor Concatenated(const std::vector<const Tensor*>& parts) {
+  Shape shape = parts.front()->shape();
+  Values values = NoValues(parts.front()->dtype());
+  shape[0] = 0;
+  for (const Tensor* part : parts) {
+    shape[0] += part->shape()[0];
+    std::visit(
+        [&](auto& all) {
+          using Vector = std::decay_t<decltype(all)>;
+          Append(std::get<Vector>(part->any_values()), &all);
+        },
+        values);
+  }
+  return Tensor(std::move(shape), std::move(values));
+}
+
+Tensor RowsFrom(const Tensor& tensor, int64_t start, int64_t rows) {
+  Shape shape = tensor.shape();
+  Values values = std::visit(
+      [&](const auto& all) -> Values {
+        const auto first = all.begin() + all.size() / shape[0] * start;
+        return std::decay_t<decltype(all)>(first, first + all.size() / shape[0] * rows);
+      },
+      tensor.any_values());
+  shape[0] = rows;
+  return Tensor(std::move(shape), std::move(values));
+}
+
+}  // namespace
+
+Batcher::Batcher(std::unique_ptr<Predictor> predictor, const BatcherOptions& options, Defer defer,
+                 Waiting* waiting)
+    : predictor_(std::move(predictor)),
+      options_(options),
+      defer_(std::move(defer)),
+      waiting_(waiting) {}
+
+bool Batcher::CanBatch(const Signature& signature) const {
+  const auto has_rows = [](const auto& named) { return HasRows(named.second); };
+  return options_.max_batch_rows > 1 && !signature.inputs.empty() &&
+         std::all_of(signature.inputs.begin(), signature.inputs.end(), has_rows) &&
+         std::all_of(signature.outputs.begin(), signature.outputs.end(), has_rows);
+}
+
+void Batcher::Submit(const std::string& signature, Inputs inputs, Done done) {
+  Job job{signature, std::move(inputs), std::move(done), Clock::now(), 0, ""};
+  const auto found = predictor_->signatures().find(signature);
+  if (found != predictor_->signatures().end() && CanBatch(found->second)) {
+    job.rows = RowsOf(job.inputs);
+    if (job.rows > 0) job.key = KeyOf(signature, job.inputs);
+  }
+  if (waiting_->fetch_add(1) >= options_.max_waiting) {
+    waiting_->fetch_sub(1);
+    throw Error(Error::Code::kUnavailable,
+                std::to_string(options_.max_waiting) + " requests wait already");
+  }
+  {
+    std::lock_guard lock(mutex_);
+    jobs_.push_back(std::move(job));
+  }
+  defer_([self = shared_from_this()] { self->RunNext(); });
+}
+
+void Batcher::RunNext() {
+  std::vector<Job> jobs = Take();
+  if (jobs.empty()) return;  // they ran in a batch
+  waiting_->fetch_sub(jobs.size());
+  Run(std::move(jobs));
+}
+
+std::vector<Batcher::Job> Batcher::Take() {
+  std::lock_guard lock(mutex_);
+  std::vector<Job> taken;
+  if (jobs_.empty()) return taken;
+  taken.push_back(std::move(jobs_.front()));
+  jobs_.pop_front();
+  int64_t rows = taken.front().rows;
+  if (rows == 0) return taken;
+  std::deque<Job> left;
+  for (Job& job : jobs_) {
+    const bool fits =
+        job.rows > 0 && rows + job.rows <= options_.max_batch_rows && job.key == taken.front().key;
+    if (fits) rows += job.rows;
+    if (fits) {
+      taken.push_back(std::move(job));
+    } else {
+      left.push_back(std::move(job));
+    }
+  }
+  jobs_ = std::move(left);
+  return taken;
+}
+
+void Batcher::Run(std::vector<Job> jobs) const {
+  const auto start = Clock::now();
+  const double cpu = ThreadCpuSeconds();
+  Outputs outputs;
+  std::optional<Error> error;
+  try {
+    if (jobs.size() == 1) {
+      outputs = predictor_->Predict(jobs.front().inputs, jobs.front().signature);
+    } else {
+      Inputs inputs;
+      for (const auto& [name, unused] : jobs.front().inputs) {
+        std::vector<const Tensor*> parts;
+        for (const Job& job : jobs) parts.push_back(&std::get<Tensor>(job.inputs.at(name)));
+        inputs.emplace(name, Concatenated(parts));
+      }
+      outputs = predictor_->Predict(inputs, jobs.front().signature);
+    }
+  } catch (const Error& caught) {
+    error = caught;
+  } catch (const std::exception& caught) {
+    error = Error(Error::Code::kInternal, caught.what());
+  }
+  if (jobs.size() > 1) {
+    int64_t rows = 0;
+    for (const Job& job : jobs) rows += job.rows;
+    const bool has_all = std::all_of(outputs.begin(), outputs.end(), [&](const auto& named) {
+      return !named.second.shape().empty() && named.second.shape()[0] == rows;
+    });
+    if (error || !has_all) {
+      // Only the requests that are wrong by themselves get the error.
+      for (Job& job : jobs) {
+        std::vector<Job> one;
+        one.push_back(std::move(job));
+        Run(std::move(one));
+      }
+      return;
+    }
+  }
+  Times times;
+  times.session = Seconds(Clock::now() - start);
+  times.session_cpu = (ThreadCpuSeconds() - cpu) / jobs.size();
+  times.batch_requests = jobs.size();
+  int64_t row = 0;
+  for (Job& job : jobs) {
+    Prediction prediction;
+    prediction.error = error;
+    prediction.times = times;
+    prediction.times.queue = Seconds(start - job.queued);
+    if (jobs.size() == 1) {
+      prediction.outputs = std::move(outputs);
+    } else {
+      for (const auto& [name, output] : outputs) {
+        prediction.outputs.emplace(name, RowsFrom(output, row, job.rows));
+      }
+      row += job.rows;
+    }
+    job.done(std::move(prediction));
+  }
+}
+
+}  // namespace tfdist

@@ -1,0 +1,265 @@
+// tfdist-server: answers requests over HTTP from SavedModels.
+
+#include <getopt.h>
+
+#include <charconv>
+#include <condition_variable>
+#include <cstdlib>
+#include <filesystem>
+#include <iostream>
+#include <mutex>
+#include <set>
+#include <thread>
+
+#include "service.h"
+
+namespace {
+
+namespace fs = std::filesystem;
+
+constexpr const char* kUsage = R"(usage: tfdist-server [OPTION]... MODEL_DIR...
+
+Serves TensorFlow SavedModels by TensorFlow Serving's REST API and by the Open Inference Protocol.
+MODEL_DIR contains the versions 1, 2, ... of a model, or is one version. NAME=MODEL_DIR names the model;
+otherwise it has the name of its folder.
+
+  --host ADDRESS         where to listen (127.0.0.1: this machine only)
+  --port PORT            0 for a free one (8501)
+  --threads N            that run the models and the transport (one per processor)
+  --max-batch-rows N     requests that wait run together, up to so many rows (1: each runs alone)
+  --max-waiting N        further requests are answered with 503 (1000)
+  --max-body-mb N        a larger body is answered with 413 (16)
+  --versions N           how many of the newest versions of a model are served (1)
+  --poll-seconds N       how often new versions are looked for (1)
+  --drain-seconds N      after SIGTERM, for requests that still run (30)
+  --wait                 start although a model has no version yet
+  --access-log FILE      one line for each request; - for standard output (none)
+  --json                 print where it serves as one JSON object
+  --stop-with-stdin      stop, as after SIGTERM, when standard input ends
+  --help
+)";
+
+[[noreturn]] void Fail(int code, const std::string& message) {
+  std::cerr << "tfdist-server: " << message << std::endl;
+  std::exit(code);
+}
+
+[[noreturn]] void WrongUsage(const std::string& message) {
+  Fail(2, message + "; see tfdist-server --help");
+}
+
+struct Flags {
+  tfdist::http::Options http;
+  tfdist::BatcherOptions batcher;
+  int versions = 1;
+  int poll_seconds = 1;
+  bool wait = false;
+  bool json = false;
+  std::string access_log;
+  std::map<std::string, fs::path> models;
+};
+
+int Number(const std::string& flag, const char* text, int least, int most) {
+  int number = 0;
+  const char* end = text + std::char_traits<char>::length(text);
+  const auto [stop, error] = std::from_chars(text, end, number);
+  if (error != std::errc() || stop != end || number < least || number > most) {
+    WrongUsage("--" + flag + ": got '" + text + "'; must be a whole number from " +
+               std::to_string(least) + " to " + std::to_string(most));
+  }
+  return number;
+}
+
+void AddModel(const std::string& argument, Flags* flags) {
+  const size_t sign = argument.find('=');
+  fs::path folder = argument.substr(sign == argument.npos ? 0 : sign + 1);
+  folder = fs::absolute(folder).lexically_normal();
+  if (!folder.has_filename()) folder = folder.parent_path();  // "models/line/"
+  if (!fs::is_directory(folder)) WrongUsage("there is no folder " + folder.string());
+  std::string name = argument.substr(0, sign);
+  if (sign == argument.npos) {
+    name = fs::exists(folder / "saved_model.pb") ? folder.parent_path().filename().string()
+                                                 : folder.filename().string();
+  }
+  const bool valid = !name.empty() && name.find_first_not_of(
+                                          "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+                                          "0123456789_.-") == name.npos;
+  if (!valid) {
+    WrongUsage("the name of a model has letters, digits, '_', '.' and '-', not '" + name +
+               "': write NAME=MODEL_DIR");
+  }
+  if (!flags->models.emplace(name, folder).second) WrongUsage("two models are named " + name);
+}
+
+Flags Parse(int argc, char** argv) {
+  static const option kOptions[] = {{"host", required_argument, nullptr, 'h'},
+                                    {"port", required_argument, nullptr, 'p'},
+                                    {"threads", required_argument, nullptr, 't'},
+                                    {"max-batch-rows", required_argument, nullptr, 'b'},
+                                    {"max-waiting", required_argument, nullptr, 'w'},
+                                    {"max-body-mb", required_argument, nullptr, 'm'},
+                                    {"versions", required_argument, nullptr, 'v'},
+                                    {"poll-seconds", required_argument, nullptr, 's'},
+                                    {"drain-seconds", required_argument, nullptr, 'd'},
+                                    {"wait", no_argument, nullptr, 'W'},
+                                    {"access-log", required_argument, nullptr, 'a'},
+                                    {"json", no_argument, nullptr, 'j'},
+                                    {"stop-with-stdin", no_argument, nullptr, 'i'},
+                                    {"help", no_argument, nullptr, 'H'},
+                                    {}};
+  Flags flags;
+  int index = 0;
+  opterr = 0;
+  for (int chosen; (chosen = getopt_long(argc, argv, "", kOptions, &index)) != -1;) {
+    const auto number = [&](int least, int most) {
+      return Number(kOptions[index].name, optarg, least, most);
+    };
+    switch (chosen) {
+      case 'h':
+        flags.http.host = optarg;
+        break;
+      case 'p':
+        flags.http.port = number(0, 65535);
+        break;
+      case 't':
+        flags.http.threads = number(1, 1024);
+        break;
+      case 'b':
+        flags.batcher.max_batch_rows = number(1, 1 << 20);
+        break;
+      case 'w':
+        flags.batcher.max_waiting = number(1, 1 << 20);
+        break;
+      case 'm':
+        flags.http.max_body_bytes = static_cast<uint64_t>(number(1, 1024)) << 20;
+        break;
+      case 'v':
+        flags.versions = number(1, 1000);
+        break;
+      case 's':
+        flags.poll_seconds = number(1, 86400);
+        break;
+      case 'd':
+        flags.http.drain = std::chrono::seconds(number(0, 86400));
+        break;
+      case 'W':
+        flags.wait = true;
+        break;
+      case 'a':
+        flags.access_log = optarg;
+        break;
+      case 'H':
+        std::cout << kUsage;
+        std::exit(0);
+      case 'j':
+        flags.json = true;
+        break;
+      case 'i':
+        flags.http.stop_with_stdin = true;
+        break;
+      default:
+        WrongUsage("unknown or incomplete option " + std::string(argv[optind - 1]));
+    }
+  }
+  for (int i = optind; i < argc; ++i) AddModel(argv[i], &flags);
+  if (flags.models.empty()) WrongUsage("MODEL_DIR is missing");
+  return flags;
+}
+
+std::FILE* OpenLog(const std::string& path) {
+  if (path.empty()) return nullptr;
+  if (path == "-") return stdout;
+  std::FILE* file = std::fopen(path.c_str(), "a");
+  if (file == nullptr) WrongUsage("--access-log: cannot write " + path);
+  return file;
+}
+
+void Announce(const Flags& flags, const std::string& url) {
+  std::string names;
+  for (const auto& [name, folder] : flags.models) {
+    const std::string quote = flags.json ? "\"" : "";
+    names += (names.empty() ? "" : ", ") + quote + name + quote;
+  }
+  if (flags.json) {
+    std::cout << "{\"url\": \"" << url << "\", \"models\": [" << names << "]}" << std::endl;
+  } else {
+    std::cout << "serving " << names << " at " << url << std::endl;
+  }
+}
+
+// Looks for versions until it is destroyed.
+class Watcher {
+ public:
+  Watcher(std::vector<tfdist::Model*> models, int poll_seconds, tfdist::AccessLog* log)
+      : thread_([this, models, poll_seconds, log] {
+          std::unique_lock lock(mutex_);
+          while (!stopped_.wait_for(lock, std::chrono::seconds(poll_seconds),
+                                    [this] { return stop_; })) {
+            for (tfdist::Model* model : models) model->Poll(/*settled_only=*/true);
+            log->Flush();
+          }
+        }) {}
+
+  ~Watcher() {
+    {
+      std::lock_guard lock(mutex_);
+      stop_ = true;
+    }
+    stopped_.notify_one();
+    thread_.join();
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable stopped_;
+  bool stop_ = false;
+  std::thread thread_;
+};
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  const Flags flags = Parse(argc, argv);
+  tfdist::AccessLog log(OpenLog(flags.access_log));
+  std::unique_ptr<tfdist::http::Server> server;
+  try {
+    server = std::make_unique<tfdist::http::Server>(flags.http);
+  } catch (const std::exception& error) {
+    Fail(1, "cannot listen at " + flags.http.host + ":" + std::to_string(flags.http.port) + ": " +
+                error.what());
+  }
+  tfdist::Metrics metrics;
+  tfdist::Service service(server.get(), &metrics, &log);
+  tfdist::Waiting waiting = 0;
+  std::vector<tfdist::Model*> models;
+  for (const auto& [name, folder] : flags.models) {
+    auto model = std::make_unique<tfdist::Model>(
+        name, folder, flags.versions, &metrics.Of(name),
+        [&](std::unique_ptr<tfdist::Predictor> predictor) {
+          return std::make_shared<tfdist::Batcher>(
+              std::move(predictor), flags.batcher,
+              [&](std::function<void()> run) { server->Defer(std::move(run)); }, &waiting);
+        },
+        [](const std::string& line) { std::cerr << line << std::endl; });
+    model->Poll(/*settled_only=*/false);
+    if (!model->IsReady() && !flags.wait) {
+      Fail(1, model->Status().empty() ? folder.string() + " has no version, such as " +
+                                            folder.string() + "/1/saved_model.pb"
+                                      : "no version of " + name + " can be loaded");
+    }
+    models.push_back(model.get());
+    service.Add(std::move(model));
+  }
+  Announce(flags, "http://" + flags.http.host + ":" + std::to_string(server->port()));
+  bool answered_all;
+  {
+    Watcher watcher(models, flags.poll_seconds, &log);
+    answered_all =
+        server->Run([&](const tfdist::http::Request& request, tfdist::http::Reply reply) {
+          service.Handle(request, std::move(reply));
+        });
+  }
+  log.Flush();
+  if (!answered_all) Fail(1, "some requests were still running at the end");
+  return 0;
+}
