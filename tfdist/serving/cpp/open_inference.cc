@@ -218,14 +218,11 @@ InferRequest ReadInfer(std::string_view body, std::optional<size_t> json_size,
   if (!object["parameters"].get(parameters)) {
     request.signature = TextMember(parameters, "signature_name", request.signature);
   }
-  const auto found = signatures.find(request.signature);
-  if (found == signatures.end()) {
-    ThrowInvalid("there is no signature " + Shortened(request.signature));
-  }
+  const Signature& signature = FindSignature(signatures, request.signature);
   JsonArray list;
   if (object["inputs"].get(list)) ThrowInvalid("the body must have a list \"inputs\"");
-  request.inputs = ReadInputs(list, found->second, raw);
-  request.outputs = ReadOutputs(object, found->second, request.binary);
+  request.inputs = ReadInputs(list, signature, raw);
+  request.outputs = ReadOutputs(object, signature, request.binary);
   return request;
 }
 

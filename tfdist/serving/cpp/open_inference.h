@@ -15,8 +15,6 @@
 
 namespace tfdist::oip {
 
-using Signatures = std::map<std::string, Signature>;
-
 struct RequestedOutput {
   std::string name;
   bool binary = false;

@@ -125,17 +125,11 @@ class LoadedModel : public Predictor {
 
   ~LoadedModel() override { session_->Close().IgnoreError(); }
 
-  const std::map<std::string, Signature>& signatures() const override { return signatures_; }
+  const Signatures& signatures() const override { return signatures_; }
 
   Outputs Predict(const Inputs& inputs, const std::string& signature) const override {
-    const auto found = bound_.find(signature);
-    if (found == bound_.end()) {
-      throw Error(Error::Code::kNotFound, "there is no signature " + signature);
-    }
-    const Bound& bound = found->second;
-    if (!bound.about.unsupported.empty()) {
-      throw Error(Error::Code::kInternal, signature + ": " + bound.about.unsupported);
-    }
+    FindSignature(signatures_, signature);
+    const Bound& bound = bound_.at(signature);
     for (const auto& [name, input] : inputs) {
       if (bound.about.inputs.count(name) == 0) ThrowInvalid("there is no input " + name);
     }
@@ -192,7 +186,7 @@ class LoadedModel : public Predictor {
 
   std::unique_ptr<tf::Session> session_;
   std::map<std::string, Bound> bound_;
-  std::map<std::string, Signature> signatures_;
+  Signatures signatures_;
 };
 
 // Many requests at the same time use the processors better than many threads for one request.

@@ -40,7 +40,7 @@ class Predictor {
 
   virtual ~Predictor() = default;
 
-  virtual const std::map<std::string, Signature>& signatures() const = 0;
+  virtual const Signatures& signatures() const = 0;
 
   // Computes the outputs of a signature in the calling thread, without a time limit. Throws Error
   // if there is no such signature; if an input is missing, unknown, or of another type or shape; or

@@ -223,7 +223,7 @@ http::Response Service::AnswerModel(const Route& route, const Model& model) cons
 
 void Service::Predict(std::shared_ptr<Call> call, const Model& model) const {
   const auto version = model.Get(call->route.version);
-  const rest::Signatures& signatures = version->batcher->predictor().signatures();
+  const Signatures& signatures = version->batcher->predictor().signatures();
   const std::string_view body = call->request.body();
   // What makes the answer from the outputs.
   std::function<http::Response(const Outputs&)> write;

@@ -90,6 +90,20 @@ Tensor::Tensor(Shape shape, Values values) : shape_(std::move(shape)), values_(s
   }
 }
 
+const Signature& FindSignature(const Signatures& signatures, const std::string& name) {
+  constexpr size_t kShown = 100;
+  const auto found = signatures.find(name);
+  if (found == signatures.end()) {
+    std::string names;
+    for (const auto& [each, signature] : signatures) names += (names.empty() ? "" : ", ") + each;
+    ThrowInvalid("the signature must be one of " + names + ", not " + name.substr(0, kShown));
+  }
+  const std::string& unsupported = found->second.unsupported;
+  if (!unsupported.empty())
+    ThrowInvalid("the signature " + name + " cannot be run: " + unsupported);
+  return found->second;
+}
+
 void CheckFits(const std::string& name, const Slot& slot, const Input& input) {
   if (slot.is_sparse != std::holds_alternative<SparseTensor>(input)) {
     ThrowInvalid(name +

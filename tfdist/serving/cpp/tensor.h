@@ -118,6 +118,11 @@ struct Signature {
   std::string unsupported;  // why this library cannot run it; empty if it can
 };
 
+using Signatures = std::map<std::string, Signature>;
+
+// Throws Error if there is no signature of that name, or if it cannot be run.
+const Signature& FindSignature(const Signatures& signatures, const std::string& name);
+
 // Throws Error if the input does not fit: its type, its shape, or the indices of a SparseTensor.
 void CheckFits(const std::string& name, const Slot& slot, const Input& input);
 

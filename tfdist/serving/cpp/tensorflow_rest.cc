@@ -10,14 +10,6 @@ namespace {
 
 constexpr const char* kDefaultSignature = "serving_default";
 
-const Signature& Find(const Signatures& signatures, const std::string& name) {
-  const auto found = signatures.find(name);
-  if (found != signatures.end()) return found->second;
-  std::string names;
-  for (const auto& [each, signature] : signatures) names += (names.empty() ? "" : ", ") + each;
-  ThrowInvalid("signature_name must be one of " + names + ", not " + Shortened(name));
-}
-
 void CheckKeys(const JsonObject& object, const std::vector<std::string_view>& known) {
   for (const auto& [key, value] : object) {
     if (std::find(known.begin(), known.end(), key) == known.end()) {
@@ -165,7 +157,7 @@ PredictRequest ReadPredict(std::string_view body, const Signatures& signatures) 
   CheckKeys(object, {"signature_name", "instances", "inputs"});
   PredictRequest request;
   request.signature = TextMember(object, "signature_name", kDefaultSignature);
-  const Signature& signature = Find(signatures, request.signature);
+  const Signature& signature = FindSignature(signatures, request.signature);
   Json instances, columns;
   const bool has_rows = !object["instances"].get(instances);
   const bool has_columns = !object["inputs"].get(columns);
@@ -241,7 +233,7 @@ std::vector<PredictRequest> ReadGolden(std::string_view text, const Signatures& 
     }
     PredictRequest request;
     request.signature = TextMember(members, "signature_name", kDefaultSignature);
-    request.inputs = ReadColumns(columns, Find(signatures, request.signature));
+    request.inputs = ReadColumns(columns, FindSignature(signatures, request.signature));
     requests.push_back(std::move(request));
   }
   return requests;
@@ -269,7 +261,7 @@ ExamplesRequest ReadExamples(std::string_view body) {
 
 Inputs ExamplesInput(const ExamplesRequest& request, const std::string& method,
                      const Signatures& signatures) {
-  const Signature& signature = Find(signatures, request.signature);
+  const Signature& signature = FindSignature(signatures, request.signature);
   if (signature.method != method) {
     ThrowInvalid("the method of the signature " + request.signature + " must be " + method +
                  ", not " + signature.method);

@@ -13,8 +13,6 @@
 
 namespace tfdist::rest {
 
-using Signatures = std::map<std::string, Signature>;
-
 struct PredictRequest {
   std::string signature;
   Inputs inputs;
