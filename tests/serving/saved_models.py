@@ -10,13 +10,17 @@ v1 = tf.compat.v1
 METHOD = "tensorflow/serving/"
 
 
-def half_plus(path: Path, number: float) -> str:
-    """0.5 x + number, with the signatures of TensorFlow Serving's own example."""
+def half_plus(path: Path, number: float, ballast: int = 1) -> str:
+    """0.5 x + number, with the signatures of TensorFlow Serving's own example.
+
+    `ballast` is how many numbers another variable has, which is loaded too.
+    """
     with tf.Graph().as_default(), v1.Session() as session:
         half, added = (
             v1.get_variable("a", initializer=0.5),
             v1.get_variable("b", initializer=number),
         )
+        v1.get_variable("ballast", [ballast], initializer=v1.zeros_initializer())
         x = v1.placeholder(tf.float32, [None], "x")
         serialized = v1.placeholder(tf.string, [None], "serialized")
         feature = tf.io.parse_example(serialized, {"x": tf.io.FixedLenFeature([1], tf.float32)})
@@ -39,6 +43,18 @@ def half_plus(path: Path, number: float) -> str:
                 ),
             },
         )
+
+
+def slow(path: Path, rounds: int = 100) -> str:
+    """Returns its input after so many multiplications, of some milliseconds each."""
+    with tf.Graph().as_default(), v1.Session() as session:
+        x = v1.placeholder(tf.float32, [None], "x")
+        matrix = tf.ones([512, 512]) * tf.reduce_sum(x)
+        _, product = tf.while_loop(
+            lambda i, _: i < rounds, lambda i, m: (i + 1, tf.matmul(m, m) / 512), (0, matrix)
+        )
+        y = x + 0 * product[0, 0]
+        return _save(session, path, {"serving_default": _signature("predict", {"x": x}, {"y": y})})
 
 
 def echo(path: Path) -> str:

@@ -36,12 +36,12 @@ For example, on a terminal and on another one:
 _OPTIONS = {
     "host": ("ADDRESS", "where to listen (default: 127.0.0.1, this machine only)"),
     "port": ("PORT", "0 for a free one (default: 8501)"),
-    "threads": ("N", "that run models and transport (default: one per processor)"),
+    "threads": ("N", "how many requests run at the same time (default: one per processor)"),
     "max-batch-rows": ("N", "requests that wait run together, up to so many rows (default: 1)"),
     "max-waiting": ("N", "further requests are answered with 503 (default: 1000)"),
     "max-body-mb": ("N", "a larger body is answered with 413 (default: 16)"),
     "versions": ("N", "how many of the newest versions of a model to serve (default: 1)"),
-    "poll-seconds": ("N", "how often to look for new versions (default: 1)"),
+    "poll-ms": ("N", "milliseconds between two looks for new versions (default: 1000)"),
     "drain-seconds": ("N", "after SIGTERM, for requests that still run (default: 30)"),
     "access-log": ("FILE", "one line for each request; - for standard output (default: none)"),
 }

@@ -9,6 +9,8 @@
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
 #include <csignal>
+#include <cstdio>
+#include <cstdlib>
 #include <mutex>
 #include <thread>
 #include <unordered_set>
@@ -51,9 +53,7 @@ struct Server::State {
   const int threads;
   Handler handler;
   std::atomic<bool> stopping{false};
-  std::atomic<bool> overdue{false};
 
-  // Connections are removed also while `io`, which is destroyed before these, ends with some open.
   std::mutex mutex;
   std::unordered_set<Connection*> connections;
   bool accepting = false;  // guarded by `mutex` too
@@ -272,7 +272,6 @@ void Server::State::Accept() {
 void Server::State::Remove(Connection* connection) {
   std::lock_guard lock(mutex);
   connections.erase(connection);
-  if (overdue) return;
   if (stopping) {
     if (connections.empty()) asio::post(control, [this] { timer.cancel(); });
   } else if (!accepting) {
@@ -309,8 +308,10 @@ void Server::State::Drain() {
   timer.expires_after(options.drain);
   timer.async_wait([this](error_code error) {
     if (error) return;  // all connections are closed
-    overdue = true;
-    io.stop();
+    // A model cannot be interrupted.
+    std::fputs("some requests were still running at the end\n", stderr);
+    std::fflush(nullptr);
+    std::_Exit(1);
   });
 }
 
@@ -333,7 +334,7 @@ int Server::num_connections() const {
 
 bool Server::is_stopping() const { return state_->stopping; }
 
-bool Server::Run(Handler handler) {
+void Server::Run(Handler handler) {
   state_->handler = std::move(handler);
   std::signal(SIGPIPE, SIG_IGN);
   state_->signals.add(SIGTERM);
@@ -353,7 +354,6 @@ bool Server::Run(Handler handler) {
   }
   state_->io.run();
   for (auto& thread : others) thread.join();
-  return !state_->overdue;
 }
 
 void Server::Defer(std::function<void()> function) { asio::defer(state_->io, std::move(function)); }

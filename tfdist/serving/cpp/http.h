@@ -68,9 +68,9 @@ class Server {
   int num_connections() const;
   bool is_stopping() const;
 
-  // Serves requests until SIGTERM or SIGINT; then answers those that have come, and returns whether
-  // all were answered in time. A second signal ends the process.
-  bool Run(Handler handler);
+  // Serves requests until SIGTERM or SIGINT, and then until those that have come are answered. If
+  // one is still running after `drain`, or at a second signal, the process ends with an error.
+  void Run(Handler handler);
 
   // Runs the function in a thread of the server, after the current event of this thread.
   void Defer(std::function<void()> function);

@@ -64,12 +64,11 @@ void WarmUp(const Predictor& predictor, const fs::path& folder) {
 }  // namespace
 
 Model::Model(std::string name, fs::path folder, int num_versions, ModelMetrics* metrics,
-             MakeBatcher make_batcher, Report report)
+             Report report)
     : name_(std::move(name)),
       folder_(std::move(folder)),
       num_versions_(num_versions),
       metrics_(metrics),
-      make_batcher_(std::move(make_batcher)),
       report_(std::move(report)) {}
 
 std::shared_ptr<const Version> Model::Get(std::optional<int64_t> number) const {
@@ -121,7 +120,7 @@ std::shared_ptr<const Version> Model::Load(int64_t number, const fs::path& folde
   char text[32];
   std::snprintf(text, sizeof(text), "%.1f s", seconds.count());
   report_(name_ + ": loaded version " + std::to_string(number) + " in " + text);
-  return std::make_shared<Version>(Version{number, make_batcher_(std::move(predictor))});
+  return std::make_shared<Version>(Version{number, std::move(predictor)});
 }
 
 void Model::Poll(bool settled_only) {
@@ -171,7 +170,7 @@ void Model::Poll(bool settled_only) {
   }
   // Destroyed here, and not by the last request that used it, since this takes milliseconds.
   const auto unused = std::remove_if(released_.begin(), released_.end(), [](const auto& version) {
-    return version.use_count() == 1 && version->batcher.use_count() == 1;
+    return version.use_count() == 1 && version->predictor.use_count() == 1;
   });
   if (unused == released_.end()) return;
   released_.erase(unused, released_.end());

@@ -13,28 +13,28 @@
 #include <string>
 #include <vector>
 
-#include "batcher.h"
+#include "metrics.h"
+#include "predictor.h"
 #include "tensorflow_rest.h"
 
 namespace tfdist {
 
 struct Version {
   int64_t number;
-  std::shared_ptr<Batcher> batcher;
+  std::shared_ptr<const Predictor> predictor;
 };
 
 // Finds, loads and releases the versions. `Get` and `Status` can be called by several threads, also
 // while one thread calls `Poll`.
 class Model {
  public:
-  using MakeBatcher = std::function<std::shared_ptr<Batcher>(std::unique_ptr<Predictor>)>;
   // Receives one line about a version that was loaded, released or refused.
   using Report = std::function<void(const std::string& line)>;
 
   // `folder` contains versions, or is one. Serves the `num_versions` newest ones that can be
   // loaded.
   Model(std::string name, std::filesystem::path folder, int num_versions, ModelMetrics* metrics,
-        MakeBatcher make_batcher, Report report);
+        Report report);
 
   const std::string& name() const { return name_; }
 
@@ -59,7 +59,6 @@ class Model {
   const std::filesystem::path folder_;
   const int num_versions_;
   ModelMetrics* const metrics_;
-  const MakeBatcher make_batcher_;
   const Report report_;
 
   // Only for Poll.

@@ -196,8 +196,8 @@ http::Response Service::AnswerModel(const Route& route, const Model& model) cons
   if (route.api == Route::Api::kTensorflow) {
     if (route.action == "metadata") {
       const auto version = model.Get(route.version);
-      return Ok(rest::WriteMetadata(model.name(), version->number,
-                                    version->batcher->predictor().signatures()));
+      return Ok(
+          rest::WriteMetadata(model.name(), version->number, version->predictor->signatures()));
     }
     if (!route.action.empty()) return Failure(404, "there is nothing at this path");
     std::vector<rest::VersionStatus> statuses;
@@ -217,13 +217,12 @@ http::Response Service::AnswerModel(const Route& route, const Model& model) cons
   for (const auto& status : model.Status()) {
     if (status.error.empty()) numbers.push_back(status.version);
   }
-  return Ok(
-      oip::WriteModelMetadata(model.name(), numbers, version->batcher->predictor().signatures()));
+  return Ok(oip::WriteModelMetadata(model.name(), numbers, version->predictor->signatures()));
 }
 
 void Service::Predict(std::shared_ptr<Call> call, const Model& model) const {
   const auto version = model.Get(call->route.version);
-  const Signatures& signatures = version->batcher->predictor().signatures();
+  const Signatures& signatures = version->predictor->signatures();
   const std::string_view body = call->request.body();
   // What makes the answer from the outputs.
   std::function<http::Response(const Outputs&)> write;
@@ -265,18 +264,19 @@ void Service::Predict(std::shared_ptr<Call> call, const Model& model) const {
       return Ok(classify ? rest::WriteClassify(outputs) : rest::WriteRegress(outputs));
     };
   }
-  version->batcher->Submit(
-      signature, std::move(inputs), [this, call, write = std::move(write)](Prediction prediction) {
-        http::Response response;
-        try {
-          response = prediction.error ? Failure(*prediction.error) : write(prediction.outputs);
-        } catch (const Error& error) {
-          response = Failure(error);
-        } catch (const std::exception& error) {
-          response = Failure(500, error.what());
-        }
-        Finish(*call, std::move(response), &prediction.times);
-      });
+  scheduler_->Submit(version->predictor, signature, std::move(inputs),
+                     [this, call, write = std::move(write)](Prediction prediction) {
+                       http::Response response;
+                       try {
+                         response = prediction.error ? Failure(*prediction.error)
+                                                     : write(prediction.outputs);
+                       } catch (const Error& error) {
+                         response = Failure(error);
+                       } catch (const std::exception& error) {
+                         response = Failure(500, error.what());
+                       }
+                       Finish(*call, std::move(response), &prediction.times);
+                     });
 }
 
 void Service::Finish(const Call& call, http::Response response, const Times* times) const {

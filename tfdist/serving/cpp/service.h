@@ -14,6 +14,7 @@
 #include "http.h"
 #include "metrics.h"
 #include "model.h"
+#include "scheduler.h"
 
 namespace tfdist {
 
@@ -31,8 +32,8 @@ class AccessLog {
 
 class Service {
  public:
-  Service(const http::Server* server, Metrics* metrics, AccessLog* log)
-      : server_(server), metrics_(metrics), log_(log) {}
+  Service(const http::Server* server, Scheduler* scheduler, Metrics* metrics, AccessLog* log)
+      : server_(server), scheduler_(scheduler), metrics_(metrics), log_(log) {}
 
   // Before the first request.
   void Add(std::unique_ptr<Model> model);
@@ -50,6 +51,7 @@ class Service {
   bool IsReady() const;
 
   const http::Server* const server_;
+  Scheduler* const scheduler_;
   Metrics* const metrics_;
   AccessLog* const log_;
   std::map<std::string, std::unique_ptr<Model>, std::less<>> models_;

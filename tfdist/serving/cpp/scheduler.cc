@@ -1,4 +1,4 @@
-#include "batcher.h"
+#include "scheduler.h"
 
 #include <time.h>
 
@@ -83,77 +83,80 @@ Tensor RowsFrom(const Tensor& tensor, int64_t start, int64_t rows) {
 
 }  // namespace
 
-Batcher::Batcher(std::unique_ptr<Predictor> predictor, const BatcherOptions& options, Defer defer,
-                 Waiting* waiting)
-    : predictor_(std::move(predictor)),
-      options_(options),
-      defer_(std::move(defer)),
-      waiting_(waiting) {}
-
-bool Batcher::CanBatch(const Signature& signature) const {
+bool Scheduler::CanBatch(const Signature& signature) const {
   const auto has_rows = [](const auto& named) { return HasRows(named.second); };
   return options_.max_batch_rows > 1 && !signature.inputs.empty() &&
          std::all_of(signature.inputs.begin(), signature.inputs.end(), has_rows) &&
          std::all_of(signature.outputs.begin(), signature.outputs.end(), has_rows);
 }
 
-void Batcher::Submit(const std::string& signature, Inputs inputs, Done done) {
-  Job job{signature, std::move(inputs), std::move(done), Clock::now(), 0, ""};
-  const auto found = predictor_->signatures().find(signature);
-  if (found != predictor_->signatures().end() && CanBatch(found->second)) {
+void Scheduler::Submit(std::shared_ptr<const Predictor> predictor, const std::string& signature,
+                       Inputs inputs, Done done) {
+  Job job{std::move(predictor), signature, std::move(inputs), std::move(done), Clock::now(), 0, ""};
+  const auto& signatures = job.predictor->signatures();
+  const auto found = signatures.find(signature);
+  if (found != signatures.end() && CanBatch(found->second)) {
     job.rows = RowsOf(job.inputs);
     if (job.rows > 0) job.key = KeyOf(signature, job.inputs);
   }
-  if (waiting_->fetch_add(1) >= options_.max_waiting) {
-    waiting_->fetch_sub(1);
-    throw Error(Error::Code::kUnavailable,
-                std::to_string(options_.max_waiting) + " requests wait already");
-  }
   {
     std::lock_guard lock(mutex_);
-    jobs_.push_back(std::move(job));
+    if (static_cast<int>(waiting_.size()) >= options_.max_waiting) {
+      throw Error(Error::Code::kUnavailable,
+                  std::to_string(options_.max_waiting) + " requests wait already");
+    }
+    waiting_.push_back(std::move(job));
+    if (running_ == options_.max_running) return;
+    ++running_;
   }
-  defer_([self = shared_from_this()] { self->RunNext(); });
+  defer_([this] { RunNext(); });
 }
 
-void Batcher::RunNext() {
-  std::vector<Job> jobs = Take();
-  if (jobs.empty()) return;  // they ran in a batch
-  waiting_->fetch_sub(jobs.size());
-  Run(std::move(jobs));
+void Scheduler::RunNext() {
+  Run(Take());
+  {
+    std::lock_guard lock(mutex_);
+    if (waiting_.empty()) {
+      --running_;
+      return;
+    }
+  }
+  // Not now: the thread may be needed to read and answer requests.
+  defer_([this] { RunNext(); });
 }
 
-std::vector<Batcher::Job> Batcher::Take() {
+std::vector<Scheduler::Job> Scheduler::Take() {
   std::lock_guard lock(mutex_);
   std::vector<Job> taken;
-  if (jobs_.empty()) return taken;
-  taken.push_back(std::move(jobs_.front()));
-  jobs_.pop_front();
+  if (waiting_.empty()) return taken;  // they ran in a batch
+  taken.push_back(std::move(waiting_.front()));
+  waiting_.pop_front();
   int64_t rows = taken.front().rows;
   if (rows == 0) return taken;
   std::deque<Job> left;
-  for (Job& job : jobs_) {
-    const bool fits =
-        job.rows > 0 && rows + job.rows <= options_.max_batch_rows && job.key == taken.front().key;
-    if (fits) rows += job.rows;
+  for (Job& job : waiting_) {
+    const bool fits = job.rows > 0 && rows + job.rows <= options_.max_batch_rows &&
+                      job.predictor == taken.front().predictor && job.key == taken.front().key;
     if (fits) {
+      rows += job.rows;
       taken.push_back(std::move(job));
     } else {
       left.push_back(std::move(job));
     }
   }
-  jobs_ = std::move(left);
+  waiting_ = std::move(left);
   return taken;
 }
 
-void Batcher::Run(std::vector<Job> jobs) const {
+void Scheduler::Run(std::vector<Job> jobs) const {
+  if (jobs.empty()) return;
   const auto start = Clock::now();
   const double cpu = ThreadCpuSeconds();
   Outputs outputs;
   std::optional<Error> error;
   try {
     if (jobs.size() == 1) {
-      outputs = predictor_->Predict(jobs.front().inputs, jobs.front().signature);
+      outputs = jobs.front().predictor->Predict(jobs.front().inputs, jobs.front().signature);
     } else {
       Inputs inputs;
       for (const auto& [name, unused] : jobs.front().inputs) {
@@ -161,7 +164,7 @@ void Batcher::Run(std::vector<Job> jobs) const {
         for (const Job& job : jobs) parts.push_back(&std::get<Tensor>(job.inputs.at(name)));
         inputs.emplace(name, Concatenated(parts));
       }
-      outputs = predictor_->Predict(inputs, jobs.front().signature);
+      outputs = jobs.front().predictor->Predict(inputs, jobs.front().signature);
     }
   } catch (const Error& caught) {
     error = caught;
