@@ -248,7 +248,9 @@ int main(int argc, char** argv) {
     models.push_back(model.get());
     service.Add(std::move(model));
   }
-  Announce(flags, "http://" + flags.http.host + ":" + std::to_string(server->port()));
+  const bool is_ipv6 = flags.http.host.find(':') != std::string::npos;
+  const std::string host = is_ipv6 ? "[" + flags.http.host + "]" : flags.http.host;
+  Announce(flags, "http://" + host + ":" + std::to_string(server->port()));
   {
     Watcher watcher(models, flags.poll_ms, &log);
     server->Run([&](const tfdist::http::Request& request, tfdist::http::Reply reply) {
