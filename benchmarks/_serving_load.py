@@ -17,7 +17,7 @@ import psutil
 from benchmarks._serving_model import IDS
 from benchmarks._serving_servers import CORES, MeasureError, Server
 
-_SCRIPT = Path(__file__).with_name("_serving_wrk.lua")
+_SCRIPT = str(Path(__file__).with_name("_serving_wrk.lua"))
 _LATE_SECS = 30.0
 _CPU = "process_cpu_seconds_total"
 

@@ -37,6 +37,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -44,6 +45,7 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
+import psutil
 
 from benchmarks import _serving_model as model
 from benchmarks import _serving_servers as servers
@@ -82,6 +84,9 @@ Block = Callable[[int], Figures]
 Rounds = dict[Key, list[Figures]]
 Row = dict[str, Any]
 
+# Of one peer: a request failed, or the server has ended.
+_FAILURES = (MeasureError, OSError, psutil.Error, subprocess.SubprocessError)
+
 
 def main() -> int:
     parser = argparse.ArgumentParser(
@@ -98,7 +103,7 @@ def main() -> int:
     try:
         with _blocks(arguments.seed, notes) as blocks:
             rounds = _measure_all(blocks, arguments.quick, random.Random(arguments.seed), notes)
-    except (MeasureError, TfdistError) as error:
+    except (*_FAILURES, TfdistError) as error:
         sys.exit(f"benchmarks.serving: {error}")
     rows = _rows(rounds, notes)
     report = {
@@ -168,9 +173,9 @@ def _calls(caller: servers.Caller, load: Load) -> Block:
 
 
 def _check_equal(answer: bytes, other: bytes) -> None:
-    values = [json.loads(each)["outputs"] for each in (answer, other)]
-    if not np.allclose(*values, rtol=1e-5):
-        raise MeasureError(f"different answers: {values[0]} and {values[1]}")
+    ours, theirs = (json.loads(each)["outputs"] for each in (answer, other))
+    if not np.allclose(ours, theirs, rtol=1e-5):
+        raise MeasureError(f"different answers: {ours} and {theirs}")
 
 
 def _measure_all(
@@ -200,14 +205,14 @@ def _measure(
         return None
     try:
         figures = blocks[key](secs)
-    except MeasureError as error:
+    except _FAILURES as error:
         _note_failure(kind, error, notes)
         return None
     log(f"  {kind}, {load}: {figures['requests_per_s']:,.0f}/s")
     return figures
 
 
-def _note_failure(kind: str, error: MeasureError, notes: dict[str, str]) -> None:
+def _note_failure(kind: str, error: Exception, notes: dict[str, str]) -> None:
     notes[kind] = f"failed: {error}"
     log(f"{kind} {notes[kind]}")
 
@@ -269,6 +274,7 @@ _TABLES = {
     },
     "load of the server": {
         "queue, us": "queue_us",
+        "requests / run": "requests_per_run",
         "cores used": "cores_used",
         "by others": "cores_used_by_others",
     },
