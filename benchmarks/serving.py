@@ -22,7 +22,7 @@ within a round.
 parts, by its own metrics: the model ran (*session*), or it did not (*transport*). *Queue* is the
 mean time that a request waited for a thread, which uses no CPU. *Cores used* is the share of all
 cores that was busy; *by others* is the part of it that was neither the server nor wrk. Work of
-others makes the rates lower and p99 much longer, but hardly changes the CPU time of a request.
+others makes the rates lower and p99 much longer; it changes the CPU time of a request less.
 
 Results go to standard output, everything else to standard error. The exit code is 1 if a peer is
 missing or failed. A missed target does not change the exit code. The first run builds the server
@@ -226,9 +226,11 @@ def _rows(rounds: Rounds, notes: dict[str, str]) -> list[Row]:
         values = {name: [each[name] for each in figures] for name in figures[0]}
         if kind in (TFDIST, BATCHED):
             for peer in (FASTAPI, ECHO):
-                if theirs := [each["requests_per_s"] for each in rounds.get((peer, load), [])]:
-                    name = f"ratio_to_{peer.lower()}"
-                    values[name] = ratios(values["requests_per_s"], theirs)
+                if theirs := rounds.get((peer, load)):
+                    for name, prefix in (("requests_per_s", ""), ("cpu_us", "cpu_")):
+                        values[f"{prefix}ratio_to_{peer.lower()}"] = ratios(
+                            values[name], [each[name] for each in theirs]
+                        )
         rows.append(_row(kind, load) | with_spread(values) | {"note": None})
     order = [TFDIST, BATCHED, FASTAPI, ECHO, CALLS]
     rows.sort(key=lambda row: (row["kind"] == CALLS, _place(row), order.index(row["kind"])))
@@ -268,12 +270,16 @@ _TABLES = {
     },
     "latency": {"p50, us": "p50_us", "p99, us": "p99_us", "p99 / p50": "p99_to_p50"},
     "CPU of a request": {
-        "all, us": "cpu_us",
-        "transport": "transport_cpu_us",
-        "session": "session_cpu_us",
+        "us": "cpu_us",
+        "/ FastAPI": "cpu_ratio_to_fastapi",
+        "/ echo": "cpu_ratio_to_echo",
     },
-    "load of the server": {
+    "parts of a request": {
+        "transport, CPU us": "transport_cpu_us",
+        "session, CPU us": "session_cpu_us",
         "queue, us": "queue_us",
+    },
+    "use": {
         "requests / run": "requests_per_run",
         "cores used": "cores_used",
         "by others": "cores_used_by_others",
