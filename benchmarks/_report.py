@@ -65,18 +65,26 @@ def with_spread(values: Mapping[str, list[float]]) -> dict[str, Any]:
     return {name: each["median"] for name, each in spreads.items()} | {"spread": spreads}
 
 
-def target(name: str, value: float | None, bound: float) -> dict[str, Any]:
-    """A target with its outcome; without a value it is neither held nor missed."""
-    held = None if value is None else value <= bound
-    return {"name": name, "value": value, "bound": bound, "held": held}
+def target(
+    name: str, value: float | None, bound: float, *, at_least: bool = False
+) -> dict[str, Any]:
+    """A target with its outcome; without a value it is neither held nor missed.
+
+    The bound is the largest value that holds it, with `at_least` the smallest one.
+    """
+    held = None
+    if value is not None:
+        held = value >= bound if at_least else value <= bound
+    return {"name": name, "value": value, "bound": bound, "at_least": at_least, "held": held}
 
 
 def print_targets(targets: list[dict[str, Any]]) -> None:
-    table = make_table(["target"], ["measured", "at most", "held"])
+    table = make_table(["target"], ["measured", "bound", "held"])
     for each in targets:
         measured = "not measured" if each["value"] is None else f"{each['value']:.2f}"
         answer = {None: "", True: "yes", False: "NO"}[each["held"]]
-        table.add_row(each["name"], measured, f"{each['bound']:.2f}", answer)
+        bound = f"at {'least' if each['at_least'] else 'most'} {each['bound']:.2f}"
+        table.add_row(each["name"], measured, bound, answer)
     make_console().print(table)
 
 
