@@ -109,7 +109,8 @@ void Scheduler::Submit(std::shared_ptr<const Predictor> predictor, const std::st
     if (running_ == options_.max_running) return;
     ++running_;
   }
-  defer_([this] { RunNext(); });
+  // In this thread: to wake another one would take longer than a small model runs.
+  RunNext();
 }
 
 void Scheduler::RunNext() {

@@ -41,7 +41,8 @@ class Scheduler {
   Scheduler(const SchedulerOptions& options, Defer defer)
       : options_(options), defer_(std::move(defer)) {}
 
-  // `done` is called once, later or by another thread. Throws Error if too many requests wait.
+  // Runs the request, or lets it wait. `done` is called once, before or after this returns, by any
+  // thread. Throws Error if too many requests wait.
   void Submit(std::shared_ptr<const Predictor> predictor, const std::string& signature,
               Inputs inputs, Done done);
 
