@@ -23,6 +23,7 @@ class Model(NamedTuple):
     example: Any  # int64 [batch_size], the numbers of the batch's examples
     weight: Any  # float32 [batch_size], 0 for padding
     has_value: Any  # bool, whether the batch holds an example
+    prediction: Any  # float32 [batch_size], of the batch's ratings
     global_step: Any
     query: movielens_data.Ratings  # placeholders
     query_rmse: Any
@@ -54,6 +55,7 @@ def build(task: tfdist.Task, meta: movielens_data.Meta, files: list[str], batch_
         example=batch["example"],
         weight=weight,
         has_value=has_value,
+        prediction=prediction,
         global_step=tf.compat.v1.train.get_global_step(),
         query=query,
         query_rmse=tf.sqrt(tf.reduce_mean(tf.square(errors))),

@@ -2,6 +2,7 @@ from . import barrier as barrier
 from . import data as data
 from . import doctor as doctor
 from . import export as export
+from . import serving as serving
 from . import splits as splits
 from . import testing as testing
 from . import train as train
@@ -20,6 +21,7 @@ from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
 from .errors import EpochError as EpochError
 from .errors import RunTimeout as RunTimeout
+from .errors import ServerError as ServerError
 from .errors import SplitLostError as SplitLostError
 from .errors import StallError as StallError
 from .errors import StartTimeout as StartTimeout
