@@ -172,6 +172,14 @@ def _vocabulary(path):
     return build
 
 
+def test_records_are_read_within_the_graph_of_the_caller_too(train, records, tmp_path):
+    meta = train("iterator")
+    with tf.Graph().as_default() as graph:
+        graph.finalize()
+        exported = export_model(meta, tmp_path / "model", outputs=["score"], records=records)
+    assert exported.num_records == 3
+
+
 def test_a_vocabulary_goes_with_the_model(tmp_path):
     path = tmp_path / "colors.txt"
     meta = _saved(tmp_path, _vocabulary(path))

@@ -135,7 +135,7 @@ def test_it_ends_with_the_program_that_has_started_it(model):
         (["--port", "x"], "--port: got 'x'; must be a whole number from 0 to 65535"),
         (["--threads", "0"], "--threads: got '0'; must be a whole number from 1 to 1024"),
         (["--prot", "1"], "unknown or incomplete option --prot"),
-        (["--host", "nowhere"], "cannot listen at nowhere:0"),
+        (["--host", "nowhere"], "cannot listen at the IP address nowhere, port 0"),
         (["--access-log", "/no/such/folder/log"], "--access-log: cannot write"),
     ],
 )

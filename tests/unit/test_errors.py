@@ -19,6 +19,7 @@ from tfdist.errors import (
     DataError,
     EpochError,
     RunTimeout,
+    ServerError,
     SplitLostError,
     StallError,
     StartTimeout,
@@ -29,6 +30,7 @@ from tfdist.errors import (
 
 # One error of each class.
 SAMPLES = [
+    ServerError("the server has not started", "its last lines"),
     TfdistError("text"),
     ConfigError("task.index", -1, "at least 0"),
     ClusterError("text"),

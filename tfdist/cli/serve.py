@@ -32,7 +32,7 @@ For example, on a terminal and on another one:
   curl http://127.0.0.1:8501/v1/models/ratings:predict -d '{"instances": [{"user": 7, "item": 1}]}'
 """
 
-# Each has the same name as an option of the server, which checks its value.
+# Each has the same name as an option of the server, which checks the range of its value.
 _OPTIONS = {
     "host": ("ADDRESS", "where to listen (default: 127.0.0.1, this machine only)"),
     "port": ("PORT", "0 for a free one (default: 8501)"),
@@ -61,7 +61,8 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         help="the folder of a model, or of a version; NAME=MODEL_DIR names it; or see above",
     )
     for name, (metavar, about) in _OPTIONS.items():
-        parser.add_argument(f"--{name}", metavar=metavar, help=about)
+        number = int if metavar in ("N", "PORT") else str
+        parser.add_argument(f"--{name}", type=number, metavar=metavar, help=about)
     parser.add_argument(
         "--wait", action="store_true", help="start although a model has no version yet"
     )
@@ -99,7 +100,7 @@ def _serve(parsed: argparse.Namespace) -> NoReturn:
 
 def _given(name: str, parsed: argparse.Namespace) -> list[str]:
     value = getattr(parsed, name.replace("-", "_"))
-    return [] if value is None else [f"--{name}", value]
+    return [] if value is None else [f"--{name}", str(value)]
 
 
 def _build(rest: list[str], *, as_json: bool) -> int:

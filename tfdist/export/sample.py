@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from tfdist.errors import ConfigError, checked_several, reason_of
 from tfdist.export.feature import Feature, parse
+from tfdist.export.saved_model import new_session
 
 _MOST_RECORDS = 3
 # Where in TensorFlow an error was raised.
@@ -27,8 +28,13 @@ def read_records(paths: Any) -> list[bytes]:
     rule = "must be TFRecord files"
     names = [paths] if isinstance(paths, str) else list(checked_several("records", paths, rule))
     try:
-        read = tf.data.TFRecordDataset([str(name) for name in names]).take(_MOST_RECORDS)
-        found = [each.numpy() for each in read]
+        # A graph of its own: the caller may be within one, where nothing is eager.
+        with tf.Graph().as_default() as graph, new_session(graph) as session:
+            read = tf.data.TFRecordDataset([str(name) for name in names]).take(_MOST_RECORDS)
+            batch = tf.compat.v1.data.make_one_shot_iterator(read.batch(_MOST_RECORDS)).get_next()
+            found = session.run(batch).tolist()
+    except tf.errors.OutOfRangeError:
+        found = []
     except tf.errors.OpError as error:
         raise ConfigError("records", names, f"{rule} ({_reason(error)})") from error
     if not found:

@@ -41,6 +41,8 @@ with tf.Graph().as_default(), v1.Session() as session:
 # The graph to serve reads a placeholder instead of the training data.
 with tf.Graph().as_default() as graph:
     y = predict(v1.placeholder(tf.float32, [None, 2], "x"))
+    # A graph may have more than a request needs: y is computed without the label.
+    tf.reduce_mean(tf.square(y - v1.placeholder(tf.float32, [None], "label")), name="loss")
     v1.train.Saver()  # adds the operations that restore the variables
     tf.io.write_graph(graph, "checkpoint", "graph.pb", as_text=False)
 exported = tfdist.export.export_model(

@@ -5,7 +5,6 @@
 // In training the graph read files, parsed records, and kept its tables on parameter servers. The
 // exported model does none of it: it takes features, and this program makes them.
 
-#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
@@ -27,29 +26,18 @@ tfdist::Inputs InputsOf(const std::vector<Viewing>& viewings) {
   const int64_t rows = viewings.size();
   std::vector<int64_t> users, films;
   std::vector<float> dense;
-  // A SparseTensor lists the places that have a value: (row, column) for each tag.
-  std::vector<int64_t> places;
-  std::vector<std::string> tags;
-  int64_t columns = 0;
-  for (int64_t row = 0; row < rows; ++row) {
-    const Viewing& viewing = viewings[row];
+  // A SparseTensor has a value at some places only: each row has its own number of tags.
+  std::vector<std::vector<std::string>> tags;
+  for (const Viewing& viewing : viewings) {
     users.push_back(viewing.user);
     films.push_back(viewing.film);
     dense.insert(dense.end(), {viewing.dense[0], viewing.dense[1]});
-    for (int64_t column = 0; column < static_cast<int64_t>(viewing.tags.size()); ++column) {
-      places.insert(places.end(), {row, column});
-      tags.push_back(viewing.tags[column]);
-      columns = std::max(columns, column + 1);
-    }
+    tags.push_back(viewing.tags);
   }
-  const int64_t num_tags = tags.size();
-  const tfdist::SparseTensor sparse{
-      tfdist::Tensor({num_tags, 2}, places), tfdist::Tensor({num_tags}, tags),
-      tfdist::Tensor({2}, std::vector<int64_t>{rows, columns})};  // the shape, with empty places
   return {{"user", tfdist::Tensor({rows}, users)},
           {"film", tfdist::Tensor({rows}, films)},
           {"dense", tfdist::Tensor({rows, 2}, dense)},
-          {"tags", sparse}};
+          {"tags", tfdist::SparseFromRows(tags)}};
 }
 
 }  // namespace

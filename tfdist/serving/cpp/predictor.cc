@@ -214,21 +214,42 @@ tf::TensorInfo InfoOf(const tf::NodeDef& node) {
   return info;
 }
 
+std::string NodeOf(const std::string& input) {
+  const size_t start = input[0] == '^';
+  return input.substr(start, input.find(':') - start);
+}
+
+using Nodes = std::map<std::string, const tf::NodeDef*>;
+
 // The operations that return a tensor which no operation of the graph reads.
-std::vector<std::string> UnreadOutputs(const tf::GraphDef& graph) {
+std::vector<std::string> UnreadOutputs(const Nodes& nodes) {
   std::set<std::string> read;
-  for (const auto& node : graph.node()) {
-    for (const auto& input : node.input()) {
-      const size_t start = input[0] == '^';
-      read.insert(input.substr(start, input.find(':') - start));
-    }
+  for (const auto& [name, node] : nodes) {
+    for (const auto& input : node->input()) read.insert(NodeOf(input));
   }
   std::vector<std::string> names;
-  for (const auto& node : graph.node()) {
-    if (node.op() == "Placeholder" || read.count(node.name()) > 0) continue;
-    if (InfoOf(node).dtype() != tf::DT_INVALID) names.push_back(node.name());
+  for (const auto& [name, node] : nodes) {
+    if (node->op() == "Placeholder" || read.count(name) > 0) continue;
+    if (InfoOf(*node).dtype() != tf::DT_INVALID) names.push_back(name);
   }
   return names;
+}
+
+// The placeholders from which these operations are computed.
+std::vector<const tf::NodeDef*> NeededPlaceholders(const Nodes& nodes,
+                                                   std::vector<std::string> pending) {
+  std::vector<const tf::NodeDef*> found;
+  std::set<std::string> seen(pending.begin(), pending.end());
+  while (!pending.empty()) {
+    const auto node = nodes.find(pending.back());
+    pending.pop_back();
+    if (node == nodes.end()) continue;
+    if (node->second->op() == "Placeholder") found.push_back(node->second);
+    for (const auto& input : node->second->input()) {
+      if (seen.insert(NodeOf(input)).second) pending.push_back(NodeOf(input));
+    }
+  }
+  return found;
 }
 
 }  // namespace
@@ -267,19 +288,25 @@ std::unique_ptr<Predictor> Predictor::LoadGraph(const std::string& file,
                                                 const std::string& checkpoint) {
   tf::GraphDef graph;
   Check(tf::ReadBinaryProto(tf::Env::Default(), file, &graph), Phase::kLoad);
-  std::map<std::string, const tf::NodeDef*> nodes;
-  tf::SignatureDef def;
+  Nodes nodes;
   for (auto& node : *graph.mutable_node()) {
     node.clear_device();  // tasks of the training
     nodes[node.name()] = &node;
-    if (node.op() == "Placeholder") (*def.mutable_inputs())[node.name()] = InfoOf(node);
   }
-  for (const auto& name : outputs.empty() ? UnreadOutputs(graph) : outputs) {
+  if (outputs.empty() && !checkpoint.empty()) {
+    ThrowInvalid("name the outputs: no operation reads those that save the variables either");
+  }
+  tf::SignatureDef def;
+  const auto names = outputs.empty() ? UnreadOutputs(nodes) : outputs;
+  for (const auto& name : names) {
     const auto found = nodes.find(name);
     if (found == nodes.end()) {
       throw Error(Error::Code::kNotFound, file + " has no operation " + name);
     }
     (*def.mutable_outputs())[name] = InfoOf(*found->second);
+  }
+  for (const auto* node : NeededPlaceholders(nodes, names)) {
+    (*def.mutable_inputs())[node->name()] = InfoOf(*node);
   }
   std::unique_ptr<tf::Session> session(tf::NewSession(OneThreadPerRequest()));
   Check(session->Create(graph), Phase::kLoad);

@@ -30,10 +30,11 @@ class Predictor {
   // process takes up to a second, since TensorFlow registers its kernels. Throws Error.
   static std::unique_ptr<Predictor> Load(const std::string& folder);
 
-  // Loads a binary GraphDef. The inputs of its only signature, `serving_default`, are the
-  // placeholders. The outputs are the operations with these names; without names, those that no
-  // other operation reads. If a checkpoint is given, `save/restore_all` restores it, which a
-  // tf.compat.v1.train.Saver has put into the graph. Throws Error.
+  // Loads a binary GraphDef. The outputs of its only signature, `serving_default`, are the
+  // operations with these names; without names, those that no other operation reads. The inputs are
+  // the placeholders that they need. If a checkpoint is given, `save/restore_all` restores it,
+  // which a tf.compat.v1.train.Saver has put into the graph; then the outputs have to be named.
+  // Throws Error.
   static std::unique_ptr<Predictor> LoadGraph(const std::string& file,
                                               const std::vector<std::string>& outputs = {},
                                               const std::string& checkpoint = "");

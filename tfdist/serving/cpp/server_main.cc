@@ -227,8 +227,8 @@ int main(int argc, char** argv) {
   try {
     server = std::make_unique<tfdist::http::Server>(flags.http);
   } catch (const std::exception& error) {
-    Fail(1, "cannot listen at " + flags.http.host + ":" + std::to_string(flags.http.port) + ": " +
-                error.what());
+    Fail(1, "cannot listen at the IP address " + flags.http.host + ", port " +
+                std::to_string(flags.http.port) + ": " + error.what());
   }
   tfdist::Metrics metrics;
   tfdist::Scheduler scheduler(flags.scheduler,

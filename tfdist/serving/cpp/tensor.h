@@ -2,6 +2,7 @@
 
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <map>
 #include <stdexcept>
@@ -97,6 +98,24 @@ struct SparseTensor {
   Tensor values;       // [number of values]
   Tensor dense_shape;  // int64 [rank]
 };
+
+// The rows of a SparseTensor with two dimensions, which can have different lengths.
+template <class T>
+SparseTensor SparseFromRows(const std::vector<std::vector<T>>& rows) {
+  std::vector<int64_t> indices;
+  std::vector<T> values;
+  int64_t width = 0;
+  for (size_t row = 0; row < rows.size(); ++row) {
+    for (size_t column = 0; column < rows[row].size(); ++column) {
+      indices.insert(indices.end(), {static_cast<int64_t>(row), static_cast<int64_t>(column)});
+      values.push_back(rows[row][column]);
+    }
+    width = std::max<int64_t>(width, rows[row].size());
+  }
+  const int64_t size = values.size();
+  return {Tensor({size, 2}, std::move(indices)), Tensor({size}, std::move(values)),
+          Tensor({2}, std::vector<int64_t>{static_cast<int64_t>(rows.size()), width})};
+}
 
 using Input = std::variant<Tensor, SparseTensor>;
 using Inputs = std::map<std::string, Input>;
