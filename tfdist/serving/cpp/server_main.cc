@@ -250,7 +250,10 @@ int main(int argc, char** argv) {
     models.push_back(model.get());
     service.Add(std::move(model));
   }
-  Announce(flags, "http://" + flags.http.host + ":" + std::to_string(server->port()));
+  // Once the server runs: a signal that follows the announcement must not find it unprepared.
+  server->Defer([&flags, port = server->port()] {
+    Announce(flags, "http://" + flags.http.host + ":" + std::to_string(port));
+  });
   bool answered_all;
   {
     Watcher watcher(models, flags.poll_seconds, &log);
