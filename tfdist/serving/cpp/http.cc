@@ -98,9 +98,7 @@ class Connection : public Request, public std::enable_shared_from_this<Connectio
 
   // Ends a connection that waits for a request.
   void CloseIfIdle() {
-    const auto self = weak_from_this().lock();  // null if its destructor waits for our caller
-    if (!self) return;
-    asio::post(stream_.get_executor(), [self] {
+    asio::post(stream_.get_executor(), [self = shared_from_this()] {
       if (self->is_idle_) self->stream_.close();
     });
   }
@@ -303,9 +301,17 @@ void Server::State::Stop() {
 }
 
 void Server::State::Drain() {
-  std::lock_guard lock(mutex);
-  if (connections.empty()) return;
-  for (Connection* connection : connections) connection->CloseIfIdle();
+  // Declared before the lock: the last reference to a connection calls Remove, which locks too.
+  std::vector<std::shared_ptr<Connection>> open;
+  {
+    std::lock_guard lock(mutex);
+    if (connections.empty()) return;
+    for (Connection* connection : connections) {
+      // Null if its destructor waits for the lock.
+      if (auto alive = connection->weak_from_this().lock()) open.push_back(std::move(alive));
+    }
+  }
+  for (const auto& connection : open) connection->CloseIfIdle();
   timer.expires_after(options.drain);
   timer.async_wait([this](error_code error) {
     if (error) return;  // all connections are closed
