@@ -134,7 +134,7 @@ std::vector<Batcher::Job> Batcher::Take() {
   std::deque<Job> left;
   for (Job& job : jobs_) {
     const bool fits =
-        job.rows > 0 && rows + job.rows <= options_.max_batch_rows && job.key == taken.front().key;
+        job.rows > 0 && job.rows <= options_.max_batch_rows - rows && job.key == taken.front().key;
     if (fits) rows += job.rows;
     if (fits) {
       taken.push_back(std::move(job));
