@@ -56,8 +56,9 @@ class ModelServer:
         """
         if not models:
             raise ConfigError("models", None, "at least one folder", missing=True)
-        deadline = Deadline(checked_secs("timeout", timeout))
+        secs = checked_secs("timeout", timeout)
         program = build_server()
+        deadline = Deadline(secs)
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 # __exit__ closes it
         self.process = subprocess.Popen(
             [

@@ -24,6 +24,8 @@ using asio::ip::tcp;
 using beast::error_code;
 
 constexpr uint32_t kMaxHeaderBytes = 16 << 10;
+// Of what is read and not parsed yet: the parser has no limit for the header of a chunk.
+constexpr size_t kMaxBufferedBytes = 128 << 10;
 // A client that still sends when its request is refused has this long to read the answer.
 constexpr std::chrono::seconds kLinger{2};
 
@@ -98,9 +100,7 @@ class Connection : public Request, public std::enable_shared_from_this<Connectio
 
   // Ends a connection that waits for a request.
   void CloseIfIdle() {
-    const auto self = weak_from_this().lock();  // null if its destructor waits for our caller
-    if (!self) return;
-    asio::post(stream_.get_executor(), [self] {
+    asio::post(stream_.get_executor(), [self = shared_from_this()] {
       if (self->is_idle_) self->stream_.close();
     });
   }
@@ -125,6 +125,11 @@ class Connection : public Request, public std::enable_shared_from_this<Connectio
     received_ = Clock::now();
     is_head_ = false;
     if (error) return Refuse(error);
+    const auto coding = parser_->get().find(beast::http::field::transfer_encoding);
+    if (coding != parser_->get().end() && !beast::iequals(coding->value(), "chunked")) {
+      // The parser takes it for a request without a body, and its body for the next request.
+      return Refuse(beast::http::error::bad_transfer_encoding);
+    }
     is_head_ = parser_->get().method() == beast::http::verb::head;
     if (beast::iequals(parser_->get()[beast::http::field::expect], "100-continue")) {
       static constexpr std::string_view kContinue = "HTTP/1.1 100 Continue\r\n\r\n";
@@ -233,7 +238,7 @@ class Connection : public Request, public std::enable_shared_from_this<Connectio
   beast::tcp_stream stream_;
   Server::State* state_;
   std::string peer_;
-  beast::flat_buffer buffer_;
+  beast::flat_buffer buffer_{kMaxBufferedBytes};
   std::optional<Parser> parser_;
   Clock::time_point received_;
   bool is_idle_ = false;
@@ -302,9 +307,17 @@ void Server::State::Stop() {
 }
 
 void Server::State::Drain() {
-  std::lock_guard lock(mutex);
-  if (connections.empty()) return;
-  for (Connection* connection : connections) connection->CloseIfIdle();
+  // Declared before the lock: the last reference to a connection calls Remove, which locks too.
+  std::vector<std::shared_ptr<Connection>> open;
+  {
+    std::lock_guard lock(mutex);
+    if (connections.empty()) return;
+    for (Connection* connection : connections) {
+      // Null if its destructor waits for the lock.
+      if (auto alive = connection->weak_from_this().lock()) open.push_back(std::move(alive));
+    }
+  }
+  for (const auto& connection : open) connection->CloseIfIdle();
   timer.expires_after(options.drain);
   timer.async_wait([this](error_code error) {
     if (error) return;  // all connections are closed

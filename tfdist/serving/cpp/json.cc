@@ -12,7 +12,6 @@ namespace {
 
 // A parser keeps its memory for the next request, but not that of a huge one.
 constexpr size_t kKeptBytes = 1 << 20;
-constexpr size_t kExcerptBytes = 40;
 
 // Writes quotes around NaN, Infinity and -Infinity where they are no text: JSON does not have them.
 std::string WithQuotedNumbers(std::string_view text) {
@@ -90,7 +89,11 @@ void Append(const std::string& name, Json value, std::vector<std::string>* value
   if (!value.get(text)) {
     values->emplace_back(text);
   } else if (IsBytes(value)) {
-    values->push_back(DecodeBase64(value["b64"].get_string().value()));
+    try {
+      values->push_back(DecodeBase64(value["b64"].get_string().value()));
+    } catch (const Error& error) {
+      ThrowInvalid(name + ": " + error.what());
+    }
   } else {
     ThrowNot(name, "a text or {\"b64\": ...}", value);
   }
@@ -292,9 +295,9 @@ std::string Excerpt(Json value) {
   return Shortened(simdjson::minify(value));
 }
 
-std::string Shortened(std::string_view text) {
-  if (text.size() <= kExcerptBytes) return std::string(text);
-  size_t end = kExcerptBytes;
+std::string Shortened(std::string_view text, size_t max_bytes) {
+  if (text.size() <= max_bytes) return std::string(text);
+  size_t end = max_bytes;
   while (end > 0 && (text[end] & 0xc0) == 0x80) --end;  // between two characters
   return std::string(text.substr(0, end)) + "...";
 }

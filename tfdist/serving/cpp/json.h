@@ -27,7 +27,7 @@ JsonObject ParseJsonObject(std::string_view text);
 std::string Excerpt(Json value);
 
 // The start of a text, for an error message.
-std::string Shortened(std::string_view text);
+std::string Shortened(std::string_view text, size_t max_bytes = 40);
 
 // {"b64": "..."}: bytes that are not text.
 bool IsBytes(Json value);

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <set>
 #include <utility>
 
 #include "json.h"
@@ -36,7 +37,19 @@ Shape ReadShape(const std::string& name, const JsonObject& tensor) {
   if (ReadNested(name + ".shape", value, &sizes).size() != 1) {
     ThrowInvalid(name + ".shape must be a list of numbers");
   }
-  return std::get<std::vector<int64_t>>(sizes);
+  const auto& shape = std::get<std::vector<int64_t>>(sizes);
+  for (int64_t size : shape) {
+    if (size < 0) ThrowInvalid(name + ".shape must have sizes from 0, not " + std::to_string(size));
+  }
+  return shape;
+}
+
+Tensor Made(const std::string& name, Shape shape, Values values) {
+  try {
+    return Tensor(std::move(shape), std::move(values));
+  } catch (const Error& error) {
+    ThrowInvalid(name + ": " + error.what());
+  }
 }
 
 std::vector<std::string> RawTexts(const std::string& name, std::string_view raw) {
@@ -105,14 +118,14 @@ Tensor ReadTensor(const std::string& name, const JsonObject& tensor, DataType dt
   if (!tensor["data"].get(data)) {
     Values values = NoValues(dtype);
     ReadNested(name, data, &values);  // flat, or nested as the shape
-    return Tensor(std::move(shape), std::move(values));
+    return Made(name, std::move(shape), std::move(values));
   }
   if (tensor["parameters"]["binary_data_size"].get(raw_size) || raw_size > raw->size()) {
     ThrowInvalid(name + " must have data, or a binary_data_size within the body");
   }
   const std::string_view bytes = raw->substr(0, raw_size);
   raw->remove_prefix(raw_size);
-  return Tensor(std::move(shape), RawValues(name, dtype, bytes));
+  return Made(name, std::move(shape), RawValues(name, dtype, bytes));
 }
 
 // The tensors of which an input consists, by the names that the protocol has for them.
@@ -167,6 +180,7 @@ Inputs ReadInputs(const JsonArray& list, const Signature& signature, std::string
 std::vector<RequestedOutput> ReadOutputs(const JsonObject& object, const Signature& signature,
                                          bool binary) {
   std::vector<RequestedOutput> outputs;
+  std::set<std::string> names;
   Json value;
   if (object["outputs"].get(value)) return outputs;
   JsonArray list;
@@ -178,6 +192,7 @@ std::vector<RequestedOutput> ReadOutputs(const JsonObject& object, const Signatu
     if (signature.outputs.count(name) == 0) {
       ThrowInvalid("there is no output \"" + Shortened(name) + "\"");
     }
+    if (!names.insert(name).second) ThrowInvalid("the output " + name + " is listed twice");
     Json unused;
     if (!output["parameters"]["classification"].get(unused)) {
       ThrowInvalid(name + ": the classification extension is not supported");

@@ -136,7 +136,7 @@ std::vector<Scheduler::Job> Scheduler::Take() {
   if (rows == 0) return taken;
   std::deque<Job> left;
   for (Job& job : waiting_) {
-    const bool fits = job.rows > 0 && rows + job.rows <= options_.max_batch_rows &&
+    const bool fits = job.rows > 0 && job.rows <= options_.max_batch_rows - rows &&
                       job.predictor == taken.front().predictor && job.key == taken.front().key;
     if (fits) {
       rows += job.rows;

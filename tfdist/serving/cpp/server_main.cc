@@ -176,7 +176,10 @@ std::FILE* OpenLog(const std::string& path) {
   return file;
 }
 
-void Announce(const Flags& flags, const std::string& url) {
+void Announce(const Flags& flags, int port) {
+  const bool is_ipv6 = flags.http.host.find(':') != std::string::npos;
+  const std::string host = is_ipv6 ? "[" + flags.http.host + "]" : flags.http.host;
+  const std::string url = "http://" + host + ":" + std::to_string(port);
   std::string names;
   for (const auto& [name, folder] : flags.models) {
     const std::string quote = flags.json ? "\"" : "";
@@ -248,9 +251,8 @@ int main(int argc, char** argv) {
     models.push_back(model.get());
     service.Add(std::move(model));
   }
-  const bool is_ipv6 = flags.http.host.find(':') != std::string::npos;
-  const std::string host = is_ipv6 ? "[" + flags.http.host + "]" : flags.http.host;
-  Announce(flags, "http://" + host + ":" + std::to_string(server->port()));
+  // Once the server runs: a signal that follows the announcement must not find it unprepared.
+  server->Defer([&flags, port = server->port()] { Announce(flags, port); });
   {
     Watcher watcher(models, flags.poll_ms, &log);
     server->Run([&](const tfdist::http::Request& request, tfdist::http::Reply reply) {

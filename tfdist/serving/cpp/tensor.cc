@@ -17,6 +17,11 @@ Values Emplaced(size_t index, std::index_sequence<kIndices...>) {
   return values;
 }
 
+constexpr size_t kMaxRank = 254;  // TensorFlow aborts on a tensor with more dimensions
+// A size that no value stands for costs a request nothing, but an operation can allocate that much.
+constexpr int64_t kMaxRows = int64_t{1} << 24;         // of a SparseTensor
+constexpr int64_t kMaxEmptyPlaces = int64_t{1} << 28;  // of an empty tensor, if 0 counts as 1
+
 bool Matches(const Shape& shape, const Shape& wanted) {
   return std::equal(shape.begin(), shape.end(), wanted.begin(), wanted.end(),
                     [](int64_t size, int64_t other) { return other < 0 || size == other; });
@@ -31,6 +36,16 @@ void CheckTensor(const std::string& name, const Tensor& tensor, DataType dtype,
     ThrowInvalid(name + " must have the shape " + TextOf(shape) + ", not " +
                  TextOf(tensor.shape()));
   }
+  const Shape& sizes = tensor.shape();
+  if (std::find(sizes.begin(), sizes.end(), 0) == sizes.end()) return;
+  int64_t places = 1;
+  for (int64_t size : sizes) {
+    if (size > kMaxEmptyPlaces / places) {
+      ThrowInvalid(name + " is empty and must have sizes up to " + std::to_string(kMaxEmptyPlaces) +
+                   " together, not " + TextOf(sizes));
+    }
+    places *= std::max<int64_t>(size, 1);
+  }
 }
 
 void CheckSparse(const std::string& name, const Slot& slot, const SparseTensor& sparse) {
@@ -39,15 +54,26 @@ void CheckSparse(const std::string& name, const Slot& slot, const SparseTensor& 
   const int64_t size = sparse.values.shape()[0], rank = sparse.dense_shape.shape()[0];
   CheckTensor(name + ".indices", sparse.indices, DataType::kInt64, {size, rank});
   const auto& bounds = sparse.dense_shape.values<int64_t>();
+  if (bounds.size() > kMaxRank) {
+    ThrowInvalid(name + ".dense_shape must have at most " + std::to_string(kMaxRank) +
+                 " sizes, not " + std::to_string(rank));
+  }
   // TensorFlow multiplies the sizes, and aborts on an overflow.
   constexpr int64_t kMostPlaces = int64_t{1} << 62;
   int64_t places = 1;
   for (int64_t bound : bounds) {
-    if (bound < 0 || (bound > 0 && places > kMostPlaces / bound)) {
-      ThrowInvalid(name + ".dense_shape must have sizes from 0 whose product is below 2^62, not " +
+    if (bound < 0) {
+      ThrowInvalid(name + ".dense_shape must have sizes from 0, not " + std::to_string(bound));
+    }
+    if (bound > 0 && places > kMostPlaces / bound) {
+      ThrowInvalid(name + ".dense_shape must have sizes whose product is below 2^62, not " +
                    TextOf(bounds));
     }
     places *= std::max<int64_t>(bound, 1);
+  }
+  if (!bounds.empty() && bounds[0] > kMaxRows) {
+    ThrowInvalid(name + ".dense_shape must have at most " + std::to_string(kMaxRows) +
+                 " rows, not " + std::to_string(bounds[0]));
   }
   if (!slot.any_rank && !Matches(bounds, slot.shape)) {
     ThrowInvalid(name + ".dense_shape must be " + TextOf(slot.shape) + ", not " + TextOf(bounds));
@@ -78,6 +104,10 @@ Values NoValues(DataType dtype) {
 }
 
 Tensor::Tensor(Shape shape, Values values) : shape_(std::move(shape)), values_(std::move(values)) {
+  if (shape_.size() > kMaxRank) {
+    ThrowInvalid("a tensor has at most " + std::to_string(kMaxRank) + " dimensions, not " +
+                 std::to_string(shape_.size()));
+  }
   int64_t wanted = 1;
   bool valid = true;
   for (int64_t size : shape_) {

@@ -9,6 +9,9 @@ namespace tfdist::rest {
 namespace {
 
 constexpr const char* kDefaultSignature = "serving_default";
+constexpr size_t kMaxErrorBytes = 300;
+// Features of the context in all examples together.
+constexpr size_t kMaxContextBytes = 64 << 20;
 
 void CheckKeys(const JsonObject& object, const std::vector<std::string_view>& known) {
   for (const auto& [key, value] : object) {
@@ -114,6 +117,19 @@ void AddFeatures(Json value, const std::string& what, Example* example) {
       ThrowInvalid("the feature " + Shortened(name) + " is given twice");
     }
   }
+}
+
+size_t BytesOf(const Example& example) {
+  size_t bytes = 0;
+  for (const auto& [name, feature] : example) {
+    bytes += name.size() + sizeof(feature);
+    if (const auto* texts = std::get_if<std::vector<std::string>>(&feature)) {
+      for (const auto& text : *texts) bytes += text.size() + sizeof(text);
+    } else {
+      bytes += sizeof(int64_t) * std::visit([](const auto& each) { return each.size(); }, feature);
+    }
+  }
+  return bytes;
 }
 
 const Tensor& Output(const Outputs& outputs, const std::string& name, size_t rank) {
@@ -251,6 +267,10 @@ ExamplesRequest ReadExamples(std::string_view body) {
   if (object["examples"].get(list) || list.size() == 0) {
     ThrowInvalid("\"examples\" must be a list with at least one example");
   }
+  if (BytesOf(context) > kMaxContextBytes / list.size()) {
+    ThrowInvalid("\"context\" is too large to be copied into " + std::to_string(list.size()) +
+                 " examples");
+  }
   for (Json each : list) {
     Example example = context;
     AddFeatures(each, "an example", &example);
@@ -342,6 +362,11 @@ std::string WriteError(std::string_view message) {
   if (!simdjson::validate_utf8(text)) {
     std::replace_if(text.begin(), text.end(), [](char byte) { return (byte & 0x80) != 0; }, '?');
   }
+  // A key of the request, or what TensorFlow quotes of its values, can have any characters.
+  std::replace_if(
+      text.begin(), text.end(), [](unsigned char byte) { return byte < 0x20 || byte == 0x7f; },
+      ' ');
+  text = Shortened(text, kMaxErrorBytes);
   std::string json = "{\"error\": ";
   WriteText(text, &json);
   return json + "}\n";
