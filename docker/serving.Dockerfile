@@ -9,7 +9,8 @@ FROM ${BASE} AS build
 ARG TENSORFLOW="tensorflow-cpu>=2.21,<3"
 # hadolint ignore=DL3008
 RUN apt-get update \
- && apt-get install -y --no-install-recommends cmake g++ libboost-dev libsimdjson-dev make python3-pip \
+ && apt-get install -y --no-install-recommends cmake g++ libboost-dev libsimdjson-dev libtcmalloc-minimal4 \
+      make python3-pip \
  && rm -rf /var/lib/apt/lists/*
 # Only its libraries and headers are used, so it needs no other package. The argument bounds the version.
 # hadolint ignore=DL3013
@@ -18,7 +19,7 @@ COPY tfdist/serving/cpp /src
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 RUN cmake -S /src -B /build -DTENSORFLOW_DIR=/opt/tensorflow/tensorflow \
  && cmake --build /build --parallel \
- && ldd /build/tfdist-server | awk '/libsimdjson/ {print $3}' | xargs cp -L -t /opt/tensorflow/tensorflow
+ && ldd /build/tfdist-server | awk '/simdjson|tcmalloc/ {print $3}' | xargs cp -L -t /opt/tensorflow/tensorflow
 
 FROM ${BASE}
 # The server looks for its libraries in this folder.

@@ -8,6 +8,7 @@
 #include <boost/asio.hpp>
 #include <boost/beast/core.hpp>
 #include <boost/beast/http.hpp>
+#include <condition_variable>
 #include <csignal>
 #include <cstdio>
 #include <cstdlib>
@@ -22,12 +23,17 @@ namespace asio = boost::asio;
 namespace beast = boost::beast;
 using asio::ip::tcp;
 using beast::error_code;
+// Named, since the executor of any type that is the default costs virtual calls for each event.
+using Strand = asio::strand<asio::io_context::executor_type>;
+using Socket = asio::basic_stream_socket<tcp, Strand>;
 
 constexpr uint32_t kMaxHeaderBytes = 16 << 10;
 // Of what is read and not parsed yet: the parser has no limit for the header of a chunk.
 constexpr size_t kMaxBufferedBytes = 128 << 10;
 // A client that still sends when its request is refused has this long to read the answer.
 constexpr std::chrono::seconds kLinger{2};
+// How long all threads are busy before another one helps, and how long that one helps.
+constexpr std::chrono::milliseconds kHelp{20};
 
 class Connection;
 
@@ -50,19 +56,25 @@ struct Server::State {
   void StopWithStandardInput();
   void Remove(Connection* connection);
   void Drain();
+  void Work(const std::function<void()>& function);
+  void HelpWhileAllAreBusy();
 
   const Options options;
   const int threads;
   Handler handler;
+  std::atomic<int> busy{0};         // threads within the handler or a deferred function
+  std::atomic<uint64_t> worked{0};  // how many of these have ended
   std::atomic<bool> stopping{false};
 
   std::mutex mutex;
   std::unordered_set<Connection*> connections;
-  bool accepting = false;  // guarded by `mutex` too
+  bool accepting = false;          // guarded by `mutex` too
+  bool ended = false;              // and this
+  std::condition_variable ending;  // of `ended`
 
   asio::io_context io;
-  asio::strand<asio::io_context::executor_type> control;  // of what follows
-  tcp::acceptor acceptor;
+  Strand control;  // of what follows
+  asio::basic_socket_acceptor<tcp, Strand> acceptor;
   asio::signal_set signals;
   asio::steady_timer timer;
   asio::posix::stream_descriptor standard_input;
@@ -73,7 +85,7 @@ namespace {
 
 class Connection : public Request, public std::enable_shared_from_this<Connection> {
  public:
-  Connection(tcp::socket socket, Server::State* state) : stream_(std::move(socket)), state_(state) {
+  Connection(Socket socket, Server::State* state) : stream_(std::move(socket)), state_(state) {
     error_code error;
     stream_.socket().set_option(tcp::no_delay(true), error);
     const auto peer = stream_.socket().remote_endpoint(error);
@@ -163,9 +175,11 @@ class Connection : public Request, public std::enable_shared_from_this<Connectio
   void Handle() {
     stream_.expires_never();  // the model may take its time
     keep_alive_ = parser_->get().keep_alive();
-    state_->handler(*this, [self = shared_from_this()](Response response) {
-      self->response_ = std::move(response);
-      asio::dispatch(self->stream_.get_executor(), [self] { self->Write(); });
+    state_->Work([&] {
+      state_->handler(*this, [self = shared_from_this()](Response response) {
+        self->response_ = std::move(response);
+        asio::dispatch(self->stream_.get_executor(), [self] { self->Write(); });
+      });
     });
   }
 
@@ -235,7 +249,7 @@ class Connection : public Request, public std::enable_shared_from_this<Connectio
 
   using Parser = beast::http::request_parser<beast::http::string_body>;
 
-  beast::tcp_stream stream_;
+  beast::basic_stream<tcp, Strand> stream_;
   Server::State* state_;
   std::string peer_;
   beast::flat_buffer buffer_{kMaxBufferedBytes};
@@ -252,7 +266,7 @@ class Connection : public Request, public std::enable_shared_from_this<Connectio
 
 void Server::State::Accept() {
   // The strand keeps a timeout of the connection apart from its other events.
-  acceptor.async_accept(asio::make_strand(io), [this](error_code error, tcp::socket socket) {
+  acceptor.async_accept(asio::make_strand(io), [this](error_code error, Socket socket) {
     if (stopping || error == asio::error::operation_aborted) return;
     if (error) {
       // No file descriptor is free, for example.
@@ -328,10 +342,29 @@ void Server::State::Drain() {
   });
 }
 
+void Server::State::Work(const std::function<void()>& function) {
+  ++busy;
+  function();
+  --busy;
+  ++worked;
+}
+
+void Server::State::HelpWhileAllAreBusy() {
+  // One more thread that always takes part would cost each request a tenth of its time.
+  std::unique_lock lock(mutex);
+  for (uint64_t before = worked; !ending.wait_for(lock, kHelp, [this] { return ended; });
+       before = worked) {
+    if (busy < threads || worked != before) continue;
+    lock.unlock();
+    io.run_for(kHelp);
+    lock.lock();
+  }
+}
+
 Server::Server(const Options& options) : state_(std::make_unique<State>(options)) {
   const tcp::endpoint endpoint(asio::ip::make_address(options.host), options.port);
   state_->acceptor.open(endpoint.protocol());
-  state_->acceptor.set_option(tcp::acceptor::reuse_address(true));
+  state_->acceptor.set_option(asio::socket_base::reuse_address(true));
   state_->acceptor.bind(endpoint);
   state_->acceptor.listen();
 }
@@ -365,10 +398,19 @@ void Server::Run(Handler handler) {
   for (int i = 1; i < state_->threads; ++i) {
     others.emplace_back([this] { state_->io.run(); });
   }
+  std::thread helper([this] { state_->HelpWhileAllAreBusy(); });
   state_->io.run();
   for (auto& thread : others) thread.join();
+  {
+    std::lock_guard lock(state_->mutex);
+    state_->ended = true;
+  }
+  state_->ending.notify_one();
+  helper.join();
 }
 
-void Server::Defer(std::function<void()> function) { asio::defer(state_->io, std::move(function)); }
+void Server::Defer(std::function<void()> function) {
+  asio::defer(state_->io, [this, function = std::move(function)] { state_->Work(function); });
+}
 
 }  // namespace tfdist::http

@@ -1,5 +1,6 @@
 // An HTTP/1.1 server. All its threads wait for the same events, so a request waits only while every
-// thread is busy. No header of the HTTP library is needed to use it.
+// thread is busy. If all of them are busy for long, one more thread joins them: it keeps accepting,
+// reading and refusing. No header of the HTTP library is needed to use it.
 
 #pragma once
 

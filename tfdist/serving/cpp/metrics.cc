@@ -112,7 +112,8 @@ std::string Metrics::Text(int num_connections) const {
            WriteLine(name, labels, read(model), &text);
          });
   };
-  value("tfdist_session_cpu_seconds_total", "counter", "Processor time of running the model.",
+  value("tfdist_session_cpu_seconds_total", "counter",
+        "Processor time of running the model, from samples.",
         [](ModelMetrics& model) { return model.session_cpu_.load(); });
   value("tfdist_session_runs_total", "counter", "Runs of the model; a batch is one.",
         [](ModelMetrics& model) { return model.runs_ * 1e-6; });

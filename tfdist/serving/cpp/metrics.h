@@ -32,7 +32,7 @@ class Histogram {
 struct Times {
   double queue = 0;        // waited for a free thread
   double session = 0;      // the model ran
-  double session_cpu = 0;  // used a processor while the model ran, shared by a batch
+  double session_cpu = 0;  // of the processor, in session; an estimate, often 0
   double total = 0;        // from the header to the answer; the rest is transport
   int batch_requests = 1;  // that ran together
 };

@@ -34,8 +34,7 @@ struct SchedulerOptions {
 class Scheduler {
  public:
   using Done = std::function<void(Prediction)>;
-  // Runs a function soon, in some thread. It needs one thread more than `max_running`, which then
-  // stays free for requests to come in.
+  // Runs a function soon, in some thread.
   using Defer = std::function<void(std::function<void()>)>;
 
   Scheduler(const SchedulerOptions& options, Defer defer)

@@ -164,7 +164,7 @@ Flags Parse(int argc, char** argv) {
   }
   for (int i = optind; i < argc; ++i) AddModel(argv[i], &flags);
   if (flags.models.empty()) WrongUsage("MODEL_DIR is missing");
-  flags.http.threads = flags.scheduler.max_running + 1;
+  flags.http.threads = flags.scheduler.max_running;
   return flags;
 }
 
