@@ -93,13 +93,14 @@ class Server:
         ports: of its processes.
     """
 
-    def __init__(self, ports: list[int], pids: list[int]) -> None:
+    def __init__(self, ports: list[int], pids: list[int], predict: str = _PREDICT) -> None:
         self.ports = ports
+        self._predict = predict
         self._processes = [psutil.Process(pid) for pid in pids]
 
     def path(self, answer_bytes: int) -> str:
         """The path of a request."""
-        return _PREDICT
+        return self._predict
 
     def counters(self) -> Mapping[str, float]:
         """Numbers that only grow; the name of the CPU time is that of Prometheus."""
@@ -108,8 +109,9 @@ class Server:
 
     def answer(self, body: str) -> bytes:
         """The answer of its first process."""
-        url = f"http://127.0.0.1:{self.ports[0]}{_PREDICT}"
-        with urllib.request.urlopen(url, body.encode(), _REQUEST_SECS) as response:
+        url = f"http://127.0.0.1:{self.ports[0]}{self._predict}"
+        request = urllib.request.Request(url, body.encode(), {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=_REQUEST_SECS) as response:
             return bytes(response.read())
 
 
@@ -160,10 +162,11 @@ def start_fastapi(model: str) -> list[Program]:
     return [Program("FastAPI", [sys.executable, program, model]) for _ in range(CORES)]
 
 
-def fastapi(programs: list[Program]) -> Server:
-    """Blocks until all have loaded the model."""
+def fastapi(programs: list[Program]) -> tuple[Server, Server]:
+    """The tuned one and the plain one; blocks until all have loaded the model."""
     ports = [int(program.read(_START_SECS)) for program in programs]
-    return Server(ports, [program.pid for program in programs])
+    pids = [program.pid for program in programs]
+    return Server(ports, pids), Server(ports, pids, "/plain")
 
 
 def echo(program: Program) -> Echo:

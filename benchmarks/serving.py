@@ -9,10 +9,12 @@ each core, so that every server has less than the whole machine. The peers take 
 load, in an order that is shuffled in each round; a first round is for warming up. Ratios are taken
 within a round.
 
-- tfdist-server: with its default options, and once with `--max-batch-rows 64`.
+- tfdist-server: with its default options, once with `--max-batch-rows 64`, and once without the
+  operations of oneDNN, which make large models fast and small ones slow.
 - FastAPI: uvicorn with uvloop and httptools, one process for each core, each with the model and a
   port of its own. The threads of wrk use the ports in turn, so that the processes have equally many
-  connections. `_serving_fastapi.py` says what else makes it fast.
+  connections. `_serving_fastapi.py` says what else makes it fast. *Plain* is the same but for the
+  handler, which is written as in FastAPI's tutorial.
 - echo: the HTTP library of tfdist-server answers with as many bytes as the model's answer has. This
   is what the server could do if reading, computing and writing the values cost nothing.
 - calls: a C++ program calls the model in its own process, from one thread and from one for each
@@ -71,11 +73,15 @@ _ROUNDS, _QUICK_ROUNDS = 7, 1
 _SECS, _QUICK_SECS = 3, 1
 
 TFDIST, BATCHED = "tfdist-server", "tfdist-server --max-batch-rows 64"
-FASTAPI, ECHO, CALLS = "FastAPI", "echo", "calls"
+NO_ONEDNN = "tfdist-server, TF_ENABLE_ONEDNN_OPTS=0"
+FASTAPI, PLAIN, ECHO, CALLS = "FastAPI", "FastAPI, plain", "echo", "calls"
+_COLUMNS = {FASTAPI: "fastapi", PLAIN: "plain_fastapi", ECHO: "echo"}
 COMPARED = Load(16, 1)
 MANY = Load(64, 1)
 LOADS = (Load(1, 1), COMPARED, MANY, Load(4, 32))
 THREADS = [Load(threads, 1) for threads in sorted({1, CORES})]  # of the calls
+
+_LOADS_OF = {BATCHED: (COMPARED, MANY), NO_ONEDNN: (COMPARED,), PLAIN: (COMPARED,)}  # not all
 
 Key = tuple[str, Load]
 Figures = dict[str, float]
@@ -142,26 +148,36 @@ def _blocks(seed: int, notes: dict[str, str]) -> Iterator[dict[Key, Block]]:
         peers: dict[str, Server] = {
             TFDIST: servers.Tfdist(stack.enter_context(ModelServer(served))),
             BATCHED: servers.Tfdist(stack.enter_context(ModelServer(served, options=options))),
+            NO_ONEDNN: servers.Tfdist(stack.enter_context(_server_without_onednn(served))),
             ECHO: servers.echo(echo),
         }
         calls = servers.caller(caller)
         try:
             if workers:
-                peers[FASTAPI] = servers.fastapi(workers)
+                peers[FASTAPI], peers[PLAIN] = servers.fastapi(workers)
         except MeasureError as error:
             _note_failure(FASTAPI, error, notes)
         blocks: dict[Key, Block] = {}
         for load in LOADS:
             body = load.body(seed)
             answer = peers[TFDIST].answer(body)
-            if FASTAPI in peers:
-                _check_equal(answer, peers[FASTAPI].answer(body))
+            for kind in (FASTAPI, PLAIN):
+                if kind in peers:
+                    _check_equal(answer, peers[kind].answer(body))
             for kind, peer in peers.items():
-                if kind != BATCHED or load == MANY:
+                if load in _LOADS_OF.get(kind, LOADS):
                     blocks[kind, load] = _block(peer, load, body, len(answer))
         for load in THREADS:
             blocks[CALLS, load] = _calls(calls, load)
         yield blocks
+
+
+def _server_without_onednn(served: str) -> ModelServer:
+    os.environ["TF_ENABLE_ONEDNN_OPTS"] = "0"
+    try:
+        return ModelServer(served)
+    finally:
+        del os.environ["TF_ENABLE_ONEDNN_OPTS"]
 
 
 def _block(peer: Server, load: Load, body: str, answer_bytes: int) -> Block:
@@ -224,15 +240,17 @@ def _rows(rounds: Rounds, notes: dict[str, str]) -> list[Row]:
     rows: list[Row] = []
     for (kind, load), figures in rounds.items():
         values = {name: [each[name] for each in figures] for name in figures[0]}
-        if kind in (TFDIST, BATCHED):
-            for peer in (FASTAPI, ECHO):
+        if kind in (TFDIST, BATCHED, NO_ONEDNN):
+            # FastAPI has oneDNN.
+            peers = {ECHO: _COLUMNS[ECHO]} if kind == NO_ONEDNN else _COLUMNS
+            for peer, column in peers.items():
                 if theirs := rounds.get((peer, load)):
                     for name, prefix in (("requests_per_s", ""), ("cpu_us", "cpu_")):
-                        values[f"{prefix}ratio_to_{peer.lower()}"] = ratios(
+                        values[f"{prefix}ratio_to_{column}"] = ratios(
                             values[name], [each[name] for each in theirs]
                         )
         rows.append(_row(kind, load) | with_spread(values) | {"note": None})
-    order = [TFDIST, BATCHED, FASTAPI, ECHO, CALLS]
+    order = [TFDIST, NO_ONEDNN, BATCHED, FASTAPI, PLAIN, ECHO, CALLS]
     rows.sort(key=lambda row: (row["kind"] == CALLS, _place(row), order.index(row["kind"])))
     return rows + [{"kind": kind, "note": note} for kind, note in notes.items()]
 
@@ -253,7 +271,11 @@ def _targets(rows: list[Row]) -> list[dict[str, Any]]:
 
     speed = f"requests/s at {COMPARED}"
     return [
-        target(f"{speed} / FastAPI", found(COMPARED, "ratio_to_fastapi"), 15.0, at_least=True),
+        *[
+            target(f"{speed} / {peer}", found(COMPARED, f"ratio_to_{column}"), 15.0, at_least=True)
+            for peer, column in _COLUMNS.items()
+            if peer != ECHO
+        ],
         target(f"{speed} / echo", found(COMPARED, "ratio_to_echo"), 0.5, at_least=True),
         *[target(f"p99 / p50 at {load}", found(load, "p99_to_p50"), 4.0) for load in LOADS],
         target(f"cores used at {MANY}", found(MANY, "cores_used"), 0.8, at_least=True),
@@ -265,14 +287,12 @@ def _targets(rows: list[Row]) -> list[dict[str, Any]]:
 _TABLES = {
     "speed": {
         "requests/s": "requests_per_s",
-        "/ FastAPI": "ratio_to_fastapi",
-        "/ echo": "ratio_to_echo",
+        **{f"/ {peer}": f"ratio_to_{column}" for peer, column in _COLUMNS.items()},
     },
     "latency": {"p50, us": "p50_us", "p99, us": "p99_us", "p99 / p50": "p99_to_p50"},
     "CPU of a request": {
         "us": "cpu_us",
-        "/ FastAPI": "cpu_ratio_to_fastapi",
-        "/ echo": "cpu_ratio_to_echo",
+        **{f"/ {peer}": f"cpu_ratio_to_{column}" for peer, column in _COLUMNS.items()},
     },
     "parts of a request": {
         "transport, CPU us": "transport_cpu_us",

@@ -32,7 +32,7 @@ def read_records(paths: Any) -> list[bytes]:
         with tf.Graph().as_default() as graph, new_session(graph) as session:
             read = tf.data.TFRecordDataset([str(name) for name in names]).take(_MOST_RECORDS)
             batch = tf.compat.v1.data.make_one_shot_iterator(read.batch(_MOST_RECORDS)).get_next()
-            found = session.run(batch).tolist()
+            found: list[bytes] = session.run(batch).tolist()
     except tf.errors.OutOfRangeError:
         found = []
     except tf.errors.OpError as error:
