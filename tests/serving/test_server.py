@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +20,7 @@ import pytest
 
 from tests.serving import saved_models
 from tfdist.cli import main
+from tfdist.deadline import Deadline
 from tfdist.errors import ConfigError, ServerError
 from tfdist.serving import ModelServer, build_server
 
@@ -106,6 +108,21 @@ def test_the_access_log(model, tmp_path):
     )
     assert re.fullmatch(line % 200, one)
     assert re.fullmatch(line % 400, other)
+
+
+def test_an_access_log_that_cannot_be_written(model):
+    options = ["--access-log", "/dev/full", "--poll-ms", "20"]
+    with ModelServer(model, options=options) as server:
+        deadline = Deadline(30)
+        while "the access log cannot be written" not in server.errors():
+            assert predict(server, [1.0])[0] == 200
+            assert not deadline.expired
+
+
+def test_a_folder_with_an_equals_sign(model, tmp_path):
+    shutil.copytree(model, tmp_path / "a=b" / "half")
+    with ModelServer(tmp_path / "a=b" / "half") as server:
+        assert predict(server, [1.0])[0] == 200
 
 
 def test_it_listens_on_this_machine_only(model):

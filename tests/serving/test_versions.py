@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import shutil
 import subprocess
 import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 
 import psutil
 import pytest
 
 from tests.serving import saved_models
 from tfdist.deadline import Deadline
+from tfdist.errors import ServerError
 from tfdist.serving import ModelServer
 
 POLL = ["--poll-ms", "20"]
@@ -195,3 +197,44 @@ def test_a_signal_lets_requests_be_answered(model):
             assert started.acquire(timeout=30)
         assert server.stop() == 0
         assert sum(client.result() for client in clients) >= 100
+
+
+def test_a_signal_does_not_interrupt_a_matrix_product(tmp_path):
+    # oneDNN's products, interrupted by a signal handler, have damaged the memory of the process.
+    saved_models.slow(tmp_path / "half/1", rounds=1)
+
+    def ask(url):
+        with suppress(OSError):
+            while True:
+                urllib.request.urlopen(url, b'{"instances": [2.0]}', timeout=30).close()
+
+    for _ in range(5):
+        with ModelServer(tmp_path / "half") as server, ThreadPoolExecutor(4) as threads:
+            for _ in range(4):
+                threads.submit(ask, f"{server.url}/v1/models/half:predict")
+            wait_until(lambda server=server: served(server) >= 10)
+            assert server.stop() == 0
+
+
+def served(server):
+    """How many requests have run the model."""
+    with urllib.request.urlopen(server.url + "/metrics", timeout=30) as response:
+        found = re.search(
+            r"^tfdist_request_seconds_count\S* (\d+)$", response.read().decode(), re.M
+        )
+    return int(found[1])
+
+
+def test_a_version_that_changes_on_disk_is_served_as_it_was(model, made):
+    with ModelServer(model, options=POLL) as server:
+        shutil.copytree(made / "2", model / "1", dirs_exist_ok=True)
+        wait_until(lambda: "version 1 has changed on disk" in server.errors())
+        assert predict(server) == [2.0]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"requests": [{"inputs": {"z": [1]}}]}'])
+def test_a_damaged_golden_file_is_named(model, text):
+    (model / "1/golden.json").write_text(text)
+    with pytest.raises(ServerError) as caught:
+        ModelServer(model)
+    assert f"cannot load version 1: {model}/1/golden.json: " in caught.value.output

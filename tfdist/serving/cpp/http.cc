@@ -47,24 +47,27 @@ struct Server::State {
         io(threads),
         control(asio::make_strand(io)),
         acceptor(control),
-        signals(control),
         timer(control),
         standard_input(control) {}
 
   void Accept();
+  bool Open(Socket socket);  // whether there is room for another one
   void Stop();
   void StopWithStandardInput();
   void Remove(Connection* connection);
   void Drain();
   void Work(const std::function<void()>& function);
   void HelpWhileAllAreBusy();
+  void WaitForSignals(sigset_t signals);
 
   const Options options;
   const int threads;
   Handler handler;
   std::atomic<int> busy{0};         // threads within the handler or a deferred function
   std::atomic<uint64_t> worked{0};  // how many of these have ended
+  std::atomic<bool> running{false};
   std::atomic<bool> stopping{false};
+  std::atomic<bool> destroyed{false};
 
   std::mutex mutex;
   std::unordered_set<Connection*> connections;
@@ -75,7 +78,6 @@ struct Server::State {
   asio::io_context io;
   Strand control;  // of what follows
   asio::basic_socket_acceptor<tcp, Strand> acceptor;
-  asio::signal_set signals;
   asio::steady_timer timer;
   asio::posix::stream_descriptor standard_input;
   char ignored[64];  // what it says
@@ -267,7 +269,7 @@ class Connection : public Request, public std::enable_shared_from_this<Connectio
 void Server::State::Accept() {
   // The strand keeps a timeout of the connection apart from its other events.
   acceptor.async_accept(asio::make_strand(io), [this](error_code error, Socket socket) {
-    if (stopping || error == asio::error::operation_aborted) return;
+    if (error && stopping) return;
     if (error) {
       // No file descriptor is free, for example.
       timer.expires_after(std::chrono::milliseconds(100));
@@ -276,16 +278,20 @@ void Server::State::Accept() {
       });
       return;
     }
-    const auto connection = std::make_shared<Connection>(std::move(socket), this);
-    bool has_room;
-    {
-      std::lock_guard lock(mutex);
-      connections.insert(connection.get());
-      has_room = accepting = static_cast<int>(connections.size()) < options.max_connections;
-    }
-    connection->Start();
-    if (has_room) Accept();
+    if (Open(std::move(socket)) && !stopping) Accept();
   });
+}
+
+bool Server::State::Open(Socket socket) {
+  const auto connection = std::make_shared<Connection>(std::move(socket), this);
+  bool has_room;
+  {
+    std::lock_guard lock(mutex);
+    connections.insert(connection.get());
+    has_room = accepting = static_cast<int>(connections.size()) < options.max_connections;
+  }
+  connection->Start();
+  return has_room;
 }
 
 void Server::State::Remove(Connection* connection) {
@@ -296,6 +302,17 @@ void Server::State::Remove(Connection* connection) {
   } else if (!accepting) {
     accepting = true;
     asio::post(control, [this] { Accept(); });
+  }
+}
+
+void Server::State::WaitForSignals(sigset_t signals) {
+  for (bool first = true;; first = false) {
+    int signal = 0;
+    sigwait(&signals, &signal);
+    if (destroyed) return;
+    // During the start, or again: the user does not want to wait.
+    if (!first || !running) std::_Exit(128 + signal);
+    asio::post(control, [this] { Stop(); });
   }
 }
 
@@ -310,8 +327,12 @@ void Server::State::StopWithStandardInput() {
 void Server::State::Stop() {
   if (stopping.exchange(true)) return;
   error_code error;
-  signals.cancel(error);
-  signals.clear(error);  // the next signal ends the process
+  // Those that the system has accepted already would be reset.
+  acceptor.non_blocking(true, error);
+  for (Socket socket(asio::make_strand(io)); !acceptor.accept(socket, error);
+       socket = Socket(asio::make_strand(io))) {
+    Open(std::move(socket));
+  }
   acceptor.close(error);
   standard_input.close(error);
   timer.expires_after(options.goodbye);
@@ -362,14 +383,26 @@ void Server::State::HelpWhileAllAreBusy() {
 }
 
 Server::Server(const Options& options) : state_(std::make_unique<State>(options)) {
+  // A signal handler that interrupts a matrix product of oneDNN can damage the memory of the
+  // process (seen with TensorFlow 2.21 and AVX-512). So no thread that runs a model receives these.
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
   const tcp::endpoint endpoint(asio::ip::make_address(options.host), options.port);
   state_->acceptor.open(endpoint.protocol());
   state_->acceptor.set_option(asio::socket_base::reuse_address(true));
   state_->acceptor.bind(endpoint);
   state_->acceptor.listen();
+  signal_thread_ = std::thread([this, signals] { state_->WaitForSignals(signals); });
 }
 
-Server::~Server() = default;
+Server::~Server() {
+  state_->destroyed = true;
+  pthread_kill(signal_thread_.native_handle(), SIGTERM);
+  signal_thread_.join();
+}
 
 int Server::port() const { return state_->acceptor.local_endpoint().port(); }
 
@@ -383,11 +416,7 @@ bool Server::is_stopping() const { return state_->stopping; }
 void Server::Run(Handler handler) {
   state_->handler = std::move(handler);
   std::signal(SIGPIPE, SIG_IGN);
-  state_->signals.add(SIGTERM);
-  state_->signals.add(SIGINT);
-  state_->signals.async_wait([this](error_code error, int) {
-    if (!error) state_->Stop();
-  });
+  state_->running = true;
   if (state_->options.stop_with_stdin) {
     state_->standard_input.assign(STDIN_FILENO);
     state_->StopWithStandardInput();

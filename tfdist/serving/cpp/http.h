@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -61,7 +62,9 @@ struct Options {
 
 class Server {
  public:
-  // Listens. Throws std::exception if the address cannot be used.
+  // Listens, and blocks SIGTERM and SIGINT in this thread and in those that it starts: do it before
+  // TensorFlow starts some. Until Run a signal ends the process. Throws std::exception if the
+  // address cannot be used.
   explicit Server(const Options& options);
   ~Server();
 
@@ -80,6 +83,7 @@ class Server {
 
  private:
   std::unique_ptr<State> state_;
+  std::thread signal_thread_;
 };
 
 }  // namespace tfdist::http

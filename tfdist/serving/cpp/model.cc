@@ -54,10 +54,26 @@ std::string TextOfFile(const fs::path& path) {
 // Runs the requests that were recorded when the model was exported: the first run of an operation
 // allocates memory and is slow.
 void WarmUp(const Predictor& predictor, const fs::path& folder) {
-  const std::string golden = TextOfFile(folder / "golden.json");
-  if (golden.empty()) return;
-  for (const auto& request : rest::ReadGolden(golden, predictor.signatures())) {
-    predictor.Predict(request.inputs, request.signature);
+  const fs::path golden = folder / "golden.json";
+  std::error_code ignored;
+  if (!fs::is_regular_file(golden, ignored)) return;
+  try {
+    for (const auto& request : rest::ReadGolden(TextOfFile(golden), predictor.signatures())) {
+      predictor.Predict(request.inputs, request.signature);
+    }
+  } catch (const Error& error) {
+    throw Error(error.code(), golden.string() + ": " + error.what());
+  }
+}
+
+// With another allocator the system's malloc_trim has no effect.
+extern "C" void MallocExtension_ReleaseFreeMemory() __attribute__((weak));
+
+void ReturnMemory() {
+  if (MallocExtension_ReleaseFreeMemory != nullptr) {
+    MallocExtension_ReleaseFreeMemory();
+  } else {
+    malloc_trim(0);
   }
 }
 
@@ -133,15 +149,21 @@ void Model::Poll(bool settled_only) {
   for (auto each = candidates.rbegin(); each != candidates.rend(); ++each) {
     const auto& [number, folder] = *each;
     if (static_cast<int>(wanted.size()) == num_versions_) break;
+    const std::string fingerprint = fingerprints[number] = FingerprintOf(folder);
     if (const auto found = served.find(number); found != served.end()) {
       wanted.insert(*found);
+      if (loaded_[number] != fingerprint) {
+        report_(name_ + ": version " + std::to_string(number) +
+                " has changed on disk and is served as it was loaded: write another version");
+        loaded_[number] = fingerprint;
+      }
       continue;
     }
-    const std::string fingerprint = fingerprints[number] = FingerprintOf(folder);
     if (refused_[number] == fingerprint) continue;
     if (settled_only && fingerprints_[number] != fingerprint) continue;
     try {
       wanted[number] = Load(number, folder);
+      loaded_[number] = fingerprint;
       errors.erase(number);
       metrics_->CountLoad(true);
     } catch (const Error& error) {
@@ -174,7 +196,7 @@ void Model::Poll(bool settled_only) {
   });
   if (unused == released_.end()) return;
   released_.erase(unused, released_.end());
-  malloc_trim(0);  // the parameters were large
+  ReturnMemory();  // the parameters were large
 }
 
 }  // namespace tfdist

@@ -63,6 +63,7 @@ class Model {
 
   // Only for Poll.
   std::map<int64_t, std::string> fingerprints_;  // of candidates at the last call
+  std::map<int64_t, std::string> loaded_;        // of served versions, when they were loaded
   std::map<int64_t, std::string> refused_;       // fingerprints of versions that failed to load
   std::vector<std::shared_ptr<const Version>> released_;
 

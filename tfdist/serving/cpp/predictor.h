@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "tensor.h"
@@ -22,6 +23,9 @@ using Example = std::map<std::string, Feature>;
 
 std::string Serialize(const Example& example);
 
+// A signal handler that interrupts `Predict` can damage the memory of the process: oneDNN's matrix
+// products do not bear it on some machines. Block signals in the threads that predict.
+//
 // A loaded model. All methods can be called by several threads at the same time: they share the
 // session, and so one copy of the parameters.
 class Predictor {

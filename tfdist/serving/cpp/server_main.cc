@@ -71,7 +71,8 @@ int Number(const std::string& flag, const char* text, int least, int most) {
 }
 
 void AddModel(const std::string& argument, Flags* flags) {
-  const size_t sign = argument.find('=');
+  // A folder that has the sign in its name needs no other name.
+  const size_t sign = fs::is_directory(argument) ? argument.npos : argument.find('=');
   fs::path folder = argument.substr(sign == argument.npos ? 0 : sign + 1);
   folder = fs::absolute(folder).lexically_normal();
   if (!folder.has_filename()) folder = folder.parent_path();  // "models/line/"
@@ -197,11 +198,15 @@ class Watcher {
  public:
   Watcher(std::vector<tfdist::Model*> models, int poll_ms, tfdist::AccessLog* log)
       : thread_([this, models, poll_ms, log] {
+          bool log_failed = false;
           std::unique_lock lock(mutex_);
           while (!stopped_.wait_for(lock, std::chrono::milliseconds(poll_ms),
                                     [this] { return stop_; })) {
             for (tfdist::Model* model : models) model->Poll(/*settled_only=*/true);
-            log->Flush();
+            if (!log->Flush() && !log_failed) {
+              std::cerr << "the access log cannot be written: lines are lost" << std::endl;
+              log_failed = true;
+            }
           }
         }) {}
 

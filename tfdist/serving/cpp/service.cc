@@ -118,8 +118,8 @@ void AccessLog::Write(const http::Request& request, int status, size_t bytes, co
                times.session * 1e6);
 }
 
-void AccessLog::Flush() {
-  if (file_ != nullptr) std::fflush(file_);
+bool AccessLog::Flush() {
+  return file_ == nullptr || (std::fflush(file_) == 0 && !std::ferror(file_));
 }
 
 void Service::Add(std::unique_ptr<Model> model) {

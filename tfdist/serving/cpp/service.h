@@ -24,7 +24,7 @@ class AccessLog {
   explicit AccessLog(std::FILE* file) : file_(file) {}  // null for none
 
   void Write(const http::Request& request, int status, size_t bytes, const Times& times);
-  void Flush();
+  bool Flush();  // whether all lines could be written
 
  private:
   std::FILE* const file_;

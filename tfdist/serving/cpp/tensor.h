@@ -19,7 +19,8 @@ class Error : public std::runtime_error {
   enum class Code {
     kInvalid,      // the caller's values
     kNotFound,     // a model, version or signature of this name
-    kUnavailable,  // at the moment: too much is waiting
+    kUnavailable,  // memory or another resource, at the moment; in the server, too many requests
+                   // wait
     kInternal,     // the model or the machine
   };
 
