@@ -25,7 +25,7 @@ FOLDERS = {
     "cluster": "a cluster of threads or of forkserver processes",
     "chaos": "signals and seeded faults against process groups, and whole launches",
     "multinode": "network namespaces, or docker compose",
-    "serving": "models exported and served",
+    "serving": "models exported and served: a C++ compiler, wrk, clang",
 }
 
 

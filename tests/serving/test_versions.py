@@ -219,10 +219,8 @@ def test_a_signal_does_not_interrupt_a_matrix_product(tmp_path):
 def served(server):
     """How many requests have run the model."""
     with urllib.request.urlopen(server.url + "/metrics", timeout=30) as response:
-        found = re.search(
-            r"^tfdist_request_seconds_count\S* (\d+)$", response.read().decode(), re.M
-        )
-    return int(found[1])
+        text = response.read().decode()
+    return int(re.search(r"^tfdist_request_seconds_count\S* (\d+)$", text, re.MULTILINE)[1])
 
 
 def test_a_version_that_changes_on_disk_is_served_as_it_was(model, made):
