@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing
 import psutil
 import pytest
 
-from tests.serving import serving_models
+from tests.serving import exported_models
 from tfdist.deadline import Deadline
 from tfdist.serving import ModelServer
 
@@ -34,7 +34,7 @@ SCORE = 1 + 2 + 6 + 2 + 1.5
 
 WHOLE = [None, True, "1", 1.5, "", {}, {"a": 1}, NAN, INFINITY, -INFINITY, "NaN", 2**64, [], 1e30]
 VALUES = {  # of one row
-    "ids": [*WHOLE, -1, serving_models.NUM_IDS, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, [[1]]],
+    "ids": [*WHOLE, -1, exported_models.NUM_IDS, 2**63 - 1, 2**63, -(2**63), -(2**63) - 1, [[1]]],
     "small": [*WHOLE, 2**31, -(2**31) - 1, 2**63 - 1, [[2]]],
     "dense": [
         *(None, True, 1, "123", {}, [], [1], [1, 2], [1, 2, 3, 4], [[1, 2, 3]], ["a", "b", "c"]),
@@ -302,8 +302,8 @@ def groups():
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    serving_models.mixed(folder / "mixed")
-    serving_models.any_rank(folder / "any_rank")
+    exported_models.mixed(folder / "mixed")
+    exported_models.any_rank(folder / "any_rank")
     return [folder / "mixed", folder / "any_rank"]
 
 
