@@ -1,4 +1,4 @@
-"""Models for the tests of the server, each with other kinds of inputs."""
+"""Models that tfdist exports for tests of the server, each with other kinds of inputs."""
 
 from __future__ import annotations
 
