@@ -5,12 +5,13 @@ import os
 import re
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
-import tensorflow as tf
 
 import tfdist
+from tfdist.serving import ModelServer
 from tfdist.testing import read_compose
 
 ROOT = Path(__file__).parents[2]
@@ -74,19 +75,18 @@ def test_the_slow_worker_of_splits_reads_less_and_no_record_is_lost():
     assert "Audit(expected=5000, read_once=5000, missing=(), duplicates=())" in ended.stdout
 
 
-def test_what_the_line_exports_is_what_the_server_of_the_compose_file_loads(tmp_path):
+def test_the_server_of_the_compose_file_serves_what_the_line_exports(tmp_path):
     script = ["examples/line.py", "--", "--model-dir", str(tmp_path)]
     ended = run([sys.executable, "-m", "tfdist", "run", *script])
     assert ended.returncode == 0, ended.stderr
     services = read_compose([ROOT / "docker/compose.yaml"], ["server"], {}).services
-    server, command = services["server"].environment, services["chief-0"].command
-    base = Path(server["MODEL_BASE_PATH"]).relative_to(command[command.index("--model-dir") + 1])
-    (model,) = (tmp_path / base / server["MODEL_NAME"]).iterdir()
+    name, path = services["server"].command[-1].split("=")
+    command = services["chief-0"].command
+    folder = tmp_path / Path(path).relative_to(command[command.index("--model-dir") + 1])
     step, slope, offset = re.findall(r"step (\d+): y = (\S+) x (\S+)", ended.stdout)[-1]
-    assert model.name == step
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        loaded = tf.compat.v1.saved_model.load(session, ["serve"], str(model))
-        signature = loaded.signature_def["serving_default"]
-        x, y = signature.inputs["x"].name, signature.outputs["y"].name
-        line = [float(slope) * number + float(offset) for number in (0, 1, 2)]
-        assert session.run(y, {x: [0, 1, 2]}) == pytest.approx(line, abs=0.01)
+    with ModelServer(f"{name}={folder}") as server:
+        url = f"{server.url}/v1/models/{name}/versions/{step}:predict"
+        with urllib.request.urlopen(url, b'{"instances": [0, 1, 2]}', timeout=30) as response:
+            predicted = json.loads(response.read())["predictions"]
+    line = [float(slope) * number + float(offset) for number in (0, 1, 2)]
+    assert predicted == pytest.approx(line, abs=0.01)
