@@ -21,7 +21,7 @@ import pytest
 from tests.serving import saved_models
 from tfdist.cli import main
 from tfdist.deadline import Deadline
-from tfdist.errors import ConfigError, ServerError
+from tfdist.errors import USAGE, ConfigError, ServerError
 from tfdist.serving import ModelServer, build_server
 
 CLIENTS = 16
@@ -169,8 +169,25 @@ def test_a_port_in_use(model):
             ModelServer(model, options=["--port", str(port)])
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        '{"requests": []}',
+        '{"requests": [{"signature_name": "serving_default", "inputs": {}}]}',
+    ],
+)
+def test_verify_names_a_damaged_golden_file(model, text, tmp_path, capsys):
+    shutil.copytree(model / "1", tmp_path / "1")
+    (tmp_path / "1/golden.json").write_text(text)
+    assert main(["serve", "verify", str(tmp_path)]) == USAGE
+    assert (
+        f"{tmp_path}/1/golden.json: is not what `tfdist export` writes" in capsys.readouterr().err
+    )
+
+
 def test_wrong_models(model, tmp_path):
-    with pytest.raises(ConfigError, match="models: missing"):
+    with pytest.raises(ConfigError, match="models: missing; must be at least one folder"):
         ModelServer()
     with pytest.raises(ServerError, match="has no version"):
         ModelServer(tmp_path)

@@ -113,7 +113,7 @@ def _build(rest: list[str], *, as_json: bool) -> int:
 
 def _verify(rest: list[str], *, as_json: bool) -> int:
     if len(rest) != 1:
-        raise ConfigError("MODEL_DIR", rest, "one folder after verify")
+        raise ConfigError("MODEL_DIR", rest, "must be one folder after verify")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # before the import, which logs
     try:
         found = serving.verify_model(rest[0])

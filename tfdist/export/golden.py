@@ -69,7 +69,9 @@ def read(folder: Path) -> list[dict[str, Any]]:
     try:
         requests = json.loads(path.read_text("utf-8"))["requests"]
         for each in requests:
-            each["signature_name"], each["inputs"].items()
+            each["signature_name"], each["inputs"].items(), each["outputs"].items()
+        if not requests:
+            raise ValueError("it has no request")
     except OSError as error:
         raise DataError(str(path), None, f"cannot be read: {error.strerror}") from error
     except (ValueError, LookupError, TypeError, AttributeError) as error:

@@ -55,7 +55,7 @@ class ModelServer:
             ServerError: the server cannot be built, has ended with an error, or is late.
         """
         if not models:
-            raise ConfigError("models", None, "at least one folder", missing=True)
+            raise ConfigError("models", None, "must be at least one folder", missing=True)
         secs = checked_secs("timeout", timeout)
         program = build_server()
         deadline = Deadline(secs)
