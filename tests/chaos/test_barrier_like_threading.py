@@ -12,15 +12,23 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tfdist import Barrier, BrokenBarrierError, local_cluster
+from tfdist.barrier import connection
 from tfdist.testing import poll_until
 
 N = 3
 TIMEOUT = 20.0  # for what is expected to end; far more than it takes
 PROMPT = 5.0  # for what must not wait for anything
 SOON = 0.2  # for what is expected to time out
+PATIENCE = 4.0  # with a ps that answers late
 
 # BarrierTimeout and BrokenBarrierError are subclasses of it.
 Broken = threading.BrokenBarrierError
+
+
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch):
+    # threading has no silent ps, and a ps on a busy machine may seem silent.
+    monkeypatch.setattr(connection, "_LAST_ANSWER_SECS", PATIENCE)
 
 
 @pytest.fixture(scope="module", params=["threading", "queue", "counter"])
