@@ -1,0 +1,56 @@
+"""What every loss checks of its batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from tfdist.errors import ConfigError
+
+
+def checked_inputs(field: str, inputs: Any, dim: int | None) -> Any:
+    """The inputs as float32 [batch, dim]; they may be float16, bfloat16 or float64.
+
+    A NaN in one example would reach the weights of every sampled class, and through them all other
+    examples. So it is an error: tf.errors.InvalidArgumentError, which begins with the field.
+
+    Raises:
+        ConfigError: the type or the shape is another.
+    """
+    inputs = tf.convert_to_tensor(inputs)
+    if not inputs.dtype.is_floating:
+        raise ConfigError(field, inputs.dtype.name, "must be floating-point numbers")
+    if not inputs.shape.is_compatible_with([None, dim]):
+        raise ConfigError(
+            field, f"the shape {inputs.shape}", f"must have the shape [batch, {dim or 'dim'}]"
+        )
+    inputs = tf.ensure_shape(tf.cast(inputs, tf.float32), [None, dim])
+    return tf.debugging.check_numerics(inputs, f"{field} must be finite numbers")
+
+
+def checked_ids(field: str, ids: Any, num_classes: int) -> Any:
+    """The ids as int64 [batch].
+
+    Where their values are known they are checked now, and else in each run, which then fails with
+    tf.errors.InvalidArgumentError and the same text.
+
+    Raises:
+        ConfigError: the type or the shape is another, or an id is out of range.
+    """
+    ids = tf.convert_to_tensor(ids)
+    if not ids.dtype.is_integer:
+        raise ConfigError(field, ids.dtype.name, "must be integers")
+    if not ids.shape.is_compatible_with([None]):
+        raise ConfigError(field, f"the shape {ids.shape}", "must have the shape [batch]")
+    ids = tf.ensure_shape(tf.cast(ids, tf.int64), [None])
+    is_valid = (ids >= 0) & (ids < num_classes)
+    rule = f"must be from 0 to {num_classes - 1}"
+    if tf.executing_eagerly():
+        wrong = ids[~is_valid]
+        if len(wrong):
+            raise ConfigError(field, int(wrong[0]), rule)
+        return ids
+    data = [f"{field} {rule}; the least and the greatest:", tf.reduce_min(ids), tf.reduce_max(ids)]
+    with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(is_valid), data)]):
+        return tf.identity(ids)

@@ -1,0 +1,138 @@
+"""Softmax over the items of a batch, for two towers, and how often a batch contains an item.
+
+The items of the other examples are the negatives: they cost nothing, for the batch has them anyway.
+But they are drawn by popularity, so each logit needs its correction, and the popularity has to be
+known. `StreamingFrequency` estimates it while the job runs.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import tensorflow as tf
+
+from tfdist.errors import ConfigError, checked_flag, checked_integer
+from tfdist.nn.batch import checked_ids, checked_inputs
+from tfdist.nn.class_table import colocated, colocated_variable, next_ps
+from tfdist.nn.sampled import NO_PART, cross_entropy_of_first
+
+_LARGEST_ID = 2**62
+
+
+@tf.autograph.experimental.do_not_convert  # there is nothing to convert in it
+def in_batch_softmax(
+    queries: Any,
+    items: Any,
+    ids: Any,
+    log_q: Any,
+    *,
+    remove_accidental_hits: bool = True,
+    subtract_positive_log_q: bool = True,
+) -> Any:
+    """The softmax of each query over the items of the batch, each logit minus `log_q`.
+
+    As `sampled_softmax`, where the sample is the rest of the batch. Without the correction (zeros
+    for `log_q`) a popular item is a negative too often, and gets too small logits: Yi et al. 2019,
+    "Sampling-Bias-Corrected Neural Modeling for Large Corpus Item Recommendations".
+
+    Args:
+        queries: [batch, dim] floating-point numbers; they are computed in float32.
+        items: [batch, dim]; row i is the item that belongs to query i.
+        ids: [batch] integers, the items' ids.
+        log_q: [batch], the logarithm of how often a batch contains the item on average, such as
+            from `StreamingFrequency`.
+        remove_accidental_hits: whether another example's item that is the same one takes no part.
+        subtract_positive_log_q: see `sampled_softmax`.
+
+    Returns:
+        float32 [batch].
+
+    Raises:
+        ConfigError: an argument is wrong.
+        tf.errors.InvalidArgumentError: in a run, an id is negative, or a number is NaN or infinite.
+    """
+    queries = checked_inputs("queries", queries, None)
+    items = checked_inputs("items", items, queries.shape[1])
+    ids = checked_ids("ids", ids, _LARGEST_ID)
+    log_q = tf.ensure_shape(tf.cast(log_q, tf.float32), [None])
+    logits = tf.matmul(queries, items, transpose_b=True)
+    positive = tf.linalg.diag_part(logits)
+    if checked_flag("subtract_positive_log_q", subtract_positive_log_q):
+        positive -= log_q
+    takes_no_part = tf.eye(tf.size(ids), dtype=tf.bool)
+    if checked_flag("remove_accidental_hits", remove_accidental_hits):
+        takes_no_part = tf.equal(ids[:, None], ids)
+    negative = tf.where(takes_no_part, NO_PART, logits - log_q)
+    return cross_entropy_of_first(tf.concat([positive[:, None], negative], 1))
+
+
+class StreamingFrequency(tf.Module):
+    """How often a batch contains an id, from the steps between its occurrences.
+
+    For each id it averages the number of steps between two batches that contain it: an item in
+    every tenth batch has a gap of 10, and the frequency 1 / 10 (Yi et al. 2019, algorithm 2). The
+    average forgets, so it follows items that become popular. Until an id has occurred 1 / rate
+    times, it is the mean of all its gaps.
+
+    The state is on a ps in a job, 20 bytes for each bucket, and takes no vocabulary: ids share a
+    bucket if they are equal modulo `num_buckets`, and then seem more frequent than they are.
+
+    Args:
+        num_buckets: number of buckets.
+        rate: weight of the newest gap, above 0 and at most 1.
+        name: of the variables.
+    """
+
+    def __init__(
+        self, num_buckets: int, *, rate: float = 0.01, name: str = "streaming_frequency"
+    ) -> None:
+        super().__init__(name=name.replace("/", "_"))
+        self._num_buckets = checked_integer("num_buckets", num_buckets, 1)
+        if not 0 < rate <= 1:
+            raise ConfigError("rate", rate, "must be above 0 and at most 1")
+        self._rate = rate
+        ps = next_ps()
+        self._last, self._count, self._gap = (
+            colocated_variable(
+                ps,
+                f"{name}/{leaf}",
+                partial(tf.zeros, [num_buckets], dtype),
+                trainable=False,
+            )
+            for leaf, dtype in (("last", tf.int64), ("count", tf.int64), ("gap", tf.float32))
+        )
+
+    @tf.autograph.experimental.do_not_convert  # there is nothing to convert in it
+    def observe(self, ids: Any, step: Any) -> Any:
+        """Notes that the batch of this step contains the ids; returns their `log_q`.
+
+        Args:
+            ids: [batch] integers of at least 0.
+            step: the number of the step, from 1; a number or a scalar tensor. Steps of several
+                trainers count together, as the global step does.
+
+        Returns:
+            float32 [batch]: the logarithm of how often a batch contains the id, at most 0.
+        """
+        buckets = checked_ids("ids", ids, _LARGEST_ID) % self._num_buckets
+        step = tf.cast(step, tf.int64)
+        with colocated(self._gap.handle):
+            seen, places = tf.unique(buckets)
+            count = tf.gather(self._count, seen) + 1
+            newest = tf.cast(step - tf.gather(self._last, seen), tf.float32)
+            rate = tf.maximum(self._rate, 1 / tf.cast(count, tf.float32))
+            gap = tf.gather(self._gap, seen)
+            gap = tf.maximum(gap + rate * (newest - gap), 1.0)
+            updates = [
+                tf.raw_ops.ResourceScatterUpdate(
+                    resource=variable.handle, indices=seen, updates=values
+                )
+                for variable, values in (
+                    (self._last, tf.fill(tf.shape(seen), step)),
+                    (self._count, count),
+                    (self._gap, gap),
+                )
+            ]
+            with tf.control_dependencies([] if tf.executing_eagerly() else updates):
+                return -tf.math.log(tf.gather(gap, places))
