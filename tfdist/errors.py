@@ -32,7 +32,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -351,6 +351,20 @@ def checked_secs(field: str, value: Any, *, may_be_0: bool = True, most: float =
     limits = "at least 0" if may_be_0 else "more than 0"
     limits += "" if most == math.inf else f" and at most {most:g}"
     raise ConfigError(field, value, f"must be a number of seconds, {limits}")
+
+
+def checked_number(field: str, value: Any, is_right: Callable[[float], bool], rule: str) -> float:
+    """The value of a parameter as a finite number; NaN, a bool and a text are none.
+
+    Raises:
+        ConfigError: it is no number, or not a right one.
+    """
+    if isinstance(value, numbers.Real) and not _is_bool(value):
+        with suppress(OverflowError):  # an integer or a fraction that no float can hold
+            number = float(value)
+            if math.isfinite(number) and is_right(number):
+                return number
+    raise ConfigError(field, value, rule)
 
 
 def checked_timeout(value: Any) -> float | None:

@@ -124,7 +124,7 @@ class TestCountsOfZero:
 
     def test_without_one_they_are_refused(self):
         """A label of such a class would have an infinite weight."""
-        with pytest.raises(ConfigError, match=r"counts\[0\]: got 0; must be positive where"):
+        with pytest.raises(ConfigError, match=r"counts\[0\]: got 0.0; must be positive where"):
             nn.UnigramSampler(table(7), self.COUNTS, pseudo_count=0)
 
 

@@ -18,7 +18,7 @@ def checked_inputs(field: str, inputs: Any, dim: int | None) -> Any:
     Raises:
         ConfigError: the type or the shape is another.
     """
-    inputs = tf.convert_to_tensor(inputs)
+    inputs = checked_tensor(field, inputs, "must be floating-point numbers")
     if not inputs.dtype.is_floating:
         raise ConfigError(field, inputs.dtype.name, "must be floating-point numbers")
     if not inputs.shape.is_compatible_with([None, dim]):
@@ -38,7 +38,7 @@ def checked_ids(field: str, ids: Any, num_classes: int) -> Any:
     Raises:
         ConfigError: the type or the shape is another, or an id is out of range.
     """
-    ids = tf.convert_to_tensor(ids)
+    ids = checked_tensor(field, ids, "must be integers")
     if not ids.dtype.is_integer:
         raise ConfigError(field, ids.dtype.name, "must be integers")
     if not ids.shape.is_compatible_with([None]):
@@ -54,3 +54,52 @@ def checked_ids(field: str, ids: Any, num_classes: int) -> Any:
     data = [f"{field} {rule}; the least and the greatest:", tf.reduce_min(ids), tf.reduce_max(ids)]
     with tf.control_dependencies([tf.debugging.Assert(tf.reduce_all(is_valid), data)]):
         return tf.identity(ids)
+
+
+def checked_log_q(field: str, log_q: Any) -> Any:
+    """The logarithms as float32 [n].
+
+    Raises:
+        ConfigError: the type or the shape is another.
+        tf.errors.InvalidArgumentError: in a run, one is NaN or infinite.
+    """
+    log_q = checked_tensor(field, log_q, "must be numbers")
+    if not (log_q.dtype.is_floating or log_q.dtype.is_integer):
+        raise ConfigError(field, log_q.dtype.name, "must be numbers")
+    if not log_q.shape.is_compatible_with([None]):
+        raise ConfigError(field, f"the shape {log_q.shape}", "must be a vector")
+    log_q = tf.ensure_shape(tf.cast(log_q, tf.float32), [None])
+    return tf.debugging.check_numerics(log_q, f"{field} must be finite numbers")
+
+
+def checked_rows(field: str, values: Any, like_field: str, like: Any) -> Any:
+    """The tensor, which must have as many rows as another one.
+
+    TensorFlow would repeat a single row. Where the sizes are known they are checked now, and else
+    in each run, which then fails with tf.errors.InvalidArgumentError and the same rule.
+
+    Raises:
+        ConfigError: it has another number of rows.
+    """
+    rule = f"must have one for each row of {like_field}"
+    found, wanted = values.shape[0], like.shape[0]
+    if found is not None and wanted is not None:
+        if found != wanted:
+            raise ConfigError(field, f"{found} rows", f"{rule}, which has {wanted}")
+        return values
+    sizes = tf.shape(values)[0], tf.shape(like)[0]
+    check = tf.debugging.Assert(tf.equal(*sizes), [f"{field} {rule}; the sizes:", *sizes])
+    with tf.control_dependencies([check]):
+        return tf.identity(values)
+
+
+def checked_tensor(field: str, value: Any, rule: str) -> Any:
+    """The value as a tensor of any type.
+
+    Raises:
+        ConfigError: no tensor can have it, such as None or rows of several lengths.
+    """
+    try:
+        return tf.convert_to_tensor(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(field, value, rule) from error

@@ -10,6 +10,7 @@ strategy "div". The default of its v1 functions, "mod", would read the rows of o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -20,12 +21,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdist.errors import ConfigError, checked_integer
+from tfdist.errors import ConfigError, checked_integer, checked_number
+from tfdist.nn.batch import checked_tensor
 
 v1 = tf.compat.v1
 
 _Sharded = tf.__internal__.distribute.ShardedVariable
 _PHILOX = 1
+_NAME = re.compile("[A-Za-z][A-Za-z0-9_/]*")
 _NUMBERS_PER_COUNT = 4  # 32-bit numbers that Philox makes from one value of its counter
 
 
@@ -116,7 +119,8 @@ class ClassTable(tf.Module):
         seed: int = 0,
         name: str = "class_table",
     ) -> None:
-        super().__init__(name=name.replace("/", "_"))
+        super().__init__(name=checked_name(name))
+        check_outside_function("ClassTable")
         self.num_classes = checked_integer("num_classes", num_classes, 1)
         self.dim = checked_integer("dim", dim, 1)
         num_shards = _num_ps_of_strategy() if num_shards is None else num_shards
@@ -175,7 +179,15 @@ class ClassTable(tf.Module):
 
         Returns:
             Weights [n, dim] and bias [n].
+
+        Raises:
+            ConfigError: the type or the shape is another.
+            tf.errors.InvalidArgumentError: in a run, an id is out of range.
         """
+        ids = checked_tensor("ids", ids, "must be integers")
+        if not ids.dtype.is_integer or not ids.shape.is_compatible_with([None]):
+            what = f"{ids.dtype.name} of the shape {ids.shape}"
+            raise ConfigError("ids", what, "must be integers of the shape [n]")
         return sharded_lookup(self.weights, ids), sharded_lookup(self.bias, ids)
 
 
@@ -205,8 +217,9 @@ def frequencies(counts: Any, pseudo_count: float) -> Any:
         ConfigError: the counts are no vector of finite numbers of at least 0, or a class never
             occurs and the pseudo count is 0.
     """
-    if not 0 <= pseudo_count < np.inf:
-        raise ConfigError("pseudo_count", pseudo_count, "must be a number of at least 0")
+    pseudo_count = checked_number(
+        "pseudo_count", pseudo_count, lambda number: number >= 0, "must be a number of at least 0"
+    )
     rule = "must be a vector of finite numbers of at least 0"
     try:
         found = np.asarray(counts, np.float64)
@@ -217,11 +230,13 @@ def frequencies(counts: Any, pseudo_count: float) -> Any:
     wrong = ~(np.isfinite(found) & (found >= 0))
     if wrong.any():
         first = int(np.argmax(wrong))
-        raise ConfigError("counts", found[first], f"{rule}; the one of class {first} is not")
+        raise ConfigError("counts", float(found[first]), f"{rule}; the one of class {first} is not")
     sums = found + pseudo_count
+    sums /= sums.max() or 1  # their sum may be too large for a number
     if not sums.all():
-        rule = "must be positive where pseudo_count is 0"
-        raise ConfigError(f"counts[{int(np.argmin(sums))}]", 0, rule)
+        first = int(np.argmin(sums))
+        rule = "must be positive where pseudo_count is 0, and not 1e300 times less than another"
+        raise ConfigError(f"counts[{first}]", float(found[first]), rule)
     return np.divide(sums, sums.sum())
 
 
@@ -278,12 +293,43 @@ class Whole:
         )
 
 
+def check_outside_function(what: str) -> None:
+    """Refuses to make variables in a tf.function, which would run that once for each trace.
+
+    Raises:
+        ConfigError: this is in one.
+    """
+    if tf.inside_function():
+        raise ConfigError(what, "in a tf.function", "must be made outside of it")
+
+
+def checked_table(table: Any) -> ClassTable:
+    """The table.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if not isinstance(table, ClassTable):
+        raise ConfigError("table", table, "must be a ClassTable")
+    return table
+
+
+def checked_name(name: Any) -> str:
+    """The name of a module whose variables have this name.
+
+    Raises:
+        ConfigError: it is no name of a module, or of a variable.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        rule = "must be letters, digits, _ and /, and begin with a letter"
+        raise ConfigError("name", name, rule)
+    return name.replace("/", "_")
+
+
 def next_ps() -> Any:
     """What lies on the ps whose turn it is, for `colocated_variable`."""
     if tf.executing_eagerly():
         return tf.Variable(0.0, trainable=False)  # a scalar is never partitioned
-    if tf.inside_function():
-        raise ConfigError("ClassTable", "in a tf.function", "must be made outside of it")
     # The device function chooses a ps for each operation of this type. It is never run.
     return tf.raw_ops.VarHandleOp(dtype=tf.float32, shape=[])
 
@@ -367,8 +413,14 @@ def _num_ps_of_strategy() -> int:
 def _checked_init(field: str, value: Any, shape: tuple[int, ...]) -> Any:
     if value is None:
         return None
-    found = np.asarray(value, np.float32)
+    rule = f"must be finite numbers of the shape {list(shape)}"
+    try:
+        found = np.asarray(value, np.float32)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(field, value, rule) from error
     if found.shape != shape:
-        rule = f"must have the shape {list(shape)}"
         raise ConfigError(field, f"the shape {list(found.shape)}", rule)
+    total = found.sum(dtype=np.float64)  # needs no second matrix
+    if not np.isfinite(total):
+        raise ConfigError(field, f"numbers with the sum {total}", rule)
     return found

@@ -12,9 +12,21 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdist.errors import ConfigError, checked_flag, checked_integer
-from tfdist.nn.batch import checked_ids, checked_inputs
-from tfdist.nn.class_table import colocated, colocated_variable, next_ps
+from tfdist.errors import ConfigError, checked_flag, checked_integer, checked_number
+from tfdist.nn.batch import (
+    checked_ids,
+    checked_inputs,
+    checked_log_q,
+    checked_rows,
+    checked_tensor,
+)
+from tfdist.nn.class_table import (
+    check_outside_function,
+    checked_name,
+    colocated,
+    colocated_variable,
+    next_ps,
+)
 from tfdist.nn.sampled import NO_PART, cross_entropy_of_first
 
 _LARGEST_ID = 2**62
@@ -54,8 +66,9 @@ def in_batch_softmax(
     """
     queries = checked_inputs("queries", queries, None)
     items = checked_inputs("items", items, queries.shape[1])
-    ids = checked_ids("ids", ids, _LARGEST_ID)
-    log_q = tf.ensure_shape(tf.cast(log_q, tf.float32), [None])
+    items = checked_rows("items", items, "queries", queries)
+    ids = checked_rows("ids", checked_ids("ids", ids, _LARGEST_ID), "queries", queries)
+    log_q = checked_rows("log_q", checked_log_q("log_q", log_q), "queries", queries)
     logits = tf.matmul(queries, items, transpose_b=True)
     positive = tf.linalg.diag_part(logits)
     if checked_flag("subtract_positive_log_q", subtract_positive_log_q):
@@ -87,11 +100,11 @@ class StreamingFrequency(tf.Module):
     def __init__(
         self, num_buckets: int, *, rate: float = 0.01, name: str = "streaming_frequency"
     ) -> None:
-        super().__init__(name=name.replace("/", "_"))
+        super().__init__(name=checked_name(name))
+        check_outside_function("StreamingFrequency")
         self._num_buckets = checked_integer("num_buckets", num_buckets, 1)
-        if not 0 < rate <= 1:
-            raise ConfigError("rate", rate, "must be above 0 and at most 1")
-        self._rate = rate
+        rule = "must be a number above 0 and at most 1"
+        self._rate = checked_number("rate", rate, lambda number: 0 < number <= 1, rule)
         ps = next_ps()
         self._last, self._count, self._gap = (
             colocated_variable(
@@ -116,6 +129,9 @@ class StreamingFrequency(tf.Module):
             float32 [batch]: the logarithm of how often a batch contains the id, at most 0.
         """
         buckets = checked_ids("ids", ids, _LARGEST_ID) % self._num_buckets
+        step = checked_tensor("step", step, "must be an integer")
+        if not step.dtype.is_integer or step.shape != []:
+            raise ConfigError("step", step, "must be an integer")
         step = tf.cast(step, tf.int64)
         with colocated(self._gap.handle):
             seen, places = tf.unique(buckets)

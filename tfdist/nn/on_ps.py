@@ -17,8 +17,8 @@ from typing import Any, NamedTuple, cast
 import tensorflow as tf
 
 from tfdist.errors import ConfigError, checked_flag, checked_integer
-from tfdist.nn.batch import checked_ids, checked_inputs
-from tfdist.nn.class_table import ClassTable, Shard
+from tfdist.nn.batch import checked_ids, checked_inputs, checked_rows
+from tfdist.nn.class_table import ClassTable, Shard, checked_table
 from tfdist.nn.sampled import NO_PART, cross_entropy_of_first
 from tfdist.nn.samplers import Sampler, checked_seed, fold_in
 
@@ -53,8 +53,9 @@ def full_softmax(table: ClassTable, inputs: Any, labels: Any, *, chunk: int = CH
             infinite.
     """
     chunk = checked_integer("chunk", chunk, 1)
-    inputs = checked_inputs("inputs", inputs, table.dim)
+    inputs = checked_inputs("inputs", inputs, checked_table(table).dim)
     labels = checked_ids("labels", labels, table.num_classes)
+    labels = checked_rows("labels", labels, "inputs", inputs)
     terms = [_exact_term(shard, labels, chunk)(inputs) for shard in table.shards]
     log_sums, positives = zip(*terms, strict=True)
     return tf.reduce_logsumexp(tf.stack(log_sums), 0) - tf.add_n(positives)
@@ -94,11 +95,12 @@ def sampled_softmax_on_ps(
     """
     num_sampled = checked_integer("num_sampled", num_sampled, 1)
     removes = checked_flag("remove_accidental_hits", remove_accidental_hits)
-    if not isinstance(sampler, Sampler) or sampler.num_classes != table.num_classes:
+    if not isinstance(sampler, Sampler) or sampler.num_classes != checked_table(table).num_classes:
         rule = f"must be a sampler of {table.num_classes} classes"
         raise ConfigError("sampler", sampler, rule)
     inputs = checked_inputs("inputs", inputs, table.dim)
     labels = checked_ids("labels", labels, table.num_classes)
+    labels = checked_rows("labels", labels, "inputs", inputs)
     seed = checked_seed(seed)
     log_sums, positives = [], []
     for index, shard in enumerate(table.shards):

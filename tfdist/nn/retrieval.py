@@ -8,9 +8,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from tfdist.errors import ConfigError, checked_integer
-from tfdist.nn.batch import checked_ids, checked_inputs
-from tfdist.nn.class_table import ClassTable, Shard
+from tfdist.errors import ConfigError, checked_integer, checked_several
+from tfdist.nn.batch import checked_ids, checked_inputs, checked_rows, checked_tensor
+from tfdist.nn.class_table import ClassTable, Shard, checked_table
 from tfdist.nn.on_ps import CHUNK, Chunk, chunked, full_softmax
 from tfdist.nn.sampled import NO_PART
 
@@ -35,7 +35,7 @@ def top_k(table: ClassTable, queries: Any, k: int, *, chunk: int = CHUNK) -> tup
         ConfigError: an argument is wrong.
         tf.errors.InvalidArgumentError: in a run, a query is NaN or infinite.
     """
-    k = checked_integer("k", k, 1, table.num_classes)
+    k = checked_integer("k", k, 1, checked_table(table).num_classes)
     chunk = checked_integer("chunk", chunk, 1)
     queries = checked_inputs("queries", queries, table.dim)
     best = [_best_of_shard(shard, queries, k, chunk) for shard in table.shards]
@@ -106,7 +106,8 @@ def perplexity(
     if not tf.executing_eagerly():
         raise ConfigError("perplexity", "a graph", "must be eager; run full_softmax instead")
     total, count = 0.0, 0
-    for inputs, labels in batches:
+    rule = "must be pairs of inputs and labels"
+    for inputs, labels in checked_several("batches", batches, rule):
         losses = full_softmax(table, inputs, labels, chunk=chunk)
         total += float(tf.reduce_sum(tf.cast(losses, tf.float64)))
         count += len(losses)
@@ -116,6 +117,11 @@ def perplexity(
 
 
 def _hits(ids: Any, labels: Any) -> Any:
+    ids = checked_tensor("ids", ids, "must be integers")
+    if not ids.dtype.is_integer:
+        raise ConfigError("ids", ids.dtype.name, "must be integers")
+    if not ids.shape.is_compatible_with([None, None]) or ids.shape[-1:] == [0]:
+        raise ConfigError("ids", f"the shape {ids.shape}", "must have the shape [batch, k]")
     ids = tf.ensure_shape(tf.cast(ids, tf.int64), [None, None])
-    labels = checked_ids("labels", labels, 2**62)
+    labels = checked_rows("labels", checked_ids("labels", labels, 2**62), "ids", ids)
     return tf.cast(tf.equal(ids, labels[:, None]), tf.float32)

@@ -12,11 +12,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
-from tfdist.errors import ConfigError, checked_flag
-from tfdist.nn.batch import checked_ids, checked_inputs
-from tfdist.nn.class_table import ClassTable
+from tfdist.errors import ConfigError, checked_flag, checked_number
+from tfdist.nn.batch import checked_ids, checked_inputs, checked_rows
+from tfdist.nn.class_table import ClassTable, checked_table
 from tfdist.nn.samplers import Candidates
 
 # The logit of a class that takes no part. Minus infinity would make NaN of its gradient.
@@ -121,10 +122,11 @@ def negative_sampling(
         float32 [batch].
     """
     positive, negative, _ = _logits(table, inputs, labels, candidates)
-    num_sampled = int(candidates.ids.shape[0])
-    weight = 1.0 if num_negatives is None else num_negatives / num_sampled
-    if not 0 < weight < float("inf"):
-        raise ConfigError("num_negatives", num_negatives, "must be a number above 0")
+    weight = 1.0
+    if num_negatives is not None:
+        rule = "must be a number above 0"
+        wanted = checked_number("num_negatives", num_negatives, lambda number: number > 0, rule)
+        weight = wanted / int(candidates.ids.shape[0])
     return _logistic(positive, negative, weight)
 
 
@@ -141,15 +143,35 @@ def _logits(
 
     The rows of both come in one lookup.
     """
-    inputs = checked_inputs("inputs", inputs, table.dim)
+    inputs = checked_inputs("inputs", inputs, checked_table(table).dim)
     labels = checked_ids("labels", labels, table.num_classes)
-    if not isinstance(candidates, Candidates):
-        raise ConfigError("candidates", candidates, "must be what `sample` of a sampler returns")
+    labels = checked_rows("labels", labels, "inputs", inputs)
+    _check_candidates(candidates, labels)
     num_sampled = int(candidates.ids.shape[0])
     weights, bias = table.lookup(tf.concat([candidates.ids, labels], 0))
     positive = tf.reduce_sum(inputs * weights[num_sampled:], 1) + bias[num_sampled:]
     negative = tf.matmul(inputs, weights[:num_sampled], transpose_b=True) + bias[:num_sampled]
     return positive, negative, tf.equal(labels[:, None], candidates.ids)
+
+
+def _check_candidates(candidates: Any, labels: Any) -> None:
+    rule = "must be what `sample` of a sampler returns"
+    if not isinstance(candidates, Candidates):
+        raise ConfigError("candidates", candidates, rule)
+    shapes = []
+    for field, value, dtype in zip(
+        Candidates._fields, candidates, (tf.int64, tf.float32, tf.float32), strict=True
+    ):
+        if not isinstance(value, (tf.Tensor, np.ndarray)) or dtype != value.dtype:
+            raise ConfigError(f"candidates.{field}", value, f"{rule}, {dtype.name}")
+        shapes.append(tf.TensorShape(value.shape))
+    if shapes[0].rank != 1 or not shapes[0][0]:
+        raise ConfigError("candidates.ids", f"the shape {shapes[0]}", rule)
+    if not shapes[1].is_compatible_with(shapes[0]):
+        raise ConfigError("candidates.log_q", f"the shape {shapes[1]}", rule)
+    if not shapes[2].is_compatible_with(labels.shape):
+        rule = f"must have the shape of the labels, {labels.shape}"
+        raise ConfigError("candidates.labels_log_q", f"the shape {shapes[2]}", rule)
 
 
 def _logistic(positive: Any, negative: Any, weight: float = 1.0) -> Any:

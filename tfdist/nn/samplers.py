@@ -19,8 +19,14 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from tfdist.errors import ConfigError, checked_flag, checked_integer
-from tfdist.nn.batch import checked_ids
+from tfdist.errors import (
+    ConfigError,
+    checked_flag,
+    checked_integer,
+    checked_number,
+    checked_several,
+)
+from tfdist.nn.batch import checked_ids, checked_tensor
 
 # Each round draws as often as all rounds before it, so this is some 4,000 times the sample.
 _MOST_ROUNDS = 12
@@ -200,12 +206,19 @@ class MixedSampler(Sampler):
     """
 
     def __init__(self, samplers: Sequence[Sampler], weights: Sequence[float]) -> None:
-        samplers, weights = list(samplers), [float(weight) for weight in weights]
-        if not samplers or len({sampler.num_classes for sampler in samplers}) != 1:
-            classes = [sampler.num_classes for sampler in samplers]
-            raise ConfigError("samplers", classes, "must be for the same number of classes")
-        if len(weights) != len(samplers) or min(weights) < 0 or not 0 < sum(weights) < math.inf:
-            rule = f"must be {len(samplers)} numbers of at least 0 with a sum above 0"
+        rule = "must be samplers, at least one, of the same number of classes"
+        samplers = list(checked_several("samplers", samplers, rule))
+        if not samplers or not all(isinstance(sampler, Sampler) for sampler in samplers):
+            raise ConfigError("samplers", samplers, rule)
+        classes = [sampler.num_classes for sampler in samplers]
+        if len(set(classes)) != 1:
+            raise ConfigError("samplers", classes, rule)
+        rule = f"must be {len(samplers)} numbers of at least 0 with a sum above 0"
+        weights = [
+            checked_number("weights", weight, lambda number: number >= 0, rule)
+            for weight in checked_several("weights", weights, rule)
+        ]
+        if len(weights) != len(samplers) or not 0 < sum(weights) < math.inf:
             raise ConfigError("weights", weights, rule)
         self._parts = [
             (sampler, math.log(weight / sum(weights)))
@@ -254,6 +267,7 @@ def learned_unigram_sample(
     most = num_classes if checked_flag("unique", unique) else None
     num_sampled = checked_integer("num_sampled", num_sampled, 1, most)
     labels = checked_ids("labels", labels, num_classes)
+    seed = None if seed is None else checked_integer("seed", seed)
     ids, label_counts, counts = tf.random.learned_unigram_candidate_sampler(
         labels[:, None], 1, num_sampled, unique, num_classes, seed
     )
@@ -281,10 +295,11 @@ def checked_seed(seed: Any) -> Any:
     """
     if seed is None:
         return tf.random.uniform([2], -(2**62), 2**62, tf.int64)
-    seed = tf.convert_to_tensor(seed)
-    if not seed.dtype.is_integer or seed.shape not in ([], [2]):
-        raise ConfigError("seed", seed, "must be a whole number, or two of them")
-    seed = tf.cast(seed, tf.int64)
+    rule = "must be a whole number of 64 bits, or two of them"
+    tensor = checked_tensor("seed", seed, rule)
+    if not tensor.dtype.is_integer or tensor.shape not in ([], [2]):
+        raise ConfigError("seed", seed, rule)
+    seed = tf.cast(tensor, tf.int64)
     return tf.stack([seed, tf.zeros_like(seed)]) if seed.shape.rank == 0 else seed
 
 

@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from tfdist.errors import ConfigError
+from tfdist.errors import ConfigError, checked_number
 from tfdist.nn.class_table import (
     ClassTable,
     Whole,
+    check_outside_function,
+    checked_table,
     colocated,
     colocated_variable,
     frequencies,
@@ -71,15 +73,19 @@ class UnigramSampler(Sampler):
         pseudo_count: float = 1.0,
         name: str = "unigram",
     ) -> None:
-        self.num_classes = table.num_classes
+        self.num_classes = checked_table(table).num_classes
+        check_outside_function("UnigramSampler")
         prob = frequencies(counts, pseudo_count)
         if len(prob) != self.num_classes:
             rule = f"must have {self.num_classes} numbers, one for each class"
             raise ConfigError("counts", f"{len(prob)} numbers", rule)
-        if not math.isfinite(power):
-            raise ConfigError("power", power, "must be a finite number")
-        prob **= power
-        prob /= prob.sum()
+        number = checked_number("power", power, math.isfinite, "must be a finite number")
+        with np.errstate(over="ignore", invalid="ignore"):
+            prob **= number
+            prob /= prob.sum()
+        if not (prob > 0).all():
+            rule = "must leave the probability of each class above 0"
+            raise ConfigError("power", power, rule)
         self._shards: list[_AliasShard] = []
         for index, shard in enumerate(table.shards):
             own = prob[shard.start : shard.stop]
@@ -96,7 +102,7 @@ class UnigramSampler(Sampler):
         self._by_part = {shard.part: shard for shard in self._shards}
 
     def draw_from(self, part: Part, count: Any, seed: Any) -> Any:  # noqa: D102
-        if (shard := self._by_part.get(part)) is not None:
+        if (shard := self._shard(part)) is not None:
             return _drawn(shard, count, seed)
         log_shares = [[shard.log_share for shard in self._shards]]
         choices = tf.random.stateless_categorical(log_shares, count, seed, tf.int32)[0]
@@ -112,8 +118,20 @@ class UnigramSampler(Sampler):
         return sharded_lookup([shard.log_prob for shard in self._shards], ids)
 
     def log_share(self, part: Part) -> float:  # noqa: D102
-        inside = (shard for shard in self._shards if part[0] <= shard.part[0] < part[1])
-        return math.log(math.fsum(math.exp(shard.log_share) for shard in inside))
+        shard = self._shard(part)
+        return 0.0 if shard is None else shard.log_share
+
+    def _shard(self, part: Part) -> _AliasShard | None:
+        """The shard that is this part, or None for all of them.
+
+        Raises:
+            ConfigError: it is neither.
+        """
+        shard = self._by_part.get(part)
+        if shard is None and part != (0, self.num_classes):
+            rule = "must be made for a table with the same shards"
+            raise ConfigError("sampler", f"a UnigramSampler of {len(self._shards)} shards", rule)
+        return shard
 
 
 def _drawn(shard: _AliasShard, count: Any, seed: Any) -> Any:
