@@ -5,7 +5,6 @@ import pytest
 import tensorflow as tf
 
 from tests.tf.softmax import (
-    MODES,
     ROUNDING,
     Model,
     differences,
@@ -94,25 +93,29 @@ class TestShards:
 class TestChunks:
     CHUNKS = (1, 13, 50, 1000)
 
-    def losses(self, table):
-        return [
-            tensor
-            for chunk in self.CHUNKS
-            for tensor in loss_and_gradients(
-                table, MODEL.inputs, of_table(nn.full_softmax, chunk=chunk)
-            )
-        ]
+    def errors(self, mode, num_shards, chunk):
+        """Of the full softmax and its gradients."""
+        loss = of_table(nn.full_softmax, chunk=chunk)
+        found = evaluate(
+            mode,
+            lambda: MODEL.table(num_shards),
+            lambda table: loss_and_gradients(table, MODEL.inputs, loss),
+        )
+        return differences(
+            found, loss_and_gradients(MODEL.table(), MODEL.inputs, MODEL.full_softmax)
+        )
 
-    def errors(self, mode="eager", num_shards=1):
-        found = evaluate(mode, lambda: MODEL.table(num_shards), self.losses)
-        expected = loss_and_gradients(MODEL.table(), MODEL.inputs, MODEL.full_softmax)
-        return differences(found, expected * len(self.CHUNKS))
-
-    @pytest.mark.rotates(2)
     @pytest.mark.parametrize("num_shards", [1, 3])
-    @pytest.mark.parametrize("mode", MODES)
-    def test_the_full_softmax_is_that_of_one_matrix(self, mode, num_shards):
-        assert max(self.errors(mode, num_shards)) < ROUNDING
+    @pytest.mark.parametrize("chunk", CHUNKS)
+    def test_the_full_softmax_is_that_of_one_matrix(self, chunk, num_shards):
+        assert max(self.errors("eager", num_shards, chunk)) < ROUNDING
+
+    @pytest.mark.rotates(3)
+    @pytest.mark.parametrize("num_shards", [1, 3])
+    @pytest.mark.parametrize("chunk", CHUNKS)
+    @pytest.mark.parametrize("mode", ["function", "graph"])
+    def test_in_a_function_and_in_a_graph_too(self, mode, chunk, num_shards):
+        assert max(self.errors(mode, num_shards, chunk)) < ROUNDING
 
     def test_without_the_last_chunk_where_it_is_shorter_it_is_not(self, monkeypatch):
         monkeypatch.setattr(
