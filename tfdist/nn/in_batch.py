@@ -52,8 +52,9 @@ def in_batch_softmax(
         queries: [batch, dim] floating-point numbers; they are computed in float32.
         items: [batch, dim]; row i is the item that belongs to query i.
         ids: [batch] integers, the items' ids.
-        log_q: [batch], the logarithm of how often a batch contains the item on average, such as
-            from `StreamingFrequency`.
+        log_q: [batch], the logarithm of how many times a batch contains the item on average.
+            `StreamingFrequency` estimates it for items that are in few batches; it counts one that
+            is in a batch several times once.
         remove_accidental_hits: whether another example's item that is the same one takes no part.
         subtract_positive_log_q: see `sampled_softmax`.
 

@@ -48,6 +48,10 @@ def sampled_softmax(
     is the correction of Khrylchenko et al. 2025 (arXiv 2507.09331): the gradient is that of their
     loss, in which a weight of 1 - P(label) multiplies the softmax over the negatives alone.
 
+    Draw with ``unique=True``, or set one of the two flags to False. With replacement a large sample
+    contains a frequent label Q > 1 times. By default these take no part, the label counts as 1 / Q
+    of a class, and the gradient does not converge to that of the full softmax.
+
     Args:
         table: the classes.
         inputs: [batch, dim] floating-point numbers; they are computed in float32.
