@@ -161,7 +161,7 @@ class TestWithoutReplacement:
         noise = np.sqrt(claimed * (1 - claimed) / self.DRAWS)
         return np.abs(frequency - claimed) < self.FORMULA * frequency + 4 * noise
 
-    @pytest.mark.rotates(3)
+    @pytest.mark.rotates(2)
     @pytest.mark.parametrize("num_sampled", [2, 10, 40])
     @pytest.mark.parametrize("name", [*NAMES, "one heavy"])
     def test_samples_contain_a_class_about_as_often_as_they_say(self, name, num_sampled):
@@ -175,16 +175,15 @@ class TestWithoutReplacement:
         _, claimed = np.moveaxis(self.draws("uniform", 10), 1, 0)
         assert not self.is_close(contains, claimed.mean(0)).all()
 
-    @pytest.mark.parametrize("name", ["log-uniform", "one heavy"])
-    def test_the_number_of_tries_in_the_formula_is_right(self, name):
+    def test_the_number_of_tries_in_the_formula_is_right(self):
         """A test that is exact, by a martingale.
 
         After t draws a class is missing with probability (1 - q)^t. So the indicator that it is
         missing, divided by that, has mean 1 after each draw, and when the sample is complete too.
         """
-        contains, claimed = np.moveaxis(self.draws(name, 5), 1, 0)
+        contains, claimed = np.moveaxis(self.draws("log-uniform", 5), 1, 0)
         for extra, is_right in ((0, True), (1, False)):
-            missing = (1 - claimed) * (1 - claims(self.sampler(name))) ** extra
+            missing = (1 - claimed) * (1 - claims(make("log-uniform"))) ** extra
             ratio = ((1 - contains) / missing).astype(np.float64)
             noise = ratio.std(0) / math.sqrt(self.DRAWS)
             # The most of 50 classes.

@@ -110,7 +110,7 @@ class TestChunks:
     def test_the_full_softmax_is_that_of_one_matrix(self, chunk, num_shards):
         assert max(self.errors("eager", num_shards, chunk)) < ROUNDING
 
-    @pytest.mark.rotates(3)
+    @pytest.mark.rotates(2)
     @pytest.mark.parametrize("num_shards", [1, 3])
     @pytest.mark.parametrize("chunk", CHUNKS)
     @pytest.mark.parametrize("mode", ["function", "graph"])
@@ -141,6 +141,7 @@ class TestTypesOfInputs:
         ),
     }
 
+    @pytest.mark.rotates(6)
     @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16, tf.float64])
     @pytest.mark.parametrize("name", LOSSES)
     def test_losses_are_float32_and_the_gradients_of_inputs_have_the_inputs_type(self, name, dtype):

@@ -112,7 +112,7 @@ class TestTheBiasOfASampledSoftmax:
         usual, corrected, _ = zip(*(biases.of("log-uniform", n) for n in Biases.SIZES), strict=True)
         for found in (usual, corrected):
             assert list(found) == sorted(found, reverse=True)
-            assert found[-1] < 0.02  # measured: 0.0023
+            assert found[-1] < 0.02  # measured: 0.009 and less
 
     def test_without_log_q_it_stays(self, biases):
         usual, _, without = zip(*(biases.of("log-uniform", n) for n in Biases.SIZES), strict=True)
@@ -127,7 +127,7 @@ class TestTheBiasOfASampledSoftmax:
     @pytest.mark.parametrize("sampler", ["log-uniform", "uniform", "unigram"])
     def test_the_correction_of_2025_at_least_halves_it(self, biases, sampler, unique, num_sampled):
         usual, corrected, _ = biases.of(sampler, num_sampled, unique=unique)
-        assert corrected < 0.55 * usual  # measured: 0.30 to 0.53 of it
+        assert corrected < 0.55 * usual  # measured: 0.21 to 0.47 of it
 
     def test_a_correction_that_is_the_same_for_all_classes_is_none(self, biases):
         """The usual loss subtracts it from the label's logit too, so that it changes nothing."""
@@ -244,12 +244,12 @@ def in_batch_biases():
 
 class TestTheBiasOfInBatchSoftmax:
     def test_it_falls_with_the_batch(self, in_batch_biases):
-        assert in_batch_biases[64][0] < in_batch_biases[4][0] / 3  # measured: 0.10 and 0.41
+        assert in_batch_biases[64][0] < in_batch_biases[4][0] / 3  # measured: 0.09 and 0.41
 
     def test_the_correction_of_2025_lowers_it_a_little(self, in_batch_biases):
         """By less than above, for the labels come from the same distribution as the sample."""
         for usual, corrected, *_ in in_batch_biases.values():
-            assert corrected < 0.95 * usual  # measured: 0.89 and 0.84 of it
+            assert corrected < 0.95 * usual  # measured: 0.90 and 0.82 of it
 
     def test_uncorrected_it_stays(self, in_batch_biases):
         assert in_batch_biases[64][3] > 1.5 * in_batch_biases[64][0]
@@ -306,8 +306,8 @@ class TestNoiseContrastiveEstimation:
 
     def test_it_learns_the_law_with_normalized_logits(self):
         logits = self.trained_logits(nn.nce)
-        assert self.divergence(logits) < 0.02  # measured: 0.010; 0.004 after 4 times the steps
-        assert np.abs(np.exp(logits).sum(1) - 1).max() < 0.15  # measured: 0.04
+        assert self.divergence(logits) < 0.02  # measured: 0.009
+        assert np.abs(np.exp(logits).sum(1) - 1).max() < 0.15  # measured: 0.11
 
     def test_negative_sampling_learns_the_law_divided_by_the_samplers(self):
         logits = self.trained_logits(nn.negative_sampling)
