@@ -195,7 +195,7 @@ class TestSeeds:
         def samples(samplers):
             return [
                 tensor
-                for sampler in samplers.values()
+                for sampler in (samplers["log-uniform"], samplers["mixed"])  # of the other two
                 for unique in (True, False)
                 for tensor in sampler.sample(9, [0, 7], unique=unique, seed=5)
             ]
