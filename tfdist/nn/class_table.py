@@ -63,11 +63,18 @@ def colocated(handle: Any) -> Iterator[None]:
             yield
         return
     graph = v1.get_default_graph()
-    if tf.inside_function():
+    if not tf.inside_function():
+        with tf.device(None), graph.colocate_with(handle, ignore_existing=True):
+            yield
+    elif tf.is_symbolic_tensor(handle):  # a branch or a loop in a graph of TensorFlow 1
+        outside = graph.colocate_with(None, ignore_existing=True)
+        with outside, tf.device(None), tf.device(handle.device):
+            yield
+    else:
         # Colocation with the handle itself would fix a device in a function that may be exported.
         handle = graph.capture(handle)
-    with tf.device(None), graph.colocate_with(handle, ignore_existing=True):
-        yield
+        with tf.device(None), graph.colocate_with(handle, ignore_existing=True):
+            yield
 
 
 class ClassTable(tf.Module):
@@ -358,10 +365,10 @@ def _uniform_rows(seed: int, start: int, stop: int, dim: int, most: float) -> An
 
 
 def _num_ps_of_strategy() -> int:
-    strategy = tf.distribute.get_strategy()
-    if not isinstance(strategy, tf.distribute.ParameterServerStrategy):
+    if not isinstance(tf.distribute.get_strategy(), tf.distribute.ParameterServerStrategy):
         return 1
-    return len(strategy.cluster_resolver.cluster_spec().as_dict()["ps"])
+    # The strategy does not show its cluster; it has connected to each task of it.
+    return sum("/job:ps/" in device.name for device in tf.config.list_logical_devices("CPU"))
 
 
 def _checked_init(field: str, value: Any, shape: tuple[int, ...]) -> Any:

@@ -124,12 +124,14 @@ class StreamingFrequency(tf.Module):
             rate = tf.maximum(self._rate, 1 / tf.cast(count, tf.float32))
             gap = tf.gather(self._gap, seen)
             gap = tf.maximum(gap + rate * (newest - gap), 1.0)
+            with tf.control_dependencies([newest]):  # a graph might note the step before it reads
+                noted = tf.fill(tf.shape(seen), step)
             updates = [
                 tf.raw_ops.ResourceScatterUpdate(
                     resource=variable.handle, indices=seen, updates=values
                 )
                 for variable, values in (
-                    (self._last, tf.fill(tf.shape(seen), step)),
+                    (self._last, noted),
                     (self._count, count),
                     (self._gap, gap),
                 )

@@ -299,5 +299,7 @@ def _labels_in(shard: Shard, labels: Any) -> _Labels:
 
 def _of_variables(shard: Shard, variables: Any, d_weights: Any, d_bias: Any) -> list[Any]:
     """The gradients in the order in which TensorFlow asks for them."""
-    by_name = {shard.weights.ref(): d_weights, shard.bias.ref(): d_bias}
-    return [by_name[variable.ref()] for variable in variables or ()]
+    # A strategy wraps its variables, so that they are not the same objects here; their handles are.
+    weights, bias = id(shard.weights.handle), id(shard.bias.handle)
+    by_handle = {weights: d_weights, bias: d_bias}
+    return [by_handle[id(variable.handle)] for variable in variables or ()]
