@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from tfdist import ConfigError
 from tfdist.nn import (
+    ApproximateIndex,
     ClassTable,
     StreamingFrequency,
     full_softmax,
@@ -47,6 +48,19 @@ def test_top_k_in_a_graph():
         _, ids = top_k(table(3), tf.constant(QUERIES), 5, chunk=4)
         session.run(v1.global_variables_initializer())
         np.testing.assert_array_equal(session.run(ids), np.argsort(-LOGITS, 1)[:, :5])
+
+
+def test_an_approximate_index_finds_most_of_the_best():
+    num_classes, queries = 3000, RANDOM.normal(size=(50, DIM))
+    weights = RANDOM.normal(size=(num_classes, DIM))
+    made = ClassTable(
+        num_classes, DIM, weights_init=weights, bias_init=-np.arange(num_classes) / 1e3
+    )
+    logits, exact = top_k(made, queries, 10)
+    found, ids = ApproximateIndex(*made.numpy()).top_k(queries, 10)
+    shared = [len({*one} & {*other}) for one, other in zip(exact.numpy(), ids, strict=True)]
+    assert np.mean(shared) > 9.5  # of 10; of 10 random classes it would be 0.03
+    np.testing.assert_allclose(found[:, 0].max(), logits.numpy()[:, 0].max(), rtol=1e-4)
 
 
 def test_recall_and_reciprocal_rank():
@@ -122,6 +136,11 @@ def test_the_streaming_frequency_in_a_graph():
         (lambda: top_k(table(1), QUERIES, 1, chunk=0), "chunk"),
         (lambda: top_k(table(1), QUERIES[:, :2], 1), "queries"),
         (lambda: perplexity(table(1), []), "batches"),
+        (lambda: ApproximateIndex(WEIGHTS[0]), "weights"),
+        (lambda: ApproximateIndex(WEIGHTS, BIAS[:3]), "bias"),
+        (lambda: ApproximateIndex(WEIGHTS * np.nan), "weights"),
+        (lambda: ApproximateIndex(WEIGHTS).top_k(QUERIES[:, :2], 1), "queries"),
+        (lambda: ApproximateIndex(WEIGHTS).top_k(QUERIES, NUM_CLASSES + 1), "k"),
         (lambda: StreamingFrequency(0), "num_buckets"),
         (lambda: StreamingFrequency(5, rate=0), "rate"),
         (lambda: StreamingFrequency(5).observe([-1], 1), "ids"),

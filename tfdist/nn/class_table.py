@@ -173,6 +173,13 @@ class ClassTable(tf.Module):
         """As `trainable_variables`."""
         return self.trainable_variables
 
+    def numpy(self) -> tuple[Any, Any]:
+        """The weights [num_classes, dim] and the bias [num_classes], copied here; only eagerly."""
+        weights, bias = zip(
+            *((s.weights.numpy(), s.bias.numpy()) for s in self.shards), strict=True
+        )
+        return np.concatenate(weights), np.concatenate(bias)
+
     @tf.autograph.experimental.do_not_convert  # there is nothing to convert in it
     def lookup(self, ids: Any) -> tuple[Any, Any]:
         """Reads rows; each ps sends those of its own classes.
