@@ -12,11 +12,11 @@ from tfdist.errors import ConfigError, checked_integer
 class ApproximateIndex:
     """A graph of near neighbours over the classes (Malkov and Yashunin 2018), in this process.
 
-    A query visits a few hundred classes instead of all, and finds most of the k best: how many,
+    A query is compared with a few hundred classes instead of all, and finds most of the k best: how many,
     compare with `top_k` on your own queries. The index holds a copy of the weights, and does not
     follow a table that is trained on.
 
-    Needs hnswlib: pip install 'tfdist[retrieval]'.
+    Needs hnswlib, the extra `retrieval` of tfdist.
 
     Args:
         weights: [num_classes, dim], such as a table's in a checkpoint, or `table.numpy()[0]`.
@@ -35,7 +35,7 @@ class ApproximateIndex:
         try:
             import hnswlib
         except ModuleNotFoundError as error:
-            message = "an ApproximateIndex needs hnswlib: pip install 'tfdist[retrieval]'"
+            message = "an ApproximateIndex needs hnswlib: pip install hnswlib"
             raise ModuleNotFoundError(message, name="hnswlib") from error
         weights = _finite("weights", weights, 2)
         self._num_classes, self._dim = weights.shape
