@@ -63,8 +63,8 @@ def in_batch_softmax(
     takes_no_part = tf.eye(tf.size(ids), dtype=tf.bool)
     if checked_flag("remove_accidental_hits", remove_accidental_hits):
         takes_no_part = tf.equal(ids[:, None], ids)
-    negative = tf.where(takes_no_part, NO_PART, logits - log_q)
-    return cross_entropy_of_first(tf.concat([positive[:, None], negative], 1))
+    negative = logits + tf.where(takes_no_part, NO_PART, -log_q)
+    return cross_entropy_of_first(tf.concat([tf.expand_dims(positive, 1), negative], 1))
 
 
 class StreamingFrequency(tf.Module):
