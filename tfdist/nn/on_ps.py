@@ -139,6 +139,7 @@ def chunked(
     Returns:
         The last values.
     """
+    chunk = min(chunk, shard.size)  # the end of a larger one might be no int32
 
     def body(number: Any, *values: Any) -> Any:
         # A gather copies a chunk. Reading the variable would copy all of it, once an optimizer has
