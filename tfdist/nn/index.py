@@ -12,9 +12,9 @@ from tfdist.errors import ConfigError, checked_integer
 class ApproximateIndex:
     """A graph of near neighbours over the classes (Malkov and Yashunin 2018), in this process.
 
-    A query is compared with a few hundred classes instead of all, and finds most of the k best: how many,
-    compare with `top_k` on your own queries. The index holds a copy of the weights, and does not
-    follow a table that is trained on.
+    A query is compared with a few hundred classes instead of all, and finds most of the k best. To
+    see how many, compare with `top_k` on your own queries. The index holds a copy of the weights,
+    and does not follow a table that is trained on.
 
     Needs hnswlib, the extra `retrieval` of tfdist.
 
