@@ -105,6 +105,20 @@ def test_a_batch_with_all_classes_once_is_the_full_softmax():
     assert kept[0] > whole[0] + 1e-3
 
 
+def test_padding_is_no_negative_and_is_not_noted():
+    frequency = StreamingFrequency(100)
+    queries, items, ids = QUERIES, WEIGHTS[:BATCH], [1, 2, 3, 4, 0, 0]
+    weight = [1.0, 1, 1, 0.5, 0, 0]
+    log_q = frequency.observe(ids, 1, weight=weight)
+    assert log_q.numpy().tolist() == [0] * BATCH
+    padded = in_batch_softmax(queries, items, ids, log_q, weight=weight)
+    alone = in_batch_softmax(queries[:4], items[:4], ids[:4], log_q[:4])
+    np.testing.assert_allclose(padded[:4], alone, rtol=1e-5)
+    assert (in_batch_softmax(queries, items, ids, log_q)[:4] > alone + 1e-4).numpy().all()
+    # Item 0 now occurs for the first time, in step 8.
+    assert np.exp(frequency.observe([0], 8)) == pytest.approx([1 / 8])
+
+
 def test_the_streaming_frequency_is_that_of_the_batches():
     frequency = StreamingFrequency(100, rate=0.02)
     observe = tf.function(frequency.observe)
@@ -145,6 +159,7 @@ def test_the_streaming_frequency_in_a_graph():
         (lambda: StreamingFrequency(5, rate=0), "rate"),
         (lambda: StreamingFrequency(5).observe([-1], 1), "ids"),
         (lambda: in_batch_softmax(QUERIES, QUERIES[:, :2], LABELS, LABELS), "items"),
+        (lambda: in_batch_softmax(QUERIES, QUERIES, LABELS, LABELS, weight=[[1]]), "weight"),
     ],
 )
 def test_a_wrong_argument_is_refused(call, field):

@@ -1,4 +1,4 @@
-"""Class tables in a parameter-server job: tables on several ps, and updates under a condition."""
+"""Updates of class tables in a parameter-server job: all optimizers, also under a condition."""
 
 import numpy as np
 import pytest
