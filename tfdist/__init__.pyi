@@ -2,6 +2,7 @@ from . import barrier as barrier
 from . import data as data
 from . import doctor as doctor
 from . import export as export
+from . import nn as nn
 from . import serving as serving
 from . import splits as splits
 from . import testing as testing

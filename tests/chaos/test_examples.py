@@ -75,6 +75,20 @@ def test_the_slow_worker_of_splits_reads_less_and_no_record_is_lost():
     assert "Audit(expected=5000, read_once=5000, missing=(), duplicates=())" in ended.stdout
 
 
+def test_next_item_finds_more_of_the_films_than_a_ranking_by_popularity():
+    command = [sys.executable, "-m", "tfdist", "run", "--ps", "2", "--workers", "2"]
+    ended = run([*command, "examples/next_item.py", "--epochs", "1"])
+    assert ended.returncode == 0, ended.stderr
+    baseline, epoch = ended.stdout.splitlines()
+    assert epoch.startswith("[worker:0] epoch 1, 95978 examples, ")
+    scores = [re.findall(r"recall@20 (\S+), MRR@20 (\S+)", line)[0] for line in (baseline, epoch)]
+    (recall, mrr), (model_recall, model_mrr) = [map(float, pair) for pair in scores]
+    # The 20 most popular films that a user has not rated yet. Two epochs reach 0.23 and 0.06.
+    assert (recall, mrr) == (pytest.approx(0.064, abs=0.002), pytest.approx(0.015, abs=0.001))
+    assert model_recall > 2 * recall
+    assert model_mrr > 2 * mrr
+
+
 def test_the_server_of_the_compose_file_serves_what_the_line_exports(tmp_path):
     script = ["examples/line.py", "--", "--model-dir", str(tmp_path)]
     ended = run([sys.executable, "-m", "tfdist", "run", *script])

@@ -2,6 +2,7 @@ from .class_table import ClassTable as ClassTable
 from .class_table import log_unigram as log_unigram
 from .in_batch import StreamingFrequency as StreamingFrequency
 from .in_batch import in_batch_softmax as in_batch_softmax
+from .index import ApproximateIndex as ApproximateIndex
 from .on_ps import full_softmax as full_softmax
 from .on_ps import sampled_softmax_on_ps as sampled_softmax_on_ps
 from .optimizers import SGD as SGD

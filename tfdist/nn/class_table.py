@@ -66,11 +66,20 @@ def colocated(handle: Any) -> Iterator[None]:
             yield
         return
     graph = v1.get_default_graph()
-    if tf.inside_function():
+    if not tf.inside_function():
+        with tf.device(None), graph.colocate_with(handle, ignore_existing=True):
+            yield
+    elif tf.is_symbolic_tensor(handle):
+        # A branch or a loop in a graph of TensorFlow 1. Its operations without a device get that of
+        # the condition or the loop, even if they are colocated with a variable on a ps.
+        outside = graph.colocate_with(None, ignore_existing=True)
+        with outside, tf.device(None), tf.device(handle.device):
+            yield
+    else:
         # Colocation with the handle itself would fix a device in a function that may be exported.
         handle = graph.capture(handle)
-    with tf.device(None), graph.colocate_with(handle, ignore_existing=True):
-        yield
+        with tf.device(None), graph.colocate_with(handle, ignore_existing=True):
+            yield
 
 
 class ClassTable(tf.Module):
@@ -131,13 +140,13 @@ class ClassTable(tf.Module):
 
         def first_weights(start: int, stop: int) -> Any:
             if weights_init is not None:
-                return from_host(weights_init[start:stop])
-            return _uniform_rows(seed, start, stop, self.dim, self.dim**-0.5)
+                return weights_init[start:stop]
+            return partial(_uniform_rows, seed, start, stop, self.dim, self.dim**-0.5)
 
         def first_bias(start: int, stop: int) -> Any:
             if bias_init is not None:
-                return from_host(bias_init[start:stop])
-            return tf.zeros([stop - start])
+                return bias_init[start:stop]
+            return partial(tf.zeros, [stop - start])
 
         weights: list[Any] = []
         bias: list[Any] = []
@@ -149,7 +158,7 @@ class ClassTable(tf.Module):
                 (bias, "bias", first_bias, []),
             ):
                 whole = Whole(f"{name}/{leaf}", [self.num_classes, *rest], index, bounds)
-                variables.append(colocated_variable(ps, whole.part, partial(first, *bounds), whole))
+                variables.append(colocated_variable(ps, whole.part, first(*bounds), whole))
         self.weights, self.bias = joined(weights), joined(bias)
 
     @property
@@ -169,6 +178,13 @@ class ClassTable(tf.Module):
     def variables(self) -> tuple[Any, ...]:
         """As `trainable_variables`."""
         return self.trainable_variables
+
+    def numpy(self) -> tuple[Any, Any]:
+        """The weights [num_classes, dim] and the bias [num_classes], copied here; only eagerly."""
+        weights, bias = zip(
+            *((s.weights.numpy(), s.bias.numpy()) for s in self.shards), strict=True
+        )
+        return np.concatenate(weights), np.concatenate(bias)
 
     @tf.autograph.experimental.do_not_convert  # there is nothing to convert in it
     def lookup(self, ids: Any) -> tuple[Any, Any]:
@@ -337,7 +353,7 @@ def next_ps() -> Any:
 def colocated_variable(
     anchor: Any,
     name: str,
-    first: Callable[[], Any],
+    first: Callable[[], Any] | np.ndarray[Any, Any],
     whole: Whole | None = None,
     *,
     trainable: bool = True,
@@ -347,16 +363,19 @@ def colocated_variable(
     Args:
         anchor: that variable, or its handle.
         name: of the new variable.
-        first: returns its first value; runs on that ps.
+        first: its first value, which is sent from here, or a function that makes it on that ps.
         whole: what it is a shard of, if it is one.
         trainable: whether optimizers change it.
     """
     if tf.executing_eagerly():
+        make = first if callable(first) else partial(tf.constant, first)
         # What is colocated with another variable is never partitioned.
         with tf.distribute.get_strategy().extended.colocate_vars_with(anchor):
-            return tf.Variable(first, trainable=trainable, name=name)
+            return tf.Variable(make, trainable=trainable, name=name)
+    value: Any = None if callable(first) else _from_host(first)
     with colocated(getattr(anchor, "handle", anchor)):
-        value = first()
+        if callable(first):
+            value = first()
         with v1.variable_scope(v1.get_variable_scope()) as scope:
             scope.set_partitioner(None)
             variable = v1.get_variable(
@@ -378,12 +397,13 @@ def joined(parts: list[Any]) -> Any:
     return _Sharded(parts) if tf.executing_eagerly() else parts
 
 
-def from_host(values: np.ndarray[Any, Any]) -> Any:
-    """A tensor of these values, which do not become a part of the graph: it has a limit of 2 GB."""
-    if tf.executing_eagerly():
-        return tf.constant(values)
-    with v1.get_default_graph().colocate_with(None, ignore_existing=True):
-        tensor = tf.numpy_function(lambda: values, [], tf.as_dtype(values.dtype))
+def _from_host(values: np.ndarray[Any, Any]) -> Any:
+    """A tensor of these values, which do not become a part of the graph: it has a limit of 2 GB.
+
+    It is computed where the devices around say: a Python function is known to this process alone,
+    so a ps could not call it.
+    """
+    tensor = tf.numpy_function(lambda: values, [], tf.as_dtype(values.dtype))
     tensor.set_shape(values.shape)
     return tensor
 
@@ -404,10 +424,10 @@ def _uniform_rows(seed: int, start: int, stop: int, dim: int, most: float) -> An
 
 
 def _num_ps_of_strategy() -> int:
-    strategy = tf.distribute.get_strategy()
-    if not isinstance(strategy, tf.distribute.ParameterServerStrategy):
+    if not isinstance(tf.distribute.get_strategy(), tf.distribute.ParameterServerStrategy):
         return 1
-    return len(strategy.cluster_resolver.cluster_spec().as_dict()["ps"])
+    # The strategy does not show its cluster; it has connected to each task of it.
+    return sum("/job:ps/" in device.name for device in tf.config.list_logical_devices("CPU"))
 
 
 def _checked_init(field: str, value: Any, shape: tuple[int, ...]) -> Any:

@@ -39,6 +39,7 @@ def in_batch_softmax(
     ids: Any,
     log_q: Any,
     *,
+    weight: Any = None,
     remove_accidental_hits: bool = True,
     subtract_positive_log_q: bool = True,
 ) -> Any:
@@ -55,6 +56,9 @@ def in_batch_softmax(
         log_q: [batch], the logarithm of how many times a batch contains the item on average.
             `StreamingFrequency` estimates it for items that are in few batches; it counts one that
             is in a batch several times once.
+        weight: [batch] numbers, 0 for examples that are padding, as `endless_batches` yields them:
+            they are no negatives of the others. Their own losses mean nothing; multiply the result
+            with the weights.
         remove_accidental_hits: whether another example's item that is the same one takes no part.
         subtract_positive_log_q: see `sampled_softmax`.
 
@@ -77,8 +81,10 @@ def in_batch_softmax(
     takes_no_part = tf.eye(tf.size(ids), dtype=tf.bool)
     if checked_flag("remove_accidental_hits", remove_accidental_hits):
         takes_no_part = tf.equal(ids[:, None], ids)
-    negative = tf.where(takes_no_part, NO_PART, logits - log_q)
-    return cross_entropy_of_first(tf.concat([positive[:, None], negative], 1))
+    if weight is not None:
+        takes_no_part |= tf.equal(_checked_weight(weight), 0)
+    negative = logits + tf.where(takes_no_part, NO_PART, -log_q)
+    return cross_entropy_of_first(tf.concat([tf.expand_dims(positive, 1), negative], 1))
 
 
 class StreamingFrequency(tf.Module):
@@ -118,13 +124,14 @@ class StreamingFrequency(tf.Module):
         )
 
     @tf.autograph.experimental.do_not_convert  # there is nothing to convert in it
-    def observe(self, ids: Any, step: Any) -> Any:
+    def observe(self, ids: Any, step: Any, *, weight: Any = None) -> Any:
         """Notes that the batch of this step contains the ids; returns their `log_q`.
 
         Args:
             ids: [batch] integers of at least 0.
             step: the number of the step, from 1; a number or a scalar tensor. Steps of several
                 trainers count together, as the global step does.
+            weight: [batch] numbers, 0 for ids that are padding: these are not noted.
 
         Returns:
             float32 [batch]: the logarithm of how often a batch contains the id, at most 0.
@@ -134,22 +141,35 @@ class StreamingFrequency(tf.Module):
         if not step.dtype.is_integer or step.shape != []:
             raise ConfigError("step", step, "must be an integer")
         step = tf.cast(step, tf.int64)
+        noted_ids = buckets
+        if weight is not None:
+            noted_ids = tf.boolean_mask(buckets, tf.not_equal(_checked_weight(weight), 0))
         with colocated(self._gap.handle):
-            seen, places = tf.unique(buckets)
+            seen = tf.unique(noted_ids).y
             count = tf.gather(self._count, seen) + 1
             newest = tf.cast(step - tf.gather(self._last, seen), tf.float32)
             rate = tf.maximum(self._rate, 1 / tf.cast(count, tf.float32))
             gap = tf.gather(self._gap, seen)
             gap = tf.maximum(gap + rate * (newest - gap), 1.0)
+            with tf.control_dependencies([newest]):  # a graph might note the step before it reads
+                noted = tf.fill(tf.shape(seen), step)
             updates = [
                 tf.raw_ops.ResourceScatterUpdate(
                     resource=variable.handle, indices=seen, updates=values
                 )
                 for variable, values in (
-                    (self._last, tf.fill(tf.shape(seen), step)),
+                    (self._last, noted),
                     (self._count, count),
                     (self._gap, gap),
                 )
             ]
             with tf.control_dependencies([] if tf.executing_eagerly() else updates):
-                return -tf.math.log(tf.gather(gap, places))
+                # An id that only padding has may have no gap yet.
+                return -tf.math.log(tf.maximum(tf.gather(self._gap, buckets), 1.0))
+
+
+def _checked_weight(weight: Any) -> Any:
+    weight = tf.convert_to_tensor(weight)
+    if not weight.shape.is_compatible_with([None]):
+        raise ConfigError("weight", f"the shape {weight.shape}", "must have the shape [batch]")
+    return weight

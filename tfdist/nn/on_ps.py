@@ -133,7 +133,7 @@ def chunked(
 
     Args:
         shard: the shard; call this in its `on_ps`.
-        inputs: [batch, dim].
+        inputs: [batch, dim], from `local`.
         chunk: how many classes belong to a chunk; the last one may be shorter.
         add: makes new values from a Chunk and the present values.
         values: the first values.
@@ -161,6 +161,14 @@ def chunked(
     return values
 
 
+def local(tensor: Any) -> Any:
+    """A tensor of the trainer for a loop on a ps, which would fetch it again in each iteration.
+
+    `tf.identity` would not do: TensorFlow's optimizer of graphs removes it (2.21).
+    """
+    return tf.ensure_shape(tensor, tensor.shape)
+
+
 def num_chunks(shard: Shard, chunk: int) -> int:
     """Number of chunks of a shard."""
     return -(-shard.size // chunk)
@@ -174,15 +182,16 @@ def _exact_term(shard: Shard, labels: Any, chunk: int) -> _Term:
             return [tf.reduce_logsumexp(both, 0)]
 
         with shard.on_ps():
+            inputs = local(inputs)
             nothing = tf.fill(tf.shape(inputs)[:1], NO_PART)
             [log_sum] = chunked(shard, inputs, chunk, add_sum, [nothing])
-            local = _labels_in(shard, labels)
-            positive = local.logits(inputs)
+            own = _labels_in(shard, labels)
+            positive = own.logits(inputs)
 
         def gradient(d_log_sum: Any, d_positive: Any, variables: Any = None) -> Any:
             def add_gradients(part: Chunk, d_inputs: Any, d_weights: Any, d_bias: Any) -> list[Any]:
                 d_logits = tf.exp(part.logits - log_sum[:, None]) * d_log_sum[:, None]
-                d_logits += local.one_hot(part.ids, d_positive)
+                d_logits += own.one_hot(part.ids, d_positive)
                 return [
                     d_inputs + tf.matmul(d_logits, part.rows),
                     d_weights.write(part.number, tf.matmul(d_logits, inputs, transpose_a=True)),
@@ -190,6 +199,7 @@ def _exact_term(shard: Shard, labels: Any, chunk: int) -> _Term:
                 ]
 
             with shard.on_ps():
+                d_log_sum, d_positive = local(d_log_sum), local(d_positive)
                 parts = [
                     tf.TensorArray(
                         tf.float32,
@@ -302,5 +312,7 @@ def _labels_in(shard: Shard, labels: Any) -> _Labels:
 
 def _of_variables(shard: Shard, variables: Any, d_weights: Any, d_bias: Any) -> list[Any]:
     """The gradients in the order in which TensorFlow asks for them."""
-    by_name = {shard.weights.ref(): d_weights, shard.bias.ref(): d_bias}
-    return [by_name[variable.ref()] for variable in variables or ()]
+    # A strategy wraps its variables, so that they are not the same objects here; their handles are.
+    weights, bias = id(shard.weights.handle), id(shard.bias.handle)
+    by_handle = {weights: d_weights, bias: d_bias}
+    return [by_handle[id(variable.handle)] for variable in variables or ()]

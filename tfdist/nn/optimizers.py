@@ -78,7 +78,7 @@ class SparseOptimizer(tf.Module):
             learning_rate = _checked_number("learning_rate", learning_rate)
         self.learning_rate = learning_rate
         self._by_variable = _ByVariable()
-        self.slots: list[Any] = []  # what a checkpoint contains, in the order of `build`
+        self.saved_slots: list[Any] = []  # what a checkpoint contains, in the order of `build`
 
     def build(self, variables: Iterable[Any]) -> None:
         """Makes the slots, before a checkpoint restores them.
@@ -91,7 +91,7 @@ class SparseOptimizer(tf.Module):
                 for parts in (each.weights, each.bias):
                     self._build_joined(parts)
             elif each.ref() not in self._by_variable:
-                self.slots.append(self._make_slots(each))
+                self.saved_slots.append(self._make_slots(each))
 
     @tf.autograph.experimental.do_not_convert  # there is nothing to convert in it
     def apply_gradients(
@@ -135,11 +135,13 @@ class SparseOptimizer(tf.Module):
         """The operation that updates the variables of a graph to lower a loss."""
         return self.apply_gradients(self.compute_gradients(loss, var_list), global_step)
 
-    def get_slot_names(self) -> list[str]:
+    @property
+    def slot_names(self) -> tuple[str, ...]:
         """The names of the slots that each variable has."""
-        return list(self._slots)
+        return tuple(self._slots)
 
-    def get_slot(self, variable: Any, name: str) -> Any:
+    # `get_slot` is a name by which checkpoints of TensorFlow would look for slots in their own way.
+    def slot(self, variable: Any, name: str) -> Any:
         """The slot of a variable, or None before it is made."""
         return self._by_variable.get(variable.ref(), {}).get(name)
 
@@ -147,7 +149,9 @@ class SparseOptimizer(tf.Module):
         variables = [part for part in parts_of(parts) if part.ref() not in self._by_variable]
         slots = [self._make_slots(variable) for variable in variables]
         if slots and tf.executing_eagerly():
-            self.slots.append({name: joined([each[name] for each in slots]) for name in slots[0]})
+            self.saved_slots.append(
+                {name: joined([each[name] for each in slots]) for name in slots[0]}
+            )
 
     def _make_slots(self, variable: Any) -> dict[str, Any]:
         name = variable.name.partition(":")[0]

@@ -11,7 +11,7 @@ import tensorflow as tf
 from tfdist.errors import ConfigError, checked_integer, checked_several
 from tfdist.nn.batch import checked_ids, checked_inputs, checked_rows, checked_tensor
 from tfdist.nn.class_table import ClassTable, Shard, checked_table
-from tfdist.nn.on_ps import CHUNK, Chunk, chunked, full_softmax
+from tfdist.nn.on_ps import CHUNK, Chunk, chunked, full_softmax, local
 from tfdist.nn.sampled import NO_PART
 
 
@@ -51,6 +51,7 @@ def _best_of_shard(shard: Shard, queries: Any, k: int, chunk: int) -> tuple[Any,
         return list(_best(tf.concat([best, part.logits], 1), tf.concat([best_ids, ids], 1), k))
 
     with shard.on_ps():
+        queries = local(queries)
         shape = tf.stack([tf.shape(queries)[0], k])
         nothing = [tf.fill(shape, NO_PART), tf.fill(shape, tf.constant(-1, tf.int64))]
         best, ids = chunked(shard, queries, chunk, add, nothing)

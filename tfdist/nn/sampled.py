@@ -70,12 +70,13 @@ def sampled_softmax(
             infinite.
     """
     positive, negative, is_hit = _logits(table, inputs, labels, candidates)
-    negative -= candidates.log_q
+    correction = -candidates.log_q
     if checked_flag("remove_accidental_hits", remove_accidental_hits):
-        negative = tf.where(is_hit, NO_PART, negative)
+        correction = tf.where(is_hit, NO_PART, correction)
+    negative += correction
     if checked_flag("subtract_positive_log_q", subtract_positive_log_q):
         positive -= candidates.labels_log_q
-    return cross_entropy_of_first(tf.concat([positive[:, None], negative], 1))
+    return cross_entropy_of_first(tf.concat([tf.expand_dims(positive, 1), negative], 1))
 
 
 @tf.autograph.experimental.do_not_convert  # there is nothing to convert in it
@@ -152,9 +153,13 @@ def _logits(
     labels = checked_rows("labels", labels, "inputs", inputs)
     _check_candidates(candidates, labels)
     num_sampled = int(candidates.ids.shape[0])
-    weights, bias = table.lookup(tf.concat([candidates.ids, labels], 0))
-    positive = tf.reduce_sum(inputs * weights[num_sampled:], 1) + bias[num_sampled:]
-    negative = tf.matmul(inputs, weights[:num_sampled], transpose_b=True) + bias[:num_sampled]
+    # The gradient of a split is one concatenation; slices would each get one as large as all rows.
+    (sampled, own), (sampled_bias, own_bias) = (
+        tf.split(rows, [num_sampled, -1])
+        for rows in table.lookup(tf.concat([candidates.ids, labels], 0))
+    )
+    positive = tf.reduce_sum(inputs * own, 1) + own_bias
+    negative = tf.matmul(inputs, sampled, transpose_b=True) + sampled_bias
     return positive, negative, tf.equal(labels[:, None], candidates.ids)
 
 

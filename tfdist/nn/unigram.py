@@ -24,7 +24,6 @@ from tfdist.nn.class_table import (
     colocated,
     colocated_variable,
     frequencies,
-    from_host,
     sharded_lookup,
 )
 from tfdist.nn.samplers import Part, Sampler, drawn_by_part, fold_in
@@ -95,7 +94,7 @@ class UnigramSampler(Sampler):
             for part, value in values.items():
                 whole = Whole(f"{name}/{part}", [self.num_classes], index, bounds)
                 variables[part] = colocated_variable(
-                    shard.weights, whole.part, partial(from_host, value), whole, trainable=False
+                    shard.weights, whole.part, value, whole, trainable=False
                 )
             log_share = math.log(own.sum())
             self._shards.append(_AliasShard(bounds, log_share, **variables))
