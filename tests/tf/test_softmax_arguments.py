@@ -257,9 +257,12 @@ class TestInBatchSoftmax:
             ("items", None, "must be floating-point numbers"),
             ("ids", Y * 1.0, "must be integers"),
             ("ids", [0, -1, 2], "must be from 0 to"),
-            ("log_q", 0.0, "must be a vector"),
+            ("log_q", 0.0, "must have the shape [batch]"),
             ("log_q", "a", "must be numbers"),
             ("log_q", None, "must be numbers"),
+            ("weight", [[1.0]], "must have the shape [batch]"),
+            ("weight", [1.0], "must have one for each row of queries"),
+            ("weight", "a", "must be numbers"),
         ],
     )
     def test_each_has_its_type_and_shape(self, field, wrong, rule):
@@ -303,6 +306,8 @@ class TestStreamingFrequency:
         refuses(lambda: frequency.observe([1.0], 1), "ids", "must be integers")
         for step in (1.5, "a", None, [1]):
             refuses(lambda step=step: frequency.observe([1], step), "step", "must be an integer")
+        for weight in ([1.0], "a", 1.0, [True, True]):
+            refuses(lambda weight=weight: frequency.observe(Y, 1, weight=weight), "weight", "must")
         assert frequency.observe(np.zeros(0, int), 1).shape == [0]
         refuses(lambda: nn.StreamingFrequency(0), "num_buckets", "at least 1")
 

@@ -56,20 +56,20 @@ def checked_ids(field: str, ids: Any, num_classes: int) -> Any:
         return tf.identity(ids)
 
 
-def checked_log_q(field: str, log_q: Any) -> Any:
-    """The logarithms as float32 [n].
+def checked_numbers(field: str, numbers: Any) -> Any:
+    """The numbers as float32 [n].
 
     Raises:
         ConfigError: the type or the shape is another.
         tf.errors.InvalidArgumentError: in a run, one is NaN or infinite.
     """
-    log_q = checked_tensor(field, log_q, "must be numbers")
-    if not (log_q.dtype.is_floating or log_q.dtype.is_integer):
-        raise ConfigError(field, log_q.dtype.name, "must be numbers")
-    if not log_q.shape.is_compatible_with([None]):
-        raise ConfigError(field, f"the shape {log_q.shape}", "must be a vector")
-    log_q = tf.ensure_shape(tf.cast(log_q, tf.float32), [None])
-    return tf.debugging.check_numerics(log_q, f"{field} must be finite numbers")
+    numbers = checked_tensor(field, numbers, "must be numbers")
+    if not (numbers.dtype.is_floating or numbers.dtype.is_integer):
+        raise ConfigError(field, numbers.dtype.name, "must be numbers")
+    if not numbers.shape.is_compatible_with([None]):
+        raise ConfigError(field, f"the shape {numbers.shape}", "must have the shape [batch]")
+    numbers = tf.ensure_shape(tf.cast(numbers, tf.float32), [None])
+    return tf.debugging.check_numerics(numbers, f"{field} must be finite numbers")
 
 
 def checked_rows(field: str, values: Any, like_field: str, like: Any) -> Any:

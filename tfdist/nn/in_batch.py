@@ -16,7 +16,7 @@ from tfdist.errors import ConfigError, checked_flag, checked_integer, checked_nu
 from tfdist.nn.batch import (
     checked_ids,
     checked_inputs,
-    checked_log_q,
+    checked_numbers,
     checked_rows,
     checked_tensor,
 )
@@ -73,7 +73,7 @@ def in_batch_softmax(
     items = checked_inputs("items", items, queries.shape[1])
     items = checked_rows("items", items, "queries", queries)
     ids = checked_rows("ids", checked_ids("ids", ids, _LARGEST_ID), "queries", queries)
-    log_q = checked_rows("log_q", checked_log_q("log_q", log_q), "queries", queries)
+    log_q = checked_rows("log_q", checked_numbers("log_q", log_q), "queries", queries)
     logits = tf.matmul(queries, items, transpose_b=True)
     positive = tf.linalg.diag_part(logits)
     if checked_flag("subtract_positive_log_q", subtract_positive_log_q):
@@ -82,7 +82,7 @@ def in_batch_softmax(
     if checked_flag("remove_accidental_hits", remove_accidental_hits):
         takes_no_part = tf.equal(ids[:, None], ids)
     if weight is not None:
-        takes_no_part |= tf.equal(_checked_weight(weight), 0)
+        takes_no_part |= _is_padding(weight, "queries", queries)
     negative = logits + tf.where(takes_no_part, NO_PART, -log_q)
     return cross_entropy_of_first(tf.concat([tf.expand_dims(positive, 1), negative], 1))
 
@@ -143,7 +143,7 @@ class StreamingFrequency(tf.Module):
         step = tf.cast(step, tf.int64)
         noted_ids = buckets
         if weight is not None:
-            noted_ids = tf.boolean_mask(buckets, tf.not_equal(_checked_weight(weight), 0))
+            noted_ids = tf.boolean_mask(buckets, ~_is_padding(weight, "ids", buckets))
         with colocated(self._gap.handle):
             seen = tf.unique(noted_ids).y
             count = tf.gather(self._count, seen) + 1
@@ -168,8 +168,6 @@ class StreamingFrequency(tf.Module):
                 return -tf.math.log(tf.maximum(tf.gather(self._gap, buckets), 1.0))
 
 
-def _checked_weight(weight: Any) -> Any:
-    weight = tf.convert_to_tensor(weight)
-    if not weight.shape.is_compatible_with([None]):
-        raise ConfigError("weight", f"the shape {weight.shape}", "must have the shape [batch]")
-    return weight
+def _is_padding(weight: Any, like_field: str, like: Any) -> Any:
+    weight = checked_rows("weight", checked_numbers("weight", weight), like_field, like)
+    return tf.equal(weight, 0)
