@@ -343,26 +343,24 @@ def checked_secs(field: str, value: Any, *, may_be_0: bool = True, most: float =
     Raises:
         ConfigError: it is no number, or it is out of range.
     """
-    if isinstance(value, numbers.Real) and not _is_bool(value):
-        with suppress(OverflowError):  # an integer or a fraction that no float can hold
-            secs = float(value)
-            if (secs >= 0 if may_be_0 else secs > 0) and secs <= most:
-                return secs
     limits = "at least 0" if may_be_0 else "more than 0"
     limits += "" if most == math.inf else f" and at most {most:g}"
-    raise ConfigError(field, value, f"must be a number of seconds, {limits}")
+
+    def is_right(secs: float) -> bool:
+        return (secs >= 0 if may_be_0 else secs > 0) and secs <= most
+
+    return checked_number(field, value, is_right, f"must be a number of seconds, {limits}")
 
 
 def checked_number(field: str, value: Any, is_right: Callable[[float], bool], rule: str) -> float:
-    """The value of a parameter as a finite number; NaN, a bool and a text are none.
+    """The value of a parameter as a float; a bool and a text are none.
 
     Raises:
         ConfigError: it is no number, or not a right one.
     """
     if isinstance(value, numbers.Real) and not _is_bool(value):
         with suppress(OverflowError):  # an integer or a fraction that no float can hold
-            number = float(value)
-            if math.isfinite(number) and is_right(number):
+            if is_right(number := float(value)):
                 return number
     raise ConfigError(field, value, rule)
 

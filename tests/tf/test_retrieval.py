@@ -125,7 +125,7 @@ def test_the_streaming_frequency_is_that_of_the_batches():
     for step in range(1, 401):
         ids = [0, 0, *([1] if step % 10 == 0 else []), *([2] if step % 4 == 0 else [])]
         log_q = observe(tf.constant(ids), tf.constant(step))
-    assert np.exp(log_q) == pytest.approx([1, 1, 0.1, 0.25], rel=1e-5)
+    assert np.exp(log_q) == pytest.approx([2, 2, 0.1, 0.25], rel=1e-5)
     # Now item 1 is in every second batch. The estimate follows.
     for step in range(401, 801, 2):
         log_q = observe(tf.constant([1]), tf.constant(step))

@@ -234,7 +234,10 @@ def frequencies(counts: Any, pseudo_count: float) -> Any:
             occurs and the pseudo count is 0.
     """
     pseudo_count = checked_number(
-        "pseudo_count", pseudo_count, lambda number: number >= 0, "must be a number of at least 0"
+        "pseudo_count",
+        pseudo_count,
+        lambda number: 0 <= number < np.inf,
+        "must be a number of at least 0",
     )
     rule = "must be a vector of finite numbers of at least 0"
     try:

@@ -54,8 +54,7 @@ def in_batch_softmax(
         items: [batch, dim]; row i is the item that belongs to query i.
         ids: [batch] integers, the items' ids.
         log_q: [batch], the logarithm of how many times a batch contains the item on average.
-            `StreamingFrequency` estimates it for items that are in few batches; it counts one that
-            is in a batch several times once.
+            `StreamingFrequency` estimates it.
         weight: [batch] numbers, 0 for examples that are padding, as `endless_batches` yields them:
             they are no negatives of the others. Their own losses mean nothing; multiply the result
             with the weights.
@@ -88,14 +87,15 @@ def in_batch_softmax(
 
 
 class StreamingFrequency(tf.Module):
-    """How often a batch contains an id, from the steps between its occurrences.
+    """How often a batch contains an id on average, from the steps between its occurrences.
 
-    For each id it averages the number of steps between two batches that contain it: an item in
-    every tenth batch has a gap of 10, and the frequency 1 / 10 (Yi et al. 2019, algorithm 2). The
-    average forgets, so it follows items that become popular. Until an id has occurred 1 / rate
-    times, it is the mean of all its gaps.
+    For each id it averages the number of steps between two batches that contain it, and how many
+    times these contain it: an item that is twice in every tenth batch has a gap of 10, and the
+    frequency 2 / 10. The gaps are those of Yi et al. 2019, algorithm 2. The averages forget, so
+    they follow items that become popular. Until an id has occurred in 1 / rate batches, they are
+    the means of all that was seen.
 
-    The state is on a ps in a job, 20 bytes for each bucket, and takes no vocabulary: ids share a
+    The state is on a ps in a job, 24 bytes for each bucket, and takes no vocabulary: ids share a
     bucket if they are equal modulo `num_buckets`, and then seem more frequent than they are.
 
     Args:
@@ -113,14 +113,19 @@ class StreamingFrequency(tf.Module):
         rule = "must be a number above 0 and at most 1"
         self._rate = checked_number("rate", rate, lambda number: 0 < number <= 1, rule)
         ps = next_ps()
-        self._last, self._count, self._gap = (
+        self._last, self._num_batches, self._gap, self._times = (
             colocated_variable(
                 ps,
                 f"{name}/{leaf}",
                 partial(tf.zeros, [num_buckets], dtype),
                 trainable=False,
             )
-            for leaf, dtype in (("last", tf.int64), ("count", tf.int64), ("gap", tf.float32))
+            for leaf, dtype in (
+                ("last", tf.int64),
+                ("num_batches", tf.int64),
+                ("gap", tf.float32),
+                ("times", tf.float32),
+            )
         )
 
     @tf.autograph.experimental.do_not_convert  # there is nothing to convert in it
@@ -134,7 +139,7 @@ class StreamingFrequency(tf.Module):
             weight: [batch] numbers, 0 for ids that are padding: these are not noted.
 
         Returns:
-            float32 [batch]: the logarithm of how often a batch contains the id, at most 0.
+            float32 [batch]: the logarithm of how often a batch contains the id on average.
         """
         buckets = checked_ids("ids", ids, _LARGEST_ID) % self._num_buckets
         step = checked_tensor("step", step, "must be an integer")
@@ -145,13 +150,16 @@ class StreamingFrequency(tf.Module):
         if weight is not None:
             noted_ids = tf.boolean_mask(buckets, ~_is_padding(weight, "ids", buckets))
         with colocated(self._gap.handle):
-            seen = tf.unique(noted_ids).y
-            count = tf.gather(self._count, seen) + 1
-            newest = tf.cast(step - tf.gather(self._last, seen), tf.float32)
-            rate = tf.maximum(self._rate, 1 / tf.cast(count, tf.float32))
-            gap = tf.gather(self._gap, seen)
-            gap = tf.maximum(gap + rate * (newest - gap), 1.0)
-            with tf.control_dependencies([newest]):  # a graph might note the step before it reads
+            seen, _, times_now = tf.unique_with_counts(noted_ids)
+            num_batches = tf.gather(self._num_batches, seen) + 1
+            rate = tf.maximum(self._rate, 1 / tf.cast(num_batches, tf.float32))
+            gap_now = tf.cast(step - tf.gather(self._last, seen), tf.float32)
+
+            def averaged(variable: Any, now: Any) -> Any:
+                before = tf.gather(variable, seen)
+                return tf.maximum(before + rate * (now - before), 1.0)
+
+            with tf.control_dependencies([gap_now]):  # a graph might note the step before it reads
                 noted = tf.fill(tf.shape(seen), step)
             updates = [
                 tf.raw_ops.ResourceScatterUpdate(
@@ -159,13 +167,18 @@ class StreamingFrequency(tf.Module):
                 )
                 for variable, values in (
                     (self._last, noted),
-                    (self._count, count),
-                    (self._gap, gap),
+                    (self._num_batches, num_batches),
+                    (self._gap, averaged(self._gap, gap_now)),
+                    (self._times, averaged(self._times, tf.cast(times_now, tf.float32))),
                 )
             ]
             with tf.control_dependencies([] if tf.executing_eagerly() else updates):
-                # An id that only padding has may have no gap yet.
-                return -tf.math.log(tf.maximum(tf.gather(self._gap, buckets), 1.0))
+                # An id that only padding has may have been in no batch yet.
+                times, gap = (
+                    tf.maximum(tf.gather(variable, buckets), 1.0)
+                    for variable in (self._times, self._gap)
+                )
+                return tf.math.log(times / gap)
 
 
 def _is_padding(weight: Any, like_field: str, like: Any) -> Any:

@@ -21,10 +21,9 @@ from functools import partial
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from tfdist.errors import ConfigError, checked_flag
+from tfdist.errors import ConfigError, checked_flag, checked_number
 from tfdist.nn.class_table import ClassTable, colocated, colocated_variable, joined, parts_of
 
 v1 = tf.compat.v1
@@ -403,7 +402,10 @@ class Ftrl(SparseOptimizer):
 
 
 def _checked_number(field: str, value: Any, most: float = math.inf) -> float:
-    if isinstance(value, (int, float, np.number)) and 0 <= value <= most and value < math.inf:
-        return float(value)
     limits = "at least 0" if most == math.inf else f"from 0 to {most:g}"
-    raise ConfigError(field, value, f"must be a number of {limits}")
+    return checked_number(
+        field,
+        value,
+        lambda number: 0 <= number <= most and number < math.inf,
+        f"must be a number of {limits}",
+    )

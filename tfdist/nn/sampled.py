@@ -10,6 +10,7 @@ The `Candidates` come from a sampler. All examples of a batch share them, so a s
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -130,7 +131,9 @@ def negative_sampling(
     weight = 1.0
     if num_negatives is not None:
         rule = "must be a number above 0"
-        wanted = checked_number("num_negatives", num_negatives, lambda number: number > 0, rule)
+        wanted = checked_number(
+            "num_negatives", num_negatives, lambda number: 0 < number < math.inf, rule
+        )
         weight = wanted / int(candidates.ids.shape[0])
     return _logistic(positive, negative, weight)
 

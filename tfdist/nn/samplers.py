@@ -215,7 +215,7 @@ class MixedSampler(Sampler):
             raise ConfigError("samplers", classes, rule)
         rule = f"must be {len(samplers)} numbers of at least 0 with a sum above 0"
         weights = [
-            checked_number("weights", weight, lambda number: number >= 0, rule)
+            checked_number("weights", weight, lambda number: 0 <= number < math.inf, rule)
             for weight in checked_several("weights", weights, rule)
         ]
         if len(weights) != len(samplers) or not 0 < sum(weights) < math.inf:
