@@ -89,6 +89,17 @@ def test_next_item_finds_more_of_the_films_than_a_ranking_by_popularity():
     assert model_mrr > 2 * mrr
 
 
+def test_word2vec_lowers_the_loss_on_files_that_it_does_not_read_and_finds_similar_words():
+    ended = run([sys.executable, "examples/word2vec.py", "--epochs", "1"])
+    assert ended.returncode == 0, ended.stderr
+    before, after, *neighbours = ended.stdout.splitlines()
+    assert before.startswith("held-out loss 4.1")  # 6 log 2: the vectors know nothing
+    assert 2.0 < float(after.removeprefix("held-out loss ")) < 2.6
+    nearest = dict(line.split(": ") for line in neighbours)
+    assert list(nearest) == ["self", "list", "error", "read", "thread"]
+    assert "threading" in nearest["thread"].split(", ")
+
+
 def test_the_server_of_the_compose_file_serves_what_the_line_exports(tmp_path):
     script = ["examples/line.py", "--", "--model-dir", str(tmp_path)]
     ended = run([sys.executable, "-m", "tfdist", "run", *script])
