@@ -191,10 +191,10 @@ class ClassTable(tf.Module):
         """Reads rows; each ps sends those of its own classes.
 
         Args:
-            ids: [n] integers below num_classes.
+            ids: integers below num_classes, of any shape.
 
         Returns:
-            Weights [n, dim] and bias [n].
+            Weights, of that shape and dim, and bias, of that shape.
 
         Raises:
             ConfigError: the type or the shape is another.
