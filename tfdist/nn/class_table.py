@@ -343,13 +343,27 @@ def from_host(values: np.ndarray[Any, Any]) -> Any:
 
 
 def _uniform_rows(seed: int, start: int, stop: int, dim: int, most: float) -> Any:
-    """Rows of a matrix that is the same for every way to cut it into shards."""
+    """Rows of a matrix that is the same for every way to cut it into shards.
+
+    The peak of memory is one copy of the rows. In a graph each operation reuses the memory of the
+    one before, so an eager caller gets a function. The key is an input: from a constant, TensorFlow
+    would compute the rows once more while it folds constants (2.21). TensorFlow keeps memory that
+    it once had.
+    """
+    make = partial(_rows_from_key, start, stop, dim, most)
+    key = tf.constant([seed], tf.uint64)
+    if tf.executing_eagerly():
+        return tf.function(make, autograph=False)(key)
+    return make(v1.placeholder_with_default(key, [1]))
+
+
+def _rows_from_key(start: int, stop: int, dim: int, most: float, key: Any) -> Any:
     # Philox makes the numbers from a counter, so that rows in the middle need no rows before them.
     before = start * dim
     counter, skipped = divmod(before, _NUMBERS_PER_COUNT)
     numbers = tf.raw_ops.StatelessRandomUniformV2(
         shape=[skipped + (stop - start) * dim],
-        key=tf.constant([seed], tf.uint64),
+        key=key,
         counter=tf.constant([counter, 0], tf.uint64),
         alg=_PHILOX,
     )

@@ -36,7 +36,8 @@ def full_softmax(table: ClassTable, inputs: Any, labels: Any, *, chunk: int = CH
     "Cut Your Losses in Large-Vocabulary Language Models".
 
     The gradient of the weights is dense, as large as the table: every class has a part in every
-    loss. So this loss trains small tables, and evaluates large ones.
+    loss. So this loss trains small tables, and evaluates large ones. Call it in a tf.function or in
+    a graph: eagerly TensorFlow copies the table once in each call.
 
     Args:
         table: the classes.
