@@ -88,7 +88,7 @@ def main() -> int:
 
 def _measure_all(quick: bool, seed: int, torch: str) -> tuple[dict[str, Any], bool]:
     sizes = peers.SIZES[:-1] if quick else steps.sizes_that_fit()
-    rounds, scale = (1, 1) if quick else (7, 12)
+    rounds, scale = (1, 1) if quick else (7, 5)
     plan = steps.Plan(rounds, scale, seed, sizes, torch)
     parts: dict[str, Callable[[], list[Row]]] = {
         LOCAL: lambda: _step_rows(steps.measure_local(plan, _LIMIT_SECS)),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import tensorflow as tf
 
@@ -36,8 +36,7 @@ def full_softmax(table: ClassTable, inputs: Any, labels: Any, *, chunk: int = CH
     "Cut Your Losses in Large-Vocabulary Language Models".
 
     The gradient of the weights is dense, as large as the table: every class has a part in every
-    loss. So this loss trains small tables, and evaluates large ones. Call it in a tf.function or in
-    a graph: eagerly TensorFlow copies the table once in each call.
+    loss. So this loss trains small tables, and evaluates large ones.
 
     Args:
         table: the classes.
@@ -146,8 +145,8 @@ def chunked(
         # updated single rows.
         stop = tf.minimum((number + 1) * chunk, shard.size)
         ids = tf.range(tf.cast(number * chunk, tf.int64), tf.cast(stop, tf.int64))
-        rows = tf.gather(shard.weights, ids)
-        logits = tf.matmul(inputs, rows, transpose_b=True) + tf.gather(shard.bias, ids)
+        rows = _rows(shard.weights, ids)
+        logits = tf.matmul(inputs, rows, transpose_b=True) + _rows(shard.bias, ids)
         return [number + 1, *add(Chunk(number, ids, rows, logits), *values)]
 
     _, *values = tf.while_loop(
@@ -173,7 +172,6 @@ def num_chunks(shard: Shard, chunk: int) -> int:
 
 
 def _exact_term(shard: Shard, labels: Any, chunk: int) -> _Term:
-    @tf.custom_gradient
     def term(inputs: Any) -> Any:
         def add_sum(part: Chunk, log_sum: Any) -> list[Any]:
             both = tf.stack([log_sum, tf.reduce_logsumexp(part.logits, 1)])
@@ -186,7 +184,7 @@ def _exact_term(shard: Shard, labels: Any, chunk: int) -> _Term:
             own = _labels_in(shard, labels)
             positive = own.logits(inputs)
 
-        def gradient(d_log_sum: Any, d_positive: Any, variables: Any = None) -> Any:
+        def gradient(d_log_sum: Any, d_positive: Any) -> Any:
             def add_gradients(part: Chunk, d_inputs: Any, d_weights: Any, d_bias: Any) -> list[Any]:
                 d_logits = tf.exp(part.logits - log_sum[:, None]) * d_log_sum[:, None]
                 d_logits += own.one_hot(part.ids, d_positive)
@@ -212,11 +210,11 @@ def _exact_term(shard: Shard, labels: Any, chunk: int) -> _Term:
                 )
                 d_weights = tf.ensure_shape(d_weights.concat(), shard.weights.shape)
                 d_bias = tf.ensure_shape(d_bias.concat(), shard.bias.shape)
-            return d_inputs, _of_variables(shard, variables, d_weights, d_bias)
+            return d_inputs, d_weights, d_bias
 
         return (log_sum, positive), gradient
 
-    return cast(_Term, term)
+    return _with_gradient(shard, term)
 
 
 @dataclass(frozen=True)
@@ -237,12 +235,11 @@ def _draw(shard: Shard, sampler: Sampler, num_sampled: int, seed: Any) -> _Drawn
 
 
 def _sampled_term(shard: Shard, labels: Any, drawn: _Drawn, removes_hits: bool) -> _Term:
-    @tf.custom_gradient
     def term(inputs: Any) -> Any:
         with shard.on_ps():
-            rows = tf.gather(shard.weights, drawn.ids)
+            rows = _rows(shard.weights, drawn.ids)
             logits = tf.matmul(inputs, rows, transpose_b=True)
-            logits += tf.gather(shard.bias, drawn.ids) - drawn.log_q
+            logits += _rows(shard.bias, drawn.ids) - drawn.log_q
             if removes_hits:
                 is_hit = tf.equal((labels - shard.start)[:, None], drawn.ids)
                 logits = tf.where(is_hit, NO_PART, logits)
@@ -250,7 +247,7 @@ def _sampled_term(shard: Shard, labels: Any, drawn: _Drawn, removes_hits: bool) 
             local = _labels_in(shard, labels)
             positive = local.logits(inputs)
 
-        def gradient(d_log_sum: Any, d_positive: Any, variables: Any = None) -> Any:
+        def gradient(d_log_sum: Any, d_positive: Any) -> Any:
             with shard.on_ps():
                 d_logits = tf.exp(logits - log_sum[:, None]) * d_log_sum[:, None]
                 d_local = tf.gather(d_positive, local.examples)
@@ -262,7 +259,7 @@ def _sampled_term(shard: Shard, labels: Any, drawn: _Drawn, removes_hits: bool) 
                 d_bias = [tf.reduce_sum(d_logits, 0), d_local]
                 d_inputs = tf.matmul(d_logits, rows) + tf.scatter_nd(
                     local.examples[:, None],
-                    d_local[:, None] * tf.gather(shard.weights, local.ids),
+                    d_local[:, None] * _rows(shard.weights, local.ids),
                     tf.shape(inputs, tf.int64),
                 )
                 slices = [
@@ -271,11 +268,11 @@ def _sampled_term(shard: Shard, labels: Any, drawn: _Drawn, removes_hits: bool) 
                     )
                     for parts, variable in ((d_weights, shard.weights), (d_bias, shard.bias))
                 ]
-            return d_inputs, _of_variables(shard, variables, *slices)
+            return d_inputs, *slices
 
         return (log_sum, positive), gradient
 
-    return cast(_Term, term)
+    return _with_gradient(shard, term)
 
 
 @dataclass(frozen=True)
@@ -289,9 +286,9 @@ class _Labels:
 
     def logits(self, inputs: Any) -> Any:
         """The logits of these labels by example, [batch]; 0 for other examples."""
-        rows = tf.gather(self.shard.weights, self.ids)
+        rows = _rows(self.shard.weights, self.ids)
         logits = tf.reduce_sum(tf.gather(inputs, self.examples) * rows, 1)
-        logits += tf.gather(self.shard.bias, self.ids)
+        logits += _rows(self.shard.bias, self.ids)
         return tf.scatter_nd(self.examples[:, None], logits, self.batch[None])
 
     def one_hot(self, ids: Any, values: Any) -> Any:
@@ -308,7 +305,28 @@ def _labels_in(shard: Shard, labels: Any) -> _Labels:
     return _Labels(shard, examples, ids, tf.size(labels, tf.int64))
 
 
-def _of_variables(shard: Shard, variables: Any, d_weights: Any, d_bias: Any) -> list[Any]:
-    """The gradients in the order in which TensorFlow asks for them."""
-    by_name = {shard.weights.ref(): d_weights, shard.bias.ref(): d_bias}
-    return [by_name[variable.ref()] for variable in variables or ()]
+def _with_gradient(shard: Shard, term: Callable[[Any], tuple[Any, Any]]) -> _Term:
+    """A term whose gradients are those that it returns: of the inputs, the weights and the bias.
+
+    The handles of the variables are inputs of the custom gradient. Of a variable itself
+    `tf.custom_gradient` would read the whole value, which copies it (TensorFlow 2.21). A handle
+    does not show a tape that the variable was used; an empty lookup does.
+    """
+    variables = shard.weights, shard.bias
+
+    @tf.custom_gradient
+    def of_handles(inputs: Any, *_: Any) -> Any:
+        return term(inputs)
+
+    def of_inputs(inputs: Any) -> Any:
+        with shard.on_ps():
+            for variable in variables:
+                tf.gather(variable, tf.zeros([0], tf.int64))
+            return of_handles(inputs, *(variable.handle for variable in variables))
+
+    return of_inputs
+
+
+def _rows(variable: Any, ids: Any) -> Any:
+    """Rows of a variable, in a way that `tf.custom_gradient` does not notice."""
+    return tf.raw_ops.ResourceGather(resource=variable.handle, indices=ids, dtype=variable.dtype)
