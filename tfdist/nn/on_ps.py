@@ -316,13 +316,21 @@ def _with_gradient(shard: Shard, term: Callable[[Any], tuple[Any, Any]]) -> _Ter
 
     @tf.custom_gradient
     def of_handles(inputs: Any, *_: Any) -> Any:
-        return term(inputs)
+        both, gradient = term(inputs)
+
+        def of_stack(d_both: Any) -> Any:
+            with shard.on_ps():
+                return gradient(*tf.unstack(d_both))
+
+        return tf.stack(both), of_stack  # one message, and one for its gradient
 
     def of_inputs(inputs: Any) -> Any:
         with shard.on_ps():
             for variable in variables:
                 tf.gather(variable, tf.zeros([0], tf.int64))
-            return of_handles(inputs, *(variable.handle for variable in variables))
+            both = of_handles(inputs, *(variable.handle for variable in variables))
+        log_sum, positive = tf.unstack(both)
+        return log_sum, positive
 
     return of_inputs
 
