@@ -1,6 +1,7 @@
 """The cost of a softmax over many classes: CPU time, bytes between processes, and memory.
 
     python -m benchmarks.softmax [--quick] [--seed S] [--json] [--torch PYTHON]
+    python -m benchmarks.softmax --plot DIR [--quick] [--seed S]
 
 A step has a batch of 256 examples, inputs of 64 numbers, and a table of float32 that Adagrad
 updates. Labels follow Zipf's law, as the sampler does. `_softmax_peers.py` has the losses.
@@ -34,10 +35,12 @@ import json
 import os
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from benchmarks import _softmax_memory as memory
 from benchmarks import _softmax_peers as peers
+from benchmarks import _softmax_plot as plot
 from benchmarks import _softmax_steps as steps
 from benchmarks import _softmax_traffic as traffic
 from benchmarks._report import (
@@ -76,8 +79,17 @@ def main() -> int:
         default=sys.executable if has_torch else "",
         help="an interpreter with PyTorch (default: this one, if it has it)",
     )
+    parser.add_argument(
+        "--plot", metavar="DIR", type=Path, help="only write the figures of the documentation here"
+    )
     arguments = parser.parse_args()
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    if arguments.plot:
+        if importlib.util.find_spec("matplotlib") is None:
+            sys.exit("benchmarks.softmax: --plot needs matplotlib, which is in the extra 'docs'")
+        for path in plot.write(arguments.plot, arguments.quick, arguments.seed):
+            print(path)
+        return 0
     report, failed = _measure_all(arguments.quick, arguments.seed, arguments.torch)
     if arguments.json:
         print(json.dumps(report, indent=2))

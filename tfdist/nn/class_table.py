@@ -415,18 +415,17 @@ def _uniform_rows(seed: int, start: int, stop: int, dim: int, most: float) -> An
     """Rows of a matrix that is the same for every way to cut it into shards.
 
     The peak of memory is one copy of the rows. In a graph each operation reuses the memory of the
-    one before, so an eager caller gets a function. The key is an input: from a constant, TensorFlow
-    would compute the rows once more while it folds constants (2.21). TensorFlow keeps memory that
-    it once had.
+    one before, so an eager caller gets a function. TensorFlow keeps memory that it once had.
     """
-    make = partial(_rows_from_key, start, stop, dim, most)
-    key = tf.constant([seed], tf.uint64)
-    if tf.executing_eagerly():
-        return tf.function(make, autograph=False)(key)
-    return make(v1.placeholder_with_default(key, [1]))
+    make = partial(_rows_of_graph, seed, start, stop, dim, most)
+    return tf.function(make, autograph=False)() if tf.executing_eagerly() else make()
 
 
-def _rows_from_key(start: int, stop: int, dim: int, most: float, key: Any) -> Any:
+def _rows_of_graph(seed: int, start: int, stop: int, dim: int, most: float) -> Any:
+    # From a constant key TensorFlow would compute all rows once more while it folds constants
+    # (2.21). This is a zero that it does not know.
+    zero = tf.random.uniform([1], 0, 1, tf.int64)
+    key = tf.cast(seed + zero, tf.uint64)
     # Philox makes the numbers from a counter, so that rows in the middle need no rows before them.
     before = start * dim
     counter, skipped = divmod(before, _NUMBERS_PER_COUNT)
