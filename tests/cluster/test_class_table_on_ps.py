@@ -84,7 +84,7 @@ def test_the_shards_of_a_job_give_the_numbers_of_one_process(worker):
     task, target = worker
     alone = ClassTable(NUM_CLASSES, DIM, seed=3)
     with tfdist.train.replica_graph(task):
-        table = ClassTable(NUM_CLASSES, DIM, num_shards=task.num_ps, seed=3, name="same")
+        table = ClassTable(NUM_CLASSES, DIM, num_shards=task.num_ps, seed=3)
         fetches = full_softmax(table, INPUTS, LABELS), top_k(table, INPUTS, 5)[1]
         with tfdist.train.session(task, target) as session:
             losses, ids = session.run(fetches)

@@ -93,7 +93,7 @@ def evaluate(
     if mode == "graph":
         with tf.Graph().as_default(), v1.Session() as session:
             tensors = compute(make())
-            session.run(v1.global_variables_initializer())
+            session.run([v1.global_variables_initializer(), v1.local_variables_initializer()])
             return session.run(tensors)
     made = make()
     run = tf.function(compute, autograph=False) if mode == "function" else compute

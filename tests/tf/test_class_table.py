@@ -5,7 +5,15 @@ import pytest
 import tensorflow as tf
 
 from tfdist import ConfigError
-from tfdist.nn import SGD, ClassTable, UniformSampler, UnigramSampler, log_unigram, sampled_softmax
+from tfdist.nn import (
+    SGD,
+    ClassTable,
+    UniformSampler,
+    UnigramSampler,
+    log_unigram,
+    sampled_softmax,
+    top_k,
+)
 
 v1 = tf.compat.v1
 
@@ -120,6 +128,60 @@ def test_the_partitioner_of_a_scope_changes_nothing():
         assert names == [f"model/class_table/weights/part_{number}" for number in range(3)]
         place = made.shards[1].weights._get_save_slice_info()
         assert (place.full_name, place.var_offset) == ("model/class_table/weights", [8, 0])
+
+
+def test_tables_of_other_names_begin_with_other_weights():
+    users, items = ClassTable(9, DIM, name="users"), ClassTable(9, DIM, name="items")
+    assert not np.isclose(users.weights.numpy(), items.weights.numpy()).any()
+
+
+def test_a_restored_job_draws_by_its_own_counts_and_shards(tmp_path):
+    def draws(num_shards, counts, restores):
+        with tf.Graph().as_default(), v1.Session() as session:
+            sampler = UnigramSampler(table(num_shards), counts)
+            drawn = sampler.draw(20000, [1, 2])
+            session.run([v1.global_variables_initializer(), v1.local_variables_initializer()])
+            saver = v1.train.Saver()
+            if restores:
+                saver.restore(session, str(tmp_path / "saved"))
+            else:
+                saver.save(session, str(tmp_path / "saved"))
+            return np.bincount(session.run(drawn), minlength=NUM_CLASSES) / 20000
+
+    draws(1, COUNTS, restores=False)
+    for num_shards, counts in ((2, COUNTS), (5, COUNTS), (1, COUNTS[::-1])):
+        wanted = (counts + 1) / np.sum(counts + 1)
+        # The standard error is at most 0.002.
+        np.testing.assert_allclose(draws(num_shards, counts, restores=True), wanted, atol=0.01)
+
+
+@pytest.mark.parametrize("num_shards", [1, 3])
+def test_a_module_with_a_table_can_be_saved(num_shards, tmp_path):
+    class Model(tf.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = table(num_shards)
+
+        @tf.function(input_signature=[tf.TensorSpec([None, DIM])])
+        def best(self, inputs):
+            return top_k(self.table, inputs, 5)[1]
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.int64)])
+        def rows(self, ids):
+            return self.table.lookup(ids)
+
+    model, inputs, ids = Model(), np.eye(DIM, dtype=np.float32), np.array([22, 0, 9])
+    tf.saved_model.save(model, str(tmp_path / "saved"))
+    loaded = tf.saved_model.load(str(tmp_path / "saved"))
+    np.testing.assert_array_equal(loaded.best(inputs), top_k(model.table, inputs, 5)[1])
+    np.testing.assert_array_equal(loaded.rows(ids)[0], model.table.lookup(ids)[0])
+
+
+def test_a_strategy_with_replicas_is_refused(monkeypatch):
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    monkeypatch.setattr(type(strategy), "num_replicas_in_sync", 2)
+    with strategy.scope(), pytest.raises(ConfigError, match="strategy: got 'MirroredStrategy'"):
+        table(1)
 
 
 def test_log_unigram_is_the_logarithm_of_the_frequency():

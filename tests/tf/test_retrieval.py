@@ -43,6 +43,19 @@ def test_top_k_is_exact(num_shards, k, chunk):
     np.testing.assert_allclose(logits, np.take_along_axis(LOGITS, wanted, 1), rtol=1e-5)
 
 
+@pytest.mark.parametrize("num_shards", [1, 2, 7])
+def test_a_class_without_probability_is_found_last_and_only_real_classes_are(num_shards):
+    bias = np.where(np.arange(NUM_CLASSES) % 3, BIAS, -1e38).astype(np.float32)
+    made = ClassTable(NUM_CLASSES, DIM, num_shards=num_shards, bias_init=bias)
+    for shard in made.shards:
+        masked = tf.where(shard.bias < -1e37, -np.inf, shard.bias)
+        shard.bias.assign(masked)
+    logits, ids = top_k(made, QUERIES, NUM_CLASSES, chunk=4)
+    assert all(sorted(row) == list(range(NUM_CLASSES)) for row in ids.numpy())
+    assert np.isneginf(logits.numpy()[:, -14:]).all()
+    assert np.isfinite(logits.numpy()[:, :-14]).all()
+
+
 def test_top_k_in_a_graph():
     with tf.Graph().as_default(), v1.Session() as session:
         _, ids = top_k(table(3), tf.constant(QUERIES), 5, chunk=4)
@@ -79,6 +92,11 @@ def test_perplexity_is_that_of_all_examples_together():
 def test_the_perplexity_of_a_table_of_zeros_is_the_number_of_classes():
     zeros = ClassTable(NUM_CLASSES, DIM, weights_init=np.zeros([NUM_CLASSES, DIM]))
     assert perplexity(zeros, [(QUERIES, LABELS)]) == pytest.approx(NUM_CLASSES, rel=1e-5)
+
+
+def test_the_perplexity_of_a_hopeless_model_is_infinite():
+    bias = np.array([1e4, 0.0])
+    assert perplexity(ClassTable(2, DIM, bias_init=bias), [(QUERIES[:1], [1])]) == math.inf
 
 
 def test_a_batch_with_all_classes_once_is_the_full_softmax():

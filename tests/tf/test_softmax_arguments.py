@@ -61,7 +61,7 @@ class TestABatch:
         with tf.Graph().as_default(), v1.Session() as session:
             labels, table = v1.placeholder(tf.int64, [None]), MODEL.table(2)
             loss = getattr(nn, name)(table, X, labels, *options(name, labels))
-            session.run(v1.global_variables_initializer())
+            session.run([v1.global_variables_initializer(), v1.local_variables_initializer()])
             assert np.isfinite(session.run(loss, {labels: Y})).all()
             for wrong in (-1, 10):
                 with pytest.raises(tf.errors.InvalidArgumentError, match=OUT_OF_RANGE):

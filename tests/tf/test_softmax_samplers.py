@@ -292,3 +292,12 @@ class TestAliasTable:
         mass = found["threshold"].astype(np.float64)
         left = np.bincount(np.roll(found["other"], 1), 1 - mass, minlength=NUM_CLASSES)
         assert np.abs((mass + left) / NUM_CLASSES - prob).max() > 1e-3
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_seed_that_is_a_number_draws_more_rounds_in_a_function(seed):
+    counts = 1e6 / np.arange(1, 101)  # so skewed that 60 different classes take several rounds
+    sampler = nn.UnigramSampler(nn.ClassTable(100, 2, num_shards=2), counts)
+    ids = tf.function(lambda: sampler.sample(60, [1], seed=seed).ids)()
+    assert len(set(ids.numpy())) == 60
+    np.testing.assert_array_equal(ids, sampler.sample(60, [1], seed=seed).ids)

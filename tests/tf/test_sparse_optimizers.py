@@ -128,6 +128,29 @@ def test_the_learning_rate_can_be_a_function_or_a_variable():
         np.testing.assert_allclose(variable.numpy(), START - 0.5)
 
 
+def test_variables_of_keras_are_trained():
+    layer = tf.keras.layers.Dense(3)
+    layer.build([None, DIM])
+    before = layer.kernel.numpy()
+    Adagrad(0.1).apply_gradients([(tf.ones([DIM, 3]), layer.kernel)])
+    assert (layer.kernel.numpy() < before).all()
+
+
+def test_a_global_step_that_is_no_resource_counts():
+    with tf.Graph().as_default(), v1.Session() as session:
+        step = v1.get_variable("step", initializer=np.int64(0), use_resource=False, trainable=False)
+        variable = v1.get_variable("table", initializer=START, use_resource=True)
+        update = SGD(0.1).apply_gradients([(tf.ones([ROWS, DIM]), variable)], step)
+        session.run(v1.global_variables_initializer())
+        session.run(update)
+        session.run(update)
+        assert session.run(step) == 2
+        np.testing.assert_allclose(session.run(variable), START - 0.2, rtol=1e-5)
+        other = v1.get_variable("other", initializer=START, use_resource=False)
+        with pytest.raises(ConfigError, match="must be resource variables"):
+            SGD(0.1).apply_gradients([(tf.ones([ROWS, DIM]), other)])
+
+
 def test_the_slots_of_a_table_are_restored_with_another_number_of_shards(tmp_path):
     path = str(tmp_path / "saved")
     for num_shards in (3, 1, 2):
@@ -175,7 +198,11 @@ def test_a_dense_optimizer_is_refused_with_what_it_would_cost(optimizer):
         check_optimizer(optimizer, ClassTable(1000, 63))
 
 
-@pytest.mark.parametrize("optimizer", [LazyAdam(), v1.train.AdagradOptimizer(0.1)])
+@pytest.mark.parametrize(
+    "optimizer",
+    [LazyAdam(), v1.train.AdagradOptimizer(0.1), tf.keras.optimizers.SGD(0.1)],
+    ids=lambda optimizer: type(optimizer).__name__,
+)
 def test_a_sparse_optimizer_is_accepted(optimizer):
     check_optimizer(optimizer, ClassTable(10, 2))
 
@@ -186,7 +213,14 @@ def test_a_sparse_optimizer_is_accepted(optimizer):
         (lambda: SGD(-1), "learning_rate"),
         (lambda: SGD("fast"), "learning_rate"),
         (lambda: Momentum(0.1, float("nan")), "momentum"),
-        (lambda: LazyAdam(beta_1=1.5), "beta_1"),
+        (lambda: LazyAdam(beta_1=1), "beta_1"),
+        (lambda: Ftrl(0.1, learning_rate_power=1), "learning_rate_power"),
+        (lambda: SGD(tf.keras.optimizers.schedules.ExponentialDecay(1, 2, 3)), "learning_rate"),
+        (
+            lambda: SGD(0.1).apply_gradients([(tf.ones([]), tf.Variable(1.0, dtype=tf.float64))]),
+            "grads_and_vars",
+        ),
+        (lambda: SGD(0.1).apply_gradients([(tf.ones([]), "w")]), "grads_and_vars"),
         (lambda: Ftrl(0.1, l1=-1), "l1"),
         (lambda: SGD(0.1).apply_gradients([(None, tf.Variable(1.0))]), "grads_and_vars"),
     ],

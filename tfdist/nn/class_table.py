@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import tensorflow as tf
@@ -91,6 +92,8 @@ class ClassTable(tf.Module):
     `tfdist.train.device_setter` or `tf.compat.v1.train.replica_device_setter`, and in the scope of
     a `ParameterServerStrategy`, whatever its variable partitioner.
 
+    Strategies with replicas, such as `MirroredStrategy`, are refused: these would diverge.
+
     A checkpoint contains the weights as one matrix and the bias as one vector, so a table with
     another number of shards can restore them.
 
@@ -104,7 +107,7 @@ class ClassTable(tf.Module):
         weights_init: the first weights, of shape [num_classes, dim]. None makes them uniform
             between -1 / sqrt(dim) and 1 / sqrt(dim); they depend on `seed`, but not on the number
             of shards.
-        seed: a whole number.
+        seed: a whole number. Tables of other names have other weights.
         name: the variables are "NAME/weights" and "NAME/bias".
 
     Attributes:
@@ -130,6 +133,7 @@ class ClassTable(tf.Module):
     ) -> None:
         super().__init__(name=checked_name(name))
         check_outside_function("ClassTable")
+        check_no_replicas()
         self.num_classes = checked_integer("num_classes", num_classes, 1)
         self.dim = checked_integer("dim", dim, 1)
         num_shards = _num_ps_of_strategy() if num_shards is None else num_shards
@@ -141,7 +145,8 @@ class ClassTable(tf.Module):
         def first_weights(start: int, stop: int) -> Any:
             if weights_init is not None:
                 return weights_init[start:stop]
-            return partial(_uniform_rows, seed, start, stop, self.dim, self.dim**-0.5)
+            seeds = seed, crc32(name.encode())
+            return partial(_uniform_rows, seeds, start, stop, self.dim, self.dim**-0.5)
 
         def first_bias(start: int, stop: int) -> Any:
             if bias_init is not None:
@@ -164,9 +169,10 @@ class ClassTable(tf.Module):
     @property
     def shards(self) -> tuple[Shard, ...]:
         """The shards by their classes."""
-        parts = zip(
-            pairwise(self._bounds), parts_of(self.weights), parts_of(self.bias), strict=True
-        )
+        weights, bias = parts_of(self.weights), parts_of(self.bias)
+        # While TensorFlow writes a SavedModel it shows one variable in place of the shards.
+        bounds = self._bounds if len(weights) > 1 else (0, self.num_classes)
+        parts = zip(pairwise(bounds), weights, bias, strict=True)
         return tuple(Shard(*bounds, weights, bias) for bounds, weights, bias in parts)
 
     @property
@@ -360,6 +366,7 @@ def colocated_variable(
     whole: Whole | None = None,
     *,
     trainable: bool = True,
+    saved: bool = True,
 ) -> Any:
     """Makes a variable on the ps of another one, whatever the partitioner and devices around it.
 
@@ -369,6 +376,7 @@ def colocated_variable(
         first: its first value, which is sent from here, or a function that makes it on that ps.
         whole: what it is a shard of, if it is one.
         trainable: whether optimizers change it.
+        saved: whether a Saver of a graph saves it; else it is a local variable.
     """
     if tf.executing_eagerly():
         make = first if callable(first) else partial(tf.constant, first)
@@ -386,11 +394,23 @@ def colocated_variable(
                 initializer=lambda: value,
                 dtype=value.dtype,
                 trainable=trainable,
+                collections=None if saved else [v1.GraphKeys.LOCAL_VARIABLES],
                 use_resource=True,
             )
     if whole is not None and not whole.is_one_shard:
         variable._set_save_slice_info(whole.in_checkpoint(variable.op.name.removesuffix(name)))
     return variable
+
+
+def check_no_replicas() -> None:
+    """Raises ConfigError if the current strategy has several replicas.
+
+    Each of them would update its own copy by its own gradients.
+    """
+    strategy = tf.distribute.get_strategy()
+    if strategy.num_replicas_in_sync > 1:
+        rule = "must have one replica, as a ParameterServerStrategy without several GPUs has"
+        raise ConfigError("strategy", type(strategy).__name__, rule)
 
 
 def joined(parts: list[Any]) -> Any:
@@ -411,28 +431,28 @@ def _from_host(values: np.ndarray[Any, Any]) -> Any:
     return tensor
 
 
-def _uniform_rows(seed: int, start: int, stop: int, dim: int, most: float) -> Any:
+def _uniform_rows(seeds: tuple[int, int], start: int, stop: int, dim: int, most: float) -> Any:
     """Rows of a matrix that is the same for every way to cut it into shards.
 
     The peak of memory is one copy of the rows. In a graph each operation reuses the memory of the
     one before, so an eager caller gets a function. TensorFlow keeps memory that it once had.
     """
-    make = partial(_rows_of_graph, seed, start, stop, dim, most)
+    make = partial(_rows_of_graph, seeds, start, stop, dim, most)
     return tf.function(make, autograph=False)() if tf.executing_eagerly() else make()
 
 
-def _rows_of_graph(seed: int, start: int, stop: int, dim: int, most: float) -> Any:
+def _rows_of_graph(seeds: tuple[int, int], start: int, stop: int, dim: int, most: float) -> Any:
     # From a constant key TensorFlow would compute all rows once more while it folds constants
     # (2.21). This is a zero that it does not know.
     zero = tf.random.uniform([1], 0, 1, tf.int64)
-    key = tf.cast(seed + zero, tf.uint64)
+    key = tf.cast(seeds[0] + zero, tf.uint64)
     # Philox makes the numbers from a counter, so that rows in the middle need no rows before them.
     before = start * dim
     counter, skipped = divmod(before, _NUMBERS_PER_COUNT)
     numbers = tf.raw_ops.StatelessRandomUniformV2(
         shape=[skipped + (stop - start) * dim],
         key=key,
-        counter=tf.constant([counter, 0], tf.uint64),
+        counter=tf.constant([counter, seeds[1]], tf.uint64),
         alg=_PHILOX,
     )
     numbers = tf.reshape(numbers[skipped:] if skipped else numbers, [stop - start, dim])

@@ -127,7 +127,12 @@ class Chunk(NamedTuple):
 
 
 def chunked(
-    shard: Shard, inputs: Any, chunk: int, add: Callable[..., Any], values: Sequence[Any]
+    shard: Shard,
+    inputs: Any,
+    chunk: int,
+    add: Callable[..., Any],
+    values: Sequence[Any],
+    shapes: Sequence[Any] | None = None,
 ) -> Any:
     """Goes through the classes of a shard; only one chunk is in memory.
 
@@ -137,6 +142,7 @@ def chunked(
         chunk: how many classes belong to a chunk; the last one may be shorter.
         add: makes new values from a Chunk and the present values.
         values: the first values.
+        shapes: of the values, where they change.
 
     Returns:
         The last values.
@@ -156,6 +162,7 @@ def chunked(
         lambda number, *_: number < num_chunks(shard, chunk),
         body,
         [tf.constant(0), *values],
+        shape_invariants=shapes and [tf.TensorShape([]), *shapes],
         parallel_iterations=1,
     )
     return values
@@ -238,7 +245,8 @@ def _draw(shard: Shard, sampler: Sampler, num_sampled: int, seed: Any) -> _Drawn
 
 
 def _sampled_term(shard: Shard, labels: Any, drawn: _Drawn, removes_hits: bool) -> _Term:
-    def term(inputs: Any) -> Any:
+    def term(inputs: Any, ids: Any, log_q: Any) -> Any:
+        drawn = _Drawn(ids, log_q)
         with shard.on_ps():
             rows = _rows(shard.weights, drawn.ids)
             logits = tf.matmul(inputs, rows, transpose_b=True)
@@ -275,7 +283,9 @@ def _sampled_term(shard: Shard, labels: Any, drawn: _Drawn, removes_hits: bool) 
 
         return (log_sum, positive), gradient
 
-    return _with_gradient(shard, term)
+    # In a graph `tf.custom_gradient` goes back from the result to its inputs, and would find the
+    # variables of a sampler on the way.
+    return _with_gradient(shard, term, drawn.ids, drawn.log_q)
 
 
 @dataclass(frozen=True)
@@ -308,7 +318,7 @@ def _labels_in(shard: Shard, labels: Any) -> _Labels:
     return _Labels(shard, examples, ids, tf.size(labels, tf.int64))
 
 
-def _with_gradient(shard: Shard, term: Callable[[Any], tuple[Any, Any]]) -> _Term:
+def _with_gradient(shard: Shard, term: Callable[..., tuple[Any, Any]], *others: Any) -> _Term:
     """A term whose gradients are those that it returns: of the inputs, the weights and the bias.
 
     The handles of the variables are inputs of the custom gradient. Of a variable itself
@@ -318,12 +328,12 @@ def _with_gradient(shard: Shard, term: Callable[[Any], tuple[Any, Any]]) -> _Ter
     variables = shard.weights, shard.bias
 
     @tf.custom_gradient
-    def of_handles(inputs: Any, *_: Any) -> Any:
-        both, gradient = term(inputs)
+    def of_handles(inputs: Any, _weights: Any, _bias: Any, *others: Any) -> Any:
+        both, gradient = term(inputs, *others)
 
         def of_stack(d_both: Any) -> Any:
             with shard.on_ps():
-                return gradient(*tf.unstack(d_both))
+                return *gradient(*tf.unstack(d_both)), *[None] * len(others)
 
         return tf.stack(both), of_stack  # one message, and one for its gradient
 
@@ -331,7 +341,7 @@ def _with_gradient(shard: Shard, term: Callable[[Any], tuple[Any, Any]]) -> _Ter
         with shard.on_ps():
             for variable in variables:
                 tf.gather(variable, tf.zeros([0], tf.int64))
-            both = of_handles(inputs, *(variable.handle for variable in variables))
+            both = of_handles(inputs, *(variable.handle for variable in variables), *others)
         log_sum, positive = tf.unstack(both)
         return log_sum, positive
 

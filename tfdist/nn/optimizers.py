@@ -24,7 +24,14 @@ from typing import Any
 import tensorflow as tf
 
 from tfdist.errors import ConfigError, checked_flag, checked_number
-from tfdist.nn.class_table import ClassTable, colocated, colocated_variable, joined, parts_of
+from tfdist.nn.class_table import (
+    ClassTable,
+    check_no_replicas,
+    colocated,
+    colocated_variable,
+    joined,
+    parts_of,
+)
 
 v1 = tf.compat.v1
 
@@ -40,6 +47,8 @@ def check_optimizer(optimizer: Any, table: ClassTable) -> None:
         ConfigError: it would, and this is how much.
     """
     if isinstance(optimizer, SparseOptimizer) or type(optimizer).__name__ in _SPARSE:
+        return
+    if type(optimizer).__name__ == "SGD" and not optimizer.momentum:  # Keras's
         return
     size = table.num_classes * (table.dim + 1) * _FLOAT_BYTES
     raise ConfigError(
@@ -73,6 +82,9 @@ class SparseOptimizer(tf.Module):
 
     def __init__(self, learning_rate: Any) -> None:
         super().__init__()
+        if hasattr(learning_rate, "get_config"):
+            rule = "must not be a schedule of Keras; pass lambda: schedule(step)"
+            raise ConfigError("learning_rate", learning_rate, rule)
         if not callable(learning_rate) and not tf.is_tensor(learning_rate):
             learning_rate = _checked_number("learning_rate", learning_rate)
         self.learning_rate = learning_rate
@@ -83,14 +95,14 @@ class SparseOptimizer(tf.Module):
         """Makes the slots, before a checkpoint restores them.
 
         Args:
-            variables: variables and ClassTables.
+            variables: variables, also Keras's, and ClassTables.
         """
         for each in variables:
             if isinstance(each, ClassTable):
                 for parts in (each.weights, each.bias):
                     self._build_joined(parts)
-            elif each.ref() not in self._by_variable:
-                self.saved_slots.append(self._make_slots(each))
+            elif (variable := _checked_variable(each)).ref() not in self._by_variable:
+                self.saved_slots.append(self._make_slots(variable))
 
     @tf.autograph.experimental.do_not_convert  # there is nothing to convert in it
     def apply_gradients(
@@ -99,18 +111,24 @@ class SparseOptimizer(tf.Module):
         """Updates the variables; pairs whose gradient is None are left out.
 
         Args:
-            grads_and_vars: gradients, dense or IndexedSlices, and their variables.
+            grads_and_vars: gradients, dense or IndexedSlices, and their variables, also Keras's.
             global_step: a variable to add 1 to after all updates.
 
         Returns:
             The operation.
 
         Raises:
-            ConfigError: no pair has a gradient.
+            ConfigError: no pair has a gradient, or a variable is not of float32 or no resource
+                variable.
         """
-        pairs = [pair for pair in grads_and_vars if pair[0] is not None]
+        pairs = [
+            (gradient, _checked_variable(variable))
+            for gradient, variable in grads_and_vars
+            if gradient is not None
+        ]
         if not pairs:
             raise ConfigError("grads_and_vars", [], "must have a gradient")
+        check_no_replicas()
         with tf.init_scope():
             self.build(variable for _, variable in pairs)
         rate = self._rate()
@@ -118,6 +136,9 @@ class SparseOptimizer(tf.Module):
         updates = [update for update in updates if update is not None]  # eagerly they are done
         if global_step is None:
             return tf.group(*updates)
+        if isinstance(global_step, tf.Variable) and not hasattr(global_step, "handle"):
+            with tf.control_dependencies(updates), v1.colocate_with(global_step):
+                return v1.assign_add(global_step, 1).op  # of disable_resource_variables()
         with tf.control_dependencies(updates), colocated(global_step.handle):
             return global_step.assign_add(1, read_value=False)
 
@@ -142,7 +163,7 @@ class SparseOptimizer(tf.Module):
     # `get_slot` is a name by which checkpoints of TensorFlow would look for slots in their own way.
     def slot(self, variable: Any, name: str) -> Any:
         """The slot of a variable, or None before it is made."""
-        return self._by_variable.get(variable.ref(), {}).get(name)
+        return self._by_variable.get(_checked_variable(variable).ref(), {}).get(name)
 
     def _build_joined(self, parts: Any) -> None:
         variables = [part for part in parts_of(parts) if part.ref() not in self._by_variable]
@@ -299,8 +320,8 @@ class LazyAdam(SparseOptimizer):
         epsilon: float = 1e-7,
     ) -> None:
         super().__init__(learning_rate)
-        self._beta_1 = _checked_number("beta_1", beta_1, most=1.0)
-        self._beta_2 = _checked_number("beta_2", beta_2, most=1.0)
+        self._beta_1 = _checked_decay("beta_1", beta_1)
+        self._beta_2 = _checked_decay("beta_2", beta_2)
         self._epsilon = _checked_number("epsilon", epsilon)
         self._num_updates: Any = None
 
@@ -360,8 +381,14 @@ class LazyAdam(SparseOptimizer):
 class Ftrl(SparseOptimizer):
     """FTRL-Proximal (McMahan et al. 2013), with sparse weights by L1.
 
+    It computes a row from the sum of its gradients alone, so the first values of a row are lost
+    with its first gradient: pass no `bias_init` or `weights_init` that matters.
+
     Args:
+        learning_rate: as in `SparseOptimizer`, but above 0.
         l1, l2: strengths of the regularization.
+        initial_accumulator: first value of the sum of squared gradients.
+        learning_rate_power: at most 0; -0.5 divides by the root of that sum.
     """
 
     def __init__(
@@ -377,7 +404,10 @@ class Ftrl(SparseOptimizer):
         accumulator = _checked_number("initial_accumulator", initial_accumulator)
         self._slots = {"accumulator": accumulator, "linear": 0.0}
         self._l1, self._l2 = _checked_number("l1", l1), _checked_number("l2", l2)
-        self._power = learning_rate_power
+        rule = "must be a finite number of at most 0"
+        self._power = checked_number(
+            "learning_rate_power", learning_rate_power, lambda power: -math.inf < power <= 0, rule
+        )
 
     def _apply_dense(self, variable: Any, slots: Any, gradient: Any, rate: Any) -> Any:
         return tf.raw_ops.ResourceApplyFtrlV2(
@@ -401,11 +431,29 @@ class Ftrl(SparseOptimizer):
         }
 
 
-def _checked_number(field: str, value: Any, most: float = math.inf) -> float:
-    limits = "at least 0" if most == math.inf else f"from 0 to {most:g}"
-    return checked_number(
-        field,
-        value,
-        lambda number: 0 <= number <= most and number < math.inf,
-        f"must be a number of {limits}",
-    )
+def _checked_number(field: str, value: Any) -> float:
+    rule = "must be a finite number of at least 0"
+    return checked_number(field, value, lambda number: 0 <= number < math.inf, rule)
+
+
+def _checked_decay(field: str, value: Any) -> float:
+    rule = "must be at least 0 and below 1"
+    return checked_number(field, value, lambda number: 0 <= number < 1, rule)
+
+
+def _checked_variable(variable: Any) -> Any:
+    """The variable of TensorFlow, also that of a variable of Keras 3."""
+    if not isinstance(variable, tf.Variable) and isinstance(
+        getattr(variable, "value", None), tf.Variable
+    ):
+        variable = variable.value
+    if not isinstance(variable, tf.Variable):
+        rule = "must be variables; pass table.trainable_variables for a ClassTable"
+        raise ConfigError("grads_and_vars", type(variable).__name__, rule)
+    if not hasattr(variable, "handle"):
+        rule = "must be resource variables; call tf.compat.v1.enable_resource_variables()"
+        raise ConfigError("grads_and_vars", variable.name, rule)
+    if variable.dtype.base_dtype != tf.float32:
+        rule = f"must be float32, not {variable.dtype.base_dtype.name}"
+        raise ConfigError("grads_and_vars", variable.name, rule)
+    return variable

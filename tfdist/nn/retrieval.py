@@ -12,7 +12,6 @@ from tfdist.errors import ConfigError, checked_integer, checked_several
 from tfdist.nn.batch import checked_ids, checked_inputs, checked_rows, checked_tensor
 from tfdist.nn.class_table import ClassTable, Shard, checked_table
 from tfdist.nn.on_ps import CHUNK, Chunk, chunked, full_softmax, local
-from tfdist.nn.sampled import NO_PART
 
 
 @tf.autograph.experimental.do_not_convert  # there is nothing to convert in it
@@ -44,17 +43,15 @@ def top_k(table: ClassTable, queries: Any, k: int, *, chunk: int = CHUNK) -> tup
 
 
 def _best_of_shard(shard: Shard, queries: Any, k: int, chunk: int) -> tuple[Any, Any]:
-    k = min(k, shard.size)
-
     def add(part: Chunk, best: Any, best_ids: Any) -> list[Any]:
         ids = tf.broadcast_to(part.ids, tf.shape(part.logits, tf.int64))
-        return list(_best(tf.concat([best, part.logits], 1), tf.concat([best_ids, ids], 1), k))
+        logits, ids = tf.concat([best, part.logits], 1), tf.concat([best_ids, ids], 1)
+        return list(_best(logits, ids, tf.minimum(k, tf.shape(logits)[1])))
 
     with shard.on_ps():
         queries = local(queries)
-        shape = tf.stack([tf.shape(queries)[0], k])
-        nothing = [tf.fill(shape, NO_PART), tf.fill(shape, tf.constant(-1, tf.int64))]
-        best, ids = chunked(shard, queries, chunk, add, nothing)
+        nothing = [tf.zeros([tf.shape(queries)[0], 0], dtype) for dtype in (tf.float32, tf.int64)]
+        best, ids = chunked(shard, queries, chunk, add, nothing, [tf.TensorShape([None, None])] * 2)
         return best, ids + shard.start
 
 
@@ -114,7 +111,10 @@ def perplexity(
         count += len(losses)
     if not count:
         raise ConfigError("batches", "no example", "must have an example")
-    return math.exp(total / count)
+    try:
+        return math.exp(total / count)
+    except OverflowError:
+        return math.inf
 
 
 def _hits(ids: Any, labels: Any) -> Any:

@@ -125,18 +125,20 @@ class Sampler(ABC):
     def _different(self, draws: Any, wanted: int, seed: Any) -> tuple[Any, Any]:
         """The first `wanted` different classes, and after how many draws they were there."""
 
-        def draw_more(draws: Any, round_number: Any) -> list[Any]:
-            more = self.draw(tf.size(draws), fold_in(seed, round_number))
-            return [tf.concat([draws, more], 0), round_number + 1]
+        # The draws are counted: TensorFlow may take `tf.size(draws)` in a loop for their number
+        # before the first round (2.21).
+        def draw_more(draws: Any, count: Any, round_number: Any) -> list[Any]:
+            more = self.draw(count, fold_in(seed, round_number))
+            return [tf.concat([draws, more], 0), 2 * count, round_number + 1]
 
-        def lacks(draws: Any, _: Any) -> Any:
+        def lacks(draws: Any, *_: Any) -> Any:
             return tf.size(tf.unique(draws).y) < wanted
 
-        draws, _ = tf.while_loop(
+        draws, _, _ = tf.while_loop(
             lacks,
             draw_more,
-            [draws, tf.constant(1)],
-            shape_invariants=[tf.TensorShape([None]), tf.TensorShape([])],
+            [draws, tf.constant(wanted), tf.constant(1)],
+            shape_invariants=[tf.TensorShape([None]), tf.TensorShape([]), tf.TensorShape([])],
             maximum_iterations=_MOST_ROUNDS,
         )
         found, places = tf.unique(draws, tf.int64)
@@ -234,7 +236,7 @@ class MixedSampler(Sampler):
             partial(sampler.draw_from, part, seed=fold_in(seed, index))
             for index, (sampler, _) in enumerate(self._parts)
         ]
-        return drawn_by_part(choices, draws)
+        return drawn_by_part(choices, count, draws)
 
     def log_prob(self, ids: Any, part: Part | None = None) -> Any:  # noqa: D102
         return tf.reduce_logsumexp([s.log_prob(ids, part) + w for s, w in self._parts], 0)
@@ -249,9 +251,10 @@ def learned_unigram_sample(
     """Draws classes by how often they were labels up to now, in this trainer.
 
     This is `tf.random.learned_unigram_candidate_sampler`: each run adds its labels to the counts,
-    which begin at 1. The counts are a part of the operation, in the trainer's memory: they are
-    not saved, other trainers have their own, and a seed replays the whole sequence of runs, not one
-    of them. To replay a step, keep its `Candidates`.
+    which begin at 1. TensorFlow keeps the counts with the operation, in the trainer's memory: they
+    are not saved, other trainers have their own, and a function that is traced again begins anew.
+    Eagerly, all calls with the same arguments share them. A seed replays the whole sequence of
+    runs, not one of them; to replay a step, keep its `Candidates`.
 
     Args:
         num_sampled: size of the sample.
@@ -274,14 +277,15 @@ def learned_unigram_sample(
     return Candidates(ids, tf.math.log(counts), tf.math.log(label_counts[:, 0]))
 
 
-def drawn_by_part(choices: Any, draws: Sequence[Callable[[Any], Any]]) -> Any:
+def drawn_by_part(choices: Any, count: Any, draws: Sequence[Callable[[Any], Any]]) -> Any:
     """For each choice a draw by the function of that index; each function draws its number at once.
 
     Args:
-        choices: int32 [n], an index into `draws` each.
+        choices: int32 [count], an index into `draws` each.
+        count: their number.
         draws: functions of a size, which return int64 [size].
     """
-    places = tf.dynamic_partition(tf.range(tf.size(choices)), choices, len(draws))
+    places = tf.dynamic_partition(tf.range(count), choices, len(draws))
     return tf.dynamic_stitch(
         places, [draw(tf.size(part)) for draw, part in zip(draws, places, strict=True)]
     )

@@ -47,8 +47,10 @@ class UnigramSampler(Sampler):
     chooses a shard by the frequency of all its classes, and the ps of that shard draws from them.
     So ids travel, and no table does.
 
-    The tables are variables that are not trained. A graph initializes and saves them with all
-    others.
+    The tables are local variables: no checkpoint has them, so a restarted job may have other counts
+    or another number of ps. `tfdist.train.session` and `MonitoredTrainingSession` initialize them;
+    for a plain session run `tf.compat.v1.local_variables_initializer()` too. With another number of
+    shards the same seed draws another sample.
 
     Args:
         table: the classes.
@@ -94,7 +96,7 @@ class UnigramSampler(Sampler):
             for part, value in values.items():
                 whole = Whole(f"{name}/{part}", [self.num_classes], index, bounds)
                 variables[part] = colocated_variable(
-                    shard.weights, whole.part, value, whole, trainable=False
+                    shard.weights, whole.part, value, whole, trainable=False, saved=False
                 )
             log_share = math.log(own.sum())
             self._shards.append(_AliasShard(bounds, log_share, **variables))
@@ -109,7 +111,7 @@ class UnigramSampler(Sampler):
             partial(_drawn, shard, seed=fold_in(seed, index))
             for index, shard in enumerate(self._shards)
         ]
-        return drawn_by_part(choices, draws)
+        return drawn_by_part(choices, count, draws)
 
     def log_prob(self, ids: Any, part: Part | None = None) -> Any:  # noqa: D102
         if part is not None and (shard := self._by_part.get(part)) is not None:

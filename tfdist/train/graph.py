@@ -186,7 +186,10 @@ def _session(
 ) -> Iterator[tf.compat.v1.Session]:
     # A variable that is initialized is not enough: the chief may be about to restore it.
     ready = Mark("ready", "/job:ps/task:0")
-    initialize = tf.compat.v1.global_variables_initializer()
+    # Those of a ps that are in no checkpoint, such as the tables of a sampler, are local variables.
+    initialize = tf.group(
+        tf.compat.v1.global_variables_initializer(), tf.compat.v1.local_variables_initializer()
+    )
     graph = tf.compat.v1.get_default_graph()
     graph.finalize()
     config = tf.compat.v1.ConfigProto(device_filters=task.device_filters)
