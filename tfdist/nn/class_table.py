@@ -197,10 +197,10 @@ class ClassTable(tf.Module):
         """Reads rows; each ps sends those of its own classes.
 
         Args:
-            ids: integers below num_classes, of any shape.
+            ids: [n] integers below num_classes.
 
         Returns:
-            Weights, of that shape and dim, and bias, of that shape.
+            Weights [n, dim] and bias [n].
 
         Raises:
             ConfigError: the type or the shape is another.
