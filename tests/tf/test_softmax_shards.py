@@ -253,3 +253,23 @@ class TestSampledSoftmaxOnPs:
         assert min(differences(found, expected(tf.zeros_like(log_q)))) > 100 * ROUNDING
         hits_kept = differences(found, expected(log_q, remove_accidental_hits=False))
         assert max(hits_kept) > 100 * ROUNDING
+
+
+@pytest.mark.parametrize("loss", [nn.full_softmax, nn.sampled_softmax_on_ps])
+def test_a_function_never_reads_a_whole_table(loss):
+    """That would copy it in each step, once an optimizer has updated single rows."""
+    table = MODEL.table(2)
+    rest = () if loss is nn.full_softmax else (nn.UniformSampler(table.num_classes), 8)
+
+    @tf.function(autograph=False)
+    def step(inputs, labels):
+        with tf.GradientTape() as tape:
+            value = tf.reduce_sum(loss(table, inputs, labels, *rest))
+        return tape.gradient(value, table.trainable_variables)
+
+    graph = step.get_concrete_function(tf.constant(MODEL.inputs), tf.constant(MODEL.labels)).graph
+    functions = graph.as_graph_def().library.function
+    types = [op.type for op in graph.get_operations()]
+    types += [node.op for function in functions for node in function.node_def]
+    assert "ResourceGather" in types
+    assert "ReadVariableOp" not in types
