@@ -92,33 +92,6 @@ def test_the_shards_of_a_job_give_the_numbers_of_one_process(worker):
     np.testing.assert_array_equal(ids, top_k(alone, INPUTS, 5)[1])
 
 
-def test_more_chunks_need_no_more_messages(worker):
-    task, target = worker
-    with tfdist.train.replica_graph(task):
-        table = ClassTable(NUM_CLASSES, DIM, num_shards=task.num_ps)
-        steps = []
-        for chunk in (NUM_CLASSES, 10):
-            loss = tf.reduce_mean(full_softmax(table, tf.constant(INPUTS), LABELS, chunk=chunk))
-            steps.append([loss, *tf.gradients(loss, table.trainable_variables)])
-        with tfdist.train.session(task, target) as session:
-            counts = [messages(session, [step[0], *(g.op for g in step[1:])]) for step in steps]
-    assert counts[0] == counts[1]
-    assert counts[0] > 0
-
-
-def messages(session, fetches):
-    """Number of tensors that one task has sent to another."""
-    about = v1.RunMetadata()
-    options = v1.RunOptions(trace_level=v1.RunOptions.FULL_TRACE)
-    session.run(fetches)  # the first run also sends parts of the graph
-    session.run(fetches, options=options, run_metadata=about)
-    return sum(
-        node.node_name == "RecvTensor"
-        for device in about.step_stats.dev_stats
-        for node in device.node_stats
-    )
-
-
 COORDINATED = """
 import tfdist
 from tests.cluster import test_class_table_on_ps as jobs
