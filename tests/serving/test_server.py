@@ -95,6 +95,16 @@ def test_too_many_waiting_requests(tmp_path):
         assert predict(server, [1.0])[0] == 200
 
 
+def test_one_thread_answers_on_after_its_helper_has_helped(tmp_path):
+    folder = tmp_path / "half"
+    saved_models.slow(folder / "1", rounds=20)
+    with ModelServer(folder, options=["--threads", "1"]) as server, ThreadPoolExecutor(4) as pool:
+        for _ in range(10):
+            # The thread is busy for long enough that the helper reads some of these.
+            codes = [each[0] for each in pool.map(lambda _: predict(server, [1.0]), range(4))]
+            assert codes == [200] * 4
+
+
 def test_the_access_log(model, tmp_path):
     log = tmp_path / "access.log"
     with ModelServer(model, options=["--access-log", str(log)]) as server:

@@ -44,7 +44,9 @@ struct Server::State {
       : options(given),
         threads(given.threads > 0 ? given.threads
                                   : std::max(1u, std::thread::hardware_concurrency())),
-        io(threads),
+        // And the helper. With the number 1 a thread that stops its share of the work would not
+        // wake the other one, and no thread would wait for events any more.
+        io(threads + 1),
         control(asio::make_strand(io)),
         acceptor(control),
         timer(control),
