@@ -98,8 +98,7 @@ def nce(table: ClassTable, inputs: Any, labels: Any, candidates: Candidates) -> 
         table, inputs, labels, candidates: as for `sampled_softmax`.
 
     Returns:
-        float32 [batch]; it falls below that of the exact softmax or not, for it measures something
-        else.
+        float32 [batch]. It is no cross entropy: compare models by `full_softmax` or `perplexity`.
     """
     positive, negative, _ = _logits(table, inputs, labels, candidates)
     return _logistic(positive - candidates.labels_log_q, negative - candidates.log_q)
