@@ -2,6 +2,7 @@
 
 import functools
 import itertools
+import logging
 import multiprocessing
 import os
 import signal
@@ -32,6 +33,13 @@ def test_results_come_by_rank_and_a_cluster_runs_again(make_cluster, backend):
     assert [task.name for task in cluster.trainers] == ["worker:0", "worker:1", "worker:2"]
     for _ in range(2):  # the second run has a new ps
         assert cluster.run(jobs.meet, timeout=60) == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_a_ps_exits_by_itself_once_the_trainers_have_reported(make_cluster, monkeypatch, caplog):
+    monkeypatch.setattr(local, "_OWN_SECS", 0.0)  # for trainers that do not report
+    with caplog.at_level(logging.INFO, "tfdist"):
+        make_cluster(1, 2, backend="processes").run(jobs.meet, timeout=60)
+    assert "ps:0 has ended with exit code 0" in caplog.messages
 
 
 def test_each_process_has_its_own_tf_config(make_cluster):

@@ -41,6 +41,7 @@ EVALUATOR_SECS = 60.0
 _NOTICE_SECS = 1.0
 _LEAVE_SECS = 2.0
 _OWN_SECS = 0.5
+_EXIT_SECS = 10.0  # for a ps that exits, on a busy machine
 _LOOK_SECS = 0.25
 
 
@@ -166,26 +167,28 @@ class LocalCluster:
             self._has_run = True
             self._restarts = {task.name: restarts for task in self.tasks}
             self._most_restarts = restarts
-        results: dict[str, Result] = {}
+        outcomes: dict[str, Outcome] = {}
         try:
             self._start_servers()
             for task in self.tasks:
                 if not self._shape.serves(task):
                     self._start(task, function)
-            while not all(task.name in results for task in self.trainers):
-                self._check_killed(done=set(results))
+            while not all(task.name in outcomes for task in self.trainers):
+                self._check_killed(done=set(outcomes))
                 ended = self._next_end(deadline)
                 if ended is not None:
-                    results[ended[0].name] = ended[1].result  # type: ignore[assignment]
+                    outcomes[ended[0].name] = ended[1]
                 elif watch is not None:
                     self._look(watch)
             if "evaluator:0" in self._running:
                 self._let_evaluator_end(deadline)
-            self._let_servers_leave()
+            self._let_servers_leave(
+                have_reported=all(outcomes[task.name].has_reported for task in self.trainers)
+            )
         except BaseException:
             self._stop()
             raise
-        return [results[task.name] for task in self.trainers]
+        return [outcomes[task.name].result for task in self.trainers]  # type: ignore[misc]
 
     def kill(self, name: str) -> None:
         """Kills a task, such as "worker:1", as a crash would. `restart` can start it again."""
@@ -329,11 +332,19 @@ class LocalCluster:
             with contextlib.suppress(RunTimeout):
                 self._next_end(own)
 
-    def _let_servers_leave(self) -> None:
-        """Waits for the servers, and terminates those to which no trainer reported its end."""
-        # tfdist's own ps has nothing left to do; a script that serves may have.
-        own = self._serve is _serve
-        deadline = Deadline(0 if self._shape.coordinator else _OWN_SECS if own else _LEAVE_SECS)
+    def _let_servers_leave(self, have_reported: bool) -> None:
+        """Waits for the servers to exit, and terminates those that do not.
+
+        Args:
+            have_reported: whether all trainers have reported to them that they are done.
+        """
+        if self._shape.coordinator:
+            patience = 0.0
+        elif self._serve is not _serve:
+            patience = _LEAVE_SECS  # a script that serves may have something left to do
+        else:
+            patience = _EXIT_SECS if have_reported else _OWN_SECS
+        deadline = Deadline(patience)
         with contextlib.suppress(RunTimeout):
             while self._running:
                 self._next_end(deadline)

@@ -33,7 +33,7 @@ from tfdist.cluster.fork_server import (
 )
 from tfdist.cluster.kernel_calls import raise_descriptor_limit, to_high_number
 from tfdist.cluster.script import Script, end_process
-from tfdist.cluster.server import SERVER_ENVIRONMENT
+from tfdist.cluster.server import SERVER_ENVIRONMENT, has_reported
 from tfdist.deadline import Deadline
 from tfdist.errors import ClusterError
 from tfdist.runs.folder import PROGRESS_FILE, STACKS_FILE
@@ -401,8 +401,13 @@ def _task_main(
     # descriptors, and opened a file of its own with the number of the channel.
     if (os.getpid(), _identity(channel)) == own:
         handles_sigterm = callable(signal.getsignal(signal.SIGTERM))
-        usage = Usage.of_this_process()
-        _send(channel, replace(outcome, usage=usage, handles_sigterm=handles_sigterm), dumps)
+        outcome = replace(
+            outcome,
+            usage=Usage.of_this_process(),
+            handles_sigterm=handles_sigterm,
+            has_reported=has_reported(task),
+        )
+        _send(channel, outcome, dumps)
     else:
         if outcome.result is not None and os.getpid() == own[0]:
             what = "the result cannot be sent to the launcher: the function has closed the channel"

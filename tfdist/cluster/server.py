@@ -256,7 +256,7 @@ def let_servers_leave(task: Task, *, coordinator: bool) -> list[str]:
     Returns:
         The names of the servers that did not answer.
     """
-    if task.to_env() in _done or not task.is_trainer:
+    if has_reported(task) or not task.is_trainer:
         return []
     servers = _ps_of(task)
     if coordinator:
@@ -275,6 +275,11 @@ def let_servers_leave(task: Task, *, coordinator: bool) -> list[str]:
         except (tf.errors.UnavailableError, tf.errors.DeadlineExceededError):
             silent.append(server.name)
     return silent
+
+
+def has_reported(task: Task) -> bool:
+    """Whether `worker_server` has reported to every ps that this trainer is done."""
+    return task.to_env() in _done
 
 
 def dismiss(task: Task) -> None:

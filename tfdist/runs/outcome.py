@@ -127,6 +127,7 @@ class Outcome:
         usage: CPU time and memory of its process; None if unknown.
         terminated: whether the cluster sent it SIGTERM or SIGKILL.
         handles_sigterm: whether its program had a SIGTERM handler, which may have raised.
+        has_reported: whether it has reported to every ps that it is done.
     """
 
     result: object = None
@@ -136,6 +137,7 @@ class Outcome:
     usage: Usage | None = None
     terminated: bool = False
     handles_sigterm: bool = False
+    has_reported: bool = False
 
     @classmethod
     def of_error(cls, error: BaseException) -> Outcome:
