@@ -306,6 +306,10 @@ class TestStreamingFrequency:
         refuses(lambda: frequency.observe([1.0], 1), "ids", "must be integers")
         for step in (1.5, "a", None, [1]):
             refuses(lambda step=step: frequency.observe([1], step), "step", "must be an integer")
+        for step in (0, -1):
+            refuses(lambda step=step: frequency.observe([1], step), "step", "must be at least 1")
+        with pytest.raises(tf.errors.InvalidArgumentError, match="step must be at least 1"):
+            tf.function(frequency.observe)([1], tf.constant(0))
         for weight in ([1.0], "a", 1.0, [True, True]):
             refuses(lambda weight=weight: frequency.observe(Y, 1, weight=weight), "weight", "must")
         assert frequency.observe(np.zeros(0, int), 1).shape == [0]
@@ -527,13 +531,16 @@ class TestTables:
 
     @pytest.mark.parametrize("wrong", [[1.0], "a", None, [[1]], 3])
     def test_a_lookup_has_a_vector_of_integers(self, wrong):
-        refuses(lambda: TABLE.lookup(wrong), "ids", "must be integers")
+        is_integer = wrong in ([[1]], 3)
+        rule = "must have the shape" if is_integer else "must be integers"
+        refuses(lambda: TABLE.lookup(wrong), "ids", rule)
 
     @pytest.mark.parametrize("wrong", [-1, 10])
     def test_a_lookup_of_no_class_fails(self, wrong):
         for table in (MODEL.table(), TABLE):
-            with pytest.raises(tf.errors.InvalidArgumentError):
-                table.lookup([wrong])
+            assert refuses(lambda table=table: table.lookup([wrong]), "ids", "from 0 to 9") == wrong
+            with pytest.raises(tf.errors.InvalidArgumentError, match="ids must be from 0 to 9"):
+                tf.function(table.lookup)(tf.constant([3, wrong]))
 
 
 class TestMetrics:

@@ -187,9 +187,21 @@ def test_a_saver_writes_the_slots_of_a_table_as_one_matrix(tmp_path):
     assert (moment != 0).any(1).tolist() == [True, False, False, False, False, True]
 
 
+class OfAnotherLibrary:
+    """Its name is also that of an optimizer of Keras."""
+
+
+OfAnotherLibrary.__name__ = "SGD"
+
+
 @pytest.mark.parametrize(
     "optimizer",
-    [v1.train.AdamOptimizer(), v1.train.RMSPropOptimizer(0.1), tf.keras.optimizers.Adagrad(0.1)],
+    [
+        v1.train.AdamOptimizer(),
+        v1.train.RMSPropOptimizer(0.1),
+        tf.keras.optimizers.Adagrad(0.1),
+        OfAnotherLibrary(),
+    ],
     ids=lambda optimizer: type(optimizer).__name__,
 )
 def test_a_dense_optimizer_is_refused_with_what_it_would_cost(optimizer):

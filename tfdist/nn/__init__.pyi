@@ -1,5 +1,5 @@
 from .class_table import ClassTable as ClassTable
-from .class_table import log_unigram as log_unigram
+from .frequency import log_unigram as log_unigram
 from .in_batch import StreamingFrequency as StreamingFrequency
 from .in_batch import in_batch_softmax as in_batch_softmax
 from .index import ApproximateIndex as ApproximateIndex

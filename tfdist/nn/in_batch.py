@@ -20,7 +20,7 @@ from tfdist.nn.batch import (
     checked_rows,
     checked_tensor,
 )
-from tfdist.nn.class_table import (
+from tfdist.nn.placement import (
     check_outside_function,
     checked_name,
     colocated,
@@ -140,12 +140,13 @@ class StreamingFrequency(tf.Module):
 
         Returns:
             float32 [batch]: the logarithm of how often a batch contains the id on average.
+
+        Raises:
+            ConfigError: an argument is wrong.
+            tf.errors.InvalidArgumentError: in a run, the step or an id is out of range.
         """
         buckets = checked_ids("ids", ids, _LARGEST_ID) % self._num_buckets
-        step = checked_tensor("step", step, "must be an integer")
-        if not step.dtype.is_integer or step.shape != []:
-            raise ConfigError("step", step, "must be an integer")
-        step = tf.cast(step, tf.int64)
+        step = _checked_step(step)
         noted_ids = buckets
         if weight is not None:
             noted_ids = tf.boolean_mask(buckets, ~_is_padding(weight, "ids", buckets))
@@ -179,6 +180,20 @@ class StreamingFrequency(tf.Module):
                     for variable in (self._times, self._gap)
                 )
                 return tf.math.log(times / gap)
+
+
+def _checked_step(step: Any) -> Any:
+    step = checked_tensor("step", step, "must be an integer")
+    if not step.dtype.is_integer or step.shape != []:
+        raise ConfigError("step", step, "must be an integer")
+    step = tf.cast(step, tf.int64)
+    rule = "must be at least 1; a global step begins with 0, so pass global_step + 1"
+    if tf.executing_eagerly():
+        if step < 1:
+            raise ConfigError("step", int(step), rule)
+        return step
+    with tf.control_dependencies([tf.debugging.Assert(step >= 1, [f"step {rule}; it is", step])]):
+        return tf.identity(step)
 
 
 def _is_padding(weight: Any, like_field: str, like: Any) -> Any:

@@ -24,19 +24,18 @@ from typing import Any
 import tensorflow as tf
 
 from tfdist.errors import ConfigError, checked_flag, checked_number
-from tfdist.nn.class_table import (
-    ClassTable,
-    check_no_replicas,
-    colocated,
-    colocated_variable,
-    joined,
-    parts_of,
-)
+from tfdist.nn.class_table import ClassTable, joined, parts_of
+from tfdist.nn.placement import check_no_replicas, colocated, colocated_variable
 
 v1 = tf.compat.v1
 
 # Optimizers of tf.compat.v1.train that update single rows too.
-_SPARSE = ("GradientDescentOptimizer", "AdagradOptimizer", "MomentumOptimizer", "FtrlOptimizer")
+_SPARSE = (
+    v1.train.GradientDescentOptimizer,
+    v1.train.AdagradOptimizer,
+    v1.train.MomentumOptimizer,
+    v1.train.FtrlOptimizer,
+)
 _FLOAT_BYTES = 4
 
 
@@ -46,9 +45,10 @@ def check_optimizer(optimizer: Any, table: ClassTable) -> None:
     Raises:
         ConfigError: it would, and this is how much.
     """
-    if isinstance(optimizer, SparseOptimizer) or type(optimizer).__name__ in _SPARSE:
+    if isinstance(optimizer, (SparseOptimizer, *_SPARSE)):
         return
-    if type(optimizer).__name__ == "SGD" and not optimizer.momentum:  # Keras's
+    # Keras's, which is not imported for this
+    if type(optimizer).__name__ == "SGD" and getattr(optimizer, "momentum", None) == 0:
         return
     size = table.num_classes * (table.dim + 1) * _FLOAT_BYTES
     raise ConfigError(

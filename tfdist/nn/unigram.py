@@ -16,16 +16,9 @@ import numpy as np
 import tensorflow as tf
 
 from tfdist.errors import ConfigError, checked_number
-from tfdist.nn.class_table import (
-    ClassTable,
-    Whole,
-    check_outside_function,
-    checked_table,
-    colocated,
-    colocated_variable,
-    frequencies,
-    sharded_lookup,
-)
+from tfdist.nn.class_table import ClassTable, checked_table, sharded_lookup
+from tfdist.nn.frequency import frequencies
+from tfdist.nn.placement import Whole, check_outside_function, colocated, colocated_variable
 from tfdist.nn.samplers import Part, Sampler, drawn_by_part, fold_in
 
 
