@@ -66,6 +66,17 @@ def test_the_loop_of_the_training_page_prints_what_it_shows_and_continues(tmp_pa
     assert ended.stdout.startswith("[worker:0] epoch 1: 1000 examples, step 128, ")
 
 
+def test_the_quick_start_of_the_softmax_page_prints_what_it_shows(tmp_path):
+    page = (ROOT / "docs/softmax.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0]
+    shown = re.findall(r"```text\n(.*?)```", page, re.DOTALL)[0]
+    (tmp_path / "follow.py").write_text(code)
+    command = [sys.executable, "-m", "tfdist", "run", "--ps", "2", "--workers", "2", "follow.py"]
+    ended = run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout == shown
+
+
 def test_the_slow_worker_of_splits_reads_less_and_no_record_is_lost():
     ended = run([sys.executable, "examples/splits.py"])
     assert ended.returncode == 0, ended.stderr
