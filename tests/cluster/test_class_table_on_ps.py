@@ -80,6 +80,49 @@ def test_rows_stay_on_their_ps(worker, name):
     assert logits == {"/job:ps" if on_ps else "/job:worker"}
 
 
+def received_in_loops(task, target, fetches):
+    """What a ps receives in a loop, so once for each iteration."""
+    with tfdist.train.session(task, target) as session:
+        about = v1.RunMetadata()
+        options = v1.RunOptions(output_partition_graphs=True)
+        session.run(fetches, options=options, run_metadata=about)
+    nodes = [node for graph in about.partition_graphs for node in graph.node]
+    received = [node for node in nodes if node.op == "_Recv" and "/job:ps" in node.device]
+    assert received
+    assert any(node.op == "NextIteration" and "/job:ps" in node.device for node in nodes)
+    return [node.name for node in received if node.input]  # it waits for the loop's condition
+
+
+@pytest.mark.parametrize("what", ["full_softmax", "its gradient", "top_k"])
+def test_inputs_travel_once_not_for_each_chunk(worker, what):
+    task, target = worker
+    with tfdist.train.replica_graph(task):
+        table = ClassTable(NUM_CLASSES, DIM, num_shards=task.num_ps)
+        inputs = tf.random.normal([BATCH, DIM])  # a constant would be copied to the ps
+        losses = full_softmax(table, inputs, LABELS, chunk=50)
+        fetches = {
+            "full_softmax": lambda: losses,
+            "its gradient": lambda: tf.gradients(losses, inputs),
+            "top_k": lambda: top_k(table, inputs, 5, chunk=50),
+        }[what]()
+        assert received_in_loops(task, target, fetches) == []
+
+
+def test_what_a_loop_on_the_ps_computes_on_the_worker_travels_each_time(worker):
+    task, target = worker
+    with tfdist.train.replica_graph(task):
+
+        def step(n):
+            with tf.device(None), tf.device(task.device):
+                more = tf.random.uniform([])
+            with tf.device(None), tf.device("/job:ps/task:0"):
+                return n + more
+
+        with tf.device(None), tf.device("/job:ps/task:0"):
+            sum_of_many = tf.while_loop(lambda n: n < 3.0, step, [tf.random.uniform([])])
+        assert received_in_loops(task, target, sum_of_many)
+
+
 def test_the_shards_of_a_job_give_the_numbers_of_one_process(worker):
     task, target = worker
     alone = ClassTable(NUM_CLASSES, DIM, seed=3)
