@@ -6,8 +6,6 @@ peak of `getrusage` would begin with that of the process that started it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -33,29 +31,29 @@ def table_bytes(classes: int) -> int:
     return classes * (DIM + 1) * _FLOAT_BYTES
 
 
-def measure_training(limit_secs: float) -> float:
-    """The peak of a process that trains the largest table, by the table and its slots."""
-    peak, _ = _in_process(_train, TRAINING_CLASSES, limit_secs)
-    return peak / (2 * table_bytes(TRAINING_CLASSES))
+def measure(limit_secs: float) -> tuple[float, float | None]:
+    """Both at the same time, each in a process.
 
-
-def measure_evaluation(limit_secs: float) -> float:
-    """Megabytes that the exact evaluation of a table needs, above the table itself."""
-    peak, before = _in_process(_evaluate, EVALUATION_CLASSES, limit_secs)
-    return (peak - before - table_bytes(EVALUATION_CLASSES)) / 1e6
-
-
-def _in_process(work: Callable[[int], None], classes: int, limit_secs: float) -> tuple[int, int]:
-    """Bytes of memory: the peak, and what the process had before the table.
+    Returns:
+        Megabytes that the exact evaluation of a table needs, above the table itself. And the peak
+        of a process that trains the largest table, by the table and its slots; None if the machine
+        has not enough memory for it now.
 
     Raises:
-        TfdistError: the process failed, or it took longer than `limit_secs`.
+        TfdistError: a process failed, or it took longer than `limit_secs`.
     """
-    with tfdist.local_cluster(0, 1, backend="processes", surroundings=QUIET) as shell:
-        return shell.run(partial(_measured, work, classes), timeout=limit_secs)[0]
+    num_processes = 2 if fits() else 1
+    with tfdist.local_cluster(0, num_processes, backend="processes", surroundings=QUIET) as shell:
+        (peak, before), *training = shell.run(_measured, timeout=limit_secs)
+    above = (peak - before - table_bytes(EVALUATION_CLASSES)) / 1e6
+    if not training:
+        return above, None
+    return above, training[0][0] / (2 * table_bytes(TRAINING_CLASSES))
 
 
-def _measured(work: Callable[[int], None], classes: int, task: tfdist.Task) -> tuple[int, int]:
+def _measured(task: tfdist.Task) -> tuple[int, int]:
+    """Bytes of memory: the peak, and what the process had before the table."""
+    work, classes = ((_evaluate, EVALUATION_CLASSES), (_train, TRAINING_CLASSES))[task.rank]
     work(_WARM_UP_CLASSES)  # imports modules and starts threads
     before = _status("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here

@@ -14,16 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from tfdist.nn import (
-    Adagrad,
-    ClassTable,
-    LogUniformSampler,
-    full_softmax,
-    in_batch_softmax,
-    nce,
-    sampled_softmax,
-    sampled_softmax_on_ps,
-)
+from tfdist import nn  # imports TensorFlow only when one of its names is used
 
 BATCH, DIM = 256, 64
 SIZES = (10_000, 100_000, 1_000_000, 10_000_000)
@@ -90,9 +81,9 @@ class Table:
         import tensorflow as tf
 
         self._tf = tf
-        self._table = ClassTable(classes, DIM, num_shards=shards, name=f"table{classes}")
-        self._sampler = LogUniformSampler(classes)
-        self._optimizer = Adagrad(_RATE)
+        self._table = nn.ClassTable(classes, DIM, num_shards=shards, name=f"table{classes}")
+        self._sampler = nn.LogUniformSampler(classes)
+        self._optimizer = nn.Adagrad(_RATE)
         self._optimizer.build([self._table])
         rng = np.random.default_rng(classes)
         logs = rng.uniform(0, np.log(classes + 1), [_BATCHES, BATCH])
@@ -117,13 +108,13 @@ class Table:
         return tf.group(d_inputs, update)
 
     def _losses(self) -> dict[str, Callable[..., Any]]:
-        exact = partial(_without_sample, full_softmax, self._table)
+        exact = partial(_without_sample, nn.full_softmax, self._table)
         return {
             DENSE: self._dense,
             CHUNKED: exact,
             FORWARD: exact,
-            SAMPLED: partial(self._with_candidates, sampled_softmax),
-            NCE: partial(self._with_candidates, nce),
+            SAMPLED: partial(self._with_candidates, nn.sampled_softmax),
+            NCE: partial(self._with_candidates, nn.nce),
             ON_PS: self._on_ps,
             TF_NN: self._tf_nn,
             IN_BATCH: self._in_batch,
@@ -140,7 +131,7 @@ class Table:
         return loss(self._table, inputs, labels, self._sampler.sample(sampled, labels))
 
     def _on_ps(self, sampled: int, inputs: Any, labels: Any) -> Any:
-        return sampled_softmax_on_ps(self._table, inputs, labels, self._sampler, sampled)
+        return nn.sampled_softmax_on_ps(self._table, inputs, labels, self._sampler, sampled)
 
     def _tf_nn(self, sampled: int, inputs: Any, labels: Any) -> Any:
         shards = self._table.shards
@@ -157,8 +148,8 @@ class Table:
     def _in_batch(self, _: None, inputs: Any, labels: Any) -> Any:
         items, _bias = self._table.lookup(labels)
         log_q = self._sampler.log_prob(labels) + self._tf.math.log(float(BATCH))
-        return in_batch_softmax(inputs, items, labels, log_q)
+        return nn.in_batch_softmax(inputs, items, labels, log_q)
 
 
-def _without_sample(loss: Any, table: ClassTable, _: None, inputs: Any, labels: Any) -> Any:
+def _without_sample(loss: Any, table: nn.ClassTable, _: None, inputs: Any, labels: Any) -> Any:
     return loss(table, inputs, labels)

@@ -1,4 +1,4 @@
-"""CPU time of a training step, of all processes together: in one process, and over two ps.
+"""CPU time of a training step in one process, and what the measurement over two ps shares with it.
 
 One process has the tables of all sizes, so that the sizes take turns too: each block of steps is of
 one peer and one size, and each round has all blocks in a shuffled order. Ratios are taken within a
@@ -10,8 +10,8 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -20,11 +20,8 @@ import psutil
 import tfdist
 from benchmarks import _softmax_torch as torch_peer
 from benchmarks._barrier_peers import QUIET
-from benchmarks._input_clock import cpu_clock, server_pid
 from benchmarks._softmax_peers import PEERS, SIZES, Peer, Table
-from tfdist.train import graph
 
-NUM_PS = 2
 # Rows, slots and the largest temporary tensor of all tables, and TensorFlow.
 _BYTES_NEEDED = 10e9
 
@@ -67,49 +64,28 @@ def measure_local(plan: Plan, limit_secs: float) -> Costs:
         return shell.run(partial(_work_locally, plan), timeout=limit_secs)[0]
 
 
-def measure_over_ps(plan: Plan, limit_secs: float) -> Costs:
-    """The costs of a worker and the ps together.
-
-    Raises:
-        TfdistError: a task failed, or it took longer than `limit_secs`.
-    """
-    with tfdist.local_cluster(NUM_PS, 1, backend="processes", surroundings=QUIET) as cluster:
-        return cluster.run(partial(_work_over_ps, plan), timeout=limit_secs)[0]
-
-
 def _work_locally(plan: Plan, task: tfdist.Task) -> Costs:
     import tensorflow as tf
 
-    with tf.Graph().as_default() as whole, _torch_peers(plan) as others:
-        steps = _steps(plan, 1)
-        initialize = tf.compat.v1.global_variables_initializer()
-        whole.finalize()
-        with tf.compat.v1.Session() as session:
+    blocks: dict[tuple[str, int], _Block] = {}
+    with ExitStack() as stack:
+        # A graph for each size: the first run of a step takes longer in a large graph.
+        for classes in plan.sizes:
+            with tf.Graph().as_default():
+                steps = steps_of(replace(plan, sizes=[classes]), 1)
+                initialize = tf.compat.v1.global_variables_initializer()
+                session = stack.enter_context(tf.compat.v1.Session())
             session.run(initialize)
-            blocks = _blocks(plan, session, steps, time.process_time)
-            return _run_rounds(plan, {**blocks, **others})
-
-
-def _work_over_ps(plan: Plan, task: tfdist.Task) -> Costs:
-    import tensorflow as tf
-
-    with tfdist.worker_server(task) as target, graph.replica_graph(task):
-        steps = _steps(plan, NUM_PS)
-        clocks = [cpu_clock(server_pid(address)) for address in task.cluster_spec["ps"]]
-        with graph.session(task, target, timeout=120.0) as session:
-            tf.get_logger().setLevel("ERROR")
-
-            def clock() -> float:
-                return time.process_time() + sum(each() for each in clocks)
-
-            return _run_rounds(plan, _blocks(plan, session, steps, clock))
+            blocks |= blocks_of(plan, session, steps, time.process_time)
+        blocks |= stack.enter_context(_torch_peers(plan))
+        return run_rounds(plan, blocks)
 
 
 # The CPU seconds of a step, from the number of steps.
 _Block = Callable[[], float]
 
 
-def _steps(plan: Plan, shards: int) -> dict[tuple[Peer, int], Any]:
+def steps_of(plan: Plan, shards: int) -> dict[tuple[Peer, int], Any]:
     tables = {classes: Table(classes, shards) for classes in plan.sizes}
     return {
         (peer, classes): table.step(peer)
@@ -119,7 +95,7 @@ def _steps(plan: Plan, shards: int) -> dict[tuple[Peer, int], Any]:
     }
 
 
-def _blocks(
+def blocks_of(
     plan: Plan, session: Any, steps: dict[tuple[Peer, int], Any], clock: Callable[[], float]
 ) -> dict[tuple[str, int], _Block]:
     def block(step: Callable[[], Any], count: int) -> float:
@@ -151,7 +127,7 @@ def _torch_peers(plan: Plan) -> Iterator[dict[tuple[str, int], _Block]]:
         }
 
 
-def _run_rounds(plan: Plan, blocks: dict[tuple[str, int], _Block]) -> Costs:
+def run_rounds(plan: Plan, blocks: dict[tuple[str, int], _Block]) -> Costs:
     rng = random.Random(plan.seed)
     costs: Costs = {key: [] for key in blocks}
     for number in range(plan.rounds + 1):

@@ -17,8 +17,8 @@ AdaptiveLogSoftmaxWithLoss has the cutoffs n / 20 and n / 4.
 *Traffic*: bytes of a step over two ps, in a private network, with the headers of TCP and gRPC.
 Theory is the rows of the labels and the candidates, and their gradients.
 
-*Memory*: the peak of a process that trains 10M classes, compared with the table and its slots; and
-what the exact perplexity of 1M classes needs, above the table.
+*Memory*: the peak of a process that trains 10M classes, compared with the table and its slots; and,
+in another process at the same time, what the exact perplexity of 1M classes needs above the table.
 
 The full softmax is trained up to 100k classes, where a step takes half a second; one forward pass
 is measured at 1M too. The largest table is left out if the machine has not enough free memory.
@@ -39,10 +39,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import _softmax_memory as memory
+from benchmarks import _softmax_over_ps as over_ps
 from benchmarks import _softmax_peers as peers
 from benchmarks import _softmax_plot as plot
 from benchmarks import _softmax_steps as steps
-from benchmarks import _softmax_traffic as traffic
 from benchmarks._report import (
     add_options,
     describe_machine,
@@ -57,6 +57,7 @@ from benchmarks._report import (
     with_spread,
 )
 from benchmarks._softmax_peers import Peer
+from benchmarks._softmax_steps import Costs
 from tfdist.errors import TfdistError
 
 _LIMIT_SECS = 600.0  # of each part
@@ -104,8 +105,7 @@ def _measure_all(quick: bool, seed: int, torch: str) -> tuple[dict[str, Any], bo
     plan = steps.Plan(rounds, scale, seed, sizes, torch)
     parts: dict[str, Callable[[], list[Row]]] = {
         LOCAL: lambda: _step_rows(steps.measure_local(plan, _LIMIT_SECS)),
-        OVER_PS: lambda: _step_rows(steps.measure_over_ps(plan, _LIMIT_SECS)),
-        TRAFFIC: lambda: _traffic_rows(traffic.measure(1 if quick else 5, _LIMIT_SECS)),
+        OVER_PS: lambda: _rows_over_ps(over_ps.measure(plan, _LIMIT_SECS)),
         MEMORY: lambda: _memory_rows(1 if quick else 3),
     }
     rows: list[Row] = []
@@ -114,7 +114,7 @@ def _measure_all(quick: bool, seed: int, torch: str) -> tuple[dict[str, Any], bo
         log(f"{part} ...")
         try:
             rows += [{"part": part, "note": None} | row for row in measure()]
-        except (TfdistError, traffic.TrafficError, OSError) as error:
+        except (TfdistError, OSError) as error:
             log(f"{part} failed: {error}")
             rows.append({"part": part, "kind": part, "note": f"failed: {error}"})
             failed = True
@@ -130,7 +130,7 @@ def _measure_all(quick: bool, seed: int, torch: str) -> tuple[dict[str, Any], bo
 # Figures.
 
 
-def _step_rows(costs: steps.Costs) -> list[Row]:
+def _step_rows(costs: Costs) -> list[Row]:
     rows = []
     for (kind, classes), rounds in costs.items():
         values = {"cpu_ms": rounds}
@@ -144,10 +144,16 @@ def _step_rows(costs: steps.Costs) -> list[Row]:
     return rows
 
 
-def _traffic_rows(measured: list[tuple[str, int, traffic.Figures]]) -> list[Row]:
-    found = {(kind, classes): figures["bytes"] for kind, classes, figures in measured}
+def _rows_over_ps(measured: over_ps.Found) -> list[Row]:
+    rows = _step_rows(measured.costs)
+    if measured.reason:
+        return [*rows, {"part": TRAFFIC, "kind": TRAFFIC, "note": measured.reason}]
+    return rows + [{"part": TRAFFIC} | row for row in _traffic_rows(measured.bytes)]
+
+
+def _traffic_rows(found: Costs) -> list[Row]:
     theories = {
-        str(Peer(peers.SAMPLED, sampled)): traffic.theory(peers.BATCH, sampled, peers.DIM)
+        str(Peer(peers.SAMPLED, sampled)): over_ps.theory(peers.BATCH, sampled, peers.DIM)
         for sampled in (peers.FEW, peers.MANY)
     }
     rows = []
@@ -162,19 +168,14 @@ def _traffic_rows(measured: list[tuple[str, int, traffic.Figures]]) -> list[Row]
 
 
 def _memory_rows(rounds: int) -> list[Row]:
-    needed = [memory.measure_evaluation(_LIMIT_SECS) for _ in range(rounds)]
-    rows = [
-        {
-            "kind": EVALUATION,
-            "n": memory.EVALUATION_CLASSES,
-            **with_spread({"megabytes": needed}),
-        }
-    ]
-    if not memory.fits():
-        return [*rows, {"kind": TRAINING, "note": "left out: less than 9 GB of memory is free"}]
-    found = [memory.measure_training(_LIMIT_SECS) for _ in range(rounds)]
-    values = with_spread({"ratio_to_table": found})
-    return [*rows, {"kind": TRAINING, "n": memory.TRAINING_CLASSES, **values}]
+    needed, ratios_found = zip(*(memory.measure(_LIMIT_SECS) for _ in range(rounds)), strict=True)
+    figures = with_spread({"megabytes": list(needed)})
+    evaluation = {"kind": EVALUATION, "n": memory.EVALUATION_CLASSES, **figures}
+    if None in ratios_found:
+        note = "left out: less than 9 GB of memory is free"
+        return [evaluation, {"kind": TRAINING, "note": note}]
+    figures = with_spread({"ratio_to_table": list(ratios_found)})
+    return [evaluation, {"kind": TRAINING, "n": memory.TRAINING_CLASSES, **figures}]
 
 
 def _targets(rows: list[Row]) -> list[dict[str, Any]]:
@@ -199,7 +200,7 @@ def _targets(rows: list[Row]) -> list[dict[str, Any]]:
         ],
         target(
             "full_softmax: bytes at 100k / at 10k",
-            found(TRAFFIC, peers.CHUNKED, "ratio_to_10k", traffic.SIZES[-1]),
+            found(TRAFFIC, peers.CHUNKED, "ratio_to_10k", over_ps.SIZES[-1]),
             1.05,
         ),
         target(TRAINING, found(MEMORY, TRAINING, "ratio_to_table"), 1.2),
