@@ -1,0 +1,10 @@
+from .devices import DEVICES as DEVICES
+from .devices import Device as Device
+from .devices import device as device
+from .parameters import count_active_parameters as count_active_parameters
+from .parameters import count_parameters as count_parameters
+from .quantity import Quantity as Quantity
+from .training import Training as Training
+from .transformer import Experts as Experts
+from .transformer import LatentAttention as LatentAttention
+from .transformer import Transformer as Transformer
