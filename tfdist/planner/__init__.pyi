@@ -1,6 +1,6 @@
 from .devices import DEVICES as DEVICES
 from .devices import Device as Device
-from .devices import device as device
+from .devices import find_device as find_device
 from .parameters import count_active_parameters as count_active_parameters
 from .parameters import count_parameters as count_parameters
 from .quantity import Quantity as Quantity

@@ -93,7 +93,7 @@ DEVICES = {
 }
 
 
-def device(name: str) -> Device:
+def find_device(name: str) -> Device:
     """The device of this name.
 
     Raises:
