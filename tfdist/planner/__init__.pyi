@@ -1,8 +1,16 @@
 from .devices import DEVICES as DEVICES
 from .devices import Device as Device
 from .devices import device as device
+from .hugging_face import ModelFile as ModelFile
+from .hugging_face import from_config as from_config
+from .model_file import read_model as read_model
 from .parameters import count_active_parameters as count_active_parameters
 from .parameters import count_parameters as count_parameters
+from .pitfalls import cautions as cautions
+from .pitfalls import cautions_of_figures as cautions_of_figures
+from .presets import PRESET_SOURCES as PRESET_SOURCES
+from .presets import PRESETS as PRESETS
+from .presets import preset as preset
 from .quantity import Quantity as Quantity
 from .training import Training as Training
 from .transformer import Experts as Experts
