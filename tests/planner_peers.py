@@ -250,6 +250,7 @@ CASES = (
     Case("bert-base-uncased without a head", "bert", {}, "Model"),
     Case("roberta-base", "roberta", {"max_position_embeddings": 514, "type_vocab_size": 1}, MLM),
     Case("xlm-roberta-base", "xlm-roberta", {"vocab_size": 250002, "type_vocab_size": 1}, MLM),
+    Case("camembert-base", "camembert", {"vocab_size": 32005, "type_vocab_size": 1}, MLM),
     Case("distilbert-base-uncased", "distilbert", {}, MLM),
     Case("electra-base", "electra", bert(12, 768, 12, embedding_size=768), MLM),
     Case(
@@ -284,7 +285,7 @@ CASES = (
         "dbrx-base",
         "dbrx",
         {"d_model": 6144, "n_heads": 48, "n_layers": 40, "vocab_size": 100352}
-        | {"attn_config": {"kv_n_heads": 8}}
+        | {"attn_config": {"kv_n_heads": 8, "rope_theta": 5e5}}
         | {"ffn_config": {"ffn_hidden_size": 10752, "moe_num_experts": 16, "moe_top_k": 4}},
     ),
     Case("SmolLM3-3B", "smollm3"),
@@ -297,6 +298,21 @@ CASES = (
         "Qwen2.5-VL-7B",
         "qwen2_5_vl",
         {"text_config": llama(28, 3584, 28, 4, 18944, 152064)},
+        "ForImageTextToText",
+    ),
+    Case(
+        "Qwen2-VL-2B",
+        "qwen2_vl",
+        {"text_config": llama(28, 1536, 12, 2, 8960, 151936, tie_word_embeddings=True)},
+        "ForImageTextToText",
+    ),
+    Case(
+        "Qwen3-VL-30B-A3B",
+        "qwen3_vl_moe",
+        {
+            "text_config": llama(48, 2048, 32, 4, 6144, 151936, head_dim=128)
+            | {"num_experts": 128, "num_experts_per_tok": 8, "moe_intermediate_size": 768}
+        },
         "ForImageTextToText",
     ),
     Case(

@@ -95,7 +95,7 @@ def _head_if(condition: bool) -> str:
 def _window(c: Config) -> int:
     """The window of all layers; 0 if some layers attend to all tokens."""
     window = c.size("sliding_window", default=0)
-    if window and len(set(c.fields.get("layer_types") or "one")) > 1:
+    if window and len(set(c.fields.get("layer_types") or ("all",))) > 1:
         c.cautions.append(f"{c.path}sliding_window {window} of some layers counts for none")
         return 0
     return window
@@ -268,14 +268,14 @@ def _latent(c: Config) -> dict[str, Any]:
 
 def _experts(c: Config, **more: Any) -> Experts:
     """The experts. DeepSeek's bias of the router counts as a buffer: no gradient trains it."""
-    count = c.size(*_NUM_EXPERTS)
-    shared = c.size("n_shared_experts", "num_shared_experts", default=0)
-    return Experts(
-        count,
-        c.size("num_experts_per_tok", "moe_k", "moe_top_k"),
-        c.size("moe_intermediate_size", default=0),
-        **{"shared": shared, "dense_layers": c.size("first_k_dense_replace", default=0)} | more,
-    )
+    given = {
+        "count": c.size(*_NUM_EXPERTS),
+        "active": c.size("num_experts_per_tok", "moe_k", "moe_top_k"),
+        "mlp": c.size("moe_intermediate_size", default=0),
+        "shared": c.size("n_shared_experts", "num_shared_experts", default=0),
+        "dense_layers": c.size("first_k_dense_replace", default=0),
+    }
+    return Experts(**(given | more))
 
 
 def _dense_layers(c: Config, step: str) -> int:

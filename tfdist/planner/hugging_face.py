@@ -77,8 +77,10 @@ def _language_model(c: Config) -> Config:
         if c.fields.get(name) is not None:
             inner = c.part(name)
             c.cautions.append(f"only {name} was read: the other parts of {kind} are not counted")
-            given = {"model_type": kind, "tie_word_embeddings": c.fields.get("tie_word_embeddings")}
-            return Config(given | dict(inner.fields), inner.path, c.cautions)
+            fields = {"model_type": kind} | dict(inner.fields)
+            if c.fields.get("tie_word_embeddings") is not None:  # the head is part of the whole
+                fields["tie_word_embeddings"] = c.fields["tie_word_embeddings"]
+            return Config(fields, inner.path, c.cautions)
     if c.fields.get("vision_config") is not None:
         c.cautions.append(f"the parts of {kind} for images are not counted")
     return c

@@ -99,6 +99,7 @@ def _gpt_oss(layers: int, experts: int) -> Transformer:
         *(layers, 2880, 64, 8, 2880, 201088),
         head_dim=64,
         bias="all",
+        mlp_bias=False,
         sinks=True,
         experts=Experts(experts, 4, bias=True, router_bias=True),
     )
@@ -124,7 +125,7 @@ _GROUPS: tuple[tuple[str, Shapes], ...] = (
     ),
     (
         # Two printed shapes do not fit their parameters in table D.1: 24 heads of 128 for a width
-        # of 2048 (1,515 million instead of 1,320), and a width of 5140 for 40 heads of 128.
+        # of 2048 (1,517 million instead of 1,320), and a width of 5140 for 40 heads of 128.
         "arXiv 2005.14165, table 2.1, with 16 heads for XL and a width of 5120 for 13B",
         {
             "gpt3-125m": _gpt2(12, 768, 12, positions=2048),
