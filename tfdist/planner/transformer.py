@@ -7,8 +7,10 @@ from typing import Any
 
 from tfdist.errors import ConfigError, checked_choice, checked_flag, checked_integer
 
-NORMS = ("layer", "layer without bias", "rms")
-BIASES = ("all", "qkv", "none")
+# Vectors of `hidden` parameters that one norm has.
+NORMS = {"layer": 2, "layer without bias": 1, "rms": 1, "layer without parameters": 0}
+BIASES = ("all", "qkv", "output", "none")
+QK_NORMS = ("none", "head", "all")
 LARGEST = 10**9  # of every field; more is a mistake of units
 
 
@@ -22,7 +24,8 @@ class Experts:
         mlp: width of an expert's MLP; 0 for that of the model.
         shared: experts that every token uses, in addition to `active`.
         shared_mlp: width of all shared experts together; 0 for `shared` times `mlp`.
-        dense_layers: the first layers, which have one MLP instead of experts.
+        dense_layers: layers that have one MLP instead of experts: the first ones of DeepSeek.
+        bias: whether the experts have biases (gpt-oss).
         router_bias: whether the router has a bias for each expert.
         shared_gate: whether a gate of its own scales the shared experts.
     """
@@ -33,6 +36,7 @@ class Experts:
     shared: int = 0
     shared_mlp: int = 0
     dense_layers: int = 0
+    bias: bool = False
     router_bias: bool = False
     shared_gate: bool = False
 
@@ -41,7 +45,7 @@ class Experts:
         checked_integer("experts.active", self.active, 1, self.count)
         for name in ("mlp", "shared", "shared_mlp", "dense_layers"):
             checked_integer(f"experts.{name}", getattr(self, name), 0, LARGEST)
-        for name in ("router_bias", "shared_gate"):
+        for name in ("bias", "router_bias", "shared_gate"):
             checked_flag(f"experts.{name}", getattr(self, name))
 
 
@@ -83,18 +87,23 @@ class Transformer:
             attention, a number between for grouped-query attention; 0 for `heads`.
         mlp: width of the MLP; 0 for `4 hidden`.
         gated_mlp: whether the MLP has a gate, so three matrices: SwiGLU, GeGLU.
-        bias: which linear layers have biases: "all", "qkv" or "none".
-        mlp_bias: whether those of the MLP have; None for as `bias` says.
-        norm: "layer" has a scale and a bias, the others have a scale.
+        bias: which projections of attention have biases: "all", "qkv", "output" or "none".
+        mlp_bias: whether the MLP has biases; None for whether `bias` is "all".
+        norm: one of NORMS; "layer" has a scale and a bias, "rms" a scale.
         norms_per_layer: 1 for a parallel block of PaLM, 4 for a norm before and after each block.
         qk_norm: "none"; "head" for a norm of queries and keys over a head, "all" over all heads.
         final_norm: whether there is a norm after the last layer.
         embedding_norm: whether there is one after the embedding (BLOOM).
+        embedding_width: width of the embedding of the tokens; 0 for `hidden`. If it is another, two
+            matrices project it to `hidden` and back (OPT-350M).
         positions: rows of a table of learned positions; 0 for rotary, ALiBi or computed ones.
         token_types: rows of a table of token types (BERT).
         relative_positions: whether each layer projects relative positions (Gopher, Chinchilla).
         tied: whether the output head shares the weights of the embedding.
         head_bias: whether the output head has a bias.
+        head_layer: whether a linear layer and a norm precede the output head (BERT).
+        pooler: whether a linear layer reads the first token (BERT's classifier).
+        sinks: whether each head has a logit that no token belongs to (gpt-oss).
         parallel_block: whether attention and MLP read the same input (PaLM, GPT-J).
         window: tokens that one token attends to; 0 for all.
         experts: None for a dense model.
@@ -116,11 +125,15 @@ class Transformer:
     qk_norm: str = "none"
     final_norm: bool = True
     embedding_norm: bool = False
+    embedding_width: int = 0
     positions: int = 0
     token_types: int = 0
     relative_positions: bool = False
     tied: bool = True
     head_bias: bool = False
+    head_layer: bool = False
+    pooler: bool = False
+    sinks: bool = False
     parallel_block: bool = False
     window: int = 0
     experts: Experts | None = None
@@ -129,16 +142,16 @@ class Transformer:
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "vocabulary"):
             checked_integer(name, getattr(self, name), 1, LARGEST)
-        optional = ("head_dim", "kv_heads", "mlp", "positions", "token_types", "window")
-        for name in optional:
+        optional = ("head_dim", "kv_heads", "mlp", "embedding_width")
+        for name in (*optional, "positions", "token_types", "window"):
             checked_integer(name, getattr(self, name), 0, LARGEST)
         checked_integer("norms_per_layer", self.norms_per_layer, 0, 8)
         for each in fields(self):
             if each.type == "bool":
                 checked_flag(each.name, getattr(self, each.name))
         checked_choice("bias", self.bias, BIASES)
-        checked_choice("norm", self.norm, NORMS)
-        checked_choice("qk_norm", self.qk_norm, ("none", "head", "all"))
+        checked_choice("norm", self.norm, tuple(NORMS))
+        checked_choice("qk_norm", self.qk_norm, QK_NORMS)
         if not self.head_dim and self.hidden % self.heads:
             rule = f"must divide hidden ({self.hidden}), or head_dim must be given"
             raise ConfigError("heads", self.heads, rule)
@@ -156,6 +169,7 @@ class Transformer:
         object.__setattr__(self, "head_dim", self.head_dim or self.hidden // self.heads)
         object.__setattr__(self, "kv_heads", self.kv_heads or self.heads)
         object.__setattr__(self, "mlp", self.mlp or 4 * self.hidden)
+        object.__setattr__(self, "embedding_width", self.embedding_width or self.hidden)
 
     @property
     def query_width(self) -> int:
