@@ -1,6 +1,15 @@
+from .activations import layer_activations as layer_activations
+from .capacity import devices_that_fit as devices_that_fit
+from .capacity import fits as fits
+from .capacity import largest_micro_batch as largest_micro_batch
+from .capacity import memory_left as memory_left
 from .devices import DEVICES as DEVICES
 from .devices import Device as Device
 from .devices import device as device
+from .inference import inference_memory as inference_memory
+from .inference import kv_cache_per_token as kv_cache_per_token
+from .memory import bytes_per_parameter as bytes_per_parameter
+from .memory import training_memory as training_memory
 from .parameters import count_active_parameters as count_active_parameters
 from .parameters import count_parameters as count_parameters
 from .quantity import Quantity as Quantity
