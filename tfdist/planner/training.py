@@ -37,6 +37,8 @@ class Training:
         recomputation: "none" keeps all activations for the backward pass, "selective" recomputes
             attention's softmax, "full" keeps the inputs of the layers alone.
         flash_attention: whether attention keeps no [sequence, sequence] matrix.
+        dropout: whether attention and the ends of its blocks have dropout, as GPT-2, GPT-3 and BERT
+            have; most models since LLaMA have none, and keep no masks.
     """
 
     global_batch: int = 1
@@ -53,6 +55,7 @@ class Training:
     optimizer: str = "adam"
     recomputation: str = "none"
     flash_attention: bool = False
+    dropout: bool = True
 
     def __post_init__(self) -> None:
         sizes = ("global_batch", "sequence", "tensor", "pipeline", "data", "expert", "interleaved")
