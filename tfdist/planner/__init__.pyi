@@ -1,6 +1,17 @@
+from .collectives import Collective as Collective
+from .collectives import Link as Link
+from .collectives import all_gather as all_gather
+from .collectives import all_reduce as all_reduce
+from .collectives import all_to_all as all_to_all
+from .collectives import broadcast as broadcast
+from .collectives import hierarchical_all_reduce as hierarchical_all_reduce
+from .collectives import reduce_scatter as reduce_scatter
 from .devices import DEVICES as DEVICES
 from .devices import Device as Device
 from .devices import device as device
+from .parallel_traffic import pipeline_bubble as pipeline_bubble
+from .parallel_traffic import step_traffic as step_traffic
+from .parallel_traffic import traffic_seconds as traffic_seconds
 from .parameters import count_active_parameters as count_active_parameters
 from .parameters import count_parameters as count_parameters
 from .quantity import Quantity as Quantity
