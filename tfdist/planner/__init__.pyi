@@ -27,6 +27,14 @@ from .ps_traffic import ps_sent as ps_sent
 from .ps_traffic import worker_received as worker_received
 from .ps_traffic import worker_sent as worker_sent
 from .quantity import Quantity as Quantity
+from .stragglers import barrier_seconds as barrier_seconds
+from .stragglers import best_backups as best_backups
+from .stragglers import bounded_staleness_seconds as bounded_staleness_seconds
+from .stragglers import exponential_barrier_seconds as exponential_barrier_seconds
+from .stragglers import mean_staleness as mean_staleness
+from .stragglers import normal_barrier_seconds as normal_barrier_seconds
+from .stragglers import staleness_at_most as staleness_at_most
+from .stragglers import worker_staleness as worker_staleness
 from .training import Training as Training
 from .transformer import Experts as Experts
 from .transformer import LatentAttention as LatentAttention
