@@ -1,6 +1,10 @@
+from .calibration import Calibration as Calibration
+from .calibration import calibrate as calibrate
 from .devices import DEVICES as DEVICES
 from .devices import Device as Device
 from .devices import device as device
+from .iteration import Achieved as Achieved
+from .iteration import iteration_time as iteration_time
 from .parameters import count_active_parameters as count_active_parameters
 from .parameters import count_parameters as count_parameters
 from .quantity import Quantity as Quantity
