@@ -3,6 +3,8 @@ from .approximations import approximate_flops as approximate_flops
 from .approximations import approximation_error as approximation_error
 from .approximations import APPROXIMATIONS as APPROXIMATIONS
 from .approximations import parameter_flops as parameter_flops
+from .calibration import calibrate as calibrate
+from .calibration import Calibration as Calibration
 from .capacity import devices_that_fit as devices_that_fit
 from .capacity import fits as fits
 from .capacity import largest_micro_batch as largest_micro_batch
@@ -29,6 +31,8 @@ from .hugging_face import ModelFile as ModelFile
 from .id_distribution import IdDistribution as IdDistribution
 from .inference import inference_memory as inference_memory
 from .inference import kv_cache_per_token as kv_cache_per_token
+from .iteration import Achieved as Achieved
+from .iteration import iteration_time as iteration_time
 from .memory import bytes_per_parameter as bytes_per_parameter
 from .memory import training_memory as training_memory
 from .model_file import read_model as read_model
