@@ -12,7 +12,7 @@ import pytest
 from tfdist.errors import ConfigError
 from tfdist.planner.calibration import LEAST, calibrate
 from tfdist.planner.device_work import Work
-from tfdist.planner.devices import device
+from tfdist.planner.devices import find_device
 from tfdist.planner.iteration import Achieved, iteration_time, seconds
 from tfdist.planner.measured import read_iterations
 from tfdist.planner.training import Training
@@ -109,7 +109,7 @@ TRUE = Achieved(matrix=0.65, memory=0.5, launch_secs=1e-3, tensor_network=0.45, 
 def synthetic(path, achieved=TRUE):
     """Rows of a table with the times of a machine that achieves just this."""
     chosen = random.Random(0).sample(rows(path), 80)
-    known = read_iterations("rows", chosen, device("a100-80g"), 51200, "full")
+    known = read_iterations("rows", chosen, find_device("a100-80g"), 51200, "full")
     times = 1e3 * seconds(Work.of_several(each.work for each in known), achieved).total
     return [row | {"iteration_ms": t} for row, t in zip(chosen, times.tolist(), strict=True)]
 
@@ -151,7 +151,7 @@ def test_the_constants_serve_other_models():
     calibration = calibrate(MULTI)
     model = Transformer(96, 12288, 96, 51200)
     training = Training(1536, 2048, 2, tensor=8, pipeline=8, data=8, recomputation="full")
-    found = iteration_time(model, training, device("a100-80g"), calibration.achieved)
+    found = iteration_time(model, training, find_device("a100-80g"), calibration.achieved)
     assert found.value == pytest.approx(55.1096, rel=0.1)
 
 

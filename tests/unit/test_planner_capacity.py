@@ -7,13 +7,13 @@ import pytest
 
 from tfdist.errors import ConfigError
 from tfdist.planner.capacity import devices_that_fit, fits, largest_micro_batch, memory_left
-from tfdist.planner.devices import DEVICES, device
+from tfdist.planner.devices import DEVICES, find_device
 from tfdist.planner.memory import training_memory
 from tfdist.planner.training import Training
 from tfdist.planner.transformer import Transformer
 
 GPT = Transformer(layers=24, hidden=2048, heads=16, vocabulary=51200, positions=2048)
-A100 = device("a100-80g")
+A100 = find_device("a100-80g")
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ def test_sequence_parallelism_and_selective_recomputation_make_large_models_fit(
     assert not fits(model, training, A100)
     both = replace(training, sequence_parallel=True, recomputation="selective")
     assert fits(model, both, A100)
-    assert not fits(model, both, device("a100-40g"))
+    assert not fits(model, both, find_device("a100-40g"))
 
 
 def test_what_is_left_is_the_memory_without_the_need():

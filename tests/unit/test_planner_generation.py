@@ -12,7 +12,7 @@ from tfdist.planner import (
     Transformer,
     count_parameters,
     decode_bytes,
-    device,
+    find_device,
     forward_flops,
     generation_flops,
     generation_time,
@@ -27,7 +27,7 @@ LLAMA_8B = Transformer(
     **{"layers": 32, "hidden": 4096, "heads": 32, "vocabulary": 128_256, "kv_heads": 8},
     **{"mlp": 14336, "gated_mlp": True, "bias": "none", "norm": "rms", "tied": False},
 )
-H100 = device("h100-80g")
+H100 = find_device("h100-80g")
 
 
 @pytest.mark.parametrize("model", [SMALL, GROUPED, RELATIVE, MOE])

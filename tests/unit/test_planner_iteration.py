@@ -10,13 +10,13 @@ import pytest
 
 from tfdist.errors import ConfigError
 from tfdist.planner.device_work import Work
-from tfdist.planner.devices import device
+from tfdist.planner.devices import find_device
 from tfdist.planner.iteration import Achieved, iteration_time
 from tfdist.planner.training import Training
 from tfdist.planner.transformer import Experts, Transformer
 
 TABLES = Path(__file__).parent / "planner_tables"
-A100 = device("a100-80g")
+A100 = find_device("a100-80g")
 # Micro-batch and stages on each device, from examples/sc21/run_table_1.sh of NVIDIA/Megatron-LM.
 MICRO_BATCH = {"1.7": 16, "3.6": 16, "7.5": 16, "18.4": 8, "39.1": 4, "76.1": 2, "145.6": 2}
 INTERLEAVED = {"76.1": 3, "145.6": 2, "310.1": 2, "529.6": 3}

@@ -11,7 +11,7 @@ from tfdist.planner import (
     Transformer,
     count_parameters,
     decode_bytes,
-    device,
+    find_device,
     forward_flops,
     generation_flops,
     parameter_flops,
@@ -22,7 +22,7 @@ from tfdist.planner import (
 PF_DAY = 8.64e19
 GPT3 = Transformer(96, 12288, 96, 50257, positions=2048)
 GPT3_6B = Transformer(32, 4096, 32, 50257, positions=2048)
-A100 = device("a100-80g")
+A100 = find_device("a100-80g")
 SMALL = Transformer(2, 16, 2, 64)
 RATER = Transformer(1, 8, 2, 64)
 # Numbers so small that the FLOPs can be counted by hand.

@@ -13,7 +13,7 @@ from tfdist.planner import (
     Training,
     Transformer,
     count_parameters,
-    device,
+    find_device,
     pipeline_bubble,
     step_traffic,
     traffic_seconds,
@@ -266,7 +266,7 @@ def test_precision_changes_the_bytes():
 def test_one_device_sends_nothing():
     traffic = step_traffic(model_of(), Training())
     assert (traffic.value, traffic.parts) == (0, ())
-    assert traffic_seconds(model_of(), Training(), device("a100-80g")).value == 0
+    assert traffic_seconds(model_of(), Training(), find_device("a100-80g")).value == 0
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tfdist.planner import (
     Transformer,
     count_active_parameters,
     count_parameters,
-    device,
+    find_device,
     hfu,
     mfu,
     parameter_flops,
@@ -27,7 +27,7 @@ from tfdist.planner import (
 
 TABLES = Path(__file__).parent / "planner_tables"
 DAY = 86400
-A100, H100 = device("a100-80g"), device("h100-80g")
+A100, H100 = find_device("a100-80g"), find_device("h100-80g")
 ROTARY = {"bias": "none", "norm": "rms", "tied": False, "gated_mlp": True}
 GPT3 = Transformer(96, 12288, 96, 51200, positions=2048)
 LLAMA_65B = Transformer(80, 8192, 64, 32000, mlp=22016, **ROTARY)
@@ -58,12 +58,12 @@ def test_palm_reaches_its_published_mfu():
     claim = CLAIMS["PaLM-540B"]
     training = Training(global_batch=2048, sequence=2048, tensor=12, data=512)
     flops = training_flops(PALM, training, float(claim["tok_per_s_total"]))
-    found = mfu(flops, 1.0, device("tpu-v4"), training.devices)
+    found = mfu(flops, 1.0, find_device("tpu-v4"), training.devices)
     assert training.devices == int(claim["devices"])
     assert round(100 * found.value, 1) == float(claim["published_value"]) == 46.2
     # The control: half the scores would be another MFU.
     half = training_flops(PALM, training, float(claim["tok_per_s_total"]), causal=True)
-    assert round(100 * mfu(half, 1.0, device("tpu-v4"), 6144).value, 1) == 46.0
+    assert round(100 * mfu(half, 1.0, find_device("tpu-v4"), 6144).value, 1) == 46.0
 
 
 @pytest.mark.parametrize("name", ["GPT-3 175B (est.)", "GPT 1T (est.)"])
@@ -104,11 +104,11 @@ def test_the_hours_of_deepseek_v3_are_plausible():
     assert count_active_parameters(DEEPSEEK_V3).value == pytest.approx(37e9, rel=0.02)
     flops = training_flops(DEEPSEEK_V3, Training(sequence=4096), 14.8e12)
     hours = float(claim["published_value"])
-    reached = mfu(flops, hours * 3600, device("h800-80g"), 1)  # hours of one GPU
+    reached = mfu(flops, hours * 3600, find_device("h800-80g"), 1)  # hours of one GPU
     assert 0.302 < reached.value < 0.563
     # A dense model of 671B in these hours would have had to exceed the peak six times.
     with pytest.raises(ConfigError) as caught:
-        mfu(parameter_flops(671e9, 14.8e12), hours * 3600, device("h800-80g"), 1)
+        mfu(parameter_flops(671e9, 14.8e12), hours * 3600, find_device("h800-80g"), 1)
     assert caught.value.field == "seconds"
 
 

@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 
 from tfdist.errors import ConfigError
 from tfdist.planner.device_work import Work
-from tfdist.planner.devices import Device
-from tfdist.planner.devices import device as device_named
+from tfdist.planner.devices import Device, find_device
 from tfdist.planner.iteration import Achieved, seconds
 from tfdist.planner.measured import TIME, Iteration, Table, read_iterations
 from tfdist.planner.quantity import Quantity
@@ -146,7 +145,7 @@ def calibrate(
     Raises:
         ConfigError: a file, column or value is wrong, or there are fewer than 5 rows.
     """
-    device = device_named(device) if isinstance(device, str) else device
+    device = find_device(device) if isinstance(device, str) else device
     settings = (device, vocabulary, recomputation)
     runs = read_iterations("measured", measured, *settings)
     if len(runs) < LEAST:

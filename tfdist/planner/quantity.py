@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-
-
 @dataclass(frozen=True)
 class Quantity:
     """A number, its unit, and where it comes from.
