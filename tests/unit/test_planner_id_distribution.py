@@ -49,8 +49,8 @@ def test_rows_by_ps_are_the_mean_over_all_batches(num_ps, placement, deduplicate
 
 
 @pytest.mark.parametrize("placement", ["contiguous", "modulo", "hashed"])
-@pytest.mark.parametrize("rows", [1, 1000, 70_000, 10**7])
-@pytest.mark.parametrize("num_ps", [1, 4, 7])
+@pytest.mark.parametrize("rows", [1, 1000, 10**7])
+@pytest.mark.parametrize("num_ps", [1, 7])
 def test_the_ps_share_all_rows_and_no_more(placement, rows, num_ps):
     ids = IdDistribution.zipf(rows, 0.9)
     plain = ids.rows_by_ps(5000, num_ps, placement, deduplicated=False)
@@ -59,13 +59,16 @@ def test_the_ps_share_all_rows_and_no_more(placement, rows, num_ps):
     assert sum(unique) == pytest.approx(ids.expected_unique(5000).value)
 
 
-@pytest.mark.parametrize("exponent", [0.0, 0.7, 1.0, 1 + 1e-12, 1.3, 3.0])
+@pytest.mark.parametrize("exponent", [0.0, 0.7, 1.0, 1 + 1e-12, 3.0])
 def test_zipf_in_blocks_is_zipf_one_by_one(exponent):
-    rows = 300_000
+    rows = 120_000
     weights = np.arange(1.0, rows + 1) ** -exponent
     one_by_one = IdDistribution.from_counts(weights)
     in_blocks = IdDistribution.zipf(rows, exponent)
-    assert len(in_blocks.probabilities) < 70_000
+    sizes = np.diff(in_blocks.edges)
+    assert len(sizes) < 70_000
+    masses = np.add.reduceat(one_by_one.probabilities, in_blocks.edges[:-1])
+    np.testing.assert_allclose(in_blocks.probabilities * sizes, masses, rtol=1e-9)
     for draws in (100, 10**5):
         exact = one_by_one.expected_unique(draws).value
         assert in_blocks.expected_unique(draws).value == pytest.approx(exact, rel=1e-6)

@@ -151,7 +151,7 @@ def test_a_bound_of_0_is_a_barrier():
     assert found.interval[0] < exact < found.interval[1]
     assert found.interval[1] - found.interval[0] < 0.05 * exact
     assert found.part("compute") + found.part("wait") == found.value
-    # A control: the interval tells a barrier of 9 workers from one of 8.
+    # A control: the interval excludes a barrier of 10 workers.
     assert not found.interval[0] < barrier_seconds(SKEWED, 10).value < found.interval[1]
 
 

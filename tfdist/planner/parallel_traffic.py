@@ -32,9 +32,6 @@ _BYTES = {
     "mixed, fp32 gradients": (2, 4, 2),
     "keras mixed_float16": (4, 4, 2),
 }
-# Bytes for each parameter. Stages 2 and 3 keep no whole gradient, so every micro-batch reduces its
-# own; stage 3 gathers the weights for the forward pass and again for the backward pass.
-_ZERO_FORMULAS = ("2 g", "(g + w)", "(m g + w)", "m (g + 2 w)")
 
 
 def step_traffic(model: Transformer, training: Training) -> Quantity:
@@ -122,7 +119,8 @@ def layers_of_stage(model: Transformer, training: Training) -> int:
 def _data(model: Transformer, training: Training) -> Quantity:
     """The gradients, and with ZeRO the weights, between the groups that share the batch.
 
-    Devices that share the experts hold different ones, so an expert has fewer copies.
+    The device is one with as many layers with experts as there can be. Devices that share the
+    experts hold different ones, so an expert has fewer copies.
     """
     layers = layers_of_stage(model, training)
     with_experts = min(layers, model.expert_layers)
@@ -139,25 +137,30 @@ def _data(model: Transformer, training: Training) -> Quantity:
         count += share * (_count(router) + _count(shared))
         routed = share * (_count(total) - _count(shared)) / training.expert
     count += _ends(model, training)
-    parts = [_exchanged("gradients", count, training.data, training)]
-    parts += [_exchanged("expert gradients", routed, training.data // training.expert, training)]
+    copies = training.data // training.expert
+    parts = [
+        _exchanged("gradients", count, training.data, training),
+        _exchanged("expert gradients", routed, copies, training),
+    ]
     return Quantity.sum_of("data", "bytes", parts)
 
 
 def _exchanged(name: str, count: Fraction, copies: int, training: Training) -> Quantity:
-    weight, gradient, _ = _BYTES[training.precision]
+    """What a device sends for so many parameters, of which there are so many copies."""
+    w, g, _ = _BYTES[training.precision]
     m = training.micro_batches
-    each = (
-        2 * gradient,
-        gradient + weight,
-        m * gradient + weight,
-        m * (gradient + 2 * weight),
+    # Stages 2 and 3 keep no whole gradient, so every micro-batch reduces its own. Stage 3 gathers
+    # the weights for the forward pass and again for the backward pass.
+    formula, each = (
+        ("2 g", 2 * g),
+        ("(g + w)", g + w),
+        ("(m g + w)", m * g + w),
+        ("m (g + 2 w)", m * (g + 2 * w)),
     )[training.zero]
     held = count / training.tensor
     value = exact(each * held * (copies - 1) / copies)
-    values = {"g": gradient, "w": weight, "m": m, "P": exact(held), "c": copies}
-    formula = f"{_ZERO_FORMULAS[training.zero]} P (c - 1) / c"
-    return Quantity(name, value, "bytes", formula, values, ZERO)
+    values = {"g": g, "w": w, "m": m, "P": exact(held), "c": copies}
+    return Quantity(name, value, "bytes", f"{formula} P (c - 1) / c", values, ZERO)
 
 
 def _ends(model: Transformer, training: Training) -> int:

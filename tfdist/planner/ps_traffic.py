@@ -254,7 +254,7 @@ def ps_for_bandwidth(job: PsJob, bandwidth: float, step_secs: float) -> Quantity
     """The fewest ps whose network is enough, if every worker makes a step in `step_secs`.
 
     A link works in both directions at a time, so the larger direction counts. The load is taken to
-    be even; multiply by the imbalance of `ps_load` if it is not.
+    be even. With contiguous shards it need not be: check `ps_load` of the job with as many ps.
 
     Args:
         job: its `ps` changes only the headers: each ps adds messages.
