@@ -101,6 +101,28 @@ def test_an_unknown_type_is_read_by_common_names(fields, expected):
     assert {name: getattr(model, name) for name in expected} == expected
 
 
+@pytest.mark.parametrize(
+    ("fields", "window"),
+    [
+        ({"model_type": "mistral"}, 4096),
+        ({"model_type": "mistral", "layer_types": ["sliding_attention"] * 2}, 4096),
+        ({"model_type": "mistral", "layer_types": ["full_attention"] * 2}, 0),
+        ({"model_type": "mistral", "layer_types": ["full_attention", "sliding_attention"]}, None),
+        ({"model_type": "gemma2"}, None),
+        ({"model_type": "olmo3"}, None),
+        ({"model_type": "qwen2"}, 0),
+        ({"model_type": "qwen2", "use_sliding_window": True}, None),
+        ({"model_type": "llama"}, 0),
+    ],
+)
+def test_a_window_counts_if_all_layers_have_it(fields, window):
+    given = {"sliding_window": 4096, "num_key_value_heads": 2, "head_dim": 16}
+    read = from_config(LLAMA | given | fields)
+    assert read.model.window == (window or 0)
+    caution = ("sliding_window 4096 of some layers counts for none",)
+    assert read.cautions == (caution if window is None else ())
+
+
 @pytest.mark.parametrize("name", ["text_config", "language_config", "llm_config"])
 def test_of_a_multimodal_model_the_language_model_is_read(name):
     read = from_config({"model_type": "new_vl", "vision_config": {}, name: LLAMA})
@@ -213,8 +235,6 @@ def test_an_error_names_the_file_and_the_field(write, fields, error):
     [
         ("m.json", "{"),
         ("m.json", "[" * 100_000),
-        ("m.json", '{"layers": 2, "layers": 3}'),
-        ("m.yaml", "layers: 2\nlayers: 3"),
         ("m.yaml", "layers: ["),
         ("m.yaml", "? [a, b]\n: 3"),
         ("m.yaml", "layers: 2024-99-99"),
@@ -229,6 +249,18 @@ def test_a_file_that_is_no_model_is_an_error(write, name, text):
     path = write(name, text)
     with pytest.raises(ConfigError, match=str(path)):
         read_model(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("m.json", json.dumps(OWN)[:-1] + ', "layers": 3}'),
+        ("m.yaml", yaml.safe_dump(OWN) + "layers: 3"),
+    ],
+)
+def test_a_field_that_is_there_twice_is_an_error(write, name, text):
+    with pytest.raises(ConfigError, match="layers is there twice"):
+        read_model(write(name, text))
 
 
 def test_a_file_that_is_not_there_is_an_error(tmp_path):

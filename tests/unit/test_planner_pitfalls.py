@@ -76,6 +76,11 @@ def test_each_caution_where_it_applies(model, expected):
         assert re.search(pattern, text)
 
 
+def test_a_head_that_shares_the_embedding_is_not_separate():
+    model = Transformer(12, 1024, 16, 128000, tied=True)
+    assert [text for text in cautions(model) if "separate" in text] == []
+
+
 def test_tensor_parallelism_wants_a_multiple_for_each_device():
     model = Transformer(96, 12288, 96, 50304 + 128)
     assert not any("Megatron" in text for text in cautions(model))

@@ -118,7 +118,7 @@ def test_the_models_of_chinchilla_need_their_relative_positions():
 @pytest.mark.parametrize("row", GPT3, ids=lambda row: row["model"])
 def test_gpt3_has_the_parameters_of_table_d1(row):
     model = preset(f"gpt3-{row['params_label'].lower()}")
-    assert model.layers == row["n_layers"]
+    assert (model.layers, model.head_dim) == (row["n_layers"], row["d_head"])
     assert count_parameters(model).value == pytest.approx(D1[row["model"]], rel=0.0045)
 
 

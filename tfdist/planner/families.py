@@ -92,10 +92,17 @@ def _head_if(condition: bool) -> str:
     return "head" if condition else "none"
 
 
-def _window(c: Config) -> int:
-    """The window of all layers; 0 if some layers attend to all tokens."""
-    window = c.size("sliding_window", default=0)
-    if window and len(set(c.fields.get("layer_types") or ("all",))) > 1:
+def _window(c: Config, *, all_layers: bool = True) -> int:
+    """The window of all layers; 0 if some layers attend to all tokens.
+
+    Args:
+        c: the fields.
+        all_layers: whether all layers have the window if the file does not list the layers.
+    """
+    window, kinds = c.size("sliding_window", default=0), set(c.fields.get("layer_types") or ())
+    if not window or kinds == {"full_attention"}:
+        return 0
+    if len(kinds) > 1 or not (kinds or all_layers):
         c.cautions.append(f"{c.path}sliding_window {window} of some layers counts for none")
         return 0
     return window
@@ -207,7 +214,7 @@ def _mistral(c: Config) -> dict[str, Any]:
 
 
 def _qwen(c: Config, **more: Any) -> dict[str, Any]:
-    window = _window(c) if c.flag("use_sliding_window") else 0
+    window = _window(c, all_layers=False) if c.flag("use_sliding_window") else 0
     return _llama(c, window=window) | more
 
 
@@ -220,9 +227,7 @@ def _gemma(c: Config, **more: Any) -> dict[str, Any]:
 
 
 def _gemma2(c: Config, **more: Any) -> dict[str, Any]:
-    if c.size("sliding_window", default=0):
-        c.cautions.append(f"{c.path}sliding_window of some layers counts for none")
-    return _gemma(c, norms_per_layer=4, **more)
+    return _gemma(c, norms_per_layer=4, window=_window(c, all_layers=False), **more)
 
 
 def _stablelm(c: Config) -> dict[str, Any]:
@@ -248,7 +253,7 @@ def _cohere(c: Config) -> dict[str, Any]:
 
 
 def _olmo2(c: Config) -> dict[str, Any]:
-    return _llama(c, qk_norm="all", window=_window(c))
+    return _llama(c, qk_norm="all", window=_window(c, all_layers=False))
 
 
 def _deepseek(c: Config) -> dict[str, Any]:
@@ -305,10 +310,9 @@ def _llama4(c: Config) -> dict[str, Any]:
 
 
 def _gpt_oss(c: Config) -> dict[str, Any]:
-    c.cautions.append(f"{c.path}sliding_window of every second layer counts for none")
     moe = _experts(c, bias=True, router_bias=True)
-    bias = _all_if(c.flag("attention_bias", True))
-    return _llama(c) | {"bias": bias, "sinks": True, "experts": moe}
+    given = {"bias": _all_if(c.flag("attention_bias", True)), "sinks": True, "experts": moe}
+    return _llama(c, window=_window(c, all_layers=False)) | given
 
 
 def _dbrx(c: Config) -> dict[str, Any]:
@@ -378,7 +382,7 @@ FAMILIES: dict[str, Callable[[Config], dict[str, Any]]] = {
     "camembert": _bert,
     "codegen": _gptj,
     "cohere": _cohere,
-    "cohere2": lambda c: _cohere(c) | {"qk_norm": "none"},
+    "cohere2": lambda c: _cohere(c) | {"qk_norm": "none", "window": _window(c, all_layers=False)},
     "dbrx": _dbrx,
     "deepseek_v2": _deepseek,
     "deepseek_v3": _deepseek,
@@ -387,7 +391,7 @@ FAMILIES: dict[str, Callable[[Config], dict[str, Any]]] = {
     "ernie4_5": lambda c: (
         _llama(c, tied=True) | {"bias": _all_if(c.flag("use_bias")), "mlp_bias": c.flag("use_bias")}
     ),
-    "exaone4": lambda c: _llama(c, qk_norm="head", window=_window(c)),
+    "exaone4": lambda c: _llama(c, qk_norm="head", window=_window(c, all_layers=False)),
     "falcon": _falcon,
     "gemma": _gemma,
     "gemma2": _gemma2,

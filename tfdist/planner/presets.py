@@ -206,7 +206,7 @@ _GROUPS: tuple[tuple[str, Shapes], ...] = (
     ("arXiv 2112.11446, table 1", {"gopher-280b": _gopher(80, 16384, 128)}),
     ("arXiv 2203.15556, table 4", {"chinchilla-70b": _gopher(80, 8192, 64)}),
     (
-        f"arXiv 2211.05100, table 3; {_CONFIG}",
+        f"arXiv 2211.05100; {_CONFIG}",
         {
             "bloom-560m": _bloom(24, 1024, 16),
             "bloom-7b": _bloom(30, 4096, 32),
@@ -292,7 +292,7 @@ _GROUPS: tuple[tuple[str, Shapes], ...] = (
         },
     ),
     (
-        f"arXiv 2311.16867, table 2; {_CONFIG}",
+        f"arXiv 2311.16867; {_CONFIG}",
         {"falcon-7b": _falcon(32, 4544, 71, 1, 1), "falcon-40b": _falcon(60, 8192, 128, 8, 2)},
     ),
     (f"arXiv 2309.05463; {_CONFIG}", {"phi-1.5": _phi(24, 2048, 32), "phi-2": _phi(32, 2560, 32)}),
