@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from importlib import metadata
 
 from tfdist import __version__
-from tfdist.cli import compose, doctor, export, node, repro, run, serve, stacks, status
+from tfdist.cli import compose, doctor, export, node, plan, repro, run, serve, stacks, status
 from tfdist.cli.arguments import Parser
 from tfdist.cli.output import open_closed_streams, reader_may_leave, say
 from tfdist.errors import INTERRUPTED, USAGE, ConfigError
@@ -36,6 +36,7 @@ def build_parser() -> argparse.ArgumentParser:
     repro.add_parser(commands)
     export.add_parser(commands)
     serve.add_parser(commands)
+    plan.add_parser(commands)
     return parser
 
 

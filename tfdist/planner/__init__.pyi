@@ -62,6 +62,10 @@ from .rlhf import RlhfPhase as RlhfPhase
 from .rlhf import plan_rlhf as plan_rlhf
 from .scaling import ComputeOptimal as ComputeOptimal
 from .scaling import compute_optimal as compute_optimal
+from .search import Offer as Offer
+from .search import cheapest_clusters as cheapest_clusters
+from .search import check_fits as check_fits
+from .search import fastest_division as fastest_division
 from .stragglers import barrier_seconds as barrier_seconds
 from .stragglers import best_backups as best_backups
 from .stragglers import bounded_staleness_seconds as bounded_staleness_seconds
@@ -71,6 +75,8 @@ from .stragglers import normal_barrier_seconds as normal_barrier_seconds
 from .stragglers import staleness_at_most as staleness_at_most
 from .stragglers import worker_staleness as worker_staleness
 from .training import Training as Training
+from .training_plan import TrainingPlan as TrainingPlan
+from .training_plan import plan_training as plan_training
 from .transformer import Experts as Experts
 from .transformer import LatentAttention as LatentAttention
 from .transformer import Transformer as Transformer

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -42,6 +43,17 @@ class Offer:
     def devices(self) -> int:
         """Number of devices."""
         return self.training.devices
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures as plain data."""
+        return {
+            "device": self.device.name,
+            "devices": self.devices,
+            "training": asdict(self.training),
+            "step_secs": self.step_secs,
+            "time_secs": self.seconds,
+            "cost": self.usd,
+        }
 
 
 def fastest_division(
