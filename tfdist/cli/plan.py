@@ -114,7 +114,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     output = parser.add_argument_group("the output")
     output.add_argument("--explain", action="store_true", help="print each number with its formula")
     output.add_argument("--plot", metavar="FILE", help="also draw it; needs matplotlib")
-    add_json(output)
+    add_json(parser)
     parser.set_defaults(command_function=command)
 
 

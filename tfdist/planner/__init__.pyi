@@ -42,6 +42,8 @@ from .parameters import count_active_parameters as count_active_parameters
 from .parameters import count_parameters as count_parameters
 from .pitfalls import cautions as cautions
 from .pitfalls import cautions_of_figures as cautions_of_figures
+from .plot import plot_offers as plot_offers
+from .plot import plot_plan as plot_plan
 from .presets import PRESET_SOURCES as PRESET_SOURCES
 from .presets import PRESETS as PRESETS
 from .presets import preset as preset

@@ -88,7 +88,8 @@ def fastest_division(
     totals = np.broadcast_to(seconds(works, achieved or Achieved()).total, len(found))
     for index in np.argsort(totals, kind="stable"):
         if memory_left(model, found[index], device).value >= 0:
-            return found[index]
+            division: Training = found[index]
+            return division
     return None
 
 
