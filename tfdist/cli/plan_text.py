@@ -24,12 +24,13 @@ def shown(value: float, unit: str) -> str:
         return _time(value)
     if unit == "USD":
         return f"${value:,.2f}" if value < 100 else f"${value:,.0f}"
-    if unit in ("bytes", "FLOPs"):
+    if unit == "FLOPs":
+        return f"{value:.3g} FLOPs"
+    if unit == "bytes":
         size, place = abs(value), 0
         while size >= 999.5 and place < len(_PREFIXES) - 1:
             size, place = size / 1000, place + 1
-        prefix = _PREFIXES[place]
-        name = f"{prefix}B" if unit == "bytes" and place else f"{prefix}{unit}"
+        name = f"{_PREFIXES[place]}B" if place else "bytes"
         return f"{'-' if value < 0 else ''}{size:.3g} {name}"
     return f"{value:.4g} {unit}".rstrip()
 
@@ -44,9 +45,18 @@ def _time(secs: float) -> str:
 def explain(
     console: PipeConsole, quantities: Iterable[Quantity], *, formulas: bool = True, depth: int = 0
 ) -> None:
-    """Prints quantities and all their parts, a line each, with their formulas and sources."""
+    """Prints quantities and their parts, a line each.
+
+    Args:
+        console: where to.
+        quantities: what to print.
+        formulas: whether to print the formulas and sources, and the parts of parts.
+        depth: how far to the right.
+    """
     for quantity in quantities:
         for level, each in quantity.walk(depth):
+            if not formulas and level > depth + 1:
+                continue
             console.out(f"{'  ' * level}{each.name}: {shown(each.value, each.unit)}{_range(each)}")
             if not formulas:
                 continue

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from fractions import Fraction
+from typing import Any
 
 from tfdist.errors import ConfigError, checked_integer
 from tfdist.planner.compute import (
@@ -99,6 +100,15 @@ class RlhfPhase:
     states: Quantity
     flops: Quantity
     time: Quantity
+
+    def as_json(self) -> dict[str, Any]:
+        """All figures as plain data."""
+        return {
+            "parameters": self.parameters.as_json(),
+            "states_bytes": self.states.as_json(),
+            "flops": self.flops.as_json(),
+            "time_secs": self.time.as_json(),
+        }
 
 
 def plan_rlhf(

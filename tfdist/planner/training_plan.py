@@ -162,8 +162,8 @@ _STATES = ("weights", "gradients", "slots")
 
 def _does_not_fit(left: Quantity, device: Device) -> str:
     return (
-        f"a step needs {-left.value / 2**30:,.1f} GiB more than {device.name} has; divide the model "
-        "among more devices, or recompute more"
+        f"a step needs {-left.value / 2**30:,.1f} GiB more than {device.name} has; divide the "
+        "model among more devices, or recompute more"
     )
 
 
