@@ -2,6 +2,7 @@
 
 import csv
 import functools
+import json
 import random
 import statistics
 from pathlib import Path
@@ -101,6 +102,7 @@ def test_the_true_time_of_a_row_does_not_influence_its_prediction():
         assert one["predicted_ms"] == other["predicted_ms"]
         assert one["error"] is None
     assert (found["mean_error"], found["max_error"]) == (None, None)
+    assert json.loads(json.dumps(found)) == found
 
 
 TRUE = Achieved(matrix=0.65, memory=0.5, launch_secs=1e-3, tensor_network=0.45, data_network=0.35)
@@ -241,6 +243,14 @@ def test_too_few_rows_are_an_error():
     with pytest.raises(ConfigError, match="measured: got 4; must have at least 5 rows"):
         calibrate(rows(SINGLE)[:4])
     assert calibrate(rows(SINGLE)[:5]).measured == 5
+
+
+def test_times_in_another_unit_are_an_error():
+    in_seconds = [
+        row | {"iteration_ms": float(row["iteration_ms"]) / 1e3} for row in rows(SINGLE)[:5]
+    ]
+    with pytest.raises(ConfigError, match=r"must be milliseconds on a100-80g; they are 0\.00"):
+        calibrate(in_seconds)
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00", None])

@@ -122,6 +122,18 @@ def test_every_part_follows_from_its_formula_and_values():
         assert eval(code, dict(part.values)) == pytest.approx(part.value), part
 
 
+def test_the_example_of_the_docs():
+    model = Transformer(24, 2048, 16, 51200, positions=1024)
+    training = Training(32, 1024, 4, tensor=2, pipeline=2, data=2, recomputation="full")
+    found = iteration_time(model, training, A100)
+    milliseconds = [round(1e3 * part.value, 1) for part in found.parts]
+    assert milliseconds == [320.9, 34.5, 76.6, 0.6, 4.0, 7.5]
+    assert round(1e3 * found.value) == 444
+    values = {key: 1e3 * value for part in found.parts for key, value in part.values.items()}
+    shown = [round(values[letter], 2) for letter in "xycz"]
+    assert shown == [5.58, 2.8, 0.72, 12.22]
+
+
 def test_the_bubble_is_a_share_of_the_ideal_time():
     """(p - 1) / (v m) of the time of the layers: arXiv 2104.04473, section 2.2."""
     one = Training(64, 2048, 1, pipeline=4, recomputation="full")

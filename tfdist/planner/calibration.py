@@ -48,6 +48,8 @@ SIMILAR, REST = 0.13, 0.03
 # How many powers of 2 apart two iterations are no longer similar.
 REACH = {"micro_batch": 1.5, "hidden": 2.0, "tensor": 1.0, "pipeline": 8.0, "data": 20.0}
 LIKELY = 1.645  # standard deviations to each side that hold 90 %
+# Measured times that are so many times longer or shorter than typical ones have another unit.
+FARTHEST = 30.0
 # An iteration so many standard deviations from what the others say is an outlier.
 OUTLIER = 3.0
 
@@ -143,7 +145,8 @@ def calibrate(
         recomputation: of the trainings.
 
     Raises:
-        ConfigError: a file, column or value is wrong, or there are fewer than 5 rows.
+        ConfigError: a file, column or value is wrong, there are fewer than 5 rows, or the times are
+            far from possible.
     """
     device = find_device(device) if isinstance(device, str) else device
     settings = (device, vocabulary, recomputation)
@@ -156,6 +159,10 @@ def calibrate(
             raise ConfigError(f"{each.place}, {TIME}", None, rule, missing=True)
     work = Work.of_several(each.work for each in runs)
     logs = np.log([each.milliseconds or 0.0 for each in runs])
+    ratio = float(np.exp(np.median(logs - _log_ms(_TYPICAL, work))))
+    if not 1 / FARTHEST < ratio < FARTHEST:
+        rule = f"must be milliseconds on {device.name}; they are {ratio:.2g} of what is typical"
+        raise ConfigError(f"measured, {TIME}", runs[0].milliseconds, rule)
     places = _places(runs)
     similarity = _similarity(places, places)
     rest, constants = np.full(len(runs), REST**2), _TYPICAL

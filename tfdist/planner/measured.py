@@ -17,7 +17,8 @@ from tfdist.planner.training import Training
 from tfdist.planner.transformer import LARGEST, Transformer
 
 SHAPE = ("hidden", "heads", "layers")
-DIVISION = ("global_batch", "micro_batch", "sequence", "tensor", "data", "pipeline")
+BATCH, DIVISION = ("global_batch", "micro_batch"), ("sequence", "tensor", "data", "pipeline")
+COLUMNS = ("gpus", *BATCH, *SHAPE, *DIVISION)
 TIME = "iteration_ms"
 Table: TypeAlias = "str | os.PathLike[str] | Iterable[Mapping[str, Any]]"
 
@@ -75,7 +76,7 @@ def _rows_of_file(path: str) -> Iterator[tuple[str, Mapping[str, str]]]:
         with open(path, encoding="utf-8-sig", newline="") as file:  # spreadsheets write a mark
             lines = csv.reader(file)
             columns = [_column(text) for text in next(lines, [])]
-            for name in ("gpus", *DIVISION, *SHAPE):
+            for name in COLUMNS:
                 if columns.count(name) != 1:
                     raise ConfigError(f"{path}, line 1", columns, f"must have one column {name}")
             for cells in lines:
@@ -100,10 +101,10 @@ def _iteration(
 ) -> Iteration:
     if not isinstance(row, Mapping):
         raise ConfigError(place, row, "must be a dictionary of columns")
-    given = {name: _integer(place, row, name) for name in ("gpus", *DIVISION, *SHAPE)}
+    given = {name: _integer(place, row, name) for name in COLUMNS}
     milliseconds = None if row.get(TIME) in (None, "") else _milliseconds(place, row[TIME])
     shape: dict[str, Any] = {name: given[name] for name in SHAPE}
-    division: dict[str, Any] = {name: given[name] for name in DIVISION}
+    division: dict[str, Any] = {name: given[name] for name in (*BATCH, *DIVISION)}
     try:
         model = Transformer(vocabulary=vocabulary, positions=given["sequence"], **shape)
         training = Training(recomputation=recomputation, **division)
