@@ -71,8 +71,7 @@ def build(task: tfdist.Task, data: next_item_data.Data) -> Model:
 def query(table: tfdist.nn.ClassTable, recency: Any, history: Any) -> Any:
     """Returns the mean of each history's rows, [n, DIM], weighted by how recent they are."""
     is_film = tf.not_equal(history, next_item_data.NO_ITEM)  # != compares objects in a graph
-    rows, _ = table.lookup(tf.reshape(tf.where(is_film, history, 0), [-1]))
-    rows = tf.reshape(rows, [-1, next_item_data.LAST, DIM])
+    rows, _ = table.lookup(tf.where(is_film, history, 0))
     weights = tf.nn.softmax(tf.where(is_film, recency, -1e9))
     return tf.reduce_sum(weights[:, :, None] * rows, axis=1)
 

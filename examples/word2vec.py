@@ -51,18 +51,13 @@ class SkipGram:
 
     def loss_of_blocks(self) -> Any:
         """All pairs of a block in one matrix product: its rows are read once, not once a pair."""
-        centre = tf.reshape(self.blocks[:, text.WINDOW : -text.WINDOW], [-1])
-        rows, _ = self.inputs.lookup(centre)
-        near_rows, _ = self.outputs.lookup(tf.reshape(self.blocks, [-1]))
-        logits = tf.matmul(
-            tf.reshape(rows, [-1, text.BLOCK, DIM]),
-            tf.reshape(near_rows, [-1, text.COLUMNS, DIM]),
-            transpose_b=True,
-        )
+        rows, _ = self.inputs.lookup(self.blocks[:, text.WINDOW : -text.WINDOW])
+        near_rows, _ = self.outputs.lookup(self.blocks)
+        logits = tf.matmul(rows, near_rows, transpose_b=True)
         positive = tf.reduce_sum(text.BAND * tf.nn.softplus(-logits))
 
         sampled_rows, _ = self.outputs.lookup(self.sampler.draw(SAMPLED, self.seed))
-        logits = tf.matmul(rows, sampled_rows, transpose_b=True)
+        logits = tf.tensordot(rows, sampled_rows, [[2], [1]])
         pairs_of_word = text.BAND.sum() / text.BLOCK
         weight = pairs_of_word * NEGATIVES / SAMPLED
         return positive + weight * tf.reduce_sum(tf.nn.softplus(logits))

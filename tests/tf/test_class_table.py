@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from tests.tf.softmax import MODES
 from tfdist import ConfigError
 from tfdist.nn import (
     SGD,
@@ -66,6 +67,26 @@ def test_a_graph_has_the_same_values(num_shards, whole):
     np.testing.assert_array_equal(bias, whole[1])
     np.testing.assert_array_equal(found[0], whole[0][[22, 0, 9, 9]])
     np.testing.assert_array_equal(found[1], whole[1][[22, 0, 9, 9]])
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("num_shards", [1, 3])
+@pytest.mark.parametrize("ids", [7, [], [[22, 0], [9, 9], [1, 22]], np.zeros([2, 0, 3], int)])
+def test_ids_of_any_shape_are_looked_up(mode, num_shards, ids, whole):
+    def rows():
+        made = table(num_shards)
+        look_up = tf.function(made.lookup) if mode == "function" else made.lookup
+        return look_up(tf.constant(ids, tf.int32))
+
+    if mode == "graph":
+        with tf.Graph().as_default(), v1.Session() as session:
+            tensors = rows()
+            session.run(v1.global_variables_initializer())
+            found = session.run(tensors)
+    else:
+        found = rows()
+    for part, expected in zip(found, whole, strict=True):
+        np.testing.assert_array_equal(part, expected[np.asarray(ids, int)])
 
 
 def test_the_shards_and_what_belongs_to_them_go_to_the_ps_in_turn():

@@ -529,11 +529,9 @@ class TestTables:
         name = request.node.callspec.id
         refuses(tf.function(make, autograph=False), name, "must be made outside of it")
 
-    @pytest.mark.parametrize("wrong", [[1.0], "a", None, [[1]], 3])
-    def test_a_lookup_has_a_vector_of_integers(self, wrong):
-        is_integer = wrong in ([[1]], 3)
-        rule = "must have the shape" if is_integer else "must be integers"
-        refuses(lambda: TABLE.lookup(wrong), "ids", rule)
+    @pytest.mark.parametrize("wrong", [[1.0], "a", None])
+    def test_a_lookup_has_integers(self, wrong):
+        refuses(lambda: TABLE.lookup(wrong), "ids", "must be integers")
 
     @pytest.mark.parametrize("wrong", [-1, 10])
     def test_a_lookup_of_no_class_fails(self, wrong):

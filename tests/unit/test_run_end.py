@@ -62,7 +62,7 @@ def test_ctrl_c_while_the_servers_of_a_successful_run_are_terminated_is_no_timeo
     cluster = LocalCluster(Shape(1, 1, coordinator=True), "processes", Surroundings())
     cluster._running = {"ps:0": NeverEnds(cluster.tasks[0])}
     with pytest.raises(KeyboardInterrupt) as caught:
-        cluster._let_servers_leave()  # a coordinator gives them no time
+        cluster._let_servers_leave(have_reported=True)  # a coordinator gives them no time
     cluster.close()
     assert _first(caught.value) is caught.value
 

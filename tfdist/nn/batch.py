@@ -29,8 +29,8 @@ def checked_inputs(field: str, inputs: Any, dim: int | None) -> Any:
     return tf.debugging.check_numerics(inputs, f"{field} must be finite numbers")
 
 
-def checked_ids(field: str, ids: Any, num_classes: int) -> Any:
-    """The ids as int64 [batch].
+def checked_ids(field: str, ids: Any, num_classes: int, *, of_any_shape: bool = False) -> Any:
+    """The ids as int64 [batch], or of any shape.
 
     Where their values are known they are checked now, and else in each run, which then fails with
     tf.errors.InvalidArgumentError and the same text.
@@ -41,13 +41,15 @@ def checked_ids(field: str, ids: Any, num_classes: int) -> Any:
     ids = checked_tensor(field, ids, "must be integers")
     if not ids.dtype.is_integer:
         raise ConfigError(field, ids.dtype.name, "must be integers")
-    if not ids.shape.is_compatible_with([None]):
-        raise ConfigError(field, f"the shape {ids.shape}", "must have the shape [batch]")
-    ids = tf.ensure_shape(tf.cast(ids, tf.int64), [None])
+    ids = tf.cast(ids, tf.int64)
+    if not of_any_shape:
+        if not ids.shape.is_compatible_with([None]):
+            raise ConfigError(field, f"the shape {ids.shape}", "must have the shape [batch]")
+        ids = tf.ensure_shape(ids, [None])
     is_valid = (ids >= 0) & (ids < num_classes)
     rule = f"must be from 0 to {num_classes - 1}"
     if tf.executing_eagerly():
-        wrong = ids[~is_valid]
+        wrong = tf.reshape(ids, [-1])[~tf.reshape(is_valid, [-1])]
         if len(wrong):
             raise ConfigError(field, int(wrong[0]), rule)
         return ids

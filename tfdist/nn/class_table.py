@@ -180,16 +180,16 @@ class ClassTable(tf.Module):
         """Reads rows; each ps sends those of its own classes.
 
         Args:
-            ids: [n] integers below num_classes.
+            ids: integers below num_classes, of any shape.
 
         Returns:
-            Weights [n, dim] and bias [n].
+            Weights [..., dim] and bias [...], where ... is the shape of the ids.
 
         Raises:
-            ConfigError: the type or the shape is another, or an id is out of range.
+            ConfigError: the type is another, or an id is out of range.
             tf.errors.InvalidArgumentError: in a run, an id is out of range.
         """
-        ids = checked_ids("ids", ids, self.num_classes)
+        ids = checked_ids("ids", ids, self.num_classes, of_any_shape=True)
         return sharded_lookup(self.weights, ids), sharded_lookup(self.bias, ids)
 
 
