@@ -418,6 +418,11 @@ def test_wrong_input_is_named(model, training, options, field):
     assert caught.value.field == field
 
 
+def test_bytes_of_a_parameter_need_a_training():
+    with pytest.raises(ConfigError, match="training"):
+        bytes_per_parameter("mixed")
+
+
 def test_numbers_of_any_size_are_answered_in_no_time():
     most = 10**9
     model = Transformer(most, 10**6, 10**6, most, experts=Experts(most, 2, dense_layers=most // 3))

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from tfdist.errors import checked_choice, checked_integer
+from tfdist.errors import ConfigError, checked_choice, checked_integer
 from tfdist.planner import activations, parameters
 from tfdist.planner.activations import TENSORFLOW_SOURCE
 from tfdist.planner.quantity import Quantity
@@ -79,7 +79,12 @@ def bytes_per_parameter(training: Training) -> Quantity:
 
     Stages of ZeRO divide them by `data`. Multiply them by the parameters of a whole model for
     training without tensor and pipeline parallelism.
+
+    Raises:
+        ConfigError: `training` is of another type.
     """
+    if not isinstance(training, Training):
+        raise ConfigError("training", training, "must be a Training")
     one = [(Quantity("parameter", 1, "parameters", "1"), training.data)]
     parts = [_weights(one, training), _gradients(one, training), _slots(one, training)]
     return Quantity.sum_of("bytes of a parameter", "bytes", parts, ZERO_SOURCE)
