@@ -68,7 +68,7 @@ def test_the_largest_micro_batch_fits_and_the_next_does_not(framework):
 
 
 def test_tensorflow_computes_fewer_sequences_at_a_time():
-    training = Training(global_batch=1024, sequence=1024)
+    training = Training(global_batch=720, sequence=1024)
     fused, pieces = (
         largest_micro_batch(GPT, training, A100, framework=each)
         for each in ("megatron", "tensorflow")

@@ -168,8 +168,14 @@ def test_bytes_of_a_parameter(precision, optimizer, expected):
 def test_one_device_holds_the_whole_model(model, precision, optimizer):
     training = Training(sequence=128, precision=precision, optimizer=optimizer)
     found, each = training_memory(model, training), bytes_per_parameter(training)
-    for name in ("weights", "gradients", "slots"):
-        assert found.part(name) == each.part(name) * count_parameters(model).value
+    count = count_parameters(model)
+    for name in ("gradients", "slots"):
+        assert found.part(name) == each.part(name) * count.value
+    if precision == "keras mixed_float16":
+        layers = sum(count.part(n) for n in ("attention", "mlp", "experts", "router"))
+        assert found.part("weights") == 4 * count.value + 2 * layers
+    else:
+        assert found.part("weights") == each.part("weights") * count.value
 
 
 def test_the_devices_of_a_pipeline_hold_the_model_once_and_a_tied_embedding_twice():
@@ -359,14 +365,17 @@ def test_bigscience_measured_what_the_interval_says():
             ),
         )
         if row["measured_gb"] == "OOM":
-            out_of_memory.append(found.interval[1] / GIB)
+            out_of_memory.append([end / GIB for end in found.interval])
         else:
             ratios.append(float(row["measured_gb"]) * GIB / found.value)
             assert found.value < float(row["measured_gb"]) * GIB < found.interval[1]
     assert len(ratios) == 26
     assert (round(min(ratios), 2), round(max(ratios), 2)) == (1.20, 1.51)
-    assert len(out_of_memory) == 3
-    assert min(out_of_memory) > 80
+    assert [(least > 80, most > 80) for least, most in out_of_memory] == [
+        (True, True),
+        (False, True),
+        (False, True),
+    ]
 
 
 def test_the_name_says_which_stage_needs_most():
@@ -407,6 +416,11 @@ def test_wrong_input_is_named(model, training, options, field):
     with pytest.raises(ConfigError) as caught:
         training_memory(model, training, **options)
     assert caught.value.field == field
+
+
+def test_bytes_of_a_parameter_need_a_training():
+    with pytest.raises(ConfigError, match="training"):
+        bytes_per_parameter("mixed")
 
 
 def test_numbers_of_any_size_are_answered_in_no_time():

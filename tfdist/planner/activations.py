@@ -22,13 +22,10 @@ from tfdist.planner.transformer import Experts, Transformer
 SOURCE = "arXiv 2205.05198, section 4"
 FLASH_SOURCE = "arXiv 2307.08691, section 3.1"
 
-# "megatron" fuses GELU and norms into single operations, as the formulas assume. TensorFlow keeps
-# every piece of them.
+# "megatron" fuses GELU and norms into single operations, as the paper assumes. TensorFlow keeps
+# their pieces.
 FRAMEWORKS = ("megatron", "tensorflow")
-# Saved bytes of a TensorFlow graph over 16 s h + a s^2 elements, per sequence and layer: with ReLU,
-# with GELU (Keras's default), and with its tanh approximation.
-RELU_FACTOR, GELU_FACTOR, TANH_GELU_FACTOR = 1.35, 2.15, 2.35
-TENSORFLOW_SOURCE = "counted in graphs of TensorFlow 2.21, 4 layers, s = h = 256, a = 4, no dropout"
+TENSORFLOW_SOURCE = "counted in graphs of Keras 3.15 on TensorFlow 2.21"
 
 
 def layer_activations(
@@ -63,7 +60,11 @@ def layer_operations(part: Transformer, training: Training, framework: str) -> l
     kept = _Kept(part, training)
     if training.recomputation == "full":
         return [kept.between("input of the layer")]
-    mlp = _mlp(part, kept) if part.experts is None else _experts(part, part.experts, kept)
+    mlp = _mlp_input(part, kept)
+    if part.experts is None:
+        mlp += _inside_mlp(part, kept)
+    else:
+        mlp += _experts(part, part.experts, kept)
     # Two norms in front of a parallel block read the same tensor.
     norms = part.norms_per_layer - (part.parallel_block and part.norms_per_layer > 1)
     found = [
@@ -74,7 +75,9 @@ def layer_operations(part: Transformer, training: Training, framework: str) -> l
     if training.dropout:
         blocks = ("mask of attention's dropout", "mask of the MLP's dropout")
         found += [kept.between(name, size=1) for name in blocks]
-    return found if framework == "megatron" else [*found, _extra(found)]
+    if framework == "tensorflow":
+        found += _tensorflow(part, training, kept, norms)
+    return found
 
 
 def embedding_operations(part: Transformer, training: Training) -> list[Quantity]:
@@ -189,19 +192,23 @@ def _softmax(a: int, training: Training, kept: _Kept) -> list[Quantity]:
     return found
 
 
-def _mlp(part: Transformer, kept: _Kept) -> list[Quantity]:
-    return [*_mlp_input(part, kept), *_inside_mlp(part, kept, "f", part.mlp, f=part.mlp)]
-
-
 def _mlp_input(part: Transformer, kept: _Kept) -> list[Quantity]:
     # A parallel block with one norm reads the input of queries, keys and values again.
     is_same = part.parallel_block and part.norms_per_layer < 2
     return [] if is_same else [kept.between("input of the MLP")]
 
 
-def _inside_mlp(
-    part: Transformer, kept: _Kept, formula: str, width: int, **letters: int
-) -> list[Quantity]:
+def _mlp_width(part: Transformer) -> tuple[str, int, dict[str, int]]:
+    """Width of all MLPs that a token passes in a layer: the formula, the number, the letters."""
+    moe = part.experts
+    if moe is None:
+        return "f", part.mlp, {"f": part.mlp}
+    used, each, shared = moe.active, moe.mlp or part.mlp, moe.shared_mlp
+    return "(A f + g)", used * each + shared, {"A": used, "f": each, "g": shared}
+
+
+def _inside_mlp(part: Transformer, kept: _Kept) -> list[Quantity]:
+    formula, width, letters = _mlp_width(part)
     if part.gated_mlp:
         # SiLU keeps its input. The product keeps SiLU's output, and what that is multiplied with.
         gate = kept.inside("gate", f"3 {formula}", 3 * width, **letters)
@@ -215,28 +222,41 @@ def _experts(part: Transformer, moe: Experts, kept: _Kept) -> list[Quantity]:
 
     Expert parallelism then changes nothing: a device receives as many tokens as it sends away.
     """
-    used, each, shared = moe.active, moe.mlp or part.mlp, moe.shared_mlp
-    copies, letters = used * part.hidden, {"A": used, "h": part.hidden}
+    copies, letters = moe.active * part.hidden, {"A": moe.active, "h": part.hidden}
     router = kept.inside("router in fp32", "E", moe.count, 4, E=moe.count)
-    width = used * each + shared
     return [
-        *_mlp_input(part, kept),
         replace(router, source=""),
         kept.inside("inputs of the experts", "A h", copies, **letters),
-        *_inside_mlp(part, kept, "(A f + g)", width, A=used, f=each, g=shared),
+        *_inside_mlp(part, kept),
         kept.between("outputs of the experts", "A h", copies, **letters),
     ]
 
 
-def _extra(operations: list[Quantity]) -> Quantity:
-    """What TensorFlow keeps in addition to these operations of a layer."""
-    count = sum(part.value for part in operations if not part.name.startswith("mask"))
-    return Quantity(
-        "extra tensors of TensorFlow",
-        (GELU_FACTOR - 1) * count,
-        "bytes",
-        "(r - 1) n",
-        {"r": GELU_FACTOR, "n": count},
-        TENSORFLOW_SOURCE,
-        interval=((RELU_FACTOR - 1) * count, (TANH_GELU_FACTOR - 1) * count),
-    )
+def _tensorflow(part: Transformer, training: Training, kept: _Kept, norms: int) -> list[Quantity]:
+    """What the gradient of a TensorFlow function captures in addition."""
+    h, a, is_fp32 = part.hidden, part.heads, training.precision == "fp32"
+    letters = {"n": norms, "h": h}
+    # Norms compute in fp32, whatever the precision of the rest.
+    name, size = "TensorFlow: pieces of the norms", 12 if is_fp32 else 10
+    found = [kept.between(name, "n h", norms * h, size, **letters)]
+    if part.gated_mlp:
+        found.append(kept.between("TensorFlow: input of the MLP, for the gate"))
+    else:
+        formula, width, letters = _mlp_width(part)
+        gelu = kept.inside("TensorFlow: pieces of GELU", f"3 {formula}", 3 * width, **letters)
+        # ReLU keeps no pieces, and not even its input; GELU's tanh approximation keeps four more.
+        likely = (-gelu.value / 3, 4 / 3 * gelu.value)
+        found.append(replace(gelu, interval=likely))
+    has_softmax = not training.flash_attention and training.recomputation != "selective"
+    width = a * training.sequence
+    if training.dropout:
+        q, k = part.query_width, part.kv_width
+        name = "TensorFlow: transposed queries, keys and values"
+        found.append(kept.inside(name, "(q + 2 k)", q + 2 * k, q=q, k=k))
+        if has_softmax:
+            found.append(kept.inside("TensorFlow: pieces of the softmax", "a s", width, a=a))
+    elif has_softmax:
+        # The scores, and a mask of one byte. Without dropout Keras computes them in fp32.
+        name, size = "TensorFlow: pieces of the softmax", 5 if is_fp32 else 9
+        found.append(kept.inside(name, "a s", width, size, a=a))
+    return [replace(each, source=TENSORFLOW_SOURCE) for each in found]

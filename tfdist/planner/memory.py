@@ -10,16 +10,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from tfdist.errors import checked_choice, checked_integer
+from tfdist.errors import ConfigError, checked_choice, checked_integer
 from tfdist.planner import activations, parameters
+from tfdist.planner.activations import TENSORFLOW_SOURCE
 from tfdist.planner.quantity import Quantity
 from tfdist.planner.stages import Stage, check_division, largest_stages, plain, stage_of
 from tfdist.planner.training import Training
 from tfdist.planner.transformer import Transformer
 
 ZERO_SOURCE = "arXiv 1910.02054, section 5"
-# Bytes of a weight, of its gradient, and of its copy in fp32 or fp16. Keras keeps fp32 variables
-# and casts them for each step; the other mixed precisions keep fp16 weights and an fp32 copy.
+# Bytes of a weight and of its gradient. Mixed precision keeps weights in fp16, and a copy in fp32
+# with the slots. Keras does the reverse: it keeps fp32 variables, casts those of the layers in each
+# step, and keeps the copies until the backward pass; its embedding and head stay in fp32.
 WEIGHT = {"fp32": 4, "mixed": 2, "mixed, fp32 gradients": 2, "keras mixed_float16": 4}
 GRADIENT = {"fp32": 4, "mixed": 2, "mixed, fp32 gradients": 4, "keras mixed_float16": 4}
 SLOTS = {
@@ -77,7 +79,12 @@ def bytes_per_parameter(training: Training) -> Quantity:
 
     Stages of ZeRO divide them by `data`. Multiply them by the parameters of a whole model for
     training without tensor and pipeline parallelism.
+
+    Raises:
+        ConfigError: `training` is of another type.
     """
+    if not isinstance(training, Training):
+        raise ConfigError("training", training, "must be a Training")
     one = [(Quantity("parameter", 1, "parameters", "1"), training.data)]
     parts = [_weights(one, training), _gradients(one, training), _slots(one, training)]
     return Quantity.sum_of("bytes of a parameter", "bytes", parts, ZERO_SOURCE)
@@ -127,7 +134,9 @@ def _held(stage: Stage, training: Training) -> Held:
 def _weights(held: Held, training: Training) -> Quantity:
     parts = list(_states(held, WEIGHT[training.precision], training.zero >= 3))
     if training.precision == "keras mixed_float16":
-        parts.append(Quantity.sum_of("copies in fp16", "bytes", list(_states(held, 2, False))))
+        layers = [each for each in held if each[0].name not in ("embedding", "norms", "head")]
+        copies = [replace(each, source=TENSORFLOW_SOURCE) for each in _states(layers, 2, False)]
+        parts.append(Quantity.sum_of("copies in fp16", "bytes", copies))
     return Quantity.sum_of("weights", "bytes", parts, ZERO_SOURCE)
 
 
