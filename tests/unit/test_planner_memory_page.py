@@ -13,7 +13,7 @@ from tfdist.planner.parameters import count_parameters
 from tfdist.planner.training import OPTIMIZERS, PRECISIONS, Training
 from tfdist.planner.transformer import LatentAttention, Transformer
 
-PAGE = (Path(__file__).parents[2] / "docs/planner-parts/memory.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/planner/memory.md").read_text("utf-8")
 TEXT = " ".join(PAGE.split())
 GIB, MIB = 2**30, 2**20
 GPT3 = Transformer(layers=96, hidden=12288, heads=96, vocabulary=51200, positions=2048)

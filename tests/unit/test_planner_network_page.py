@@ -10,7 +10,7 @@ import pytest
 
 from tfdist import planner
 
-PAGE = (Path(__file__).parents[2] / "docs/planner-parts/network.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/planner/network.md").read_text("utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)
 
 

@@ -10,7 +10,7 @@ from tfdist.planner import Transformer, count_parameters, preset
 from tfdist.planner.families import FAMILIES
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs/planner-parts/shapes.md").read_text("utf-8")
+PAGE = (ROOT / "docs/planner/parameters.md").read_text("utf-8")
 TABLE = ROOT / "tests/unit/planner_tables/transformers_parameters.json"
 BLOCKS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE, re.DOTALL)
 
