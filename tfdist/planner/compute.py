@@ -272,8 +272,8 @@ def checked_tokens(tokens: Any) -> Fraction:
     Raises:
         ConfigError: it is none.
     """
-    checked_number("tokens", tokens, lambda n: 0 < n < 1e30, "must be a positive number of tokens")
-    return Fraction(tokens)
+    rule = "must be a positive number of tokens"
+    return Fraction(checked_number("tokens", tokens, lambda n: 0 < n < 1e30, rule))
 
 
 def checked_instance(field: str, value: Any, kind: type) -> None:
