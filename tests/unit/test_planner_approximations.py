@@ -92,6 +92,10 @@ def test_parts_are_those_of_the_exact_count(formula, recomputation):
     exact = training_flops(GPT3, training, 1e9)
     assert [part.name for part in short.parts] == [part.name for part in exact.parts]
     assert short.part("backward") == 2 * short.part("forward")
+    if recomputation == "full":
+        once = next(part for part in short.parts if part.name == "forward")
+        body = once.value - once.part("embedding") - once.part("head")
+        assert short.part("recomputation") == body
 
 
 def test_of_experts_6_n_d_counts_those_that_a_token_uses():

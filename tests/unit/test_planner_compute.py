@@ -4,6 +4,7 @@ import math
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -142,12 +143,14 @@ def test_selective_recomputation_is_attention_without_its_projections(model):
     assert found.part("recomputation") == sum(forward.get(name, 0) for name in names) > 0
 
 
-def test_flash_attention_computes_the_scores_once_more():
+@by_model
+def test_flash_attention_computes_the_scores_once_more(model):
     plain, flash = (
-        training_flops(SMALL, Training(sequence=32, flash_attention=flag)).value
+        training_flops(model, Training(sequence=32, flash_attention=flag)).value
         for flag in (False, True)
     )
-    assert flash - plain == parts(forward_flops(SMALL, 1, 32))["scores"]
+    forward = parts(forward_flops(model, 1, 32))
+    assert flash - plain == forward["scores"] + forward.get("relative scores", 0)
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 50), st.integers(1, 50))
@@ -175,6 +178,13 @@ def test_a_wrong_formula_is_found():
     right = Quantity("x", 24, "FLOPs", "2 a (b + 1) + c'", {"a": 3, "b": 2, "c'": 6})
     assert evaluated(right) == right.value
     assert evaluated(replace(right, formula="2 a b + c'")) != right.value
+
+
+def test_numbers_of_numpy_are_numbers():
+    training = Training(sequence=32)
+    exact = training_flops(SMALL, training, 4096).value
+    for tokens in (np.float32(4096), np.float64(4096), np.int32(4096), 4096.0):
+        assert training_flops(SMALL, training, tokens).value == exact
 
 
 def test_large_counts_stay_exact():

@@ -14,6 +14,7 @@ from tfdist.planner import (
     find_device,
     forward_flops,
     generation_flops,
+    generation_time,
     parameter_flops,
     plan_rlhf,
     training_flops,
@@ -113,6 +114,14 @@ def test_the_time_of_generation_reads_the_weights_for_each_token():
 def test_fewer_copies_read_the_weights_less_often():
     few, many = (plan(GPT3, GPT3_6B, 1024, copies=n)[2].time.parts[0] for n in (8, 128))
     assert few.value < many.value
+
+
+def test_rollouts_follow_one_another():
+    generating = plan(rlhf=FEW, copies=2)[2].time.parts[0]
+    once = generation_time(SMALL, 4 // 2, 4, 6, A100, 8 // 2)
+    assert generating.value == pytest.approx(2 * once.value)
+    assert generating.interval == pytest.approx([2 * end for end in once.interval])
+    assert [part.formula[:2] for part in generating.parts] == ["i ", "i "]
 
 
 def test_the_plan_of_ppo_has_an_interval_unless_mfu_is_given():

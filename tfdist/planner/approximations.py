@@ -39,7 +39,7 @@ def parameter_flops(parameters: float, tokens: float, *, recomputation: str = "n
         ConfigError: an argument is wrong.
     """
     rule = "must be a positive number of parameters"
-    checked_number("parameters", parameters, lambda n: 0 < n < 1e30, rule)
+    parameters = checked_number("parameters", parameters, lambda n: 0 < n < 1e30, rule)
     checked_choice("recomputation", recomputation, RECOMPUTATIONS)
     letters = {"N": Fraction(parameters), "D": checked_tokens(tokens)}
     once = product("parameters", "2 N D", letters, "arXiv 2001.08361, section 2.1")

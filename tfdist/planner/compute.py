@@ -3,7 +3,7 @@
 Only matrix products count, and a multiply-add counts as 2, as in the papers and in the counters of
 the frameworks. Softmax, norms, activation functions and the optimizer multiply no matrices.
 
-Letters in the formulas: L layers, T tokens, O tokens that pass through the head, n keys that a
+Letters in the formulas: L layers, T tokens, O of them that pass through the head, n keys that a
 token attends to on average, h hidden, q width of all queries, k width of all keys, a heads, f width
 of an MLP, f' width of the shared experts, m matrices of an MLP, E experts, e experts that a token
 uses, R rows of relative positions, V vocabulary. With latent attention: r and s are the ranks of
@@ -178,7 +178,8 @@ def operations(
     dense = {**letters, "L": model.layers - model.expert_layers}
     found.append(product("mlp", "2 L T m h f", dense))
     found += _experts(model, letters)
-    return [*found, product("head", "2 O h V", letters)]
+    through_head = "2 T h V" if work.outputs == work.tokens else "2 O h V"
+    return [*found, product("head", through_head, letters)]
 
 
 def _attention(model: Transformer, letters: Mapping[str, Any]) -> list[Quantity]:
@@ -271,8 +272,8 @@ def checked_tokens(tokens: Any) -> Fraction:
     Raises:
         ConfigError: it is none.
     """
-    checked_number("tokens", tokens, lambda n: 0 < n < 1e30, "must be a positive number of tokens")
-    return Fraction(tokens)
+    rule = "must be a positive number of tokens"
+    return Fraction(checked_number("tokens", tokens, lambda n: 0 < n < 1e30, rule))
 
 
 def checked_instance(field: str, value: Any, kind: type) -> None:

@@ -168,7 +168,8 @@ def plan_rlhf(
         devices // copies,
         mfu=mfu,
     )
-    generating = _repeated(rollout, rlhf.episodes // rlhf.rollout)
+    rollouts = rlhf.episodes // rlhf.rollout
+    generating = sum_of_times("generation", [_repeated(part, rollouts) for part in rollout.parts])
     ppo_time = sum_of_times("time", [generating, replace(seconds(learning), name="learning")])
 
     actor, critic = _size("actor", policy), _size("critic", reward, scalar=True)
@@ -243,9 +244,10 @@ def _phase(
 
 
 def _repeated(time: Quantity, times: int) -> Quantity:
-    """The same work several times, one after another."""
-    formula, values = "i t", {"i": times, "t": time.value}
+    """The time of the same work that is done several times."""
     interval = None
     if time.interval is not None:
         interval = (times * time.interval[0], times * time.interval[1])
-    return Quantity(time.name, times * time.value, time.unit, formula, values, interval=interval)
+    formula, values = f"i {time.formula}", {"i": times, **time.values}
+    value = times * time.value
+    return replace(time, value=value, formula=formula, values=values, interval=interval)

@@ -14,8 +14,8 @@ from tfdist.planner.quantity import Quantity
 
 # The exponents are printed in table 2. The factors are not printed, so each curve goes through its
 # model of 1e12 parameters in tables 3 and A3, whose FLOPs stand here. The coefficients that the
-# paper prints for approach 3 are rounded: they make its own table A3 wrong by 23 % (arXiv
-# 2404.10102).
+# paper prints for approach 3 are rounded, and would make the models of table A3 18 to 30 % smaller
+# (arXiv 2404.10102 explains it).
 SIZE = 1e12
 EXPONENTS = {1: (0.50, 1.27e26), 2: (0.49, 1.59e26), 3: (0.46, 5.65e26)}
 SOURCE = "arXiv 2203.15556, tables 2, 3 and A3"

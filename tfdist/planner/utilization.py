@@ -1,7 +1,7 @@
 """How much of the devices' peak a training reaches, how long it takes, and what it costs.
 
 MFU, model FLOPs utilization, counts the FLOPs that the model needs: forward and backward pass. HFU,
-hardware FLOPs utilization, also counts recomputation (arXiv 2204.02311, section 4.1).
+hardware FLOPs utilization, also counts recomputation.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from tfdist.planner.quantity import Quantity
 from tfdist.planner.training import PRECISIONS
 from tfdist.planner.transformer import LARGEST
 
+DEFINITION = "arXiv 2204.02311, section 4.1"
 # The MFU of a training whose MFU is unknown: of large models on thousands of devices.
 LIKELY_MFU = 0.41
 MFU_INTERVAL = (0.302, 0.563)
@@ -157,7 +158,7 @@ def _utilization(name: str, done: float, seconds: float, peak: float, devices: i
         rule = f"must be at least {done / (devices * peak):.6g}, the time at the peak"
         raise ConfigError("seconds", seconds, rule)
     values = {"F": done, "t": seconds, "d": devices, "P": peak}
-    return Quantity(name, reached, "fraction", "F / (t d P)", values)
+    return Quantity(name, reached, "fraction", "F / (t d P)", values, DEFINITION)
 
 
 def _checked_fraction(field: str, value: Any) -> float:
