@@ -1,6 +1,9 @@
+from .calibration import calibrate_step as calibrate_step
 from .devices import DEVICES as DEVICES
 from .devices import Device as Device
 from .devices import device as device
+from .model_graph import TracedModel as TracedModel
+from .model_graph import plan_keras as plan_keras
 from .parameters import count_active_parameters as count_active_parameters
 from .parameters import count_parameters as count_parameters
 from .quantity import Quantity as Quantity
