@@ -1,4 +1,4 @@
-"""The peak memory that `plan_keras` predicts, beside that of a real training step."""
+"""The peak memory that `plan_keras` predicts, against that of a real training step."""
 
 import ctypes
 from pathlib import Path

@@ -1,5 +1,8 @@
 """What `plan_keras` counts in real graphs, against closed forms; and the calibration."""
 
+import re
+from pathlib import Path
+
 import keras
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from tfdist.planner import (
     plan_keras,
 )
 
+PAGE = Path(__file__).parents[2] / "docs/planner-parts/keras.md"
 B = 3
 FLOAT = 4
 
@@ -56,10 +60,12 @@ def test_two_dense_layers():
     # The gradients, the last of them next to what it is made of: the gradient of the relu.
     assert plan.live_bytes.part("gradients") == 325 * FLOAT
     assert plan.live_bytes.value == (325 + B * 20) * FLOAT
+    assert plan.peak_bytes.value == (3 * 325 + B * 10 + B * 20) * FLOAT
+    twice = plan_keras(model, spec(2 * B, 10), optimizer="momentum", per_example=False)
+    assert plan.peak_bytes.value + B * plan.peak_bytes_per_example.value == twice.peak_bytes.value
+    assert twice.saved_bytes_per_example is None
     assert plan.uncounted == {}
     assert plan.gathered_bytes.value == 0
-    names = {"variables", "slots", "inputs", "live"}
-    assert {part.name for part in plan.peak_bytes.parts} == names
 
 
 def test_element_wise_work_and_reductions_are_apart():
@@ -137,6 +143,15 @@ def test_keras_counts_the_same_parameters():
 def test_a_model_that_is_not_built_is_built():
     model = keras.Sequential([keras.layers.Dense(4), keras.layers.Dense(2)])
     assert quick_model(model, spec(B, 6)).parameters.value == 6 * 4 + 4 + 4 * 2 + 2
+
+
+def test_mobilenet_has_its_published_multiply_adds():
+    """569 million, and 4.2 million parameters: arXiv 1704.04861, table 8."""
+    model = keras.applications.MobileNet(weights=None)
+    plan = quick_model(model, spec(1, 224, 224, 3))
+    assert plan.parameters.value == model.count_params() == pytest.approx(4.2e6, rel=0.02)
+    assert products(plan.forward_flops) / 2 == pytest.approx(569e6, rel=0.001)
+    assert plan.uncounted == {}
 
 
 def test_multi_head_attention():
@@ -253,6 +268,18 @@ def test_a_nested_function_counts_as_if_it_were_written_out(square):
     assert one.saved_bytes.value == other.saved_bytes.value == 2 * B * 4 * FLOAT
     concrete = tf.function(nested).get_concrete_function(spec(B, 4))
     assert quick(concrete, spec(B, 4)).forward_flops == other.forward_flops
+
+
+def test_recomputation_saves_less_and_computes_more(square):
+    def block(x):
+        return tf.tanh(tf.tanh(x @ square) @ square)
+
+    kept = quick(lambda x: block(tf.tanh(x @ square)), spec(B, 4))
+    again = quick(lambda x: tf.recompute_grad(block)(tf.tanh(x @ square)), spec(B, 4))
+    one = 2 * B * 4 * 4
+    assert (kept.saved_bytes.value, again.saved_bytes.value) == (3 * B * 4 * FLOAT, B * 4 * FLOAT)
+    assert products(kept.backward_flops) == 5 * one
+    assert products(again.backward_flops) == (5 + 2) * one
 
 
 def test_a_loop_needs_its_trip_count(square):
@@ -402,3 +429,16 @@ def test_a_wrong_calibration_is_refused(wrong, message):
     options = {"function": lambda x: x, "inputs": [1], "flops": 1.0, **wrong}
     with pytest.raises(ConfigError, match=message):
         calibrate_step(**options)
+
+
+def test_the_worked_example_prints_what_the_page_says(capsys):
+    parts = PAGE.read_text("utf-8").split("```")
+    [place] = [number for number, block in enumerate(parts) if "plan_keras(loss, inputs" in block]
+    program = parts[place].removeprefix("python\n")
+    printed, prose = parts[place + 2].removeprefix("text\n"), parts[place + 3]
+    exec(compile(program, str(PAGE), "exec"), {})
+    assert capsys.readouterr().out == printed
+    numbers = re.findall(r"[\d,]{2,}", printed)
+    assert len(numbers) == 15
+    for number in numbers:
+        assert number in prose, number

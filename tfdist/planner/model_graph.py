@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -52,9 +52,9 @@ class TracedModel:
         live_bytes: the most that tensors of the step hold at a time, when the operations run in
             their order in the graph and the gradients stay to the end. Its parts are what is saved,
             gradients and temporary then.
-        saved_bytes_per_example: what one more example adds to `saved_bytes`; None if not asked for.
-        live_bytes_per_example: what it adds to `live_bytes`.
         uncounted: operations whose work is unknown, with their number; the FLOPs lack them.
+        saved_bytes_per_example: what one more example adds to `saved_bytes`; None if not asked for.
+        peak_bytes_per_example: what it adds to `peak_bytes`, between this batch and its double.
     """
 
     parameters: Quantity
@@ -68,9 +68,9 @@ class TracedModel:
     input_bytes: Quantity
     saved_bytes: Quantity
     live_bytes: Quantity
-    saved_bytes_per_example: Quantity | None
-    live_bytes_per_example: Quantity | None
     uncounted: Mapping[str, int]
+    saved_bytes_per_example: Quantity | None = None
+    peak_bytes_per_example: Quantity | None = None
 
     @property
     def peak_bytes(self) -> Quantity:
@@ -131,15 +131,19 @@ def plan_keras(
     if model is not None and not hasattr(model, "trainable_weights"):
         raise ConfigError("model", model, "must be a Keras model, or None")
     trips = _checked_trips(trips)
-    trace = _Trace(function, arguments, model, trips)
-    saved, live = _memory("saved", trace.saved()), trace.live()
-    saved_slope = live_slope = None
-    if per_example:
-        batch, doubled = _doubled(arguments)
-        twice = _Trace(function, doubled, model, trips)
-        more = _memory("saved", twice.saved())
-        saved_slope = _per_example(saved, more, batch)
-        live_slope = _per_example(live, twice.live(), batch)
+    plan = _plan(_Trace(function, arguments, model, trips), optimizer)
+    if not per_example:
+        return plan
+    batch, doubled = _doubled(arguments)
+    twice = _plan(_Trace(function, doubled, model, trips), optimizer)
+    return replace(
+        plan,
+        saved_bytes_per_example=_per_example(plan.saved_bytes, twice.saved_bytes, batch),
+        peak_bytes_per_example=_per_example(plan.peak_bytes, twice.peak_bytes, batch),
+    )
+
+
+def _plan(trace: _Trace, optimizer: str) -> TracedModel:
     forward, backward = count(trace.scope, trace.forward), count(trace.scope, trace.backward)
     slots = {"slots": SLOTS[optimizer], "bytes": sum(map(_variable_bytes, trace.trainable))}
     return TracedModel(
@@ -152,10 +156,8 @@ def plan_keras(
         gradient_bytes=_memory("gradients", trace.gradients()),
         slot_bytes=Quantity("slots", math.prod(slots.values()), "bytes", "slots bytes", slots),
         input_bytes=trace.inputs(),
-        saved_bytes=saved,
-        live_bytes=live,
-        saved_bytes_per_example=saved_slope,
-        live_bytes_per_example=live_slope,
+        saved_bytes=_memory("saved", trace.saved()),
+        live_bytes=trace.live(),
         uncounted=dict(sorted((forward.unknown + backward.unknown).items())),
     )
 
@@ -187,7 +189,7 @@ class _Trace:
             gradients = tape.gradient([each for each in results if each.dtype.is_floating], sources)
             seen.update(graph=graph, results=results, trainable=trainable, gradients=gradients)
 
-        # The graph belongs to the concrete function, and lives as long.
+        # The graph belongs to the concrete function, which must not be freed.
         self._concrete = tf.function(step).get_concrete_function(*arguments)
         graph, tensors = seen["graph"], tf.nest.flatten(seen["gradients"], expand_composites=True)
         self._gradients = [each for each in tensors if each is not None]
