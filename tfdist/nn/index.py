@@ -39,7 +39,7 @@ class ApproximateIndex:
         try:
             import hnswlib
         except ModuleNotFoundError as error:
-            message = "an ApproximateIndex needs hnswlib: pip install 'tfdist[retrieval]'"
+            message = "an ApproximateIndex needs hnswlib: pip install hnswlib"
             raise ModuleNotFoundError(message, name="hnswlib") from error
         weights = _finite("weights", weights, 2)
         if not len(weights):
