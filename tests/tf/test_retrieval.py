@@ -76,6 +76,20 @@ def test_an_approximate_index_finds_most_of_the_best():
     np.testing.assert_allclose(found[:, 0].max(), logits.numpy()[:, 0].max(), rtol=1e-4)
 
 
+def test_a_bias_by_frequency_does_not_hide_classes_from_the_index():
+    """A graph by inner products finds 5% of these: it leads to the frequent classes alone."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(5000, 64)).astype(np.float32) / 8
+    bias = -np.log(np.arange(1, 5001)).astype(np.float32)
+    queries = rng.normal(size=(50, 64)).astype(np.float32)
+    logits = queries @ weights.T + bias
+    exact = np.argsort(-logits, axis=1)[:, :10]
+    found, ids = ApproximateIndex(weights, bias).top_k(queries, 10)
+    shared = [len({*one} & {*other}) for one, other in zip(exact, ids, strict=True)]
+    assert np.mean(shared) > 9
+    np.testing.assert_allclose(found, np.take_along_axis(logits, ids, 1), atol=1e-4)
+
+
 def test_recall_and_reciprocal_rank():
     ids, labels = [[7, 3], [5, 2], [1, 0]], [7, 2, 9]
     assert recall(ids, labels).numpy().tolist() == [1, 1, 0]
@@ -150,6 +164,14 @@ def test_the_streaming_frequency_is_that_of_the_batches():
     assert np.exp(log_q[0]) == pytest.approx(0.5, rel=0.1)
 
 
+def test_a_late_trainer_does_not_change_the_last_step_of_the_streaming_frequency():
+    frequency = StreamingFrequency(10)
+    for step in range(1, 100):
+        frequency.observe([1], step)
+    frequency.observe([1], 5)  # of a trainer that has waited
+    assert np.exp(frequency.observe([1], 100)) == pytest.approx([1])
+
+
 def test_the_streaming_frequency_in_a_graph():
     with tf.Graph().as_default(), v1.Session() as session:
         step = v1.placeholder(tf.int64, [])
@@ -168,6 +190,9 @@ def test_the_streaming_frequency_in_a_graph():
         (lambda: top_k(table(1), QUERIES, 1, chunk=0), "chunk"),
         (lambda: top_k(table(1), QUERIES[:, :2], 1), "queries"),
         (lambda: perplexity(table(1), []), "batches"),
+        (lambda: perplexity(table(1), [QUERIES]), "batches"),
+        (lambda: perplexity(table(1), (QUERIES, LABELS)), "batches"),
+        (lambda: ApproximateIndex(np.zeros([0, 3])), "weights"),
         (lambda: ApproximateIndex(WEIGHTS[0]), "weights"),
         (lambda: ApproximateIndex(WEIGHTS, BIAS[:3]), "bias"),
         (lambda: ApproximateIndex(WEIGHTS * np.nan), "weights"),

@@ -187,20 +187,14 @@ def test_a_saver_writes_the_slots_of_a_table_as_one_matrix(tmp_path):
     assert (moment != 0).any(1).tolist() == [True, False, False, False, False, True]
 
 
-class OfAnotherLibrary:
-    """Its name is also that of an optimizer of Keras."""
-
-
-OfAnotherLibrary.__name__ = "SGD"
-
-
 @pytest.mark.parametrize(
     "optimizer",
     [
         v1.train.AdamOptimizer(),
         v1.train.RMSPropOptimizer(0.1),
         tf.keras.optimizers.Adagrad(0.1),
-        OfAnotherLibrary(),
+        tf.keras.optimizers.SGD(0.1, weight_decay=0.1),
+        tf.keras.optimizers.SGD(0.1, use_ema=True),
     ],
     ids=lambda optimizer: type(optimizer).__name__,
 )
@@ -208,6 +202,36 @@ def test_a_dense_optimizer_is_refused_with_what_it_would_cost(optimizer):
     rule = r"would go through all 1,000 rows in each step: 0\.3 MB"
     with pytest.raises(ConfigError, match=rule):
         check_optimizer(optimizer, ClassTable(1000, 63))
+
+
+def test_an_optimizer_and_a_table_are_checked_together():
+    class SGD:
+        """Its name is also that of an optimizer of Keras."""
+
+    for optimizer in (SGD(), "adam"):
+        with pytest.raises(ConfigError, match=r"optimizer: got .* must be an optimizer"):
+            check_optimizer(optimizer, ClassTable(10, 2))
+    with pytest.raises(ConfigError, match="table: got 3; must be a ClassTable"):
+        check_optimizer(Momentum(0.1), 3)
+
+
+@pytest.mark.parametrize("others", [(Adagrad, Adagrad), (Adagrad, Ftrl, Adagrad)])
+def test_several_optimizers_of_a_graph_have_slots_of_their_own(others):
+    with tf.Graph().as_default(), v1.Session() as session:
+        table = ClassTable(6, 2, num_shards=2)
+        loss = tf.reduce_sum(table.lookup([0, 5])[0] ** 2)
+        optimizers = [kind(0.1) for kind in others]
+        steps = [optimizer.minimize(loss) for optimizer in optimizers]
+        slots = [each.slot(table.weights[0], "accumulator") for each in optimizers]
+        assert [slot.op.name.rpartition("/")[2] for slot in slots] == [
+            "accumulator",
+            *(f"accumulator_{number}" for number in range(1, len(others))),
+        ]
+        session.run(v1.global_variables_initializer())
+        before = session.run(slots)
+        session.run(steps[1])
+        changed = [(a != b).any() for a, b in zip(before, session.run(slots), strict=True)]
+        assert changed == [number == 1 for number in range(len(others))]
 
 
 @pytest.mark.parametrize(
@@ -233,6 +257,11 @@ def test_a_sparse_optimizer_is_accepted(optimizer):
             "grads_and_vars",
         ),
         (lambda: SGD(0.1).apply_gradients([(tf.ones([]), "w")]), "grads_and_vars"),
+        (lambda: SGD(0.1).apply_gradients([tf.Variable(1.0)]), "grads_and_vars"),
+        (lambda: SGD(0.1).build([3]), "variables"),
+        (lambda: SGD(0.1).build(ClassTable(3, 2)), "variables"),
+        (lambda: Adagrad(0.1).slot(ClassTable(3, 2), "accumulator"), "variable"),
+        (lambda: Adagrad(0.1).slot(tf.Variable(1.0), "sum"), "name"),
         (lambda: Ftrl(0.1, l1=-1), "l1"),
         (lambda: SGD(0.1).apply_gradients([(None, tf.Variable(1.0))]), "grads_and_vars"),
     ],

@@ -154,14 +154,16 @@ class StreamingFrequency(tf.Module):
             seen, _, times_now = tf.unique_with_counts(noted_ids)
             num_batches = tf.gather(self._num_batches, seen) + 1
             rate = tf.maximum(self._rate, 1 / tf.cast(num_batches, tf.float32))
-            gap_now = tf.cast(step - tf.gather(self._last, seen), tf.float32)
+            # A slow trainer may note an older step than another one has: it counts as the same.
+            last = tf.gather(self._last, seen)
+            gap_now = tf.cast(tf.maximum(step - last, 0), tf.float32)
 
             def averaged(variable: Any, now: Any) -> Any:
                 before = tf.gather(variable, seen)
                 return tf.maximum(before + rate * (now - before), 1.0)
 
             with tf.control_dependencies([gap_now]):  # a graph might note the step before it reads
-                noted = tf.fill(tf.shape(seen), step)
+                noted = tf.maximum(last, step)
             updates = [
                 tf.raw_ops.ResourceScatterUpdate(
                     resource=variable.handle, indices=seen, updates=values

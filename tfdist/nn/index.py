@@ -16,6 +16,10 @@ class ApproximateIndex:
     see how many, compare with `top_k` on your own queries. The index holds a copy of the weights,
     and does not follow a table that is trained on.
 
+    With a bias the inner products of some classes are large for all queries, and a graph by inner
+    products then leads to few others. So the rows get one more element that makes all of them
+    equally long: then the largest inner product is the smallest distance (Bachrach et al. 2014).
+
     Needs hnswlib, the extra `retrieval` of tfdist.
 
     Args:
@@ -38,6 +42,8 @@ class ApproximateIndex:
             message = "an ApproximateIndex needs hnswlib: pip install hnswlib"
             raise ModuleNotFoundError(message, name="hnswlib") from error
         weights = _finite("weights", weights, 2)
+        if not len(weights):
+            raise ConfigError("weights", "no class", "must have a class")
         self._num_classes, self._dim = weights.shape
         bias = np.zeros(self._num_classes) if bias is None else _finite("bias", bias, 1)
         if len(bias) != self._num_classes:
@@ -45,13 +51,15 @@ class ApproximateIndex:
             raise ConfigError("bias", f"the shape {list(bias.shape)}", rule)
         links = checked_integer("links", links, 2)
         build_width = checked_integer("build_width", build_width, 1)
-        # A query gets a last element of 1, so that the inner product has the bias.
-        rows = np.column_stack([weights, bias]).astype(np.float32)
-        self._index = hnswlib.Index("ip", rows.shape[1])
+        # A query gets an element of 1, so that the inner product has the bias, and one of 0.
+        rows = np.column_stack([weights, bias])
+        squares = np.sum(rows**2, axis=1)
+        rows = np.column_stack([rows, np.sqrt(squares.max() - squares)]).astype(np.float32)
+        self._index = hnswlib.Index("l2" if np.ptp(bias) else "ip", rows.shape[1])
         self._index.init_index(len(rows), M=links, ef_construction=build_width)
         self._index.add_items(rows)
 
-    def top_k(self, queries: Any, k: int, *, width: int = 200) -> tuple[Any, Any]:
+    def top_k(self, queries: Any, k: int, *, width: int = 400) -> tuple[Any, Any]:
         """Most of the k classes with the largest logits.
 
         Args:
@@ -72,10 +80,18 @@ class ApproximateIndex:
             raise ConfigError("queries", f"the shape {list(queries.shape)}", rule)
         k = checked_integer("k", k, 1, self._num_classes)
         self._index.set_ef(max(checked_integer("width", width, 1), k))
-        ids, distances = self._index.knn_query(
-            np.column_stack([queries, np.ones(len(queries))]).astype(np.float32), k
-        )
-        return 1 - distances, ids.astype(np.int64)  # hnswlib's distance is 1 - the inner product
+        ones, zeros = np.ones(len(queries)), np.zeros(len(queries))
+        queries = np.column_stack([queries, ones, zeros]).astype(np.float32)
+        try:
+            ids, _ = self._index.knn_query(queries, k)
+        except RuntimeError as error:  # the graph does not lead to so many
+            rule = "must be smaller: the search has found fewer; raise width, or use nn.top_k"
+            raise ConfigError("k", k, rule) from error
+        rows = np.array(self._index.get_items(ids.ravel())).reshape(*ids.shape, -1)
+        logits = np.einsum("bd,bkd->bk", queries, rows)
+        order = np.argsort(-logits, axis=1, kind="stable")
+        found = (np.take_along_axis(each, order, 1) for each in (logits, ids))
+        return next(found), next(found).astype(np.int64)
 
 
 def _finite(field: str, values: Any, rank: int) -> Any:

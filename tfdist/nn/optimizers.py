@@ -18,13 +18,20 @@ import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import chain, count
 from types import MappingProxyType
 from typing import Any
 
 import tensorflow as tf
 
-from tfdist.errors import ConfigError, checked_flag, checked_number
-from tfdist.nn.class_table import ClassTable, joined, parts_of
+from tfdist.errors import (
+    ConfigError,
+    checked_choice,
+    checked_flag,
+    checked_number,
+    checked_several,
+)
+from tfdist.nn.class_table import ClassTable, checked_table, joined, parts_of
 from tfdist.nn.placement import check_no_replicas, colocated, colocated_variable
 
 v1 = tf.compat.v1
@@ -45,11 +52,13 @@ def check_optimizer(optimizer: Any, table: ClassTable) -> None:
     Raises:
         ConfigError: it would, and this is how much.
     """
+    checked_table(table)
     if isinstance(optimizer, (SparseOptimizer, *_SPARSE)):
         return
-    # Keras's, which is not imported for this
-    if type(optimizer).__name__ == "SGD" and getattr(optimizer, "momentum", None) == 0:
+    if _is_plain_sgd(optimizer):
         return
+    if not hasattr(optimizer, "apply_gradients"):
+        raise ConfigError("optimizer", optimizer, "must be an optimizer, with apply_gradients")
     size = table.num_classes * (table.dim + 1) * _FLOAT_BYTES
     raise ConfigError(
         "optimizer",
@@ -57,6 +66,13 @@ def check_optimizer(optimizer: Any, table: ClassTable) -> None:
         f"would go through all {table.num_classes:,} rows in each step: {size / 1e6:,.1f} MB, and "
         "as much again for each of its slots; use one of tfdist.nn, such as LazyAdam",
     )
+
+
+def _is_plain_sgd(optimizer: Any) -> bool:
+    """Whether it is Keras's SGD, which is not imported for this, without what moves all rows."""
+    others = ("momentum", "weight_decay", "use_ema")
+    is_sgd = type(optimizer).__name__ == "SGD" and hasattr(optimizer, "momentum")
+    return is_sgd and not any(getattr(optimizer, name, None) for name in others)
 
 
 class _ByVariable(dict[Any, dict[str, Any]]):
@@ -97,11 +113,13 @@ class SparseOptimizer(tf.Module):
         Args:
             variables: variables, also Keras's, and ClassTables.
         """
-        for each in variables:
+        for each in checked_several("variables", variables, "must be a list of variables"):
             if isinstance(each, ClassTable):
                 for parts in (each.weights, each.bias):
                     self._build_joined(parts)
-            elif (variable := _checked_variable(each)).ref() not in self._by_variable:
+                continue
+            variable = _checked_variable("variables", each)
+            if variable.ref() not in self._by_variable:
                 self.saved_slots.append(self._make_slots(variable))
 
     @tf.autograph.experimental.do_not_convert  # there is nothing to convert in it
@@ -121,11 +139,13 @@ class SparseOptimizer(tf.Module):
             ConfigError: no pair has a gradient, or a variable is not of float32 or no resource
                 variable.
         """
-        pairs = [
-            (gradient, _checked_variable(variable))
-            for gradient, variable in grads_and_vars
-            if gradient is not None
-        ]
+        rule = "must be pairs of a gradient and a variable"
+        pairs = []
+        for pair in checked_several("grads_and_vars", grads_and_vars, rule):
+            if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+                raise ConfigError("grads_and_vars", type(pair).__name__, rule)
+            if pair[0] is not None:
+                pairs.append((pair[0], _checked_variable("grads_and_vars", pair[1])))
         if not pairs:
             raise ConfigError("grads_and_vars", [], "must have a gradient")
         check_no_replicas()
@@ -162,8 +182,13 @@ class SparseOptimizer(tf.Module):
 
     # `get_slot` is a name by which checkpoints of TensorFlow would look for slots in their own way.
     def slot(self, variable: Any, name: str) -> Any:
-        """The slot of a variable, or None before it is made."""
-        return self._by_variable.get(_checked_variable(variable).ref(), {}).get(name)
+        """The slot of a variable, or None before it is made.
+
+        Raises:
+            ConfigError: it is no variable, such as a whole table, or `slot_names` has no such name.
+        """
+        name = checked_choice("name", name, self.slot_names)
+        return self._by_variable.get(_checked_variable("variable", variable).ref(), {}).get(name)
 
     def _build_joined(self, parts: Any) -> None:
         variables = [part for part in parts_of(parts) if part.ref() not in self._by_variable]
@@ -174,11 +199,13 @@ class SparseOptimizer(tf.Module):
             )
 
     def _make_slots(self, variable: Any) -> dict[str, Any]:
-        name = variable.name.partition(":")[0]
+        name, another = variable.name.partition(":")[0], ""
+        if not tf.executing_eagerly():
+            another = _suffix(name, self.slot_names)
         slots = {
             slot: colocated_variable(
                 variable,
-                f"{name}/{slot}",
+                f"{name}/{slot}{another}",
                 partial(tf.fill, variable.shape.as_list(), tf.constant(value)),
                 trainable=False,
             )
@@ -188,7 +215,7 @@ class SparseOptimizer(tf.Module):
             for slot, made in slots.items():
                 made._set_save_slice_info(
                     v1.Variable.SaveSliceInfo(
-                        f"{place.full_name}/{slot}",
+                        f"{place.full_name}/{slot}{another}",
                         place.full_shape,
                         place.var_offset,
                         place.var_shape,
@@ -441,7 +468,20 @@ def _checked_decay(field: str, value: Any) -> float:
     return checked_number(field, value, lambda number: 0 <= number < 1, rule)
 
 
-def _checked_variable(variable: Any) -> Any:
+def _suffix(name: str, slots: Sequence[str]) -> str:
+    """What makes names of slots of a variable that another optimizer of the graph does not use."""
+    scope = v1.get_variable_scope().name
+    start = f"{scope}/{name}" if scope else name
+    taken = {variable.op.name for variable in v1.global_variables()}
+    suffixes = chain([""], (f"_{number}" for number in count(1)))
+    return next(
+        suffix
+        for suffix in suffixes
+        if not any(f"{start}/{slot}{suffix}" in taken for slot in slots)
+    )
+
+
+def _checked_variable(field: str, variable: Any) -> Any:
     """The variable of TensorFlow, also that of a variable of Keras 3."""
     if not isinstance(variable, tf.Variable) and isinstance(
         getattr(variable, "value", None), tf.Variable
@@ -449,11 +489,11 @@ def _checked_variable(variable: Any) -> Any:
         variable = variable.value
     if not isinstance(variable, tf.Variable):
         rule = "must be variables; pass table.trainable_variables for a ClassTable"
-        raise ConfigError("grads_and_vars", type(variable).__name__, rule)
+        raise ConfigError(field, type(variable).__name__, rule)
     if not hasattr(variable, "handle"):
         rule = "must be resource variables; call tf.compat.v1.enable_resource_variables()"
-        raise ConfigError("grads_and_vars", variable.name, rule)
+        raise ConfigError(field, variable.name, rule)
     if variable.dtype.base_dtype != tf.float32:
         rule = f"must be float32, not {variable.dtype.base_dtype.name}"
-        raise ConfigError("grads_and_vars", variable.name, rule)
+        raise ConfigError(field, variable.name, rule)
     return variable

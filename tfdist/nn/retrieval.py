@@ -105,7 +105,10 @@ def perplexity(
         raise ConfigError("perplexity", "a graph", "must be eager; run full_softmax instead")
     total, count = 0.0, 0
     rule = "must be pairs of inputs and labels"
-    for inputs, labels in checked_several("batches", batches, rule):
+    for batch in checked_several("batches", batches, rule):
+        if not isinstance(batch, (tuple, list)) or len(batch) != 2:
+            raise ConfigError("batches", type(batch).__name__, rule)
+        inputs, labels = batch
         losses = full_softmax(table, inputs, labels, chunk=chunk)
         total += float(tf.reduce_sum(tf.cast(losses, tf.float64)))
         count += len(losses)

@@ -154,11 +154,11 @@ def _logits(
     labels = checked_ids("labels", labels, table.num_classes)
     labels = checked_rows("labels", labels, "inputs", inputs)
     _check_candidates(candidates, labels)
-    num_sampled = int(candidates.ids.shape[0])
+    ids = checked_ids("candidates.ids", candidates.ids, table.num_classes)
+    num_sampled = int(ids.shape[0])
     # The gradient of a split is one concatenation; slices would each get one as large as all rows.
     (sampled, own), (sampled_bias, own_bias) = (
-        tf.split(rows, [num_sampled, -1])
-        for rows in table.lookup(tf.concat([candidates.ids, labels], 0))
+        tf.split(rows, [num_sampled, -1]) for rows in table.lookup(tf.concat([ids, labels], 0))
     )
     positive = tf.reduce_sum(inputs * own, 1) + own_bias
     negative = tf.matmul(inputs, sampled, transpose_b=True) + sampled_bias

@@ -34,11 +34,18 @@ _MOST_BELOW_1 = 1 - 2**-24  # of the numbers in float32; with 1 a logarithm woul
 
 
 class Candidates(NamedTuple):
-    """A sample, and what a loss has to know of it; give it to a loss again to replay a step."""
+    """A sample, and what a loss has to know of it; give it to a loss again to replay a step.
 
-    ids: Any  # int64 [num_sampled]
-    log_q: Any  # float32 [num_sampled]: log of how often the sample contains the class on average
-    labels_log_q: Any  # float32 [batch]: the same of the labels
+    Attributes:
+        ids: int64 [num_sampled], the classes.
+        log_q: float32 [num_sampled], the logarithm of how often a sample contains each of them on
+            average.
+        labels_log_q: float32 [batch], the same of the labels.
+    """
+
+    ids: Any
+    log_q: Any
+    labels_log_q: Any
 
 
 # The classes from the first number to before the second.
@@ -59,12 +66,13 @@ class Sampler(ABC):
         """Draws `count` independent classes of this part.
 
         Args:
-            part: all classes, or those of one shard.
+            part: the first class, and the class after the last one: all classes, or those of one
+                shard.
             count: a number or a scalar tensor.
             seed: [2] integers.
 
         Returns:
-            int64 [count].
+            int64 [count], numbered as in the whole table.
         """
 
     @abstractmethod
