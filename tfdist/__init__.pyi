@@ -3,6 +3,7 @@ from . import data as data
 from . import doctor as doctor
 from . import export as export
 from . import nn as nn
+from . import planner as planner
 from . import serving as serving
 from . import splits as splits
 from . import testing as testing

@@ -17,7 +17,7 @@ from tfdist.planner import (
     plan_keras,
 )
 
-PAGE = Path(__file__).parents[2] / "docs/planner-parts/keras.md"
+PAGE = Path(__file__).parents[2] / "docs/planner/keras.md"
 B = 3
 FLOAT = 4
 

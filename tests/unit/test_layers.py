@@ -42,6 +42,7 @@ FLOORS = {
     "diagnosis": 5,
     "doctor": 5,
     "export": 5,
+    "planner": 5,
     "deploy": 5,
     "serving": 6,
     "repro": 6,
@@ -55,7 +56,7 @@ APART = {("train", "cluster")}
 FOUNDATIONS = 1
 # Packages with public names, besides tfdist itself.
 PUBLIC_PACKAGES = {"barrier", "data", "doctor", "export", "nn", "serving", "splits", "testing"}
-PUBLIC_PACKAGES |= {"train"}
+PUBLIC_PACKAGES |= {"planner", "train"}
 # Decisions: no TensorFlow, no input or output; numpy is the only library.
 PURE = {"deadline", "data.ledger"}
 PURE_NAME = "rules"
@@ -66,12 +67,14 @@ CONCEPTS = {
     "__main__": "python -m tfdist",
     "cluster.preload": "the fork server imports it by its name",
     "export.frozen": "a GraphDef in place of a SavedModel",
+    "planner.scaling": "how large a model to train, for Chinchilla's law",
     "testing.compose.nodes": "which back end runs the services of compose files",
 }
 
 MOST_MODULES = 140
 # Rooms for what comes after the training, and the commands of that name: each has its own limit.
-LATER = {"export": 20, "serving": 10, "serve": 2, "nn": 15}
+LATER = {"export": 20, "serving": 10, "serve": 2, "nn": 15, "planner": 45, "plan": 2}
+LATER |= {"plan_text": 2}
 MOST_LINES = 500
 MEDIAN_LINES = (100, 200)
 

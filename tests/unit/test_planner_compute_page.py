@@ -1,4 +1,4 @@
-"""The figures of docs/planner-parts/compute.md are what the planner computes."""
+"""The figures of docs/planner/compute.md are what the planner computes."""
 
 import contextlib
 import csv
@@ -16,7 +16,7 @@ from tfdist.planner import (
     approximation_error,
     compute_optimal,
     count_parameters,
-    device,
+    find_device,
     forward_flops,
     parameter_flops,
     plan_rlhf,
@@ -26,7 +26,7 @@ from tfdist.planner import (
 
 PF_DAY = 8.64e19
 PAIRWISE = ("scores", "weighted values")
-PAGE = Path(__file__).parents[2] / "docs/planner-parts/compute.md"
+PAGE = Path(__file__).parents[2] / "docs/planner/compute.md"
 BLOCKS = re.findall(r"```python\n(.*?)```\n\n```text\n(.*?)```", PAGE.read_text("utf-8"), re.S)
 
 
@@ -47,7 +47,7 @@ def figures():
     gpt3 = Transformer(96, 12288, 96, 50257, positions=2048)
     gpt2 = Transformer(12, 768, 12, 50257, positions=1024)
     gpt3_6b = Transformer(32, 4096, 32, 50257, positions=2048)
-    a100 = device("a100-80g")
+    a100 = find_device("a100-80g")
 
     def off(model, sequence):
         return -approximation_error("6ND", model, Training(sequence=sequence)).value

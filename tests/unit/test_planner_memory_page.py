@@ -6,7 +6,7 @@ from pathlib import Path
 
 from tfdist.planner.activations import layer_activations
 from tfdist.planner.capacity import fits
-from tfdist.planner.devices import device
+from tfdist.planner.devices import find_device
 from tfdist.planner.inference import inference_memory, kv_cache_per_token
 from tfdist.planner.memory import CONTEXT, bytes_per_parameter, training_memory
 from tfdist.planner.parameters import count_parameters
@@ -108,7 +108,7 @@ def test_the_first_device_of_gpt_3():
         (kept,) = [part for part in found.parts if part.name == "activations"]
         assert has(f"{kept.part('layers') / GIB} GiB")
     first_five = [
-        fits(GPT3, replace(TRAINING, **options), device("a100-80g"))
+        fits(GPT3, replace(TRAINING, **options), find_device("a100-80g"))
         for options in list(LAYOUTS.values())[:5]
     ]
     assert first_five == [False, False, False, True, True]

@@ -62,7 +62,7 @@ def test_gpt3_by_hand_is_gpt3_by_formula(program):
     held = data.parts[0].values["P"]
     in_prose(f"holds {held / 1e9:.2f} billion parameters")
     in_prose(f"2 x 23/24 x 2 bytes of each are {2 * 23 / 24 * 2 * held / 1e9:.1f} GB")
-    a100 = planner.device("a100-80g")
+    a100 = planner.find_device("a100-80g")
     in_prose(f"link of {a100.link_bandwidth / 1e9:.0f} GB/s")
     in_prose(f"network of {a100.network_bandwidth / 1e9:.0f} GB/s")
     assert a100.per_machine == 8

@@ -12,6 +12,7 @@ from tfdist.cli import plan_text
 from tfdist.cli.arguments import add_json
 from tfdist.cli.output import PipeConsole
 from tfdist.errors import HELD, NOT_HELD, ConfigError
+from tfdist.planner.search import check_fits
 from tfdist.planner.training import OPTIMIZERS, PRECISIONS, RECOMPUTATIONS, Training
 from tfdist.planner.transformer import BIASES, NORMS, Transformer
 
@@ -136,7 +137,8 @@ def command(parsed: argparse.Namespace) -> int:
             return _rlhf(parsed, console, model)
         return _train(parsed, console, model, name, warnings)
     except ConfigError as error:
-        raise ConfigError(_flag(parsed, error.field), error.value, error.rule) from error
+        flag, is_missing = _flag(parsed, error.field), error.value is None
+        raise ConfigError(flag, error.value, error.rule, missing=is_missing) from error
 
 
 def _flag(parsed: argparse.Namespace, field: str) -> str:
@@ -189,7 +191,7 @@ def _training(parsed: argparse.Namespace, model: Transformer, device: planner.De
     if not any(name in given for name in _DIVISION):
         devices = 1 if parsed.devices is None else parsed.devices
         division = planner.fastest_division(model, Training(**given), device, devices)
-        return planner.check_fits(division, device, devices)
+        return check_fits(division, device, devices)
     if parsed.devices is not None and "data" not in given:
         groups = given.get("tensor", 1) * given.get("pipeline", 1)
         if groups < 1 or parsed.devices % groups:

@@ -64,7 +64,7 @@ def _pyplot() -> Any:
         matplotlib.use("agg")  # draws without a screen
         from matplotlib import pyplot
     except ModuleNotFoundError as error:
-        rule = "needs matplotlib: pip install 'tfdist[docs]'"
+        rule = "needs matplotlib, which is in the extra 'docs'"
         raise ConfigError("plot", "without matplotlib", rule) from error
     return pyplot
 

@@ -1,0 +1,87 @@
+"""The cheapest cluster: what the search tries, and what it leaves out."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from tfdist.errors import ConfigError
+from tfdist.planner import (
+    Offer,
+    Training,
+    Transformer,
+    cheapest_clusters,
+    fastest_division,
+    find_device,
+    iteration_time,
+    memory_left,
+    preset,
+)
+from tfdist.planner.search import pareto
+
+A100 = find_device("a100-80g")
+SMALL = Transformer(layers=6, hidden=256, heads=8, vocabulary=1000)
+BATCH = Training(global_batch=64, sequence=128)
+
+
+def test_the_division_uses_all_devices_and_fits():
+    model = preset("gpt3-175b")
+    division = fastest_division(model, Training(global_batch=1536, sequence=2048), A100, 1024)
+    assert division.devices == 1024
+    assert (division.global_batch, division.sequence) == (1536, 2048)
+    assert memory_left(model, division, A100).value >= 0
+
+
+def test_no_other_division_is_faster():
+    found = fastest_division(SMALL, BATCH, A100, 4)
+    best = iteration_time(SMALL, found, A100).value
+    for tensor, pipeline in ((1, 1), (2, 1), (4, 1), (1, 2), (2, 2)):
+        data = 4 // (tensor * pipeline)
+        other = replace(BATCH, tensor=tensor, pipeline=pipeline, data=data, micro_batch=1)
+        assert best <= iteration_time(SMALL, other, A100).value
+
+
+def test_a_model_that_fits_nowhere_has_no_division():
+    assert fastest_division(preset("gpt3-175b"), Training(global_batch=8), A100, 8) is None
+    assert cheapest_clusters(preset("gpt3-175b"), Training(), 1e9, most_devices=4) == []
+
+
+def test_no_cluster_is_both_slower_and_dearer_than_another():
+    offers = cheapest_clusters(SMALL, BATCH, 1e9, most_devices=16)
+    assert len(offers) > 1
+    for one, other in pairwise(offers):
+        assert one.usd <= other.usd
+        assert one.seconds > other.seconds
+
+
+def test_the_front_is_that_of_all_offers():
+    def offer(usd, seconds):
+        return Offer(A100, BATCH, 1.0, seconds, usd)
+
+    costs = [(3, 1), (1, 9), (2, 9), (2, 4), (5, 0.5), (4, 1), (1, 10)]
+    front = pareto(offer(*each) for each in costs)
+    assert [(each.usd, each.seconds) for each in front] == [(1, 9), (2, 4), (3, 1), (5, 0.5)]
+
+
+def test_a_deadline_and_names_restrict_the_search():
+    everything = cheapest_clusters(SMALL, BATCH, 1e9, most_devices=16)
+    deadline = everything[0].seconds - 1
+    fast = cheapest_clusters(SMALL, BATCH, 1e9, most_devices=16, deadline_secs=deadline)
+    assert fast == everything[1:]
+    one_kind = cheapest_clusters(SMALL, BATCH, 1e9, most_devices=16, names=["v100-32g"])
+    assert {offer.device.name for offer in one_kind} == {"v100-32g"}
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"tokens": 0}, "tokens"),
+        ({"tokens": float("nan")}, "tokens"),
+        ({"deadline_secs": -1}, "deadline_secs"),
+        ({"most_devices": 0}, "most_devices"),
+        ({"names": ["abacus"]}, "device"),
+    ],
+)
+def test_a_wrong_argument_is_named(options, field):
+    with pytest.raises(ConfigError, match=f"^{field}: got "):
+        cheapest_clusters(SMALL, BATCH, **{"tokens": 1e9, **options})
