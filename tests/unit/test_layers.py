@@ -73,8 +73,8 @@ CONCEPTS = {
 
 MOST_MODULES = 140
 # Rooms for what comes after the training, and the commands of that name: each has its own limit.
-LATER = {"export": 20, "serving": 10, "serve": 2, "nn": 15, "planner": 45, "plan": 2}
-LATER |= {"plan_text": 2}
+LATER = {"export": 20, "serving": 10, "serve": 2, "nn": 15, "planner": 45, "cli.plan": 2}
+LATER |= {"cli.plan_text": 2}
 MOST_LINES = 500
 MEDIAN_LINES = (100, 200)
 
@@ -85,8 +85,8 @@ def room(module: str) -> str:
 
 
 def belongs(module: str, name: str) -> bool:
-    """Whether a module is in the room of that name, or is its command."""
-    return name in (room(module), module.rpartition(".")[2])
+    """Whether a module has that name, is in the room of that name, or is its command."""
+    return name in (module, room(module), module.rpartition(".")[2])
 
 
 def is_pure(module: str) -> bool:
