@@ -52,6 +52,8 @@ class Scope:
         self.times = 1
         self.call: Any = None
         self.outer: Scope | None = None
+        self._inside: dict[str, list[Scope]] = {}
+        self._inputs = {tensor.name: number for number, tensor in enumerate(graph.inputs)}
         wanted = list(wanted)
         self._used = {tensor.name for tensor in wanted}
         todo = [*(tensor.op for tensor in wanted), *graph.control_outputs]
@@ -70,28 +72,23 @@ class Scope:
         Raises:
             ConfigError: it is a loop, and `trips` does not have its name.
         """
-        times = self.times
-        if op.type in _CALLS:
-            functions = [op.get_attr("f")]
-        elif op.type in _LOOPS:
-            functions = [op.get_attr("cond"), op.get_attr("body")]
-            times *= self._trips_of(op.name)
-        elif op.type in _BRANCHES:
-            is_if = op.type.endswith("If")
-            names = ("then_branch", "else_branch")
-            functions = [op.get_attr(n) for n in names] if is_if else op.get_attr("branches")
-        else:
-            return []
-        found = []
-        for function in functions:
-            # No public name leads from a call to the graph of its function with all shapes.
-            graph = self.graph._get_function(function.name).graph
-            is_used = [op.type in _LOOPS or each.name in self._used for each in op.outputs]
-            inner = Scope(graph, compress(graph.outputs, is_used), self.trips)
-            inner.path = (*self.path, op.name, function.name)
-            inner.times, inner.call, inner.outer = times, op, self
-            found.append(inner)
-        return found
+        if op.name not in self._inside:
+            self._inside[op.name] = [self._called(op, each) for each in _functions(op)]
+        return self._inside[op.name]
+
+    def input_number(self, tensor: Any) -> int:
+        """Which input of the graph a placeholder is."""
+        return self._inputs[tensor.name]
+
+    def _called(self, op: Any, function: str) -> Scope:
+        # No public name leads from a call to the graph of its function with all shapes.
+        graph = self.graph._get_function(function).graph
+        is_used = [op.type in _LOOPS or each.name in self._used for each in op.outputs]
+        inner = Scope(graph, compress(graph.outputs, is_used), self.trips)
+        inner.path = (*self.path, op.name, function)
+        inner.times = self.times * (self._trips_of(op.name) if op.type in _LOOPS else 1)
+        inner.call, inner.outer = op, self
+        return inner
 
     def _trips_of(self, name: str) -> int:
         # TensorFlow calls the gradient of the loop a/while gradient_tape/a/while_grad.
@@ -112,6 +109,19 @@ class Scope:
                 yield from scope.walk()
             if op.type not in _CALLS:
                 yield self, op
+
+
+def _functions(op: Any) -> list[str]:
+    """The names of the functions that an operation calls; the body of a loop is the last."""
+    if op.type in _CALLS:
+        found = [op.get_attr("f")]
+    elif op.type in _LOOPS:
+        found = [op.get_attr("cond"), op.get_attr("body")]
+    elif op.type in ("If", "StatelessIf"):
+        found = [op.get_attr("then_branch"), op.get_attr("else_branch")]
+    else:
+        found = op.get_attr("branches") if op.type in _BRANCHES else []
+    return [each.name for each in found]
 
 
 @dataclass(frozen=True)
@@ -173,13 +183,16 @@ def _origin(scope: Scope, tensor: Any) -> tuple[Scope, Any]:
         elif op.type != "Placeholder" or scope.outer is None:
             return scope, tensor
         else:
-            index = [each.name for each in scope.graph.inputs].index(tensor.name)
+            number = scope.input_number(tensor)
             if call.type in _LOOPS:
-                # A trip begins with the result of the one before; most are invariant, or computed.
-                result = _unaliased(scope.graph.outputs[index])
-                if result.name != tensor.name:
-                    return scope, tensor if result.op.type == "Placeholder" else result
-            scope, tensor = scope.outer, call.inputs[index + (call.type in _BRANCHES)]
+                # A trip begins with the result of the one before; what it passes on is invariant.
+                body = scope.outer.inside(call)[-1]
+                result = _unaliased(body.graph.outputs[number])
+                if result.op.type != "Placeholder":
+                    return body, result
+                if body.input_number(result) != number:
+                    return scope, tensor
+            scope, tensor = scope.outer, call.inputs[number + (call.type in _BRANCHES)]
 
 
 def _unaliased(tensor: Any) -> Any:

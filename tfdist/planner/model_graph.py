@@ -122,13 +122,13 @@ def plan_keras(
     checked_flag("per_example", per_example)
     _check_shapes(input_spec)
     function, arguments = model_or_function, (input_spec,)
-    if hasattr(function, "trainable_weights"):
+    if _has_weights(function):
         function, model = partial(function, training=True), function
     else:
         # What a tf.function wraps: its own input_signature may leave shapes open.
         function = getattr(function, "python_function", function)
         arguments = input_spec if isinstance(input_spec, tuple) else arguments
-    if model is not None and not hasattr(model, "trainable_weights"):
+    if model is not None and not _has_weights(model):
         raise ConfigError("model", model, "must be a Keras model, or None")
     trips = _checked_trips(trips)
     plan = _plan(_Trace(function, arguments, model, trips), optimizer)
@@ -186,11 +186,15 @@ class _Trace:
             trainable = tape.watched_variables() if model is None else model.trainable_weights
             sources = [_variable(each) for each in trainable]
             results = [each for each in results if tf.is_tensor(each)]
-            gradients = tape.gradient([each for each in results if each.dtype.is_floating], sources)
+            floats = [each for each in results if each.dtype.is_floating]
+            gradients = tape.gradient(floats, sources) if floats else []
             seen.update(graph=graph, results=results, trainable=trainable, gradients=gradients)
 
         # The graph belongs to the concrete function, which must not be freed.
         self._concrete = tf.function(step).get_concrete_function(*arguments)
+        if not any(each.dtype.is_floating for each in seen["results"]):
+            rule = "must return a floating-point tensor, such as the loss"
+            raise ConfigError("model_or_function", function, rule)
         graph, tensors = seen["graph"], tf.nest.flatten(seen["gradients"], expand_composites=True)
         self._gradients = [each for each in tensors if each is not None]
         self.scope = Scope(graph, [*seen["results"], *self._gradients], trips)
@@ -198,8 +202,8 @@ class _Trace:
         self.forward = [op for op in self.scope.operations if op.name in computed]
         self.backward = [op for op in self.scope.operations if op.name not in computed]
         self.trainable = list(seen["trainable"])
-        floats = [each for each in self._concrete.variables if each.dtype.is_floating]
-        self.weights = floats if model is None else list(model.weights)
+        read = [each for each in self._concrete.variables if each.dtype.is_floating]
+        self.weights = read if model is None else list(model.weights)
 
     def saved(self) -> set[Buffer]:
         """What the forward pass computes and the backward pass reads."""
@@ -258,6 +262,11 @@ def _buffers(scope: Scope, op: Any) -> set[Buffer]:
     """The memory that an operation reads and writes, without that of integers: indices, shapes."""
     tensors = [each for each in [*op.inputs, *op.outputs] if not each.dtype.is_integer]
     return {buffer for each in tensors for buffer in buffers_of(scope, each)}
+
+
+def _has_weights(model: Any) -> bool:
+    """Whether it is a Keras model or layer, of Keras 2 or 3; it may not be built yet."""
+    return hasattr(type(model), "trainable_weights")
 
 
 def _check_shapes(input_spec: Any) -> None:
