@@ -20,6 +20,7 @@ LAZY = {
     "package": "import tfdist",
     "plugin": "import tfdist.testing",
     "rules of the barrier": "import tfdist.barrier.rules",
+    "plan": "from tfdist.cli import main; main(['plan', '--preset', 'gpt2-124m'])",
     "help": HELP,
 }
 

@@ -157,6 +157,25 @@ def test_the_constants_serve_other_models():
     assert found.value == pytest.approx(55.1096, rel=0.1)
 
 
+def test_the_rows_that_should_fit_and_did_not_are_counted():
+    measured, others = split(MULTI, 0)
+    large = others[0] | {"micro_batch": "8", "tensor": "1", "data": "8", "pipeline": "1"}
+    large |= {"gpus": "8", "global_batch": "64", "hidden": "12288", "heads": "96", "layers": "96"}
+    table = [
+        *others[:3],
+        others[3] | {"iteration_ms": " OOM"},
+        large | {"iteration_ms": "oom"},
+        large,
+    ]
+    found = calibrate([*measured, large | {"iteration_ms": "oom"}]).predict(table)
+    assert [row["fits"] for row in found["rows"]] == [True] * 4 + [False] * 2
+    assert found["fits"] == {
+        **{"planned": 4, "out_of_memory": 1, "share": 0.25},
+        "measured_without": 1,
+    }
+    assert [row["error"] is None for row in found["rows"]] == [False] * 3 + [True] * 2 + [False]
+
+
 def test_a_calibration_repeats_exactly():
     assert predicted(MULTI, 0) == calibrate(split(MULTI, 0)[0]).predict(split(MULTI, 0)[1])
 

@@ -124,18 +124,6 @@ def test_other_plans(capsys):
     assert [each["devices"] for each in json.loads(out)["clusters"]]
 
 
-def test_pictures_are_drawn(capsys, tmp_path):
-    for name, command in (
-        ("plan.svg", GPT3),
-        ("front.svg", f"{GPT3} --cheapest --most-devices 512"),
-    ):
-        code, _, _ = run(capsys, [*command.split(), "--plot", str(tmp_path / name)])
-        assert code == 0
-        assert (tmp_path / name).read_text("utf-8").count("<path") > 10
-    code, _, err = run(capsys, [*GPT3.split(), "--plot", str(tmp_path / "no/plan.svg")])
-    assert (code, err.count("\n")) == (2, 1)
-
-
 def test_the_page_shows_what_the_command_prints(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "110")
     command, shown = re.search(

@@ -162,3 +162,8 @@ def show_predictions(console: PipeConsole, found: dict[str, Any]) -> None:
             f"{len(measured)} rows: mean error {found['mean_error']:.1%}, largest "
             f"{found['max_error']:.1%}"
         )
+    fits = found["fits"]
+    console.out(
+        f"{fits['planned']} rows should fit into memory; {fits['out_of_memory']} of them did not. "
+        f"{fits['measured_without']} rows were measured although they should not fit"
+    )

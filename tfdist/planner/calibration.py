@@ -23,6 +23,7 @@ from tfdist.planner.device_work import Work
 from tfdist.planner.devices import Device, find_device
 from tfdist.planner.iteration import Achieved, seconds
 from tfdist.planner.measured import TIME, Iteration, Table, read_iterations
+from tfdist.planner.memory import training_memory
 from tfdist.planner.quantity import Quantity
 
 Array: TypeAlias = NDArray[Any]
@@ -101,7 +102,10 @@ class Calibration:
 
         `rows` has the columns of each row, and `predicted_ms`, `interval` (a measurement lies in it
         with a probability of 90 %) and `error`, which is |predicted / measured - 1|, or None if the
-        row was not measured. `mean_error` and `max_error` are those of all measured rows.
+        row was not measured. `mean_error` and `max_error` are those of all measured rows. `fits` of
+        a row says whether `training_memory` is at most the memory of the device. `fits` of the
+        table says how many rows do, how many of these ran out of memory nevertheless, and their
+        share; and how many rows were measured although they should not fit.
 
         Args:
             rows: as `measured` of `calibrate`. `iteration_ms` may be missing; it does not influence
@@ -125,7 +129,17 @@ class Calibration:
         found = [_predicted(*each) for each in zip(asked, times, strict=True)]
         errors = [row["error"] for row in found if row["error"] is not None]
         mean = sum(errors) / len(errors) if errors else None
-        return {"rows": found, "mean_error": mean, "max_error": max(errors, default=None)}
+        found = [row | {"fits": self._fits(each)} for row, each in zip(found, asked, strict=True)]
+        return {
+            "rows": found,
+            "mean_error": mean,
+            "max_error": max(errors, default=None),
+            "fits": _counted([row["fits"] for row in found], asked),
+        }
+
+    def _fits(self, asked: Iteration) -> bool:
+        device, *_ = self._settings
+        return training_memory(asked.model, asked.training).value <= device.memory_bytes
 
 
 def calibrate(
@@ -151,6 +165,7 @@ def calibrate(
     device = find_device(device) if isinstance(device, str) else device
     settings = (device, vocabulary, recomputation)
     runs = read_iterations("measured", measured, *settings)
+    runs = [each for each in runs if not each.out_of_memory]
     if len(runs) < LEAST:
         raise ConfigError("measured", len(runs), f"must have at least {LEAST} rows")
     for each in runs:
@@ -237,6 +252,18 @@ def _similarity(some: Array, others: Array) -> Array:
     """The covariance of what iterations share; it falls exponentially with their distance."""
     distances = np.abs(some[:, np.newaxis] - others[np.newaxis]).sum(axis=2)
     return np.asarray(SIMILAR**2 * np.exp(-distances))
+
+
+def _counted(fits: list[bool], asked: list[Iteration]) -> dict[str, Any]:
+    both = list(zip(fits, asked, strict=True))
+    planned = sum(fits)
+    failed = sum(fit and each.out_of_memory for fit, each in both)
+    return {
+        "planned": planned,
+        "out_of_memory": failed,
+        "share": failed / planned if planned else None,
+        "measured_without": sum(not fit and each.milliseconds is not None for fit, each in both),
+    }
 
 
 def _predicted(asked: Iteration, times: list[float]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from tfdist.planner.transformer import LARGEST, Transformer
 SHAPE = ("hidden", "heads", "layers")
 BATCH, DIVISION = ("global_batch", "micro_batch"), ("sequence", "tensor", "data", "pipeline")
 COLUMNS = ("gpus", *BATCH, *SHAPE, *DIVISION)
-TIME = "iteration_ms"
+TIME, OUT_OF_MEMORY = "iteration_ms", "oom"
 Table: TypeAlias = "str | os.PathLike[str] | Iterable[Mapping[str, Any]]"
 
 
@@ -30,14 +30,20 @@ class Iteration:
     Attributes:
         place: for messages: file and line.
         given: the row's values by column.
+        model: the shape.
+        training: how it is trained.
         work: of a device.
         milliseconds: None if it was not measured.
+        out_of_memory: whether it was tried, and ran out of memory.
     """
 
     place: str
     given: dict[str, Any]
+    model: Transformer
+    training: Training
     work: Work
     milliseconds: float | None
+    out_of_memory: bool
 
 
 def read_iterations(
@@ -47,7 +53,8 @@ def read_iterations(
 
     The columns are `gpus`, `global_batch`, `micro_batch`, `hidden`, `heads`, `layers`, `sequence`,
     `tensor`, `data`, `pipeline` and `iteration_ms`, in any order; others are ignored. The last one
-    may be missing or empty. "Hidden size" and "tensor parallelism" are understood, too.
+    may be missing or empty; "oom" means that the iteration ran out of memory. "Hidden size" and
+    "tensor parallelism" are understood, too.
 
     Args:
         name: of the table in messages, unless it is a file.
@@ -102,7 +109,9 @@ def _iteration(
     if not isinstance(row, Mapping):
         raise ConfigError(place, row, "must be a dictionary of columns")
     given = {name: _integer(place, row, name) for name in COLUMNS}
-    milliseconds = None if row.get(TIME) in (None, "") else _milliseconds(place, row[TIME])
+    time = row.get(TIME)
+    out_of_memory = isinstance(time, str) and time.strip().lower() == OUT_OF_MEMORY
+    milliseconds = None if time in (None, "") or out_of_memory else _milliseconds(place, time)
     shape: dict[str, Any] = {name: given[name] for name in SHAPE}
     division: dict[str, Any] = {name: given[name] for name in (*BATCH, *DIVISION)}
     try:
@@ -114,7 +123,7 @@ def _iteration(
     if training.devices != given["gpus"]:
         rule = f"must be tensor * data * pipeline, which is {training.devices}"
         raise ConfigError(f"{place}, gpus", given["gpus"], rule)
-    return Iteration(place, given, work, milliseconds)
+    return Iteration(place, given, model, training, work, milliseconds, out_of_memory)
 
 
 def _integer(place: str, row: Mapping[str, Any], name: str) -> int:
@@ -125,7 +134,7 @@ def _integer(place: str, row: Mapping[str, Any], name: str) -> int:
 
 
 def _milliseconds(place: str, value: Any) -> float:
-    rule = "must be a number of milliseconds, more than 0"
+    rule = "must be a number of milliseconds, more than 0, or oom"
     number = _number(f"{place}, {TIME}", value, rule)
     if not 0 < number < math.inf:
         raise ConfigError(f"{place}, {TIME}", value, rule)
