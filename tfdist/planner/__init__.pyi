@@ -3,6 +3,13 @@ from .devices import Device as Device
 from .devices import device as device
 from .parameters import count_active_parameters as count_active_parameters
 from .parameters import count_parameters as count_parameters
+from .ps_costs import MessageCosts as MessageCosts
+from .ps_job import Machines as Machines
+from .ps_job import PsJob as PsJob
+from .ps_saturation import first_limit as first_limit
+from .ps_saturation import ps_limits as ps_limits
+from .ps_simulation import PsRun as PsRun
+from .ps_simulation import simulate_ps_job as simulate_ps_job
 from .quantity import Quantity as Quantity
 from .training import Training as Training
 from .transformer import Experts as Experts
