@@ -6,18 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from benchmarks._scale_knee import crossing
-from tfdist.planner.ps_costs import MessageCosts
-from tfdist.planner.ps_job import Machines, PsJob
-from tfdist.planner.ps_saturation import cycle_secs, demands
-from tfdist.planner.ps_simulation import CPU_OF_ALL, simulate_ps_job
+from tfdist.planner.message_costs import MessageCosts
+from tfdist.planner.saturation import cycle_secs, demands
+from tfdist.planner.split_job import Machines, SplitJob
+from tfdist.planner.split_simulation import CPU_OF_ALL, simulate_split_job
 
 # A small model, so that this machine can run tens of trainers.
-MIX = PsJob(variables=2, dense_bytes=1 << 15, rows=64, split_steps=5, barrier_steps=10)
+MIX = SplitJob(variables=2, dense_bytes=1 << 15, rows=64, split_steps=5, barrier_steps=10)
 _SHORTEST_SECS = 0.005
 _INTERVALS, _SEED = 4, 1
 
 
-def paced(machines: Machines, costs: MessageCosts, trainers: float) -> PsJob:
+def paced(machines: Machines, costs: MessageCosts, trainers: float) -> SplitJob:
     """The mix, with a step time for which the model is full at `trainers` trainers."""
     job = replace(MIX, step_secs=0.0, trainers=round(trainers))
     demand = demands(job, machines, costs)[CPU_OF_ALL]
@@ -33,10 +33,12 @@ class Curve:
     crossing: float
 
 
-def simulated(job: PsJob, machines: Machines, costs: MessageCosts, ladder: Sequence[int]) -> Curve:
+def simulated(
+    job: SplitJob, machines: Machines, costs: MessageCosts, ladder: Sequence[int]
+) -> Curve:
     """The model's curve of a job."""
     found = {
-        number: simulate_ps_job(
+        number: simulate_split_job(
             replace(job, trainers=number), machines, costs, intervals=_INTERVALS, seed=_SEED
         ).steps_per_sec
         for number in ladder

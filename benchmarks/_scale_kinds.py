@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from tfdist.planner.ps_costs import Cost, Line, MessageCosts
+from tfdist.planner.message_costs import Cost, Line, MessageCosts
 
 RUN, RUN_ON_TWO = "a run that does nothing", "the same on two ps"
 DIRECT = "the same straight to the ps"

@@ -19,7 +19,7 @@ from benchmarks._scale_crew import Crew
 from benchmarks._scale_kinds import Kind, Pair, Sizes, costs_of
 from benchmarks._scale_ladder import Ladder, Plan, Rung
 from tfdist.deadline import Deadline
-from tfdist.planner.ps_job import Machines
+from tfdist.planner.split_job import Machines
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from benchmarks._input_clock import Clock
 from benchmarks._scale_splits import Reader
 from tfdist.cluster.server import start_server
 from tfdist.deadline import Deadline
-from tfdist.planner.ps_job import PsJob
+from tfdist.planner.split_job import SplitJob
 from tfdist.ps.session import retry_duplicate_request
 from tfdist.task import ClusterSpec
 
@@ -41,7 +41,7 @@ class Plan:
         seed: of the trainers' step times.
     """
 
-    job: PsJob
+    job: SplitJob
     numbers: tuple[int, ...]
     climbs: int
     seed: int

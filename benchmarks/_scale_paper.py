@@ -7,22 +7,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from tfdist.planner.ps_costs import MessageCosts
-from tfdist.planner.ps_job import Machines, PsJob
-from tfdist.planner.ps_saturation import changes, cycle_secs, ps_limits
-from tfdist.planner.ps_simulation import simulate_ps_job
+from tfdist.planner.message_costs import MessageCosts
+from tfdist.planner.saturation import changes, cycle_secs, ps_limits
+from tfdist.planner.split_job import Machines, SplitJob
+from tfdist.planner.split_simulation import simulate_split_job
 
 Row = dict[str, Any]
 
 
 def job_rows(
-    job: PsJob, machines: Machines, costs: MessageCosts, trainers: Sequence[int]
+    job: SplitJob, machines: Machines, costs: MessageCosts, trainers: Sequence[int]
 ) -> list[Row]:
     """The simulated rate, by number of trainers."""
     rows = []
     for number in trainers:
         of_size = replace(job, trainers=number)
-        run = simulate_ps_job(of_size, machines, costs)
+        run = simulate_split_job(of_size, machines, costs)
         busiest = max(run.use, key=lambda name: run.use[name])
         alone = 1 / cycle_secs(of_size, machines, costs)
         rows.append(
@@ -40,7 +40,7 @@ def job_rows(
     return rows
 
 
-def limit_rows(job: PsJob, machines: Machines, costs: MessageCosts) -> list[Row]:
+def limit_rows(job: SplitJob, machines: Machines, costs: MessageCosts) -> list[Row]:
     """The number of trainers at which each resource is full, the lowest first."""
     return [
         {
@@ -53,7 +53,7 @@ def limit_rows(job: PsJob, machines: Machines, costs: MessageCosts) -> list[Row]
     ]
 
 
-def change_rows(job: PsJob, machines: Machines, costs: MessageCosts) -> list[Row]:
+def change_rows(job: SplitJob, machines: Machines, costs: MessageCosts) -> list[Row]:
     """The lowest limit after each change, the best change first."""
     return [
         {

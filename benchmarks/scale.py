@@ -40,8 +40,8 @@ from benchmarks._scale_kinds import Samples, Sizes, costs_of
 from benchmarks._scale_knee import crossing, last_growth
 from benchmarks._scale_print import print_report
 from tfdist.errors import ConfigError, TfdistError
-from tfdist.planner.ps_costs import MessageCosts
-from tfdist.planner.ps_job import Machines, PsJob
+from tfdist.planner.message_costs import MessageCosts
+from tfdist.planner.split_job import Machines, SplitJob
 
 if TYPE_CHECKING:
     from benchmarks import _scale_lab as lab
@@ -104,7 +104,7 @@ def _arguments() -> argparse.Namespace:
         "--costs", metavar="REPORT", help="measure nothing; read the costs of a run with --json"
     )
     parser.add_argument("--num-ps", type=int, nargs="+", default=_NUM_PS, metavar="N")
-    for kind in (PsJob, Machines):
+    for kind in (SplitJob, Machines):
         for field in _options(kind):
             option = f"--{field.name.replace('_', '-')}"
             parser.add_argument(
@@ -113,7 +113,7 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     given = vars(arguments)
     try:
-        arguments.job = PsJob(**{field.name: given[field.name] for field in _options(PsJob)})
+        arguments.job = SplitJob(**{field.name: given[field.name] for field in _options(SplitJob)})
         arguments.machines = Machines(
             **{field.name: given[field.name] for field in _options(Machines)}
         )
@@ -124,7 +124,7 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _options(kind: type[PsJob] | type[Machines]) -> list[Field[Any]]:
+def _options(kind: type[SplitJob] | type[Machines]) -> list[Field[Any]]:
     """The fields that are options; trainers and ps are not, because a report has several."""
     return [field for field in fields(kind) if field.name not in ("trainers", "num_ps", "is_one")]
 

@@ -2,8 +2,8 @@
 
 import math
 
-from tfdist.planner.ps_costs import Cost, Line, MessageCosts
-from tfdist.planner.ps_job import Machines
+from tfdist.planner.message_costs import Cost, Line, MessageCosts
+from tfdist.planner.split_job import Machines
 
 NOTHING = Cost(Line(), Line(), Line())
 FREE = MessageCosts(*[NOTHING] * 8, *[Line()] * 3)

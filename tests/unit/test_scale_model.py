@@ -7,8 +7,8 @@ from benchmarks._scale_check import factor, paced, simulated
 from benchmarks._scale_kinds import Kind, Pair, Sample, Sizes, costs_of
 from benchmarks._scale_knee import crossing, last_growth
 from tests.message_costs import DEAR
-from tfdist.planner.ps_job import Machines
-from tfdist.planner.ps_saturation import first_limit
+from tfdist.planner.saturation import first_limit
+from tfdist.planner.split_job import Machines
 
 
 def test_the_last_growth_shows_whether_a_curve_still_rises():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from tfdist.errors import checked_flag, checked_integer, checked_number, checked_secs
-from tfdist.planner.ps_costs import Cost, Line, MessageCosts
+from tfdist.planner.message_costs import Cost, Line, MessageCosts
 from tfdist.planner.transformer import LARGEST
 
 _MOST_BYTES = 10**15
@@ -14,7 +14,7 @@ _FRAME_BYTES = 1000
 
 
 @dataclass(frozen=True)
-class PsJob:
+class SplitJob:
     """A ps job. In each step a trainer pulls, works, pushes and commits its batch.
 
     Attributes:
@@ -112,7 +112,7 @@ class Messages:
     arrival: Message
 
 
-def messages(job: PsJob, costs: MessageCosts) -> Messages:
+def messages(job: SplitJob, costs: MessageCosts) -> Messages:
     """The demand of all messages in a job of this size."""
     share = 1 / job.num_ps
     dense, rows = job.dense_bytes * share, job.rows * share
@@ -137,7 +137,7 @@ def messages(job: PsJob, costs: MessageCosts) -> Messages:
     )
 
 
-def _exchange(job: PsJob, of_variable: Cost, of_rows: Cost) -> Message:
+def _exchange(job: SplitJob, of_variable: Cost, of_rows: Cost) -> Message:
     """A message with variables and rows for each ps; the trainer does the work for all ps."""
     variables, rows = job.variables / job.num_ps, job.rows / job.num_ps
     size = job.dense_bytes / job.variables

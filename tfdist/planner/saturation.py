@@ -11,9 +11,10 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from tfdist.planner.ps_costs import MessageCosts
-from tfdist.planner.ps_job import Machines, Message, Messages, PsJob, messages
-from tfdist.planner.ps_simulation import (
+from tfdist.planner.message_costs import MessageCosts
+from tfdist.planner.quantity import Quantity
+from tfdist.planner.split_job import Machines, Message, Messages, SplitJob, messages
+from tfdist.planner.split_simulation import (
     CPU_0,
     CPU_OF_ALL,
     CPU_OTHERS,
@@ -21,7 +22,6 @@ from tfdist.planner.ps_simulation import (
     OUTWARD,
     TABLE_LOCK,
 )
-from tfdist.planner.quantity import Quantity
 
 ARRIVALS = "arrivals at the barrier"
 TRAINERS = "trainers"
@@ -29,7 +29,7 @@ _MOST_TRAINERS = 1e9
 _SOURCE = "bottleneck analysis: Denning and Buzen, ACM Computing Surveys 10 (1978)"
 
 
-def first_limit(job: PsJob, machines: Machines, costs: MessageCosts) -> Quantity:
+def first_limit(job: SplitJob, machines: Machines, costs: MessageCosts) -> Quantity:
     """The resource that saturates first, and the number of trainers from which on it is full.
 
     `job.trainers` is ignored. The value is infinite if no resource ever saturates.
@@ -37,7 +37,7 @@ def first_limit(job: PsJob, machines: Machines, costs: MessageCosts) -> Quantity
     return ps_limits(job, machines, costs)[0]
 
 
-def ps_limits(job: PsJob, machines: Machines, costs: MessageCosts) -> list[Quantity]:
+def ps_limits(job: SplitJob, machines: Machines, costs: MessageCosts) -> list[Quantity]:
     """The number of trainers from which on each resource is always in use, the lowest first.
 
     The name of each quantity is that of the resource. `job.trainers` is ignored.
@@ -61,7 +61,7 @@ def ps_limits(job: PsJob, machines: Machines, costs: MessageCosts) -> list[Quant
     return sorted(found, key=float)
 
 
-def cycle_secs(job: PsJob, machines: Machines, costs: MessageCosts) -> float:
+def cycle_secs(job: SplitJob, machines: Machines, costs: MessageCosts) -> float:
     """Seconds of a step of a trainer that never waits, at the costs of a job of this size."""
     asked = messages(job, costs)
 
@@ -78,7 +78,7 @@ def cycle_secs(job: PsJob, machines: Machines, costs: MessageCosts) -> float:
     return job.step_secs + _per_step(job, asked, alone)
 
 
-def demands(job: PsJob, machines: Machines, costs: MessageCosts) -> dict[str, float]:
+def demands(job: SplitJob, machines: Machines, costs: MessageCosts) -> dict[str, float]:
     """Seconds for which a step of one trainer uses each resource; all cores are one resource."""
     asked = messages(job, costs)
     nothing = Message()
@@ -108,7 +108,7 @@ def demands(job: PsJob, machines: Machines, costs: MessageCosts) -> dict[str, fl
     return found
 
 
-def _per_step(job: PsJob, asked: Messages, each: Callable[[Message], float]) -> float:
+def _per_step(job: SplitJob, asked: Messages, each: Callable[[Message], float]) -> float:
     return (
         each(asked.pull)
         + each(asked.push)
@@ -131,7 +131,7 @@ def _first(holds: Callable[[float], bool]) -> float:
     return high
 
 
-def changes(job: PsJob, machines: Machines, costs: MessageCosts) -> list[Quantity]:
+def changes(job: SplitJob, machines: Machines, costs: MessageCosts) -> list[Quantity]:
     """The first limit after each simple change to the job, the best change first."""
     jobs = {
         "twice as many ps": replace(job, num_ps=2 * job.num_ps),

@@ -13,9 +13,9 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tfdist.planner.ps_costs import MessageCosts
-from tfdist.planner.ps_job import Machines, Message, PsJob, messages
-from tfdist.planner.ps_queues import Clock, Lock, Meeting, Station, Then
+from tfdist.planner.message_costs import MessageCosts
+from tfdist.planner.queues import Clock, Lock, Meeting, Station, Then
+from tfdist.planner.split_job import Machines, Message, SplitJob, messages
 
 CPU_0, CPU_OTHERS = "CPU of ps 0", "CPU of another ps"
 CPU_OF_ALL = "CPU of the machine"
@@ -25,7 +25,7 @@ WORK, VARIABLES, SPLITS, BARRIER = "work", "variables", "splits", "barrier"
 
 
 @dataclass(frozen=True)
-class PsRun:
+class SplitRun:
     """The result of a simulation.
 
     Attributes:
@@ -43,9 +43,9 @@ class PsRun:
     served: dict[str, int]
 
 
-def simulate_ps_job(
-    job: PsJob, machines: Machines, costs: MessageCosts, *, intervals: int = 1, seed: int = 0
-) -> PsRun:
+def simulate_split_job(
+    job: SplitJob, machines: Machines, costs: MessageCosts, *, intervals: int = 1, seed: int = 0
+) -> SplitRun:
     """Starts all trainers together, as after a barrier, and ends at barrier number `intervals`.
 
     The same arguments give the same result. A simulated step takes some 20 us.
@@ -88,7 +88,7 @@ class _Ps:
 
 class _Simulation:
     def __init__(
-        self, job: PsJob, machines: Machines, costs: MessageCosts, intervals: int, seed: int
+        self, job: SplitJob, machines: Machines, costs: MessageCosts, intervals: int, seed: int
     ) -> None:
         self.job, self.machines = job, machines
         self.asked, self.clock = messages(job, costs), Clock()
@@ -105,7 +105,7 @@ class _Simulation:
         self.spent = dict.fromkeys((WORK, VARIABLES, SPLITS, BARRIER), 0.0)
         self._meetings = 0
 
-    def run(self) -> PsRun:
+    def run(self) -> SplitRun:
         for _ in range(self.job.trainers):
             _Trainer(self).begin_step()
         self.clock.run()
@@ -115,7 +115,7 @@ class _Simulation:
             name: station.busy_secs / station.servers for name, station in self._stations().items()
         }
         used |= {TABLE_LOCK: self.table.held_secs, BARRIER_LOCK: self.barrier.held_secs}
-        return PsRun(
+        return SplitRun(
             steps_per_sec=self.steps / secs,
             shares={name: spent / secs / self.job.trainers for name, spent in self.spent.items()},
             use={name: in_use / secs for name, in_use in used.items()},

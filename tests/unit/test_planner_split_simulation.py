@@ -9,10 +9,9 @@ import pytest
 
 from tests.message_costs import DEAR, FAST, FREE, NOTHING
 from tfdist.errors import ConfigError
-from tfdist.planner.ps_costs import Cost, Line, MessageCosts
-from tfdist.planner.ps_job import Machines, PsJob, messages
-from tfdist.planner.ps_queues import Clock, Lock, Meeting, Station
-from tfdist.planner.ps_saturation import (
+from tfdist.planner.message_costs import Cost, Line, MessageCosts
+from tfdist.planner.queues import Clock, Lock, Meeting, Station
+from tfdist.planner.saturation import (
     ARRIVALS,
     changes,
     cycle_secs,
@@ -20,7 +19,8 @@ from tfdist.planner.ps_saturation import (
     first_limit,
     ps_limits,
 )
-from tfdist.planner.ps_simulation import (
+from tfdist.planner.split_job import Machines, SplitJob, messages
+from tfdist.planner.split_simulation import (
     CPU_0,
     CPU_OF_ALL,
     CPU_OTHERS,
@@ -28,10 +28,10 @@ from tfdist.planner.ps_simulation import (
     OUTWARD,
     TABLE_LOCK,
     WORK,
-    simulate_ps_job,
+    simulate_split_job,
 )
 
-STEADY = PsJob(jitter=0.0, variables=1, dense_bytes=0, rows=0, step_secs=0.09, barrier_steps=200)
+STEADY = SplitJob(jitter=0.0, variables=1, dense_bytes=0, rows=0, step_secs=0.09, barrier_steps=200)
 
 
 def of_ps(secs, slope=0.0):
@@ -136,7 +136,7 @@ def test_a_closed_system_is_full_from_its_saturation_point():
     """The point is (Z + S) / S trainers, for S seconds at the server and Z seconds elsewhere."""
     costs, many_cores = with_locked("commit", 0.01), replace(FAST, cores=64)
     curve = {
-        n: simulate_ps_job(replace(STEADY, trainers=n), many_cores, costs).steps_per_sec
+        n: simulate_split_job(replace(STEADY, trainers=n), many_cores, costs).steps_per_sec
         for n in (1, 5, 10, 20, 40)
     }
     assert curve[1] == pytest.approx(10, rel=1e-6)
@@ -151,15 +151,15 @@ def test_a_locked_section_serves_one_message_at_a_time_on_any_number_of_cores():
     on = Machines(cores=8)
     job = replace(STEADY, trainers=80)
     outside = replace(FREE, run=of_ps(0.01))
-    assert simulate_ps_job(job, on, outside).steps_per_sec == pytest.approx(800, rel=0.02)
+    assert simulate_split_job(job, on, outside).steps_per_sec == pytest.approx(800, rel=0.02)
     within = with_locked("commit", 0.01)
-    assert simulate_ps_job(job, on, within).steps_per_sec == pytest.approx(100, rel=0.02)
+    assert simulate_split_job(job, on, within).steps_per_sec == pytest.approx(100, rel=0.02)
 
 
 def test_the_holder_of_a_lock_gets_the_next_core():
     costs = replace(with_locked("commit", 0.001), run=of_ps(0.01))
     job = replace(STEADY, trainers=100, step_secs=0.0)
-    found = simulate_ps_job(job, replace(FAST, cores=4), costs)
+    found = simulate_split_job(job, replace(FAST, cores=4), costs)
     assert found.steps_per_sec == pytest.approx(4 / 0.011, rel=0.05)
     assert found.shares["variables"] > 0.9  # the wait for a core
 
@@ -168,7 +168,7 @@ def test_a_trainer_waits_for_the_slowest_ps():
     """Ps 0 is full of commits and the other is idle; half of the waits are pulls."""
     costs = replace(FREE, run=of_ps(0.01), commit=of_ps(0.01))
     job = replace(STEADY, trainers=100, num_ps=2)
-    found = simulate_ps_job(job, replace(FAST, cores=1), costs)
+    found = simulate_split_job(job, replace(FAST, cores=1), costs)
     assert found.use[CPU_OTHERS] == pytest.approx(0.5, rel=0.05)
     assert found.shares["variables"] == pytest.approx(found.shares["splits"], rel=0.2)
 
@@ -177,7 +177,7 @@ def test_a_meeting_costs_the_sum_of_its_arrivals():
     """The rate is N E / (E Z + N A): E steps of Z seconds between meetings, arrivals of A."""
     job = replace(STEADY, trainers=50, barrier_steps=10, split_steps=10)
     costs = with_locked("arrival", 0.018)
-    found = simulate_ps_job(job, FAST, costs, intervals=3)
+    found = simulate_split_job(job, FAST, costs, intervals=3)
     assert found.steps_per_sec == pytest.approx(50 * 10 / (10 * 0.09 + 50 * 0.018), rel=1e-6)
     assert found.shares["barrier"] == pytest.approx(0.5, abs=1e-6)
     (limit,) = (each for each in ps_limits(job, FAST, costs) if each.name == ARRIVALS)
@@ -186,10 +186,10 @@ def test_a_meeting_costs_the_sum_of_its_arrivals():
 
 def test_the_network_limits_the_bytes_in_each_direction():
     job = replace(STEADY, trainers=30, dense_bytes=10**7)
-    found = simulate_ps_job(job, Machines(bytes_per_sec=1e8), FREE)
+    found = simulate_split_job(job, Machines(bytes_per_sec=1e8), FREE)
     assert found.steps_per_sec == pytest.approx(10, rel=0.02)
     assert max(found.use[INWARD], found.use[OUTWARD]) > 0.98
-    spread_out = simulate_ps_job(replace(job, num_ps=4), Machines(bytes_per_sec=1e8), FREE)
+    spread_out = simulate_split_job(replace(job, num_ps=4), Machines(bytes_per_sec=1e8), FREE)
     assert spread_out.steps_per_sec == pytest.approx(40, rel=0.02)
 
 
@@ -197,9 +197,9 @@ def test_on_one_machine_the_trainers_share_the_cores_without_a_network():
     costs = replace(FREE, run=Cost(Line(0.002), Line(0.003), Line(0.004)))
     here = Machines(cores=2, bytes_per_sec=1.0, is_one=True)
     job = replace(STEADY, dense_bytes=10**7)
-    alone = simulate_ps_job(replace(job, trainers=1), here, costs)
+    alone = simulate_split_job(replace(job, trainers=1), here, costs)
     assert 1 / alone.steps_per_sec == pytest.approx(0.099)
-    full = simulate_ps_job(replace(job, trainers=100), here, costs)
+    full = simulate_split_job(replace(job, trainers=100), here, costs)
     assert full.steps_per_sec == pytest.approx(2 / 0.005, rel=0.01)
 
 
@@ -207,15 +207,15 @@ def test_on_one_machine_more_ps_share_the_same_cores():
     here, costs = Machines(cores=2, is_one=True), replace(FREE, run=of_ps(0.01))
     for num_ps in (1, 3):
         job = replace(STEADY, trainers=100, num_ps=num_ps, barrier_steps=30)
-        found = simulate_ps_job(job, here, costs)
+        found = simulate_split_job(job, here, costs)
         assert found.steps_per_sec == pytest.approx(2 / (0.01 * num_ps), rel=0.08)
         assert found.use[CPU_OF_ALL] == pytest.approx(1, abs=0.08)
 
 
 @pytest.mark.parametrize("num_ps", [1, 2, 16])
 def test_no_message_is_lost_and_none_is_served_twice(num_ps):
-    job = PsJob(trainers=12, num_ps=num_ps, barrier_steps=24, split_steps=8, commit_steps=2)
-    run = simulate_ps_job(job, Machines(), DEAR, intervals=2)
+    job = SplitJob(trainers=12, num_ps=num_ps, barrier_steps=24, split_steps=8, commit_steps=2)
+    run = simulate_split_job(job, Machines(), DEAR, intervals=2)
     steps = 12 * 24 * 2
     assert run.steps == steps
     claims, commits, arrivals = steps // 8, steps // 2, steps // 24
@@ -237,8 +237,8 @@ def test_no_message_is_lost_and_none_is_served_twice(num_ps):
 )
 def test_each_resource_follows_the_utilization_law(machines, num_ps):
     """This ties the arithmetic to the simulation."""
-    job = PsJob(trainers=40, num_ps=num_ps, barrier_steps=32)
-    run = simulate_ps_job(job, machines, DEAR)
+    job = SplitJob(trainers=40, num_ps=num_ps, barrier_steps=32)
+    run = simulate_split_job(job, machines, DEAR)
     demanded = demands(job, machines, DEAR)
     shared = (set(run.use) & set(demanded)) - {TABLE_LOCK}
     assert (CPU_OF_ALL if machines.is_one else CPU_0) in shared
@@ -251,14 +251,14 @@ def test_each_resource_follows_the_utilization_law(machines, num_ps):
 
 
 def test_one_trainer_takes_the_computed_cycle():
-    job = PsJob(trainers=1, num_ps=4, jitter=0.0, barrier_steps=16)
-    alone = simulate_ps_job(job, Machines(), DEAR)
+    job = SplitJob(trainers=1, num_ps=4, jitter=0.0, barrier_steps=16)
+    alone = simulate_split_job(job, Machines(), DEAR)
     assert 1 / alone.steps_per_sec == pytest.approx(cycle_secs(job, Machines(), DEAR), rel=1e-3)
 
 
 def test_the_tightest_resource_bounds_the_rate():
-    job = PsJob(trainers=600, num_ps=2, barrier_steps=16)
-    run = simulate_ps_job(job, Machines(), DEAR)
+    job = SplitJob(trainers=600, num_ps=2, barrier_steps=16)
+    run = simulate_split_job(job, Machines(), DEAR)
     (tightest, demand) = max(demands(job, Machines(), DEAR).items(), key=lambda item: item[1])
     assert run.steps_per_sec <= 1 / demand
     assert run.steps_per_sec == pytest.approx(1 / demand, rel=0.1)
@@ -266,8 +266,10 @@ def test_the_tightest_resource_bounds_the_rate():
 
 
 def test_a_run_follows_from_its_seed():
-    job = PsJob(trainers=8, barrier_steps=16)
-    first, again, other = (simulate_ps_job(job, Machines(), DEAR, seed=seed) for seed in (1, 1, 2))
+    job = SplitJob(trainers=8, barrier_steps=16)
+    first, again, other = (
+        simulate_split_job(job, Machines(), DEAR, seed=seed) for seed in (1, 1, 2)
+    )
     assert first == again
     assert first != other
 
@@ -276,19 +278,19 @@ def test_a_run_follows_from_its_seed():
 
 
 def test_the_first_limit_shows_what_it_is_made_of():
-    found = first_limit(PsJob(), Machines(), DEAR)
-    assert found == min(ps_limits(PsJob(), Machines(), DEAR), key=float)
+    found = first_limit(SplitJob(), Machines(), DEAR)
+    assert found == min(ps_limits(SplitJob(), Machines(), DEAR), key=float)
     assert found.unit == "trainers"
     assert found.value == pytest.approx(found.values["cycle"] / found.values["demand"], abs=0.5)
 
 
 def test_more_ps_help_against_a_full_network_but_not_a_full_table():
-    heavy = PsJob(dense_bytes=50 << 20)
+    heavy = SplitJob(dense_bytes=50 << 20)
     assert first_limit(heavy, Machines(), DEAR).name == INWARD
     best, *_, worst = changes(heavy, Machines(), DEAR)
     assert best.name == "twice as many ps"
     assert best.value > 1.4 * worst.value
-    light = PsJob(dense_bytes=1 << 10, num_ps=4)
+    light = SplitJob(dense_bytes=1 << 10, num_ps=4)
     now = first_limit(light, Machines(), DEAR)
     assert now.name == TABLE_LOCK
     by_name = {change.name: change.value for change in changes(light, Machines(), DEAR)}
@@ -350,7 +352,7 @@ def test_costs_survive_json():
 
 def test_the_ps_share_the_variables_but_not_the_runs():
     costs = replace(DEAR, lookup=NOTHING)  # each ps has a part of the table
-    one, four = (messages(PsJob(num_ps=n), costs) for n in (1, 4))
+    one, four = (messages(SplitJob(num_ps=n), costs) for n in (1, 4))
     assert one.pull.bytes_to_trainer / four.pull.bytes_to_trainer == pytest.approx(4, rel=0.01)
     beyond_run = [each.pull.ps_secs - 2e-4 for each in (one, four)]
     assert beyond_run[0] == pytest.approx(4 * beyond_run[1])
@@ -358,7 +360,7 @@ def test_the_ps_share_the_variables_but_not_the_runs():
 
 
 def test_the_cost_of_rows_is_proportional():
-    few, many = (messages(PsJob(rows=rows), DEAR) for rows in (0, 1000))
+    few, many = (messages(SplitJob(rows=rows), DEAR) for rows in (0, 1000))
     for part, slopes in (("pull", DEAR.lookup), ("push", DEAR.scatter)):
         more = getattr(many, part).ps_secs - getattr(few, part).ps_secs
         assert more == pytest.approx(1000 * slopes.ps.slope)
@@ -372,10 +374,10 @@ def test_the_cost_of_rows_is_proportional():
 @pytest.mark.parametrize(
     ("kind", "wrong"),
     [
-        (PsJob, {"split_steps": 0}),
-        (PsJob, {"step_secs": -1.0}),
-        (PsJob, {"jitter": 1.5}),
-        (PsJob, {"step_secs": math.nan}),
+        (SplitJob, {"split_steps": 0}),
+        (SplitJob, {"step_secs": -1.0}),
+        (SplitJob, {"jitter": 1.5}),
+        (SplitJob, {"step_secs": math.nan}),
         (Machines, {"cores": 0}),
     ],
 )
