@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from benchmarks._scale_costs import Cost, Costs, Line
+from tfdist.planner.message_costs import Cost, Line, MessageCosts
 
 RUN, RUN_ON_TWO = "a run that does nothing", "the same on two ps"
 DIRECT = "the same straight to the ps"
@@ -87,7 +87,7 @@ class Pair:
 Samples = Mapping[Kind, Sequence[Pair]]
 
 
-def costs_of(samples: Samples, sizes: Sizes) -> Costs:
+def costs_of(samples: Samples, sizes: Sizes) -> MessageCosts:
     """The medians over the rounds, as lines over the sizes.
 
     CPU times are those of bursts. The delay is the latency of a single message beyond them.
@@ -127,7 +127,7 @@ def costs_of(samples: Samples, sizes: Sizes) -> Costs:
     )
     # A claim is sent in the same way as a commit in its own run.
     outside_section = max(0.0, own.ps - section)
-    return Costs(
+    return MessageCosts(
         run=lines({1: run, 2: median(Kind(RUN_ON_TWO))}),
         pull=beyond_run(PULL, sizes.dense_bytes),
         push=beyond_run(PUSH, sizes.dense_bytes),

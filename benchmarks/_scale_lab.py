@@ -16,10 +16,10 @@ from benchmarks._input_clock import cpu_clock, server_pid
 from benchmarks._scale_blocks import Block, blocks
 from benchmarks._scale_check import MIX, paced
 from benchmarks._scale_crew import Crew
-from benchmarks._scale_job import Machines
 from benchmarks._scale_kinds import Kind, Pair, Sizes, costs_of
 from benchmarks._scale_ladder import Ladder, Plan, Rung
 from tfdist.deadline import Deadline
+from tfdist.planner.split_job import Machines
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from typing import Any
 import tfdist
 from benchmarks import _scale_load as load
 from benchmarks._input_clock import Clock
-from benchmarks._scale_job import Job
 from benchmarks._scale_splits import Reader
 from tfdist.cluster.server import start_server
 from tfdist.deadline import Deadline
+from tfdist.planner.split_job import SplitJob
 from tfdist.ps.session import retry_duplicate_request
 from tfdist.task import ClusterSpec
 
@@ -41,7 +41,7 @@ class Plan:
         seed: of the trainers' step times.
     """
 
-    job: Job
+    job: SplitJob
     numbers: tuple[int, ...]
     climbs: int
     seed: int

@@ -7,20 +7,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from benchmarks._scale_costs import Costs
-from benchmarks._scale_job import Job, Machines
-from benchmarks._scale_limits import changes, cycle_secs, limits
-from benchmarks._scale_model import simulate
+from tfdist.planner.message_costs import MessageCosts
+from tfdist.planner.saturation import changes, cycle_secs, ps_limits
+from tfdist.planner.split_job import Machines, SplitJob
+from tfdist.planner.split_simulation import simulate_split_job
 
 Row = dict[str, Any]
 
 
-def job_rows(job: Job, machines: Machines, costs: Costs, trainers: Sequence[int]) -> list[Row]:
+def job_rows(
+    job: SplitJob, machines: Machines, costs: MessageCosts, trainers: Sequence[int]
+) -> list[Row]:
     """The simulated rate, by number of trainers."""
     rows = []
     for number in trainers:
         of_size = replace(job, trainers=number)
-        run = simulate(of_size, machines, costs)
+        run = simulate_split_job(of_size, machines, costs)
         busiest = max(run.use, key=lambda name: run.use[name])
         alone = 1 / cycle_secs(of_size, machines, costs)
         rows.append(
@@ -38,27 +40,27 @@ def job_rows(job: Job, machines: Machines, costs: Costs, trainers: Sequence[int]
     return rows
 
 
-def limit_rows(job: Job, machines: Machines, costs: Costs) -> list[Row]:
+def limit_rows(job: SplitJob, machines: Machines, costs: MessageCosts) -> list[Row]:
     """The number of trainers at which each resource is full, the lowest first."""
     return [
         {
             "part": "limit",
             "num_ps": job.num_ps,
-            "kind": limit.resource,
-            "trainers": limit.trainers if math.isfinite(limit.trainers) else None,
+            "kind": limit.name,
+            "trainers": limit.value if math.isfinite(limit.value) else None,
         }
-        for limit in limits(job, machines, costs)
+        for limit in ps_limits(job, machines, costs)
     ]
 
 
-def change_rows(job: Job, machines: Machines, costs: Costs) -> list[Row]:
+def change_rows(job: SplitJob, machines: Machines, costs: MessageCosts) -> list[Row]:
     """The lowest limit after each change, the best change first."""
     return [
         {
             "part": "change",
             "num_ps": job.num_ps,
             "kind": change.name,
-            "trainers": change.trainers,
+            "trainers": change.value,
         }
         for change in changes(job, machines, costs)
     ]

@@ -36,12 +36,12 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import _scale_check as check
 from benchmarks import _scale_paper as paper
 from benchmarks._report import add_options, log, machine, ratios, target, with_spread
-from benchmarks._scale_costs import Costs
-from benchmarks._scale_job import Job, Machines
 from benchmarks._scale_kinds import Samples, Sizes, costs_of
 from benchmarks._scale_knee import crossing, last_growth
 from benchmarks._scale_print import print_report
 from tfdist.errors import ConfigError, TfdistError
+from tfdist.planner.message_costs import MessageCosts
+from tfdist.planner.split_job import Machines, SplitJob
 
 if TYPE_CHECKING:
     from benchmarks import _scale_lab as lab
@@ -104,7 +104,7 @@ def _arguments() -> argparse.Namespace:
         "--costs", metavar="REPORT", help="measure nothing; read the costs of a run with --json"
     )
     parser.add_argument("--num-ps", type=int, nargs="+", default=_NUM_PS, metavar="N")
-    for kind in (Job, Machines):
+    for kind in (SplitJob, Machines):
         for field in _options(kind):
             option = f"--{field.name.replace('_', '-')}"
             parser.add_argument(
@@ -113,7 +113,7 @@ def _arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     given = vars(arguments)
     try:
-        arguments.job = Job(**{field.name: given[field.name] for field in _options(Job)})
+        arguments.job = SplitJob(**{field.name: given[field.name] for field in _options(SplitJob)})
         arguments.machines = Machines(
             **{field.name: given[field.name] for field in _options(Machines)}
         )
@@ -124,14 +124,14 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _options(kind: type[Job] | type[Machines]) -> list[Field[Any]]:
+def _options(kind: type[SplitJob] | type[Machines]) -> list[Field[Any]]:
     """The fields that are options; trainers and ps are not, because a report has several."""
     return [field for field in fields(kind) if field.name not in ("trainers", "num_ps", "is_one")]
 
 
-def _read_costs(path: str) -> Costs:
+def _read_costs(path: str) -> MessageCosts:
     try:
-        return Costs.from_json(json.loads(Path(path).read_text("utf-8"))["costs"])
+        return MessageCosts.from_json(json.loads(Path(path).read_text("utf-8"))["costs"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         rule = f"a report of this benchmark with costs ({type(error).__name__}: {error})"
         raise ConfigError("--costs", path, rule) from error
@@ -140,7 +140,9 @@ def _read_costs(path: str) -> Costs:
 # Measuring.
 
 
-def _measure(extent: Extent, seed: int) -> tuple[Costs | None, list[Row], list[dict[str, Any]]]:
+def _measure(
+    extent: Extent, seed: int
+) -> tuple[MessageCosts | None, list[Row], list[dict[str, Any]]]:
     """The costs, rows and targets; no costs if the measurement failed."""
     from benchmarks import _scale_lab as lab  # imports TensorFlow, which `--costs` does not need
 

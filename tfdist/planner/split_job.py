@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from benchmarks._scale_costs import Cost, Costs, Line
-from tfdist.errors import ConfigError
+from tfdist.errors import checked_flag, checked_integer, checked_number, checked_secs
+from tfdist.planner.message_costs import Cost, Line, MessageCosts
+from tfdist.planner.transformer import LARGEST
 
+_MOST_BYTES = 10**15
 # Of a message, beyond its values.
 _FRAME_BYTES = 1000
 
 
 @dataclass(frozen=True)
-class Job:
+class SplitJob:
     """A ps job. In each step a trainer pulls, works, pushes and commits its batch.
-
-    Raises ConfigError for a number that is too small.
 
     Attributes:
         trainers: number of trainers.
@@ -30,6 +29,9 @@ class Job:
         commit_steps: steps from one commit to the next.
         split_steps: steps from one claim to the next.
         barrier_steps: steps from one barrier of all trainers to the next.
+
+    Raises:
+        ConfigError: a number is out of range.
     """
 
     trainers: int = 64
@@ -46,20 +48,25 @@ class Job:
 
     def __post_init__(self) -> None:
         counts = ("trainers", "num_ps", "variables", "commit_steps", "split_steps", "barrier_steps")
-        _check(self, counts, 1)
-        _check(self, ("step_secs", "dense_bytes", "rows", "row_bytes"), 0)
-        if not 0 <= self.jitter <= 1:
-            raise ConfigError("jitter", self.jitter, "from 0 to 1")
+        for name in counts:
+            checked_integer(name, getattr(self, name), 1, LARGEST)
+        for name in ("dense_bytes", "rows", "row_bytes"):
+            checked_integer(name, getattr(self, name), 0, _MOST_BYTES)
+        checked_secs("step_secs", self.step_secs, most=LARGEST)
+        checked_number("jitter", self.jitter, lambda n: 0 <= n <= 1, "must be from 0 to 1")
 
 
 @dataclass(frozen=True)
 class Machines:
-    """The machines of a job.
+    """The machines of a ps job.
 
     Attributes:
         cores: cores of each ps.
         bytes_per_sec: bandwidth of a ps in each direction.
         is_one: True if all tasks share the cores of one machine, without a network.
+
+    Raises:
+        ConfigError: a number is out of range.
     """
 
     cores: int = 8
@@ -67,13 +74,10 @@ class Machines:
     is_one: bool = False
 
     def __post_init__(self) -> None:
-        _check(self, ("cores", "bytes_per_sec"), 1)
-
-
-def _check(given: Job | Machines, names: Sequence[str], least: int) -> None:
-    for name in names:
-        if not getattr(given, name) >= least:
-            raise ConfigError(name, getattr(given, name), f"at least {least}")
+        checked_integer("cores", self.cores, 1, LARGEST)
+        rule = "must be at least 1 byte per second"
+        checked_number("bytes_per_sec", self.bytes_per_sec, lambda n: n >= 1, rule)
+        checked_flag("is_one", self.is_one)
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,7 @@ class Messages:
     arrival: Message
 
 
-def messages(job: Job, costs: Costs) -> Messages:
+def messages(job: SplitJob, costs: MessageCosts) -> Messages:
     """The demand of all messages in a job of this size."""
     share = 1 / job.num_ps
     dense, rows = job.dense_bytes * share, job.rows * share
@@ -133,7 +137,7 @@ def messages(job: Job, costs: Costs) -> Messages:
     )
 
 
-def _exchange(job: Job, of_variable: Cost, of_rows: Cost) -> Message:
+def _exchange(job: SplitJob, of_variable: Cost, of_rows: Cost) -> Message:
     """A message with variables and rows for each ps; the trainer does the work for all ps."""
     variables, rows = job.variables / job.num_ps, job.rows / job.num_ps
     size = job.dense_bytes / job.variables

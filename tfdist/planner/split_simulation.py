@@ -3,7 +3,8 @@
 A ps has cores and a network in each direction, which serve messages in order of arrival. A message
 in the table of splits or in the barrier holds its lock and a core. It gets the next core before
 other messages, because a running thread continues. Every trainer sends equally much to every ps
-other than ps 0 at the same time; these ps behave alike, and the simulation has one of them.
+other than ps 0 at the same time; these ps behave alike, and the simulation has one of them. On one
+machine all tasks share the cores, so there the simulation has every ps.
 """
 
 from __future__ import annotations
@@ -12,18 +13,19 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks._scale_costs import Costs
-from benchmarks._scale_job import Job, Machines, Message, messages
-from benchmarks._scale_queues import Clock, Lock, Meeting, Station, Then
+from tfdist.planner.message_costs import MessageCosts
+from tfdist.planner.queues import Clock, Lock, Meeting, Station, Then
+from tfdist.planner.split_job import Machines, Message, SplitJob, messages
 
 CPU_0, CPU_OTHERS = "CPU of ps 0", "CPU of another ps"
+CPU_OF_ALL = "CPU of the machine"
 INWARD, OUTWARD = "network into ps 0", "network out of ps 0"
 TABLE_LOCK, BARRIER_LOCK = "lock of the splits", "lock of the barrier"
 WORK, VARIABLES, SPLITS, BARRIER = "work", "variables", "splits", "barrier"
 
 
 @dataclass(frozen=True)
-class Run:
+class SplitRun:
     """The result of a simulation.
 
     Attributes:
@@ -41,9 +43,9 @@ class Run:
     served: dict[str, int]
 
 
-def simulate(
-    job: Job, machines: Machines, costs: Costs, *, intervals: int = 1, seed: int = 0
-) -> Run:
+def simulate_split_job(
+    job: SplitJob, machines: Machines, costs: MessageCosts, *, intervals: int = 1, seed: int = 0
+) -> SplitRun:
     """Starts all trainers together, as after a barrier, and ends at barrier number `intervals`.
 
     The same arguments give the same result. A simulated step takes some 20 us.
@@ -52,9 +54,8 @@ def simulate(
 
 
 class _Ps:
-    def __init__(self, clock: Clock, machines: Machines) -> None:
-        self._machines = machines
-        self.cpu = Station(clock, machines.cores)
+    def __init__(self, clock: Clock, machines: Machines, cpu: Station) -> None:
+        self._machines, self.cpu = machines, cpu
         self.inward, self.outward = Station(clock), Station(clock)
 
     def serve(self, message: Message, then: Then, lock: Lock | None = None) -> None:
@@ -87,19 +88,24 @@ class _Ps:
 
 class _Simulation:
     def __init__(
-        self, job: Job, machines: Machines, costs: Costs, intervals: int, seed: int
+        self, job: SplitJob, machines: Machines, costs: MessageCosts, intervals: int, seed: int
     ) -> None:
         self.job, self.machines = job, machines
         self.asked, self.clock = messages(job, costs), Clock()
         self.random = random.Random(seed)
-        self.ps = [_Ps(self.clock, machines) for _ in range(min(job.num_ps, 2))]
+        self.cpu = Station(self.clock, machines.cores)
+        if machines.is_one:
+            self.ps = [_Ps(self.clock, machines, self.cpu) for _ in range(job.num_ps)]
+        else:
+            cpus = [self.cpu, Station(self.clock, machines.cores)]
+            self.ps = [_Ps(self.clock, machines, cpu) for cpu in cpus[: job.num_ps]]
         self.table, self.barrier = Lock(self.clock), Lock(self.clock)
         self.meeting = Meeting(job.trainers, self._note)
         self._intervals, self.steps = intervals, 0
         self.spent = dict.fromkeys((WORK, VARIABLES, SPLITS, BARRIER), 0.0)
         self._meetings = 0
 
-    def run(self) -> Run:
+    def run(self) -> SplitRun:
         for _ in range(self.job.trainers):
             _Trainer(self).begin_step()
         self.clock.run()
@@ -109,7 +115,7 @@ class _Simulation:
             name: station.busy_secs / station.servers for name, station in self._stations().items()
         }
         used |= {TABLE_LOCK: self.table.held_secs, BARRIER_LOCK: self.barrier.held_secs}
-        return Run(
+        return SplitRun(
             steps_per_sec=self.steps / secs,
             shares={name: spent / secs / self.job.trainers for name, spent in self.spent.items()},
             use={name: in_use / secs for name, in_use in used.items()},
@@ -126,6 +132,8 @@ class _Simulation:
 
     def _stations(self) -> dict[str, Station]:
         first, *others = self.ps
+        if self.machines.is_one:
+            return {CPU_OF_ALL: self.cpu}
         stations = {CPU_0: first.cpu, INWARD: first.inward, OUTWARD: first.outward}
         if others:
             stations[CPU_OTHERS] = others[0].cpu
@@ -208,7 +216,7 @@ class _Trainer:
     def _send(self, message: Message, then: Callable[[], None]) -> None:
         clock = self._all.clock
         if self._all.machines.is_one:
-            cpu = self._all.ps[0].cpu
+            cpu = self._all.cpu
             cpu.request(message.trainer_secs, lambda: clock.after(message.delay_secs, then))
         else:
             clock.after(message.trainer_secs + message.delay_secs, then)

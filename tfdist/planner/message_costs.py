@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-import numpy as np
-
 _LEAST_SECS = 1e-9
 
 
@@ -32,6 +30,8 @@ class Line:
 
         The fit minimizes relative errors, so that small sizes count as much as large ones.
         """
+        import numpy as np
+
         values = np.maximum(list(points.values()), _LEAST_SECS)
         columns = np.stack([np.ones(len(points)), list(points)], 1) / values[:, None]
 
@@ -63,7 +63,7 @@ class Cost:
 
 
 @dataclass(frozen=True)
-class Costs:
+class MessageCosts:
     """The costs of all messages of a job; the unit of each line is in parentheses.
 
     Attributes:
@@ -97,9 +97,10 @@ class Costs:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> Costs:
+    def from_json(cls, data: Mapping[str, Any]) -> MessageCosts:
         """The costs from `to_json`; raises KeyError or TypeError for other data."""
-        return cls(**{field.name: _read(data[field.name]) for field in fields(cls)})
+        read: dict[str, Any] = {field.name: _read(data[field.name]) for field in fields(cls)}
+        return cls(**read)
 
 
 def _read(data: Mapping[str, Any]) -> Cost | Line:
