@@ -73,7 +73,7 @@ CONCEPTS = {
 
 MOST_MODULES = 140
 # Rooms for what comes after the training, and the commands of that name: each has its own limit.
-LATER = {"export": 20, "serving": 10, "serve": 2, "nn": 15, "planner": 45, "cli.plan": 2}
+LATER = {"export": 20, "serving": 10, "serve": 2, "nn": 15, "planner": 50, "cli.plan": 2}
 LATER |= {"cli.plan_text": 2}
 MOST_LINES = 500
 MEDIAN_LINES = (100, 200)
