@@ -69,7 +69,7 @@ def main() -> int:
     add_options(parser, "two short rounds, and 4 jobs to predict")
     arguments = parser.parse_args()
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    calibration = jobs.calibration()
+    calibration = jobs.CALIBRATION
     predicted = jobs.others(22, _DESIGN)
     if arguments.quick:
         predicted = predicted[:4]
