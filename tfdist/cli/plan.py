@@ -12,7 +12,6 @@ from tfdist.cli import plan_text
 from tfdist.cli.arguments import add_json
 from tfdist.cli.output import PipeConsole
 from tfdist.errors import HELD, NOT_HELD, ConfigError
-from tfdist.planner.search import check_fits
 from tfdist.planner.training import OPTIMIZERS, PRECISIONS, RECOMPUTATIONS, Training
 from tfdist.planner.transformer import BIASES, NORMS, Transformer
 
@@ -191,7 +190,10 @@ def _training(parsed: argparse.Namespace, model: Transformer, device: planner.De
     if not any(name in given for name in _DIVISION):
         devices = 1 if parsed.devices is None else parsed.devices
         division = planner.fastest_division(model, Training(**given), device, devices)
-        return check_fits(division, device, devices)
+        if division is None:
+            rule = f"must be more, or larger: no division fits into the memory of {device.name}"
+            raise ConfigError("devices", devices, rule)
+        return division
     if parsed.devices is not None and "data" not in given:
         groups = given.get("tensor", 1) * given.get("pipeline", 1)
         if groups < 1 or parsed.devices % groups:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.box import SIMPLE
 from rich.table import Table
 
 from tfdist.cli.output import PipeConsole
-from tfdist.planner import Offer, Quantity, TrainingPlan
+
+if TYPE_CHECKING:  # some of them import NumPy, which starts threads
+    from tfdist.planner import Offer, Quantity, TrainingPlan
 
 _PREFIXES = ("", "k", "M", "G", "T", "P", "E", "Z", "Y")
 _DAY = 86400

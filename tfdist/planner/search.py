@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from tfdist.errors import ConfigError, checked_integer, checked_number
+from tfdist.errors import checked_integer, checked_number
 from tfdist.planner.capacity import memory_left
 from tfdist.planner.device_work import Work
 from tfdist.planner.devices import DEVICES, Device, find_device
@@ -193,15 +193,3 @@ def pareto(offers: Iterable[Offer]) -> list[Offer]:
         if not front or each.seconds < front[-1].seconds:
             front.append(each)
     return front
-
-
-def check_fits(offer: Training | None, device: Device, devices: int) -> Training:
-    """The division.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    if offer is None:
-        rule = f"must be more, or larger ones: no division fits into the memory of {device.name}"
-        raise ConfigError("devices", devices, rule)
-    return offer
