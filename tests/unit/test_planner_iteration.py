@@ -12,6 +12,7 @@ from tfdist.errors import ConfigError
 from tfdist.planner.device_work import Work
 from tfdist.planner.devices import find_device
 from tfdist.planner.iteration import Achieved, iteration_time
+from tfdist.planner.presets import preset
 from tfdist.planner.training import Training
 from tfdist.planner.transformer import Experts, Transformer
 
@@ -201,3 +202,14 @@ def test_an_impossible_division_is_an_error(training, field):
 def test_a_constant_must_be_positive(value):
     with pytest.raises(ConfigError, match=r"achieved\.matrix: .*must be positive"):
         Achieved(matrix=value)
+
+
+def test_zero_2_and_3_exchange_for_each_micro_batch():
+    model, device = preset("gpt3-6.7b"), find_device("a100-80g")
+    whole = Training(global_batch=64, sequence=1024, tensor=4, pipeline=2, data=8, micro_batch=1)
+    secs = [
+        iteration_time(model, replace(whole, zero=stage), device).part("data-parallel all-reduce")
+        for stage in range(4)
+    ]
+    assert whole.micro_batches == 8
+    assert secs == pytest.approx([secs[0], secs[0], 4.5 * secs[0], 12 * secs[0]])

@@ -272,3 +272,10 @@ def test_a_file_that_is_not_there_is_an_error(tmp_path):
     (tmp_path / "m.json").write_bytes(b"\xff")
     with pytest.raises(ConfigError, match="cannot be read"):
         read_model(tmp_path / "m.json")
+
+
+@pytest.mark.parametrize("kind", ["t5", "bart"])
+def test_an_encoder_and_a_decoder_are_refused_by_their_type(kind):
+    config = {"model_type": kind, "d_model": 512, "num_layers": 6, "num_heads": 8}
+    with pytest.raises(ConfigError, match=r"model_type: got '.*'; must be a model without"):
+        from_config(config)

@@ -57,12 +57,45 @@ def test_a_training_that_does_not_fit_is_a_warning_and_exit_code_1(capsys):
     assert re.match(r"a step needs [\d,.]+ GiB more than a100-80g has", found["warnings"][0])
 
 
+def test_a_model_that_fits_nowhere_is_planned_with_what_is_missing(capsys):
+    code, out, _ = run(capsys, "plan --preset gpt3-175b")
+    assert code == 1
+    assert re.search(r"warning: a step needs [\d,.]+ GiB more than a100-80g has", out)
+
+
+@pytest.mark.parametrize(
+    ("flags", "field", "value"),
+    [("--tensor 2", "tensor", 2), ("--zero 3", "zero", 3), ("--micro-batch 4", "micro_batch", 4)],
+)
+def test_the_search_keeps_what_is_given(capsys, flags, field, value):
+    code, out, _ = run(capsys, f"plan --preset gpt2-124m --devices 8 {flags} --json")
+    found = json.loads(out)
+    assert (code, found["devices"], found["training"][field]) == (0, 8, value)
+
+
+def test_a_sequence_has_at_most_the_positions_of_the_model(capsys):
+    _, out, _ = run(capsys, "plan --preset gpt2-124m --json")
+    assert json.loads(out)["training"]["sequence"] == 1024
+    _, out, _ = run(capsys, "plan --preset gpt2-124m --sequence 4096 --json")
+    assert any("longer than the 1024 learned" in text for text in json.loads(out)["warnings"])
+
+
+def test_memory_that_allocators_may_exceed_is_a_warning(capsys):
+    _, out, _ = run(capsys, "plan --preset gpt3-13b --devices 192 --global-batch 1536 --json")
+    found = json.loads(out)
+    low, high = found["memory_bytes"]["interval"]
+    assert low <= found["memory_bytes"]["device"] < high
+    assert found["warnings"][0].startswith("it may not fit: allocators keep gaps")
+
+
 def test_every_number_is_explained(capsys):
     code, out, _ = run(capsys, f"{GPT3} --explain")
     assert code == 0
     assert "= L (2 h (q + k) + q + 2 k + h), L = 96" in out
     assert "source: arXiv" in out
     assert "price" in out
+    assert out.count("parameters: 174,604,259,328") == 1
+    assert re.search(r"= steps \* \(m \(n \(.*\), m = .*, n = 6, .*, steps = 143051", out)
 
 
 def test_a_config_of_hugging_face_is_read(capsys, tmp_path):
@@ -87,7 +120,20 @@ def test_a_shape_can_be_given(capsys):
         ("plan --preset gpt5", "--preset: got 'gpt5'; must be"),
         ("plan --preset gpt2-124m --layers 3", "--preset: got 'gpt2-124m'; cannot be combined"),
         ("plan --preset gpt2-124m --device abacus", "--device: got 'abacus'; must be one of"),
-        ("plan --preset gpt3-175b", "--devices: got 1; must be more"),
+        ("plan --preset gpt2-124m --rlhf nosuch", "--rlhf: got 'nosuch'; must be"),
+        ("plan --preset gpt2-124m --generate 0", "--generate: got 0; must be"),
+        ("plan --preset gpt2-124m --micro-batch 0", "--micro-batch: got 0; must be"),
+        ("plan --preset gpt2-124m --days 3", "--days: got 3.0; needs --cheapest"),
+        ("plan --preset gpt2-124m --cheapest --tokens 1 --days 0", "--days: got 0.0; must be"),
+        (
+            "plan --preset gpt2-124m --cheapest --tokens 1 --tensor 2",
+            "--tensor: got 2; cannot be combined with --cheapest",
+        ),
+        (
+            "plan --preset gpt2-124m --generate 1 --plot x.svg",
+            "--plot: got 'x.svg'; cannot be combined with --generate",
+        ),
+        ("plan --list --zero 1", "--zero: got 1; cannot be combined with --list"),
         ("plan --preset gpt2-124m --devices 0", "--devices: got 0; must be"),
         ("plan --preset gpt2-124m --tensor 5 --devices 5", "--tensor: got 5; must divide"),
         ("plan --preset gpt2-124m --tensor 2 --devices 3", "--devices: got 3; must be a multiple"),

@@ -1,5 +1,6 @@
 """The cheapest cluster: what the search tries, and what it leaves out."""
 
+import random
 from dataclasses import replace
 from itertools import pairwise
 
@@ -11,13 +12,14 @@ from tfdist.planner import (
     Training,
     Transformer,
     cheapest_clusters,
+    count_parameters,
     fastest_division,
     find_device,
     iteration_time,
     memory_left,
     preset,
 )
-from tfdist.planner.search import pareto
+from tfdist.planner.search import _divisions, _may_fit, pareto
 
 A100 = find_device("a100-80g")
 SMALL = Transformer(layers=6, hidden=256, heads=8, vocabulary=1000)
@@ -39,6 +41,41 @@ def test_no_other_division_is_faster():
         data = 4 // (tensor * pipeline)
         other = replace(BATCH, tensor=tensor, pipeline=pipeline, data=data, micro_batch=1)
         assert best <= iteration_time(SMALL, other, A100).value
+
+
+@pytest.mark.parametrize(
+    ("name", "device", "devices", "batch"),
+    [
+        ("gpt3-13b", "a100-80g", 192, 1536),
+        ("llama3.1-405b", "h100-80g", 16384, 2048),  # 126 layers
+        ("deepseek-v3", "h100-80g", 2048, 15360),  # 61 layers
+        ("palm-540b", "tpu-v4", 6144, 2048),
+    ],
+)
+def test_published_trainings_have_a_division(name, device, devices, batch):
+    training = Training(global_batch=batch, sequence=2048, flash_attention=True)
+    found = fastest_division(preset(name), training, find_device(device), devices)
+    assert found.devices == devices
+
+
+def test_what_is_fixed_is_kept():
+    fixed = {"tensor": 2, "zero": 3, "micro_batch": 4, "sequence_parallel": False}
+    found = fastest_division(SMALL, BATCH, A100, 8, fixed=fixed)
+    assert {name: getattr(found, name) for name in fixed} == fixed
+    with pytest.raises(ConfigError, match="tensor: got 3; must divide heads"):
+        fastest_division(SMALL, BATCH, A100, 9, fixed={"tensor": 3})
+
+
+@pytest.mark.parametrize("name", ["llama3.1-8b", "mixtral-8x7b", "deepseek-v2-lite"])
+def test_the_fast_filter_leaves_out_nothing_that_fits(name):
+    model = preset(name)
+    size, rng = count_parameters(model).value, random.Random(0)
+    training = Training(global_batch=64, sequence=1024, flash_attention=True, dropout=False)
+    every = list(_divisions(model, training, A100, 16, {}))
+    left_out = [each for each in every if not _may_fit(model, size, each, A100)]
+    assert left_out
+    for each in rng.sample(left_out, min(20, len(left_out))):
+        assert memory_left(model, each, A100).value < 0
 
 
 def test_a_model_that_fits_nowhere_has_no_division():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from dataclasses import MISSING, fields
 from typing import Any
 
@@ -11,14 +12,14 @@ from tfdist import planner
 from tfdist.cli import plan_text
 from tfdist.cli.arguments import add_json
 from tfdist.cli.output import PipeConsole
-from tfdist.errors import HELD, NOT_HELD, ConfigError
+from tfdist.errors import HELD, NOT_HELD, ConfigError, checked_integer
 from tfdist.planner.training import OPTIMIZERS, PRECISIONS, RECOMPUTATIONS, Training
 from tfdist.planner.transformer import BIASES, NORMS, Transformer
 
 _DESCRIPTION = """\
 Plans the training of a Transformer: parameters, memory, FLOPs, traffic, time and cost. It needs
-neither TensorFlow nor an accelerator. Without --tensor, --pipeline and --data it looks for the
-fastest division that fits into the memory of the devices.
+neither TensorFlow nor an accelerator. It looks for the fastest division that fits into the memory
+of the devices, and keeps what you give of it, such as --tensor 8.
 
   tfdist plan --preset gpt3-175b --devices 1024 --device a100-80g --tokens 300e9
   tfdist plan --config config.json --devices 64 --explain    every number with its formula
@@ -47,7 +48,27 @@ _TRAINING = {
     "interleaved": "stages on each device of the pipeline",
     "zero": "stage of ZeRO, 0 to 3",
 }
-_DIVISION = ("micro_batch", "tensor", "pipeline", "data", "interleaved", "zero")
+# The search chooses what of these is not given.
+_SEARCHED = {
+    *("micro_batch", "tensor", "pipeline", "data", "interleaved", "zero", "recomputation"),
+    *("expert", "sequence_parallel"),
+}
+# What each other plan reads; any other flag has no effect on it.
+_DEVICES = {"device", "devices"}
+_READ = {
+    "list": set(),
+    "calibrate": {"predict", "device", "explain"},
+    "predict": {"calibrate", "device", "explain"},
+    "generate": {"model", "sequence", "tensor", "explain"},
+    "cheapest": {
+        *("model", "global_batch", "sequence", "precision", "optimizer", "flash_attention"),
+        *("tokens", "device", "days", "most_devices", "plot"),
+    },
+    "rlhf": {"model", "mfu", "explain", *_DEVICES},
+}
+_ONLY_CHEAPEST = ("days", "most_devices")
+# What the functions call what a flag gives.
+_FLAGS = {"deadline_secs": "days", "batch": "generate", "rows": "predict", "measured": "calibrate"}
 
 
 def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -99,7 +120,7 @@ def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     )
     devices.add_argument("--days", type=float, metavar="N", help="longest time for --cheapest")
     devices.add_argument(
-        "--most-devices", type=int, default=4096, metavar="N", help="for --cheapest (default: 4096)"
+        "--most-devices", type=int, metavar="N", help="for --cheapest (default: 4096)"
     )
     other = parser.add_argument_group("other plans")
     other.add_argument(
@@ -122,17 +143,18 @@ def command(parsed: argparse.Namespace) -> int:
     """Prints the plan that is asked for."""
     console = PipeConsole(highlight=False, markup=False, emoji=False)
     try:
+        _check_combination(parsed)
         if parsed.list:
             found: Any = {"presets": list(planner.PRESETS), "devices": list(planner.DEVICES)}
             return _print(parsed, console, found, plan_text.show_names)
-        if parsed.calibrate or parsed.predict:
+        if parsed.calibrate is not None or parsed.predict is not None:
             return _predict(parsed, console)
         model, name, warnings = _model(parsed)
         if parsed.generate is not None:
             return _generate(parsed, console, model)
         if parsed.cheapest:
             return _cheapest(parsed, console, model)
-        if parsed.rlhf:
+        if parsed.rlhf is not None:
             return _rlhf(parsed, console, model)
         return _train(parsed, console, model, name, warnings)
     except ConfigError as error:
@@ -142,8 +164,30 @@ def command(parsed: argparse.Namespace) -> int:
 
 def _flag(parsed: argparse.Namespace, field: str) -> str:
     """The flag of a field, if the user can have given it."""
-    flag = field.replace("_", "-")
-    return f"--{flag}" if field in vars(parsed) else field
+    field = _FLAGS.get(field, field)
+    return f"--{field.replace('_', '-')}" if field in vars(parsed) else field
+
+
+def _check_combination(parsed: argparse.Namespace) -> None:
+    """Raises ConfigError for a flag that has no effect on the plan that is asked for."""
+    names = {"preset", "config", "gated_mlp", "bias", "norm", "untied"}
+    names |= {name.replace("-", "_") for name in _MODEL}
+    given = {
+        name: value
+        for name, value in vars(parsed).items()
+        if value not in (None, False) and name not in ("command", "command_function", "json")
+    }
+    for mode, read in _READ.items():
+        if mode not in given:
+            continue
+        allowed = read | {mode} | (names if "model" in read else set())
+        for name, value in given.items():
+            if name not in allowed:
+                raise ConfigError(name, value, f"cannot be combined with --{mode}")
+        return
+    for name in _ONLY_CHEAPEST:
+        if name in given:
+            raise ConfigError(name, given[name], "needs --cheapest")
 
 
 def _print(parsed: argparse.Namespace, console: PipeConsole, found: Any, show: Any) -> int:
@@ -187,24 +231,36 @@ def _training(parsed: argparse.Namespace, model: Transformer, device: planner.De
         name: value for name, value in given.items() if value is not None and value is not False
     }
     given.setdefault("global_batch", 1024)
-    if not any(name in given for name in _DIVISION):
-        devices = 1 if parsed.devices is None else parsed.devices
-        division = planner.fastest_division(model, Training(**given), device, devices)
-        if division is None:
-            rule = f"must be more, or larger: no division fits into the memory of {device.name}"
-            raise ConfigError("devices", devices, rule)
-        return division
-    if parsed.devices is not None and "data" not in given:
-        groups = given.get("tensor", 1) * given.get("pipeline", 1)
-        if groups < 1 or parsed.devices % groups:
-            rule = f"must be a multiple of tensor * pipeline, which is {groups}"
-            raise ConfigError("devices", parsed.devices, rule)
-        given["data"] = parsed.devices // groups
-    training = Training(**given)
-    if parsed.devices not in (None, training.devices):
-        rule = f"must be tensor * pipeline * data, which is {training.devices}"
-        raise ConfigError("devices", parsed.devices, rule)
-    return training
+    given.setdefault("sequence", _sequence(parsed, model))
+    whole = {name: given[name] for name in given if name not in _SEARCHED}
+    fixed = {name: given[name] for name in given if name in _SEARCHED}
+    for name, value in fixed.items():
+        if name not in ("zero", "recomputation", "sequence_parallel"):
+            checked_integer(name, value, 1)
+    devices = parsed.devices
+    if devices is None:
+        devices = math.prod(fixed.get(name, 1) for name in ("tensor", "pipeline", "data"))
+    Training(**whole)  # checks what is not searched
+    division = planner.fastest_division(model, Training(**whole), device, devices, fixed=fixed)
+    # If nothing fits, the plan of this division says how much memory is missing.
+    return division or _undivided(whole, fixed, devices)
+
+
+def _undivided(whole: dict[str, Any], fixed: dict[str, Any], devices: int) -> Training:
+    """The given division, with all other devices as groups and the smallest micro-batch."""
+    groups = fixed.get("tensor", 1) * fixed.get("pipeline", 1)
+    if devices % groups:
+        rule = f"must be a multiple of tensor * pipeline, which is {groups}"
+        raise ConfigError("devices", devices, rule)
+    if fixed.get("data", devices // groups) * groups != devices:
+        rule = f"must be tensor * pipeline * data, which is {fixed['data'] * groups}"
+        raise ConfigError("devices", devices, rule)
+    return Training(**{**whole, "micro_batch": 1, "data": devices // groups, **fixed})
+
+
+def _sequence(parsed: argparse.Namespace, model: Transformer) -> int:
+    """The length of a sequence: 2048, unless the model has fewer learned positions."""
+    return parsed.sequence or min(2048, model.positions or 2048)
 
 
 def _train(
@@ -220,7 +276,7 @@ def _train(
     found = planner.plan_training(
         model, training, device, tokens, utilization=parsed.mfu, warnings=warnings
     )
-    if parsed.plot:
+    if parsed.plot is not None:
         planner.plot_plan(found, parsed.plot)
     code = HELD if found.left.value >= 0 else NOT_HELD
     if parsed.json:
@@ -236,7 +292,7 @@ def _train(
 
 def _generate(parsed: argparse.Namespace, console: PipeConsole, model: Transformer) -> int:
     found = planner.inference_memory(
-        model, parsed.generate, parsed.sequence or 2048, tensor=parsed.tensor or 1
+        model, parsed.generate, _sequence(parsed, model), tensor=parsed.tensor or 1
     )
     if parsed.json:
         print(json.dumps({"memory_bytes": found.as_json(), "exit_code": HELD}))
@@ -252,7 +308,7 @@ def _cheapest(parsed: argparse.Namespace, console: PipeConsole, model: Transform
         )
     training = Training(
         global_batch=1024 if parsed.global_batch is None else parsed.global_batch,
-        sequence=2048 if parsed.sequence is None else parsed.sequence,
+        sequence=_sequence(parsed, model),
         precision=parsed.precision or "mixed",
         optimizer=parsed.optimizer or "adam",
         flash_attention=parsed.flash_attention,
@@ -264,9 +320,9 @@ def _cheapest(parsed: argparse.Namespace, console: PipeConsole, model: Transform
         parsed.tokens,
         deadline_secs=deadline,
         names=None if parsed.device is None else [parsed.device],
-        most_devices=parsed.most_devices,
+        most_devices=4096 if parsed.most_devices is None else parsed.most_devices,
     )
-    if parsed.plot:
+    if parsed.plot is not None:
         planner.plot_offers(offers, parsed.plot)
     code = HELD if offers else NOT_HELD
     if parsed.json:
@@ -278,7 +334,10 @@ def _cheapest(parsed: argparse.Namespace, console: PipeConsole, model: Transform
 
 def _rlhf(parsed: argparse.Namespace, console: PipeConsole, model: Transformer) -> int:
     device = planner.find_device(parsed.device or "a100-80g")
-    reward = planner.preset(parsed.rlhf)
+    try:
+        reward = planner.preset(parsed.rlhf)
+    except ConfigError as error:
+        raise ConfigError("rlhf", error.value, error.rule) from error
     phases = planner.plan_rlhf(model, reward, device, parsed.devices or 1, mfu=parsed.mfu)
     if parsed.json:
         found = {each.name: each.as_json() for each in phases}

@@ -86,6 +86,7 @@ def show_plan(console: PipeConsole, name: str, plan: TrainingPlan) -> None:
     console.out(
         f"batch {training.global_batch:,} x {training.sequence:,} tokens, micro-batch "
         f"{training.micro_batch}, recomputation {training.recomputation}, ZeRO {training.zero}, "
+        f"{'sequence parallel, ' if training.sequence_parallel else ''}"
         f"{training.precision}, {training.optimizer}"
     )
     table = Table(box=SIMPLE, show_header=False, pad_edge=False)

@@ -118,8 +118,7 @@ class Work(NamedTuple):
             transfer_bytes=message_bytes / t,
             tensor=t,
             data=training.data,
-            # ZeRO 3 gathers the weights once more.
-            gradient_bytes=weights * gradient_bytes * (1.5 if training.zero == 3 else 1),
+            gradient_bytes=weights * gradient_bytes * _exchanges(training),
             update_bytes=_update_bytes(training, gradient_bytes) * weights,
             peak=device.fp32_flops if fp32 else device.flops,
             memory_bandwidth=device.memory_bandwidth,
@@ -132,6 +131,16 @@ class Work(NamedTuple):
     def of_several(cls, works: Iterable[Work]) -> Work:
         """The work of several iterations, as arrays."""
         return cls(*(np.array(each, np.float64) for each in zip(*works, strict=True)))
+
+
+def _exchanges(training: Training) -> float:
+    """The traffic of ZeRO, by that of one all-reduce of the gradients.
+
+    Stages 2 and 3 reduce the gradients of each micro-batch, since no device has room for all of
+    them; stage 3 also gathers the weights for each forward and each backward pass.
+    """
+    m = training.micro_batches
+    return {2: (m + 1) / 2, 3: 3 * m / 2}.get(training.zero, 1.0)
 
 
 def _flops(model: Transformer, training: Training) -> float:

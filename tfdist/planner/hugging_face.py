@@ -14,6 +14,13 @@ _NESTED = ("text_config", "language_config", "llm_config")
 _ATTENTION_LAYERS = {"full_attention", "sliding_attention", "chunked_attention"}
 
 
+# Their `config.json` may leave `is_encoder_decoder` out, since their class sets it.
+ENCODER_DECODERS = {
+    *("t5", "mt5", "umt5", "longt5", "switch_transformers", "bart", "mbart", "pegasus", "marian"),
+    *("m2m_100", "blenderbot", "led", "prophetnet", "whisper", "fsmt", "nllb-moe"),
+}
+
+
 @dataclass(frozen=True)
 class ModelFile:
     """A model as a file describes it.
@@ -46,8 +53,10 @@ def from_config(config: Mapping[str, Any]) -> ModelFile:
     c = _language_model(Config(config))
     kind = c.text("model_type").removesuffix("_text")
     c = Config(DEFAULTS.get(kind, {}) | dict(c.fields), c.path, c.cautions)
+    rule = "must be a model without both an encoder and a decoder"
+    if kind in ENCODER_DECODERS:
+        raise ConfigError(f"{c.path}model_type", kind, rule)
     if c.flag("is_encoder_decoder"):
-        rule = "must be false: a model of an encoder and a decoder cannot be read"
         raise ConfigError(f"{c.path}is_encoder_decoder", True, rule)
     if c.fields.get("layer_types") is not None:
         where = f"{c.path}layer_types"

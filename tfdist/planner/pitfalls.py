@@ -52,6 +52,11 @@ def cautions(
     found = []
     if model.latent is None:
         found += _width(model.hidden, model.heads, model.head_dim)
+    if training is not None and 0 < model.positions < training.sequence:
+        found.append(
+            f"a sequence of {training.sequence} tokens is longer than the {model.positions} "
+            "learned positions of the model"
+        )
     found += _separate_head(model)
     found += _vocabulary(model, 1 if training is None else training.tensor)
     found += _experts(model)

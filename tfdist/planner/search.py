@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
-from tfdist.errors import checked_integer, checked_number
+from tfdist.errors import ConfigError, checked_integer, checked_number
 from tfdist.planner.capacity import memory_left
 from tfdist.planner.device_work import Work
 from tfdist.planner.devices import DEVICES, Device, find_device
 from tfdist.planner.iteration import Achieved, seconds
-from tfdist.planner.training import Training
+from tfdist.planner.parameters import count_parameters
+from tfdist.planner.stages import check_division, shard
+from tfdist.planner.training import RECOMPUTATIONS, Training
 from tfdist.planner.transformer import Transformer
 
 _MICRO_BATCHES = (1, 2, 4, 8, 16)
 _MOST_DEVICES = 2**20
+_SLOT_BYTES = {"sgd": 0, "momentum": 4, "adagrad": 4, "adam": 8}  # for each parameter, in fp32
 
 
 @dataclass(frozen=True)
@@ -62,65 +67,117 @@ def fastest_division(
     device: Device,
     devices: int,
     *,
+    fixed: Mapping[str, Any] = MappingProxyType({}),
     achieved: Achieved | None = None,
 ) -> Training | None:
     """The fastest way to divide a training among devices that fits into their memory.
 
     It tries tensor parallelism within a machine, all lengths of a pipeline, sizes of the
-    micro-batch, the stages of recomputation, and ZeRO 0 and 1. What `training` says of these is
-    ignored; its batch, sequence, precision and optimizer are kept.
+    micro-batch, the stages of recomputation, and ZeRO 0, 1 and 3. What `training` says of these is
+    ignored; the rest is kept.
 
     Args:
         model: the shape.
         training: what to train.
         device: the accelerator.
         devices: their number.
+        fixed: values of fields of Training that the search must keep, such as {"tensor": 8}.
         achieved: what machines achieve of their data sheet; None for typical values.
 
     Returns:
         None if no division fits into the memory.
     """
     devices = checked_integer("devices", devices, 1, _MOST_DEVICES)
-    found = list(_divisions(model, training, device, devices))
+    size = count_parameters(model).value
+    found = [
+        each
+        for each in _divisions(model, training, device, devices, fixed)
+        if _may_fit(model, size, each, device)
+    ]
     if not found:
         return None
     works = Work.of_several(Work.of(model, each, device) for each in found)
     totals = np.broadcast_to(seconds(works, achieved or Achieved()).total, len(found))
     for index in np.argsort(totals, kind="stable"):
-        if memory_left(model, found[index], device).value >= 0:
-            division: Training = found[index]
+        division: Training = found[index]
+        if memory_left(model, division, device).value >= 0:
             return division
     return None
 
 
 def _divisions(
-    model: Transformer, training: Training, device: Device, devices: int
+    model: Transformer, training: Training, device: Device, devices: int, fixed: Mapping[str, Any]
 ) -> Iterator[Training]:
-    for tensor in _powers_of_2(min(device.per_machine, devices)):
-        if model.heads % tensor or model.vocabulary < tensor:
+    own = dict(fixed)
+    sizes = [own.pop("micro_batch")] if "micro_batch" in own else _MICRO_BATCHES
+    stages = [own.pop("zero")] if "zero" in own else (0, 1, 3)
+    recomputations = [own.pop("recomputation")] if "recomputation" in own else RECOMPUTATIONS
+    for tensor, pipeline, data in _shares(model, device, devices, own):
+        if training.global_batch % data:
             continue
-        for pipeline in range(1, min(model.layers, devices // tensor) + 1):
-            data, rest = divmod(devices, tensor * pipeline)
-            if rest or training.global_batch % data or model.layers % pipeline:
+        for micro_batch, recomputation, zero in itertools.product(sizes, recomputations, stages):
+            is_useless = (zero and data == 1) or (
+                training.flash_attention and recomputation == "selective"
+            )
+            if is_useless or (training.global_batch // data) % micro_batch:
                 continue
-            own = training.global_batch // data
-            sizes = [size for size in _MICRO_BATCHES if own % size == 0]
-            choices = itertools.product(sizes, ("none", "selective", "full"), (0, 1))
-            for micro_batch, recomputation, zero in choices:
-                if (zero and data == 1) or (training.flash_attention and recomputation[0] == "s"):
-                    continue
-                yield replace(
-                    training,
-                    tensor=tensor,
-                    pipeline=pipeline,
-                    data=data,
-                    expert=1,
-                    interleaved=1,
-                    micro_batch=micro_batch,
-                    recomputation=recomputation,
-                    zero=zero,
-                    sequence_parallel=tensor > 1,
-                )
+            division = {
+                **{"tensor": tensor, "pipeline": pipeline, "data": data, "interleaved": 1},
+                **{"micro_batch": micro_batch, "recomputation": recomputation, "zero": zero},
+                **{"expert": 1, "sequence_parallel": tensor > 1},
+            }
+            with suppress(ConfigError):  # the model cannot be divided like this
+                each = replace(training, **{**division, **own})
+                check_division(model, each)
+                yield each
+
+
+def _shares(
+    model: Transformer, device: Device, devices: int, fixed: dict[str, Any]
+) -> Iterator[tuple[int, int, int]]:
+    """Tensor, pipeline and data, whose product is the number of devices."""
+    if "tensor" in fixed:
+        shard(model, fixed["tensor"])
+        tensors = [fixed["tensor"]]
+    else:
+        tensors = [
+            size
+            for size in _powers_of_2(min(device.per_machine, devices))
+            if _can_be_sharded(model, size)
+        ]
+    for tensor in tensors:
+        lengths = range(1, min(model.layers, devices // max(tensor, 1)) + 1)
+        for pipeline in [fixed["pipeline"]] if "pipeline" in fixed else lengths:
+            data, rest = divmod(devices, max(tensor * pipeline, 1))
+            if data and not rest and fixed.get("data", data) == data:
+                yield tensor, pipeline, data
+
+
+def _can_be_sharded(model: Transformer, tensor: int) -> bool:
+    try:
+        shard(model, tensor)
+    except ConfigError:
+        return False
+    return True
+
+
+def _may_fit(model: Transformer, size: float, training: Training, device: Device) -> bool:
+    """False if less than a device holds is too much for it: far faster than the whole sum.
+
+    A device of the largest stage holds at least its share of all layers.
+    """
+    t = training
+    weights = 4 if t.zero < 3 else 4 / t.data  # with their gradients, in 16 bits
+    slots = _SLOT_BYTES[t.optimizer] / (t.data if t.zero else 1)
+    tokens = t.micro_batch * t.sequence * min(t.pipeline, t.micro_batches)
+    if t.recomputation == "full":
+        kept = 2.0 * model.hidden
+    else:
+        kept = 16.0 * model.hidden  # of some 34
+        if t.recomputation == "none" and not (t.flash_attention or model.window):
+            kept += 4 * model.heads * t.sequence  # of 5: the softmax
+    held = size * (weights + slots) + kept * tokens * model.layers
+    return held / (t.tensor * t.pipeline) <= device.memory_bytes
 
 
 def _powers_of_2(most: int) -> Iterator[int]:

@@ -60,9 +60,11 @@ class TrainingPlan:
     @property
     def quantities(self) -> tuple[Quantity, ...]:
         """All of them, in the order in which they follow from each other."""
+        is_dense = self.active_parameters.value == self.parameters.value
+        active = () if is_dense else (self.active_parameters,)
         return (
-            *(self.parameters, self.active_parameters, self.memory, self.left, self.flops),
-            *(self.traffic, self.time, self.utilization, self.cost),
+            *(self.parameters, *active, self.memory, self.left, self.flops, self.traffic),
+            *(self.time, self.utilization, self.cost),
         )
 
     def as_json(self) -> dict[str, Any]:
@@ -139,6 +141,8 @@ def plan_training(
     found = cautions(model, training, states=states, activations=activations)
     if left.value < 0:
         found.insert(0, _does_not_fit(left, device))
+    elif left.interval is not None and left.interval[0] < 0:
+        found.insert(0, _may_not_fit(memory, device))
     return TrainingPlan(
         model,
         training,
@@ -167,6 +171,14 @@ def _does_not_fit(left: Quantity, device: Device) -> str:
     )
 
 
+def _may_not_fit(memory: Quantity, device: Device) -> str:
+    _, most = memory.interval or (memory.value, memory.value)
+    return (
+        f"it may not fit: allocators keep gaps, with which {most / 2**30:,.1f} GiB may be needed "
+        f"of the {device.memory_bytes / 2**30:,.1f} GiB of {device.name}; try it first"
+    )
+
+
 def repeated(step: Quantity, times: float) -> Quantity:
     """A quantity of a step, and each of its parts, for so many steps."""
     interval = step.interval and (step.interval[0] * times, step.interval[1] * times)
@@ -174,8 +186,8 @@ def repeated(step: Quantity, times: float) -> Quantity:
         step,
         name="time" if step.name == "iteration time" else step.name,
         value=step.value * times,
-        formula=step.formula and f"n ({step.formula})",
-        values={**step.values, "n": times} if step.formula else step.values,
+        formula=step.formula and f"steps * ({step.formula})",
+        values={**step.values, "steps": times} if step.formula else step.values,
         parts=tuple(repeated(part, times) for part in step.parts),
         interval=interval,
     )
