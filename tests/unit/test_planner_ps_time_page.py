@@ -8,7 +8,7 @@ import pytest
 
 from tfdist.planner import predict_step_secs
 
-PAGE = (Path(__file__).parents[2] / "docs/planner-parts/ps-time.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs/planner/ps-time.md").read_text("utf-8")
 
 
 @pytest.fixture(scope="module")
