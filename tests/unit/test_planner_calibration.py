@@ -216,7 +216,7 @@ def test_a_file_may_have_a_mark_other_headings_and_more_columns(tmp_path):
         (",1024,16", ",1e99,16", "hidden", "must be a whole number, at least 1"),
         (",16,24", ",15,24", "heads", "must divide hidden"),
         ("8,32,4", "16,32,4", "gpus", r"must be tensor \* data \* pipeline, which is 8"),
-        ("8,32,4", "8,33,4", "global_batch", "must divide by data 2"),
+        ("8,32,4", "8,33,4", "global_batch", "must be a multiple of data"),
         ("8,32,4", "8,32,5", "micro_batch", "must divide global_batch / data, which is 16"),
         (",24,1024", ",1,1024", "pipeline", "must be at most the layers"),
         ("219.7", "fast", "iteration_ms", "must be a number of milliseconds, more than 0"),

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tfdist.errors import ConfigError
+from tfdist.planner.compute import training_flops
 from tfdist.planner.device_work import Work
 from tfdist.planner.devices import find_device
 from tfdist.planner.iteration import Achieved, iteration_time
@@ -213,3 +214,14 @@ def test_zero_2_and_3_exchange_for_each_micro_batch():
     ]
     assert whole.micro_batches == 8
     assert secs == pytest.approx([secs[0], secs[0], 4.5 * secs[0], 12 * secs[0]])
+
+
+@pytest.mark.parametrize("recomputation", ["none", "selective", "full"])
+@pytest.mark.parametrize("name", ["gpt3-6.7b", "llama3.1-8b", "mixtral-8x7b", "palm-8b"])
+def test_the_work_of_the_devices_is_the_flops_of_the_training(name, recomputation):
+    model = preset(name)
+    training = Training(global_batch=8, sequence=1024, tensor=2, recomputation=recomputation)
+    work = Work.of(model, training, find_device("a100-80g"))
+    layers = work.flops * work.layers * training.tensor * work.micro_batches
+    done = layers + work.logit_flops * training.tensor * work.micro_batches
+    assert done == pytest.approx(training_flops(model, training).value, rel=2e-3)

@@ -95,7 +95,7 @@ def test_every_number_is_explained(capsys):
     assert "source: arXiv" in out
     assert "price" in out
     assert out.count("parameters: 174,604,259,328") == 1
-    assert re.search(r"= steps \* \(m \(n \(.*\), m = .*, n = 6, .*, steps = 143051", out)
+    assert re.search(r"= steps \(m \(n \(.*\), steps = 143051\.\d+, m = .*, n = 6,", out)
 
 
 def test_a_config_of_hugging_face_is_read(capsys, tmp_path):
@@ -133,6 +133,10 @@ def test_a_shape_can_be_given(capsys):
             "plan --preset gpt2-124m --generate 1 --plot x.svg",
             "--plot: got 'x.svg'; cannot be combined with --generate",
         ),
+        ("plan --preset gpt2-124m --generate 1 --sequence 0", "--sequence: got 0; must be"),
+        ("plan --preset gpt2-124m --rlhf gpt2-124m --devices 0", "--devices: got 0; must be"),
+        ("plan --list --tensor 0", "--tensor: got 0; cannot be combined with --list"),
+        ("plan --preset gpt2-124m --devices 3 --data 3", "--global-batch: got 1024; must be a"),
         ("plan --list --zero 1", "--zero: got 1; cannot be combined with --list"),
         ("plan --preset gpt2-124m --devices 0", "--devices: got 0; must be"),
         ("plan --preset gpt2-124m --tensor 5 --devices 5", "--tensor: got 5; must divide"),

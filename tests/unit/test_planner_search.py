@@ -21,7 +21,7 @@ from tfdist.planner import (
 )
 from tfdist.planner.search import _divisions, _may_fit, pareto
 
-A100 = find_device("a100-80g")
+A100, V100 = find_device("a100-80g"), find_device("v100-32g")
 SMALL = Transformer(layers=6, hidden=256, heads=8, vocabulary=1000)
 BATCH = Training(global_batch=64, sequence=128)
 
@@ -66,16 +66,42 @@ def test_what_is_fixed_is_kept():
         fastest_division(SMALL, BATCH, A100, 9, fixed={"tensor": 3})
 
 
-@pytest.mark.parametrize("name", ["llama3.1-8b", "mixtral-8x7b", "deepseek-v2-lite"])
-def test_the_fast_filter_leaves_out_nothing_that_fits(name):
+def test_what_is_fixed_may_be_useless():
+    """The user may know why; a search that leaves it out would find nothing."""
+    assert fastest_division(SMALL, BATCH, A100, 1, fixed={"zero": 1}).zero == 1
+    flash = replace(BATCH, flash_attention=True)
+    fixed = {"recomputation": "selective"}
+    assert fastest_division(SMALL, flash, A100, 1, fixed=fixed).recomputation == "selective"
+
+
+@pytest.mark.parametrize(
+    ("fixed", "field"),
+    [
+        ({"tensor": 0}, "tensor"),
+        ({"micro_batch": 1.5}, "micro_batch"),
+        ({"zero": 7}, "zero"),
+        ({"recomputation": "some"}, "recomputation"),
+        ({"sequence": 9}, "fixed"),
+    ],
+)
+def test_a_wrong_value_that_is_fixed_is_named(fixed, field):
+    with pytest.raises(ConfigError, match=f"^{field}: got "):
+        fastest_division(SMALL, BATCH, A100, 8, fixed=fixed)
+
+
+@pytest.mark.parametrize("fixed", [{}, {"zero": 2}, {"expert": 8}], ids=str)
+@pytest.mark.parametrize("name", ["mixtral-8x7b", "deepseek-v2-lite", "gpt3-13b"])
+def test_the_fast_filter_leaves_out_nothing_that_fits(name, fixed):
     model = preset(name)
+    if "expert" in fixed and model.experts is None:
+        fixed = {"recomputation": "full"}
     size, rng = count_parameters(model).value, random.Random(0)
-    training = Training(global_batch=64, sequence=1024, flash_attention=True, dropout=False)
-    every = list(_divisions(model, training, A100, 16, {}))
-    left_out = [each for each in every if not _may_fit(model, size, each, A100)]
+    training = Training(global_batch=256, sequence=4096, flash_attention=True, dropout=False)
+    every = list(_divisions(model, training, V100, 16, fixed))
+    left_out = [each for each in every if not _may_fit(model, size, each, V100)]
     assert left_out
     for each in rng.sample(left_out, min(20, len(left_out))):
-        assert memory_left(model, each, A100).value < 0
+        assert memory_left(model, each, V100).value < 0
 
 
 def test_a_model_that_fits_nowhere_has_no_division():

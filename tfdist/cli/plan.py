@@ -12,7 +12,7 @@ from tfdist import planner
 from tfdist.cli import plan_text
 from tfdist.cli.arguments import add_json
 from tfdist.cli.output import PipeConsole
-from tfdist.errors import HELD, NOT_HELD, ConfigError, checked_integer
+from tfdist.errors import HELD, NOT_HELD, ConfigError
 from tfdist.planner.training import OPTIMIZERS, PRECISIONS, RECOMPUTATIONS, Training
 from tfdist.planner.transformer import BIASES, NORMS, Transformer
 
@@ -23,7 +23,7 @@ of the devices, and keeps what you give of it, such as --tensor 8.
 
   tfdist plan --preset gpt3-175b --devices 1024 --device a100-80g --tokens 300e9
   tfdist plan --config config.json --devices 64 --explain    every number with its formula
-  tfdist plan --preset llama3.1-8b --cheapest --days 30      which machines cost least
+  tfdist plan --preset llama3.1-8b --tokens 1e12 --cheapest  which machines cost least
   tfdist plan --calibrate MEASURED.csv --predict OTHERS.csv  from your own measured iterations
 """
 
@@ -39,7 +39,7 @@ _MODEL = {
 }
 _TRAINING = {
     "global-batch": "sequences of a step (default: 1024)",
-    "sequence": "tokens of a sequence (default: 2048)",
+    "sequence": "tokens of a sequence (default: 2048, or the learned positions if fewer)",
     "micro-batch": "sequences that a device computes at a time",
     "tensor": "devices that share each matrix",
     "pipeline": "devices that share the layers",
@@ -54,7 +54,6 @@ _SEARCHED = {
     *("expert", "sequence_parallel"),
 }
 # What each other plan reads; any other flag has no effect on it.
-_DEVICES = {"device", "devices"}
 _READ = {
     "list": set(),
     "calibrate": {"predict", "device", "explain"},
@@ -64,8 +63,9 @@ _READ = {
         *("model", "global_batch", "sequence", "precision", "optimizer", "flash_attention"),
         *("tokens", "device", "days", "most_devices", "plot"),
     },
-    "rlhf": {"model", "mfu", "explain", *_DEVICES},
+    "rlhf": {"model", "mfu", "explain", "device", "devices"},
 }
+_ALWAYS = ("command", "command_function", "json")
 _ONLY_CHEAPEST = ("days", "most_devices")
 # What the functions call what a flag gives.
 _FLAGS = {"deadline_secs": "days", "batch": "generate", "rows": "predict", "measured": "calibrate"}
@@ -175,7 +175,7 @@ def _check_combination(parsed: argparse.Namespace) -> None:
     given = {
         name: value
         for name, value in vars(parsed).items()
-        if value not in (None, False) and name not in ("command", "command_function", "json")
+        if value is not None and value is not False and name not in _ALWAYS
     }
     for mode, read in _READ.items():
         if mode not in given:
@@ -234,13 +234,9 @@ def _training(parsed: argparse.Namespace, model: Transformer, device: planner.De
     given.setdefault("sequence", _sequence(parsed, model))
     whole = {name: given[name] for name in given if name not in _SEARCHED}
     fixed = {name: given[name] for name in given if name in _SEARCHED}
-    for name, value in fixed.items():
-        if name not in ("zero", "recomputation", "sequence_parallel"):
-            checked_integer(name, value, 1)
     devices = parsed.devices
     if devices is None:
         devices = math.prod(fixed.get(name, 1) for name in ("tensor", "pipeline", "data"))
-    Training(**whole)  # checks what is not searched
     division = planner.fastest_division(model, Training(**whole), device, devices, fixed=fixed)
     # If nothing fits, the plan of this division says how much memory is missing.
     return division or _undivided(whole, fixed, devices)
@@ -260,7 +256,7 @@ def _undivided(whole: dict[str, Any], fixed: dict[str, Any], devices: int) -> Tr
 
 def _sequence(parsed: argparse.Namespace, model: Transformer) -> int:
     """The length of a sequence: 2048, unless the model has fewer learned positions."""
-    return parsed.sequence or min(2048, model.positions or 2048)
+    return min(2048, model.positions or 2048) if parsed.sequence is None else parsed.sequence
 
 
 def _train(
@@ -291,8 +287,9 @@ def _train(
 
 
 def _generate(parsed: argparse.Namespace, console: PipeConsole, model: Transformer) -> int:
+    tensor = 1 if parsed.tensor is None else parsed.tensor
     found = planner.inference_memory(
-        model, parsed.generate, _sequence(parsed, model), tensor=parsed.tensor or 1
+        model, parsed.generate, _sequence(parsed, model), tensor=tensor
     )
     if parsed.json:
         print(json.dumps({"memory_bytes": found.as_json(), "exit_code": HELD}))
@@ -334,11 +331,12 @@ def _cheapest(parsed: argparse.Namespace, console: PipeConsole, model: Transform
 
 def _rlhf(parsed: argparse.Namespace, console: PipeConsole, model: Transformer) -> int:
     device = planner.find_device(parsed.device or "a100-80g")
+    devices = 1 if parsed.devices is None else parsed.devices
     try:
         reward = planner.preset(parsed.rlhf)
     except ConfigError as error:
         raise ConfigError("rlhf", error.value, error.rule) from error
-    phases = planner.plan_rlhf(model, reward, device, parsed.devices or 1, mfu=parsed.mfu)
+    phases = planner.plan_rlhf(model, reward, device, devices, mfu=parsed.mfu)
     if parsed.json:
         found = {each.name: each.as_json() for each in phases}
         print(json.dumps({"phases": found, "exit_code": HELD}))

@@ -14,8 +14,8 @@ from dataclasses import replace
 from fractions import Fraction
 
 from tfdist.errors import checked_choice
-from tfdist.planner.quantity import Quantity
-from tfdist.planner.stages import check_division, plain, shard
+from tfdist.planner.quantity import Quantity, plain
+from tfdist.planner.stages import check_division, shard
 from tfdist.planner.training import Training
 from tfdist.planner.transformer import Experts, Transformer
 

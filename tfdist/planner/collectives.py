@@ -11,7 +11,7 @@ from fractions import Fraction
 from typing import Any
 
 from tfdist.errors import checked_integer, checked_number
-from tfdist.planner.quantity import Quantity
+from tfdist.planner.quantity import Quantity, plain
 from tfdist.planner.transformer import LARGEST
 
 RING = "Patarasuk and Yuan 2009, J. Parallel Distrib. Comput. 69(2)"
@@ -87,7 +87,7 @@ def broadcast(nbytes: float, devices: int, link: Link) -> Collective:
     n, size = _checked(nbytes, devices)
     rounds = (n - 1).bit_length()
     values = {"n": n, "N": nbytes}
-    sent = Quantity("sent", exact(rounds * size), "bytes", "ceil(log2 n) N", values, TREE)
+    sent = Quantity("sent", plain(rounds * size), "bytes", "ceil(log2 n) N", values, TREE)
     received = Quantity("received", nbytes if n > 1 else 0, "bytes", "N", values, TREE)
     return Collective(sent, received, _seconds(sent, rounds, "ceil(log2 n)", link))
 
@@ -110,7 +110,7 @@ def hierarchical_all_reduce(
     checked_integer("machines", machines, 1, LARGEST)
     checked_integer("per_machine", per_machine, 1, LARGEST)
     within = all_reduce(nbytes, per_machine, inside)  # a reduce-scatter and an all-gather
-    across = all_reduce(exact(Fraction(nbytes) / per_machine), machines, between)
+    across = all_reduce(plain(Fraction(nbytes) / per_machine), machines, between)
 
     def total(name: str, unit: str) -> Quantity:
         both = ((within, "inside machines"), (across, "between machines"))
@@ -126,17 +126,11 @@ def hierarchical_all_reduce(
     )
 
 
-def exact(value: Fraction | int) -> float:
-    """An int if the value is whole, else the nearest float."""
-    whole = Fraction(value).denominator == 1
-    return int(value) if whole else float(value)
-
-
 def _in_parts(nbytes: float, devices: int, link: Link, passes: int, source: str) -> Collective:
     """A collective of `passes` (n - 1) rounds; in each a device sends one of n parts."""
     n, size = _checked(nbytes, devices)
     rounds = "(n - 1)" if passes == 1 else f"{passes} (n - 1)"
-    value = exact(passes * (n - 1) * size / n)
+    value = plain(passes * (n - 1) * size / n)
     values = {"n": n, "N": nbytes}
     sent, received = (
         Quantity(name, value, "bytes", f"{rounds} N / n", values, source)

@@ -16,12 +16,10 @@ import numpy as np
 from tfdist.errors import ConfigError
 from tfdist.planner import parameters
 from tfdist.planner.devices import Device
-from tfdist.planner.training import Training
+from tfdist.planner.training import SLOTS, Training
 from tfdist.planner.transformer import Transformer
 
 Numbers: TypeAlias = Any  # a float, or an array with an item for each of several iterations
-
-_SLOTS = {"sgd": 0, "momentum": 1, "adagrad": 1, "adam": 2}
 
 
 class Work(NamedTuple):
@@ -196,5 +194,5 @@ def _update_bytes(training: Training, gradient_bytes: int) -> float:
     written, too.
     """
     copy = 2 if training.precision.startswith("mixed") else 0
-    read = 2 * gradient_bytes + 8 * (1 + _SLOTS[training.optimizer]) + copy
+    read = 2 * gradient_bytes + 8 * (1 + len(SLOTS[training.optimizer])) + copy
     return read / (training.data if training.zero else 1)

@@ -13,9 +13,9 @@ from fractions import Fraction
 from tfdist.errors import ConfigError, checked_choice, checked_integer
 from tfdist.planner import activations, parameters
 from tfdist.planner.activations import TENSORFLOW_SOURCE
-from tfdist.planner.quantity import Quantity
-from tfdist.planner.stages import Stage, check_division, largest_stages, plain, stage_of
-from tfdist.planner.training import Training
+from tfdist.planner.quantity import Quantity, plain
+from tfdist.planner.stages import Stage, check_division, largest_stages, stage_of
+from tfdist.planner.training import SLOTS, Training
 from tfdist.planner.transformer import Transformer
 
 ZERO_SOURCE = "arXiv 1910.02054, section 5"
@@ -24,12 +24,6 @@ ZERO_SOURCE = "arXiv 1910.02054, section 5"
 # step, and keeps the copies until the backward pass; its embedding and head stay in fp32.
 WEIGHT = {"fp32": 4, "mixed": 2, "mixed, fp32 gradients": 2, "keras mixed_float16": 4}
 GRADIENT = {"fp32": 4, "mixed": 2, "mixed, fp32 gradients": 4, "keras mixed_float16": 4}
-SLOTS = {
-    "sgd": (),
-    "momentum": ("momentum",),
-    "adagrad": ("accumulator",),
-    "adam": ("first moment", "second moment"),
-}
 # Share of activations and logits for temporary tensors.
 ALLOWANCE = Fraction(1, 20)
 ALLOWANCE_SOURCE = "Megatron-LM, theoretical_memory_usage.py"

@@ -25,10 +25,9 @@ from tfdist.errors import (
 from tfdist.planner.graph_scope import Buffer, Count, Scope, buffers_of, count
 from tfdist.planner.op_flops import ELEMENT_WISE, PRODUCTS, REDUCTIONS, dims
 from tfdist.planner.quantity import Quantity
-from tfdist.planner.training import OPTIMIZERS
+from tfdist.planner.training import OPTIMIZERS, SLOTS
 from tfdist.planner.transformer import LARGEST
 
-SLOTS = dict(zip(OPTIMIZERS, (0, 1, 1, 2), strict=True))
 # They read the shape of a tensor, and the executor replaces them by constants.
 _SHAPE_READERS = {"Shape", "ShapeN", "Size", "Rank", "ZerosLike", "OnesLike"}
 
@@ -145,7 +144,7 @@ def plan_keras(
 
 def _plan(trace: _Trace, optimizer: str) -> TracedModel:
     forward, backward = count(trace.scope, trace.forward), count(trace.scope, trace.backward)
-    slots = {"slots": SLOTS[optimizer], "bytes": sum(map(_variable_bytes, trace.trainable))}
+    slots = {"slots": len(SLOTS[optimizer]), "bytes": sum(map(_variable_bytes, trace.trainable))}
     return TracedModel(
         parameters=_variables("parameters", trace.weights, "parameters"),
         trainable_parameters=_variables("trainable parameters", trace.trainable, "parameters"),

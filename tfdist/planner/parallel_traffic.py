@@ -13,10 +13,9 @@ from __future__ import annotations
 from fractions import Fraction
 
 from tfdist.errors import ConfigError
-from tfdist.planner.collectives import exact
 from tfdist.planner.devices import Device
 from tfdist.planner.parameters import attention, embedding, experts, head, mlp
-from tfdist.planner.quantity import Quantity
+from tfdist.planner.quantity import Quantity, plain
 from tfdist.planner.training import Training
 from tfdist.planner.transformer import Transformer
 
@@ -105,7 +104,7 @@ def pipeline_bubble(training: Training) -> Quantity:
     """Time in which a device of the pipeline idles, as a fraction of the time in which it works."""
     p, v, m = training.pipeline, training.interleaved, training.micro_batches
     values = {"p": p, "v": v, "m": m}
-    value = exact(Fraction(p - 1, v * m))
+    value = plain(Fraction(p - 1, v * m))
     source = f"{MEGATRON}, section 2.2"
     return Quantity("bubble", value, "of the ideal time", "(p - 1) / (v m)", values, source)
 
@@ -158,8 +157,8 @@ def _exchanged(name: str, count: Fraction, copies: int, training: Training) -> Q
         ("m (g + 2 w)", m * (g + 2 * w)),
     )[training.zero]
     held = count / training.tensor
-    value = exact(each * held * (copies - 1) / copies)
-    values = {"g": g, "w": w, "m": m, "P": exact(held), "c": copies}
+    value = plain(each * held * (copies - 1) / copies)
+    values = {"g": g, "w": w, "m": m, "P": plain(held), "c": copies}
     return Quantity(name, value, "bytes", f"{formula} P (c - 1) / c", values, ZERO)
 
 
@@ -202,7 +201,7 @@ def _tensor(model: Transformer, training: Training) -> Quantity:
     nbytes, values = _activation(model, training)
     parts = []
     for name, count in (("layers", passes), ("embedding and head", at_ends)):
-        value = exact(Fraction(count * training.micro_batches * nbytes * (t - 1), t))
+        value = plain(Fraction(count * training.micro_batches * nbytes * (t - 1), t))
         values = {**values, "c": count, "t": t}
         formula = "c m s b h a (t - 1) / t"
         parts.append(Quantity(name, value, "bytes", formula, values, source))
@@ -219,14 +218,14 @@ def _pipeline(model: Transformer, training: Training) -> Quantity:
     sends = 0 if p == 1 else 2 * v - 1 if p == 2 else 2 * v
     shards = t if training.sequence_parallel else 1
     nbytes, values = _activation(model, training)
-    value = exact(Fraction(sends * training.micro_batches * nbytes, shards))
+    value = plain(Fraction(sends * training.micro_batches * nbytes, shards))
     values = {**values, "c": sends, "k": shards}
     source = f"{MEGATRON}, sections 2.2 and 3.2"
     stages = Quantity("activations", value, "bytes", "c m s b h a / k", values, source)
     _, gradient, _ = _BYTES[training.precision]
     count = model.vocabulary * model.hidden if model.tied and p > 1 else 0
     values = {"V": model.vocabulary, "h": model.hidden, "g": gradient, "t": t}
-    value = exact(Fraction(count * gradient, t))
+    value = plain(Fraction(count * gradient, t))
     source = "all-reduce of two devices"
     tied = Quantity("tied embedding", value, "bytes", "V h g / t", values, source)
     return Quantity.sum_of("pipeline", "bytes", [stages, tied])
@@ -244,7 +243,7 @@ def _expert(model: Transformer, training: Training) -> Quantity:
     times = 6 if training.recomputation == "full" else 4
     nbytes, values = _activation(model, training)
     count = times * layers * active
-    value = exact(Fraction(count * training.micro_batches * nbytes * (e - 1), e))
+    value = plain(Fraction(count * training.micro_batches * nbytes * (e - 1), e))
     values = {**values, "c": times, "n": layers, "k": active, "e": e}
     return Quantity("expert", value, "bytes", "c n k m s b h a (e - 1) / e", values, GSHARD)
 

@@ -23,11 +23,8 @@ from tfdist.errors import (
 )
 from tfdist.planner.id_distribution import MOST_ROWS, PLACEMENTS, IdDistribution
 from tfdist.planner.quantity import Quantity
-from tfdist.planner.training import OPTIMIZERS
+from tfdist.planner.training import OPTIMIZERS, SLOTS
 from tfdist.planner.transformer import LARGEST
-
-# Values that an optimizer keeps for each parameter, on the ps.
-SLOTS = dict(zip(OPTIMIZERS, (0, 1, 1, 2), strict=True))
 
 
 @dataclass(frozen=True)
@@ -230,7 +227,7 @@ def ps_load(job: PsJob) -> PsLoad:
 
 def ps_memory(job: PsJob) -> Quantity:
     """Bytes of all parameters and of the optimizer's slots, on all ps together."""
-    slots = SLOTS[job.optimizer]
+    slots = len(SLOTS[job.optimizer])
     values = {"P": job.parameters, "v": job.value_bytes, "s": slots}
     value = job.parameters * job.value_bytes * (1 + slots)
     return Quantity("parameters and slots", value, "bytes", "P v (1 + s)", values)

@@ -8,7 +8,8 @@ terms.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 
@@ -55,6 +56,18 @@ class Quantity:
             found["interval"] = list(self.interval)
         return found
 
+    def repeated(self, times: float, letter: str) -> Quantity:
+        """This quantity and each of its parts, so many times; `letter` names the number."""
+        ends = self.interval and (times * self.interval[0], times * self.interval[1])
+        return replace(
+            self,
+            value=times * self.value,
+            formula=self.formula and f"{letter} ({self.formula})",
+            values={letter: times, **self.values} if self.formula else self.values,
+            parts=tuple(part.repeated(times, letter) for part in self.parts),
+            interval=ends,
+        )
+
     def walk(self, depth: int = 0) -> Iterator[tuple[int, Quantity]]:
         """This quantity and all its parts, each with its depth."""
         yield depth, self
@@ -63,3 +76,8 @@ class Quantity:
 
     def __float__(self) -> float:
         return float(self.value)
+
+
+def plain(number: Fraction | float) -> float:
+    """The number as an int if it is whole, else as a float."""
+    return int(number) if number == int(number) else float(number)

@@ -169,7 +169,9 @@ def plan_rlhf(
         mfu=mfu,
     )
     rollouts = rlhf.episodes // rlhf.rollout
-    generating = sum_of_times("generation", [_repeated(part, rollouts) for part in rollout.parts])
+    generating = sum_of_times(
+        "generation", [part.repeated(rollouts, "i") for part in rollout.parts]
+    )
     ppo_time = sum_of_times("time", [generating, replace(seconds(learning), name="learning")])
 
     actor, critic = _size("actor", policy), _size("critic", reward, scalar=True)
@@ -241,13 +243,3 @@ def _phase(
         for each, size in bytes_of
     ]
     return RlhfPhase(name, sizes, Quantity.sum_of("states", "bytes", states), flops, time)
-
-
-def _repeated(time: Quantity, times: int) -> Quantity:
-    """The time of the same work that is done several times."""
-    interval = None
-    if time.interval is not None:
-        interval = (times * time.interval[0], times * time.interval[1])
-    formula, values = f"i {time.formula}", {"i": times, **time.values}
-    value = times * time.value
-    return replace(time, value=value, formula=formula, values=values, interval=interval)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -17,13 +16,13 @@ from tfdist.planner.device_work import Work
 from tfdist.planner.devices import DEVICES, Device, find_device
 from tfdist.planner.iteration import Achieved, seconds
 from tfdist.planner.parameters import count_parameters
-from tfdist.planner.stages import check_division, shard
-from tfdist.planner.training import RECOMPUTATIONS, Training
-from tfdist.planner.transformer import Transformer
+from tfdist.planner.stages import shard
+from tfdist.planner.training import RECOMPUTATIONS, SLOTS, Training
+from tfdist.planner.transformer import LARGEST, Transformer
 
 _MICRO_BATCHES = (1, 2, 4, 8, 16)
 _MOST_DEVICES = 2**20
-_SLOT_BYTES = {"sgd": 0, "momentum": 4, "adagrad": 4, "adam": 8}  # for each parameter, in fp32
+_WHOLE = ("tensor", "pipeline", "data", "micro_batch", "interleaved", "expert")
 
 
 @dataclass(frozen=True)
@@ -86,7 +85,11 @@ def fastest_division(
 
     Returns:
         None if no division fits into the memory.
+
+    Raises:
+        ConfigError: an argument is wrong, or the model cannot be divided by what is fixed.
     """
+    _check_fixed(fixed)
     devices = checked_integer("devices", devices, 1, _MOST_DEVICES)
     size = count_parameters(model).value
     found = [
@@ -105,31 +108,43 @@ def fastest_division(
     return None
 
 
+def _check_fixed(fixed: Mapping[str, Any]) -> None:
+    for name, value in fixed.items():
+        if name in _WHOLE:
+            checked_integer(name, value, 1, LARGEST)
+        elif name not in ("zero", "recomputation", "sequence_parallel"):
+            raise ConfigError("fixed", name, "must be what the search chooses")
+    # The others do not depend on the devices.
+    Training(**{name: value for name, value in fixed.items() if name not in _WHOLE})
+
+
 def _divisions(
     model: Transformer, training: Training, device: Device, devices: int, fixed: Mapping[str, Any]
 ) -> Iterator[Training]:
-    own = dict(fixed)
+    own = {"interleaved": 1, "expert": 1, **fixed}
     sizes = [own.pop("micro_batch")] if "micro_batch" in own else _MICRO_BATCHES
     stages = [own.pop("zero")] if "zero" in own else (0, 1, 3)
-    recomputations = [own.pop("recomputation")] if "recomputation" in own else RECOMPUTATIONS
+    if "recomputation" in own:
+        recomputations = [own.pop("recomputation")]
+    else:  # FlashAttention recomputes what "selective" does
+        again = "selective" if training.flash_attention else None
+        recomputations = [each for each in RECOMPUTATIONS if each != again]
     for tensor, pipeline, data in _shares(model, device, devices, own):
-        if training.global_batch % data:
+        share = training.global_batch // data
+        if training.global_batch % data or data % own["expert"]:
+            continue
+        if pipeline * own["interleaved"] > model.layers or own["interleaved"] > pipeline == 1:
             continue
         for micro_batch, recomputation, zero in itertools.product(sizes, recomputations, stages):
-            is_useless = (zero and data == 1) or (
-                training.flash_attention and recomputation == "selective"
-            )
-            if is_useless or (training.global_batch // data) % micro_batch:
+            is_useless = zero and data == 1 and "zero" not in fixed
+            if is_useless or share % micro_batch:
                 continue
             division = {
-                **{"tensor": tensor, "pipeline": pipeline, "data": data, "interleaved": 1},
-                **{"micro_batch": micro_batch, "recomputation": recomputation, "zero": zero},
-                **{"expert": 1, "sequence_parallel": tensor > 1},
+                **{"tensor": tensor, "pipeline": pipeline, "data": data, "zero": zero},
+                **{"micro_batch": micro_batch, "recomputation": recomputation},
+                "sequence_parallel": tensor > 1,
             }
-            with suppress(ConfigError):  # the model cannot be divided like this
-                each = replace(training, **{**division, **own})
-                check_division(model, each)
-                yield each
+            yield replace(training, **{**division, **own})
 
 
 def _shares(
@@ -146,9 +161,9 @@ def _shares(
             if _can_be_sharded(model, size)
         ]
     for tensor in tensors:
-        lengths = range(1, min(model.layers, devices // max(tensor, 1)) + 1)
+        lengths = range(1, min(model.layers, devices // tensor) + 1)
         for pipeline in [fixed["pipeline"]] if "pipeline" in fixed else lengths:
-            data, rest = divmod(devices, max(tensor * pipeline, 1))
+            data, rest = divmod(devices, tensor * pipeline)
             if data and not rest and fixed.get("data", data) == data:
                 yield tensor, pipeline, data
 
@@ -164,19 +179,20 @@ def _can_be_sharded(model: Transformer, tensor: int) -> bool:
 def _may_fit(model: Transformer, size: float, training: Training, device: Device) -> bool:
     """False if less than a device holds is too much for it: far faster than the whole sum.
 
-    A device of the largest stage holds at least its share of all layers.
+    A device of the largest stage holds at least its share of all layers, and of each layer more
+    than the inputs of its norms, of its matrices and of the softmax.
     """
     t = training
-    weights = 4 if t.zero < 3 else 4 / t.data  # with their gradients, in 16 bits
-    slots = _SLOT_BYTES[t.optimizer] / (t.data if t.zero else 1)
+    weights = 2 / (t.data if t.zero >= 3 else 1)  # in 16 bits, as the gradients
+    gradients = 2 / (t.data if t.zero >= 2 else 1)
+    slots = 4 * len(SLOTS[t.optimizer]) / (t.data if t.zero >= 1 else 1)
     tokens = t.micro_batch * t.sequence * min(t.pipeline, t.micro_batches)
-    if t.recomputation == "full":
-        kept = 2.0 * model.hidden
-    else:
-        kept = 16.0 * model.hidden  # of some 34
+    kept = 2.0 * model.hidden
+    if t.recomputation != "full":
+        kept = 8.0 * model.hidden
         if t.recomputation == "none" and not (t.flash_attention or model.window):
-            kept += 4 * model.heads * t.sequence  # of 5: the softmax
-    held = size * (weights + slots) + kept * tokens * model.layers
+            kept += 4 * model.heads * t.sequence
+    held = size / t.expert * (weights + gradients + slots) + kept * tokens * model.layers
     return held / (t.tensor * t.pipeline) <= device.memory_bytes
 
 

@@ -135,11 +135,6 @@ def check_division(model: Transformer, training: Training) -> None:
             raise ConfigError("expert", training.expert, rule)
 
 
-def plain(number: Fraction | float) -> float:
-    """The number as an int if it is whole, else as a float."""
-    return int(number) if number == int(number) else float(number)
-
-
 def _layers(layers: int, dense: int, training: Training, index: int) -> tuple[int, int]:
     """How many layers a stage has, and how many of them are dense: the model's first ones.
 

@@ -8,7 +8,14 @@ from tfdist.errors import ConfigError, checked_choice, checked_flag, checked_int
 from tfdist.planner.transformer import LARGEST
 
 PRECISIONS = ("fp32", "mixed", "mixed, fp32 gradients", "keras mixed_float16")
-OPTIMIZERS = ("sgd", "momentum", "adagrad", "adam")
+# What each optimizer keeps for each parameter.
+SLOTS = {
+    "sgd": (),
+    "momentum": ("momentum",),
+    "adagrad": ("accumulator",),
+    "adam": ("first moment", "second moment"),
+}
+OPTIMIZERS = tuple(SLOTS)
 RECOMPUTATIONS = ("none", "selective", "full")
 
 
@@ -70,7 +77,8 @@ class Training:
         checked_choice("optimizer", self.optimizer, OPTIMIZERS)
         checked_choice("recomputation", self.recomputation, RECOMPUTATIONS)
         if self.global_batch % self.data:
-            raise ConfigError("global_batch", self.global_batch, f"must divide by data {self.data}")
+            rule = f"must be a multiple of data ({self.data})"
+            raise ConfigError("global_batch", self.global_batch, rule)
         own = self.global_batch // self.data
         if not self.micro_batch:
             object.__setattr__(self, "micro_batch", own)

@@ -20,6 +20,8 @@ from tfdist.planner.training import Training
 from tfdist.planner.transformer import Transformer
 from tfdist.planner.utilization import mfu, training_cost, training_time
 
+_STATES = ("weights", "gradients", "slots")
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
@@ -127,17 +129,14 @@ def plan_training(
     flops = training_flops(model, training, tokens=tokens)
     if utilization is None:
         step = iteration_time(model, training, device, achieved)
-        time = repeated(step, tokens / training.tokens)
+        time = replace(step.repeated(tokens / training.tokens, "steps"), name="time")
     else:
         precision = training.precision
         time = training_time(flops, device, training.devices, precision=precision, mfu=utilization)
     states = Quantity.sum_of(
         "states", "bytes", [part for part in memory.parts if part.name in _STATES]
     )
-    activations = next(
-        (part for part in memory.parts if part.name == "activations"),
-        Quantity("activations", 0, "bytes"),
-    )
+    activations = Quantity("activations", memory.part("activations"), "bytes")
     found = cautions(model, training, states=states, activations=activations)
     if left.value < 0:
         found.insert(0, _does_not_fit(left, device))
@@ -161,9 +160,6 @@ def plan_training(
     )
 
 
-_STATES = ("weights", "gradients", "slots")
-
-
 def _does_not_fit(left: Quantity, device: Device) -> str:
     return (
         f"a step needs {-left.value / 2**30:,.1f} GiB more than {device.name} has; divide the "
@@ -176,18 +172,4 @@ def _may_not_fit(memory: Quantity, device: Device) -> str:
     return (
         f"it may not fit: allocators keep gaps, with which {most / 2**30:,.1f} GiB may be needed "
         f"of the {device.memory_bytes / 2**30:,.1f} GiB of {device.name}; try it first"
-    )
-
-
-def repeated(step: Quantity, times: float) -> Quantity:
-    """A quantity of a step, and each of its parts, for so many steps."""
-    interval = step.interval and (step.interval[0] * times, step.interval[1] * times)
-    return replace(
-        step,
-        name="time" if step.name == "iteration time" else step.name,
-        value=step.value * times,
-        formula=step.formula and f"steps * ({step.formula})",
-        values={**step.values, "steps": times} if step.formula else step.values,
-        parts=tuple(repeated(part, times) for part in step.parts),
-        interval=interval,
     )
